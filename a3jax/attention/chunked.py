@@ -1,0 +1,167 @@
+"""Blockwise attention in plain JAX: memory linear in length, key blocks that no row of a block can see are skipped.
+
+Rows are taken in blocks. For each, the smallest start and the largest end over its rows bound a loop over key blocks,
+so that in generation order about half of all blocks is never computed. The forward pass keeps the running maximum and
+sum of the softmax (Milakov & Gimelshein, arXiv 1805.02867); the backward pass rebuilds each block's weights from the
+saved log-sum-exp (Dao et al., arXiv 2205.14135). The loop bounds are data, so one compiled program serves any ranges.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+ROW_BLOCK = 256
+KEY_BLOCK = 256
+
+
+class _Blocks(NamedTuple):
+    """Rows cut into n blocks of r, heads folded into rows so that a block of scores is one batched matrix product."""
+
+    query: Array  # n x B x K x (G r) x E, scaled
+    start: Array  # n x B x r
+    end: Array  # n x B x r
+
+
+def chunked_attention(
+    query_BxRxHxE: Array, key_BxLxKxE: Array, value_BxLxKxE: Array, start_BxR: Array, end_BxR: Array
+) -> Array:
+    """See `a3jax.attention.attend`. Holds B x H x ROW_BLOCK x KEY_BLOCK float32 scores at a time."""
+    return _attention(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
+
+
+@jax.custom_vjp
+def _attention(query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
+    return _forward(query, key, value, start, end)[0]
+
+
+def _forward(query: Array, key: Array, value: Array, start: Array, end: Array) -> tuple[Array, tuple]:
+    key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
+
+    def row_block(blocks: _Blocks) -> tuple[Array, Array]:
+        def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            top, total, output = carry
+            scores = _scores(blocks, _take(key_BxKxLxE, j), j)
+            new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+            weights = jnp.where(scores > _HIDDEN, jnp.exp(scores - new_top), 0.0)
+            shrink = jnp.exp(top - new_top)
+            output = output * shrink + _matmul(weights.astype(value.dtype), _take(value_BxKxLxE, j))
+            return new_top, total * shrink + weights.sum(-1, keepdims=True), output
+
+        rows = blocks.query.shape[:-1]
+        empty = (jnp.full((*rows, 1), _HIDDEN), jnp.zeros((*rows, 1)), jnp.zeros(blocks.query.shape, jnp.float32))
+        top, total, output = jax.lax.fori_loop(*_visible(blocks), key_block, empty)
+        seen = total > 0
+        # An unseen row's log-sum-exp is +inf, so that its weights rebuilt in the backward pass are zero.
+        lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
+        return output / jnp.where(seen, total, 1.0), lse
+
+    output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], start, end))
+    output_BxRxHxE = _join_rows(output, query.shape).astype(query.dtype)
+    return output_BxRxHxE, (query, key, value, start, end, output_BxRxHxE, lse)
+
+
+def _backward(saved: tuple, d_output: Array) -> tuple:
+    query, key, value, start, end, output, lse = saved
+    kv_heads = key.shape[2]
+    key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
+    fold = functools.partial(_fold_rows, kv_heads=kv_heads)
+    delta = fold((d_output.astype(jnp.float32) * output.astype(jnp.float32)).sum(-1, keepdims=True))
+
+    def row_block(carry: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], Array]:
+        blocks, d_out, lse, delta = xs
+
+        def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            d_query, d_key, d_value = carry
+            key_block, value_block = _take(key_BxKxLxE, j), _take(value_BxKxLxE, j)
+            scores = _scores(blocks, key_block, j)
+            weights = jnp.where(scores > _HIDDEN, jnp.exp(scores - lse), 0.0)
+            d_scores = (weights * (_matmul(d_out, value_block.mT) - delta)).astype(key.dtype)
+            weights = weights.astype(value.dtype)
+            d_query += _matmul(d_scores, key_block)
+            d_key = _add(d_key, _matmul(d_scores.mT, blocks.query), j)
+            d_value = _add(d_value, _matmul(weights.mT, d_out), j)
+            return d_query, d_key, d_value
+
+        zero = jnp.zeros(blocks.query.shape, jnp.float32)
+        d_query, d_key, d_value = jax.lax.fori_loop(*_visible(blocks), key_block, (zero, *carry))
+        return (d_key, d_value), d_query
+
+    zeros = jnp.zeros(key_BxKxLxE.shape, jnp.float32)
+    blocks = _row_blocks(query, kv_heads, start, end)
+    (d_key, d_value), d_query = jax.lax.scan(row_block, (zeros, zeros), (blocks, fold(d_output), lse, delta))
+    d_query = _join_rows(d_query, query.shape) * query.shape[-1] ** -0.5
+    length = key.shape[1]
+    d_key, d_value = (d.swapaxes(1, 2)[:, :length] for d in (d_key, d_value))
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+_HIDDEN = -1e30
+
+
+def _scores(blocks: _Blocks, key_block: Array, j: Array) -> Array:
+    """Scores of one block of rows against key block j: B x K x (G r) x l float32, hidden ones at `_HIDDEN`."""
+    index_l = j * KEY_BLOCK + jnp.arange(KEY_BLOCK)
+    visible_Bxrxl = (index_l >= blocks.start[..., None]) & (index_l < blocks.end[..., None])
+    groups = blocks.query.shape[2] // blocks.start.shape[1]
+    mask = jnp.tile(visible_Bxrxl, (1, groups, 1))[:, None]
+    return jnp.where(mask, _matmul(blocks.query, key_block.mT), _HIDDEN)
+
+
+def _visible(blocks: _Blocks) -> tuple[Array, Array]:
+    """The range of key blocks that some row of the block sees."""
+    seen = blocks.end > blocks.start
+    first = jnp.where(seen, blocks.start, jnp.iinfo(jnp.int32).max).min() // KEY_BLOCK
+    last = -(-jnp.where(seen, blocks.end, 0).max() // KEY_BLOCK)
+    return jnp.minimum(first, last), last
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _take(x_BxKxLxE: Array, j: Array) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x_BxKxLxE, j * KEY_BLOCK, KEY_BLOCK, axis=2)
+
+
+def _add(x_BxKxLxE: Array, block: Array, j: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(x_BxKxLxE, _take(x_BxKxLxE, j) + block, j * KEY_BLOCK, axis=2)
+
+
+def _pad_keys(x_BxLxKxE: Array) -> Array:
+    """B x K x L x E with L rounded up to whole blocks; no range reaches the padding."""
+    pad = -x_BxLxKxE.shape[1] % KEY_BLOCK
+    return jnp.pad(x_BxLxKxE, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+
+
+def _row_blocks(query: Array, kv_heads: int, start: Array, end: Array) -> _Blocks:
+    def cut(x_BxR: Array) -> Array:
+        rows = x_BxR.shape[1]
+        size = min(ROW_BLOCK, rows)
+        padded = jnp.pad(x_BxR, ((0, 0), (0, -rows % size)))
+        return padded.reshape(x_BxR.shape[0], -1, size).swapaxes(0, 1)
+
+    scale = query.shape[-1] ** -0.5
+    return _Blocks(_fold_rows((query * scale).astype(query.dtype), kv_heads), cut(start), cut(end))
+
+
+def _fold_rows(x_BxRxHxE: Array, kv_heads: int) -> Array:
+    """B x R x H x E -> n x B x K x (G r) x E."""
+    B, R, H, E = x_BxRxHxE.shape
+    size = min(ROW_BLOCK, R)
+    x = jnp.pad(x_BxRxHxE, ((0, 0), (0, -R % size), (0, 0), (0, 0)))
+    x = x.reshape(B, -1, size, kv_heads, H // kv_heads, E).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(x.shape[0], B, kv_heads, -1, E)
+
+
+def _join_rows(x: Array, shape: tuple[int, ...]) -> Array:
+    """The inverse of `_fold_rows` for a result of `shape`, padding dropped."""
+    B, R, H, E = shape
+    n, _, K = x.shape[:3]
+    size = min(ROW_BLOCK, R)
+    x = x.reshape(n, B, K, H // K, size, E).transpose(1, 0, 4, 2, 3, 5)
+    return x.reshape(B, n * size, H, E)[:, :R]

@@ -1,0 +1,22 @@
+"""The reference: scores for every row and key, masked. Every other implementation is tested against this one."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def dense_attention(
+    query_BxRxHxE: Array, key_BxLxKxE: Array, value_BxLxKxE: Array, start_BxR: Array, end_BxR: Array
+) -> Array:
+    """See `a3jax.attention.attend`. Holds B x H x R x L float32 scores."""
+    B, R, H, E = query_BxRxHxE.shape
+    L, K = key_BxLxKxE.shape[1:3]
+    query_BxRxKxGxE = query_BxRxHxE.reshape(B, R, K, H // K, E)
+    scores = jnp.einsum("brkge,blke->bkgrl", query_BxRxKxGxE, key_BxLxKxE, preferred_element_type=jnp.float32) * E**-0.5
+    index_L = jnp.arange(L)
+    visible_BxRxL = (index_L >= start_BxR[..., None]) & (index_L < end_BxR[..., None])
+    mask = visible_BxRxL[:, None, None]
+    # Finite, so that a row that sees nothing has no NaN in its gradient either; its uniform weights become zero below.
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+    weights = jnp.where(mask, weights, 0.0).astype(value_BxLxKxE.dtype)
+    return jnp.einsum("bkgrl,blke->brkge", weights, value_BxLxKxE).reshape(B, R, H, E)

@@ -1,0 +1,98 @@
+"""A model on disk: Orbax weights with the model configuration, tokenizer and record beside them.
+
+    model.json, tokenizer.json, ...    what the weights are
+    record.json                        what happened to them
+    params/                            the weights (Orbax)                    in a model folder, or
+    checkpoints/STEP/params/           the same                               in a run folder, one per saved step
+
+Everything that takes a CHECKPOINT takes either. A model folder appears only when it is complete.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from a3jax.config import ModelConfig, read, to_json
+from a3jax.errors import UserError
+from a3jax.folders import complete_or_nothing
+from a3jax.mesh import parameter_shardings
+from a3jax.model.parameters import shapes
+from a3jax.record import Record
+
+MODEL, RECORD, PARAMS, STEPS = "model.json", "record.json", "params", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where one set of weights lies, and what it is."""
+
+    folder: Path
+    """The model or run folder, with the tokenizer."""
+    params: Path
+    config: ModelConfig
+    record: Record
+
+
+def find(path: Path, step: int | None = None) -> Checkpoint:
+    """Describe a model folder or a run folder (its newest step, or the one asked for) without loading weights."""
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a folder written by a3jax import or a3jax train")
+    if not (path / MODEL).is_file():
+        raise UserError(f"{path} has no {MODEL}; give a folder written by a3jax import or a3jax train")
+    config = read(ModelConfig, path / MODEL)
+    if (path / PARAMS).is_dir():
+        return Checkpoint(path, path / PARAMS, config, read(Record, path / RECORD))
+    steps = sorted(int(folder.name) for folder in (path / STEPS).glob("*") if folder.name.isdigit())
+    if not steps:
+        raise UserError(f"{path} holds no saved step yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{path} has no step {step}; it has {', '.join(map(str, steps))}")
+    folder = path / STEPS / str(step or steps[-1])
+    return Checkpoint(path, folder / PARAMS, config, read(Record, folder / "record" / "metadata"))
+
+
+def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
+    """The weights, cast to `dtype`, laid over `mesh` or on one device."""
+    tree = shapes(checkpoint.config)
+    if mesh is None:
+        where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
+    else:
+        where = parameter_shardings(tree, mesh)
+    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, where)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(checkpoint.params.resolve(), nnx.to_pure_dict(abstract))
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{checkpoint.params} does not hold the model of {checkpoint.folder / MODEL}: {reason}") from None
+    nnx.replace_by_pure_dict(tree, restored)
+    return tree
+
+
+def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The weights as a nested dict of numpy arrays, in the dtype in which they were saved."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = nnx.to_pure_dict(shapes(checkpoint.config))
+        metadata = checkpointer.metadata(checkpoint.params.resolve()).item_metadata.tree
+        device = SingleDeviceSharding(jax.devices("cpu")[0])
+        abstract = jax.tree.map(lambda _, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree, metadata)
+        return jax.tree.map(np.asarray, checkpointer.restore(checkpoint.params.resolve(), abstract))
+
+
+def save_model(
+    out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]
+) -> None:
+    """Write a model folder; it appears under its name only when complete."""
+    with complete_or_nothing(out) as partial:
+        (partial / MODEL).write_text(to_json(config))
+        (partial / RECORD).write_text(to_json(record))
+        for name, content in tokenizer.items():
+            (partial / name).write_bytes(content)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((partial / PARAMS).resolve(), params)

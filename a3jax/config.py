@@ -1,0 +1,248 @@
+"""Every choice a user makes, as frozen dataclasses.
+
+A `ModelConfig` describes the network and lives beside its weights. A `Config` describes one experiment: a Python file in
+`experiments/` returns one, the command line overrides its fields by dotted name, and the run folder keeps it as JSON.
+Both are strict: an unknown or ill-typed field is a `UserError` that names the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from a3jax.errors import UserError
+
+Family = Literal["in_order", "random", "spans", "infill"]
+Seeding = Literal["successor", "learned"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3 frequency scaling (Llama 3.1, `rope_type: llama3`); lengths in tokens."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens."""
+
+    family: str
+    vocab: int
+    width: int
+    ff_width: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_width: int
+    context: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tied_head: bool = False
+    qkv_bias: bool = False
+    query_key_norm: Literal["none", "head", "full"] = "none"
+    """`head`: RMSNorm over each head (Qwen3); `full`: over all heads at once (OLMo 2)."""
+    post_norm: bool = False
+    """Normalize the outputs of attention and MLP instead of their inputs (OLMo 2)."""
+    seeding: Seeding = "successor"
+    start_token: int | None = None
+    """The token every document begins with; given, never predicted."""
+    end_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the curriculum: how each document is split into ordered groups, and for how many steps."""
+
+    steps: int
+    family: Family = "in_order"
+    group_size: int = 1
+    given: float = 0.0
+    """Largest fraction of a document that is given as context; each document draws its own from [0, given]."""
+
+    @property
+    def name(self) -> str:
+        """For logs: `in_order_1`, `random_4`, ..."""
+        return f"{self.family}_{self.group_size}"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training tokens come from: a folder written by `a3jax prepare`."""
+
+    path: str = "data"
+    length: int = 2048
+    """L, tokens per packed window."""
+    batch: int = 8
+    """B, windows per optimizer step over all devices."""
+    workers: int = 0
+    """Reader processes; 0 reads in the training process."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up; defaults are the paper's (arXiv 2601.13228)."""
+
+    peak_lr: float = 2e-5
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    decay: float = 0.2
+    """Fraction of all steps over which `wsd` decays to `final_lr`."""
+    final_lr: float = 0.1
+    """Learning rate at the end, as a fraction of the peak."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest global gradient norm."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one axis may be -1, which takes what the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a step is computed, and what is written when."""
+
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["auto", "dense", "chunked"] = "auto"
+    remat: Literal["none", "dots", "full"] = "full"
+    accumulate: int = 1
+    """Micro-batches per optimizer step; must divide the batch."""
+    loss_chunk: int = 1024
+    """Rows whose logits exist at one time."""
+    log_every: int = 1
+    eval_every: int = 200
+    eval_windows: int = 16
+    """Held-out windows per evaluation."""
+    save_every: int = 200
+    keep: int = 2
+    """Checkpoints kept besides the newest."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str
+    """The run folder is `runs/NAME` unless `run` says otherwise."""
+    source: str | None = None
+    """A folder written by `a3jax import`, or None to start from random weights of shape `model`."""
+    model: ModelConfig | None = None
+    run: str | None = None
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    curriculum: tuple[Stage, ...] = (Stage(steps=1000),)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole curriculum."""
+        return sum(stage.steps for stage in self.curriculum)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run keeps its checkpoints, metrics and configuration."""
+        return Path(self.run or f"runs/{self.name}")
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` for values that cannot work together."""
+    positive = {
+        "data.length": config.data.length,
+        "data.batch": config.data.batch,
+        "train.accumulate": config.train.accumulate,
+        "train.loss_chunk": config.train.loss_chunk,
+        "train.log_every": config.train.log_every,
+        "train.eval_windows": config.train.eval_windows,
+    }
+    for i, stage in enumerate(config.curriculum):
+        positive |= {f"curriculum.{i}.steps": stage.steps, f"curriculum.{i}.group-size": stage.group_size}
+        if not 0 <= stage.given < 1:
+            raise UserError(f"curriculum.{i}.given is {stage.given}; it must be at least 0 and below 1")
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if not config.curriculum:
+        raise UserError("curriculum is empty; give at least one stage")
+    if config.data.batch % config.train.accumulate:
+        raise UserError(f"train.accumulate {config.train.accumulate} does not divide data.batch {config.data.batch}")
+    if (config.source is None) == (config.model is None):
+        raise UserError("give exactly one of source (an imported model) and model (random weights of that shape)")
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?` where something close to `name` is known, else an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def to_json(config: Any) -> str:
+    """A configuration dataclass as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(cls: type[T], text: str, where: str) -> T:
+    """Rebuild a configuration dataclass from `to_json`'s text; `where` names the file in errors."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+    return _build(cls, value, where)
+
+
+def read(cls: type[T], path: Path) -> T:
+    """`from_json` of a file, with a `UserError` if it is not there."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    return from_json(cls, path.read_text(), str(path))
+
+
+def _build(expected: Any, value: Any, where: str) -> Any:
+    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
+        hints = typing.get_type_hints(expected)
+        for name in value:
+            if name not in hints:
+                raise UserError(f"{where}: unknown field '{name}'{nearest(name, hints)}")
+        missing = [
+            f.name
+            for f in dataclasses.fields(expected)
+            if f.name not in value and f.default is f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise UserError(f"{where}: field '{missing[0]}' is missing")
+        return expected(**{name: _build(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Literal and value in arguments:
+        return value
+    if expected is float and type(value) is int:
+        return float(value)
+    if isinstance(expected, type) and type(value) is expected:
+        return value
+    raise UserError(f"{where} is {value!r}; expected {getattr(expected, '__name__', expected)}")

@@ -1,0 +1,229 @@
+"""Text and JSONL -> tokenized ArrayRecord shards, in parallel.
+
+Files are dealt into shards of about equal size by a rule that knows neither the number of processes nor the clock, and
+a document's split depends only on the seed and its text; so the same sources always give the same corpus.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from a3jax.config import to_json
+from a3jax.data.manifest import MANIFEST, Manifest, SplitCounts
+from a3jax.data.tokenizer import TextCodec, load_codec
+from a3jax.errors import UserError
+from a3jax.folders import complete_or_nothing, refuse_existing
+from a3jax.progress import Progress
+
+SHARD_BYTES = 32 * 2**20
+"""Source bytes per shard."""
+JSONL = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard's work, small enough to send to another process."""
+
+    index: int
+    files: tuple[Path, ...]
+    out: Path
+    tokenizer: str
+    start: str | None
+    end: str | None
+    text_field: str
+    seed: int
+    held_out: float
+    dtype: str
+
+
+@dataclass
+class _Counts:
+    documents: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class _Done:
+    source_bytes: int
+    characters: int
+    splits: dict[str, _Counts]
+
+
+def prepare(
+    sources: Sequence[Path],
+    out: Path,
+    tokenizer: str,
+    start: str | None = None,
+    end: str | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    text_field: str = "text",
+    held_out: float = 0.01,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Manifest:
+    """Tokenize files or folders into a corpus folder `out`, and return its manifest.
+
+    A text file is one document; every line of a JSONL file is one, in its `text_field`. `include` and `exclude` are
+    shell patterns matched against paths found inside folders. `held_out` is the fraction of documents kept for
+    evaluation. Raises `UserError`, with nothing written, for a source that is absent or has no text.
+    """
+    refuse_existing(out)
+    if not 0 <= held_out < 1:
+        raise UserError(f"held-out is {held_out}; it must be at least 0 and below 1")
+    codec = load_codec(tokenizer, start, end)
+    files = list(_find(sources, include, exclude))
+    if not files:
+        raise UserError(f"no file to read in {', '.join(map(str, sources))}; check the path and --include")
+    dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
+    with complete_or_nothing(out) as partial:
+        tasks = [
+            _Task(i, tuple(shard), partial, tokenizer, start, end, text_field, seed, held_out, dtype)
+            for i, shard in enumerate(_deal(files))
+        ]
+        done = _run(tasks, workers or os.cpu_count() or 1)
+        manifest = _manifest(done, codec, dtype, seed, held_out, sources)
+        for name, content in codec.files.items():
+            (partial / name).write_bytes(content)
+        (partial / MANIFEST).write_text(to_json(manifest))
+    return manifest
+
+
+def _find(sources: Sequence[Path], include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
+    """Files in a fixed order; hidden ones inside folders are passed over."""
+    for source in sources:
+        if source.is_file():
+            yield source
+        elif source.is_dir():
+            for path in sorted(source.rglob("*")):
+                name = str(path.relative_to(source))
+                hidden = any(part.startswith(".") for part in Path(name).parts)
+                wanted = any(fnmatch(name, pattern) for pattern in include)
+                if wanted and not hidden and not any(fnmatch(name, p) for p in exclude) and path.is_file():
+                    yield path
+        else:
+            raise UserError(f"{source} does not exist")
+
+
+def _deal(files: list[Path]) -> list[list[Path]]:
+    """Consecutive files in shards of at least `SHARD_BYTES`; at least two shards where there are two files."""
+    limit = min(SHARD_BYTES, 1 + sum(path.stat().st_size for path in files) // 2)
+    shards: list[list[Path]] = [[]]
+    size = 0
+    for path in files:
+        if size >= limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(path)
+        size += path.stat().st_size
+    return shards
+
+
+def _run(tasks: list[_Task], workers: int) -> list[_Done]:
+    total = sum(path.stat().st_size for task in tasks for path in task.files)
+    results: dict[int, _Done] = {}
+    with Progress("prepare", total, "bytes") as progress:
+        if min(workers, len(tasks)) == 1:
+            for task in tasks:
+                results[task.index] = _write_shard(task)
+                progress.advance(results[task.index].source_bytes)
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+                futures = {pool.submit(_write_shard, task): task.index for task in tasks}
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    progress.advance(results[futures[future]].source_bytes)
+    return [results[i] for i in range(len(tasks))]
+
+
+def _write_shard(task: _Task) -> _Done:
+    codec = load_codec(task.tokenizer, task.start, task.end)
+    counts = {"train": _Counts(), "held_out": _Counts()}
+    writers = {name: ArrayRecordWriter(str(task.out / _shard_name(name, task.index)), "group_size:1") for name in counts}
+    characters = 0
+    for path in task.files:
+        for text in _documents(path, task.text_field):
+            ids = np.asarray(codec.document(text), task.dtype)
+            split = "held_out" if _held_out(text, task.seed, task.held_out) else "train"
+            writers[split].write(ids.tobytes())
+            counts[split].documents += 1
+            counts[split].tokens += len(ids)
+            characters += len(text)
+    for name, writer in writers.items():
+        writer.close()
+        if not counts[name].documents:
+            (task.out / _shard_name(name, task.index)).unlink()
+    return _Done(sum(path.stat().st_size for path in task.files), characters, counts)
+
+
+def _shard_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.array_record"
+
+
+def _documents(path: Path, text_field: str) -> Iterator[str]:
+    """The texts of one file. Empty ones and files that are not UTF-8 text are passed over."""
+    if path.suffix in JSONL:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _text_of(line, text_field, f"{path}:{number}")
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return
+    if text.strip():
+        yield text
+
+
+def _text_of(line: str, text_field: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
+        raise UserError(f"{where} has no text in field '{text_field}'; name the right one with --text-field")
+    return value[text_field]
+
+
+def _held_out(text: str, seed: int, fraction: float) -> bool:
+    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _manifest(
+    done: list[_Done], codec: TextCodec, dtype: str, seed: int, held_out: float, sources: Sequence[Path]
+) -> Manifest:
+    splits = {}
+    for name in ("train", "held_out"):
+        per_shard = [(i, result.splits[name]) for i, result in enumerate(done)]
+        splits[name] = SplitCounts(
+            sum(counts.documents for _, counts in per_shard),
+            sum(counts.tokens for _, counts in per_shard),
+            tuple(_shard_name(name, i) for i, counts in per_shard if counts.documents),
+        )
+    if not splits["train"].documents:
+        raise UserError(f"{', '.join(map(str, sources))}: no text for training was found; the corpus would be empty")
+    return Manifest(
+        train=splits["train"],
+        held_out=splits["held_out"],
+        vocab=codec.vocab,
+        tokenizer_sha256=codec.sha256,
+        dtype=dtype,
+        seed=seed,
+        held_out_fraction=held_out,
+        start_token=codec.start,
+        end_token=codec.end,
+        sources=tuple(map(str, sources)),
+        characters=sum(result.characters for result in done),
+    )

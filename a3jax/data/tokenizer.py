@@ -1,0 +1,98 @@
+"""The tokenizer that lies beside a model or a corpus, and the tokens that begin and end a document."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from a3jax.config import ModelConfig, read
+from a3jax.errors import UserError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """A tokenizer with the start and end tokens of documents, either of which may be absent."""
+
+    tokenizer: Tokenizer
+    files: dict[str, bytes]
+    start: int | None
+    end: int | None
+
+    @property
+    def vocab(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def sha256(self) -> str:
+        """Of tokenizer.json; corpora and models with the same hash fit each other."""
+        return hashlib.sha256(self.files["tokenizer.json"]).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, without start and end."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def document(self, text: str) -> list[int]:
+        """Token ids of a whole document: start, text, end."""
+        start = [] if self.start is None else [self.start]
+        end = [] if self.end is None else [self.end]
+        return start + self.encode(text) + end
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def byte_codec() -> TextCodec:
+    """256 bytes, a start and an end: for models trained from nothing."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|start|>", "<|end|>"])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|start|>", "eos_token": "<|end|>"}
+    files = {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(settings).encode()}
+    return TextCodec(tokenizer, files, 256, 257)
+
+
+def load_codec(source: str | Path, start: str | None = None, end: str | None = None) -> TextCodec:
+    """The tokenizer of a folder, or `byte_codec` for "bytes". `start` and `end` name tokens to use instead of its own.
+
+    A model folder's `model.json` says how documents begin and end; elsewhere `tokenizer_config.json` does.
+    """
+    if str(source) == "bytes":
+        return byte_codec()
+    folder = Path(source)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder} has no tokenizer.json; give a model folder, a tokenizer's folder, or 'bytes'")
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    try:
+        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+    if (folder / "model.json").is_file():
+        config = read(ModelConfig, folder / "model.json")
+        begins, ends = config.start_token, config.end_tokens[0] if config.end_tokens else None
+    else:
+        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+        begins, ends = (_special(tokenizer, settings.get(name)) for name in ("bos_token", "eos_token"))
+    return TextCodec(tokenizer, files, _named(tokenizer, start, begins), _named(tokenizer, end, ends))
+
+
+def _special(tokenizer: Tokenizer, token: str | dict | None) -> int | None:
+    """The id of a token as `tokenizer_config.json` writes it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return None if content is None else tokenizer.token_to_id(content)
+
+
+def _named(tokenizer: Tokenizer, name: str | None, default: int | None) -> int | None:
+    if name is None:
+        return default
+    token = tokenizer.token_to_id(name)
+    if token is None:
+        raise UserError(f"the tokenizer has no token '{name}'")
+    return token

@@ -1,0 +1,238 @@
+"""The two-stream transformer: one set of weights, a content stream that knows its tokens and a query stream that does not.
+
+Both streams go through every layer together as *rows*, content rows first: one matrix product per weight serves both.
+Keys and values come from content rows only. A row carries its RoPE position and the range of slots that it sees, so the
+network itself knows nothing of orders, groups or documents; `a3jax.ordering` does.
+
+The last layer's content output would feed nothing, so its content rows stop after their keys and values. Where the
+content stream itself is the answer (plain autoregression), it is run alone.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.attention import attend
+from a3jax.attention.interface import Implementation
+from a3jax.config import ModelConfig
+from a3jax.model.parameters import parameter
+from a3jax.model.rope import angles, rotate
+from a3jax.ordering import Order
+
+Remat = Literal["none", "dots", "full"]
+
+
+class Rows(NamedTuple):
+    """What one forward pass computes: R rows, the first `content` of which are content rows."""
+
+    embedding: Array  # B x R x D
+    position: Array  # B x R, RoPE
+    start: Array  # B x R, first visible slot
+    end: Array  # B x R, slot after the last visible one
+
+
+class Cache(NamedTuple):
+    """Keys and values of committed slots. Content never changes once committed, so the cache is never recomputed."""
+
+    key: Array  # N x B x L x K x E
+    value: Array  # N x B x L x K x E
+
+
+class Cached(NamedTuple):
+    """One layer's cache and the slot at which new keys and values go."""
+
+    cache: Cache  # without the leading N
+    offset: Array | int
+
+    def write(self, key_BxCxKxE: Array, value_BxCxKxE: Array) -> tuple[Array, Array]:
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.offset, axis=1)
+        return update(self.cache.key, key_BxCxKxE), update(self.cache.value, value_BxCxKxE)
+
+
+class Compute(NamedTuple):
+    """How a forward pass is computed; nothing here changes what it means."""
+
+    dtype: jnp.dtype = jnp.dtype("float32")
+    attention: Implementation = "auto"
+    remat: Remat = "none"
+
+
+class Block(nnx.Module):
+    """All N layers' parameters, stacked; `__call__` is one layer, on a module whose leading axis was taken by the scan."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        declare = functools.partial(parameter, config, rngs=rngs)
+        ones, zeros, normal = nnx.initializers.ones, nnx.initializers.zeros, nnx.initializers.normal(0.02)
+        self.attention_norm = declare("NxD", ones)
+        self.query = declare("NxDxHxE", normal)
+        self.key = declare("NxDxKxE", normal)
+        self.value = declare("NxDxKxE", normal)
+        self.output = declare("NxHxExD", normal)
+        self.mlp_norm = declare("NxD", ones)
+        self.gate = declare("NxDxF", normal)
+        self.up = declare("NxDxF", normal)
+        self.down = declare("NxFxD", normal)
+        if config.qkv_bias:
+            self.query_bias = declare("NxHxE", zeros)
+            self.key_bias = declare("NxKxE", zeros)
+            self.value_bias = declare("NxKxE", zeros)
+        if config.query_key_norm != "none":
+            per_head = config.query_key_norm == "head"
+            self.query_norm = declare("NxE" if per_head else "NxHxE", ones)
+            self.key_norm = declare("NxE" if per_head else "NxKxE", ones)
+
+    def __call__(
+        self, rows: Rows, turn: tuple[Array, Array], content: int, skip: int, how: Compute, cached: Cached | None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """One layer over `rows`; the first `skip` rows stop after their keys and values.
+
+        Returns the rows' new embeddings B x (R - skip) x D, and this layer's keys and values: those of the content
+        rows, or the whole cache with them written in.
+        """
+        x_BxRxD = rows.embedding
+        eps, pre = self.config.norm_eps, not self.config.post_norm
+        normed = rms_norm(x_BxRxD, self.attention_norm, eps) if pre else x_BxRxD
+        key, value = self._keys_values(normed[:, :content], tuple(t[:, :content] for t in turn))
+        if cached is not None:
+            key, value = cached.write(key, value)
+        x_BxRxD, normed = x_BxRxD[:, skip:], normed[:, skip:]
+        query = self._queries(normed, tuple(t[:, skip:] for t in turn))
+        seen = attend(query, key, value, rows.start[:, skip:], rows.end[:, skip:], how.attention)
+        out = jnp.einsum("brhe,hed->brd", seen, self.output)
+        x_BxRxD += out if pre else rms_norm(out, self.attention_norm, eps)
+        normed = rms_norm(x_BxRxD, self.mlp_norm, eps) if pre else x_BxRxD
+        hidden = jax.nn.silu(normed @ self.gate) * (normed @ self.up)
+        out = hidden @ self.down
+        x_BxRxD += out if pre else rms_norm(out, self.mlp_norm, eps)
+        return x_BxRxD, (key, value)
+
+    def _queries(self, normed: Array, turn: tuple[Array, ...]) -> Array:
+        query = jnp.einsum("brd,dhe->brhe", normed, self.query)
+        if self.config.qkv_bias:
+            query += self.query_bias
+        return rotate(self._normalize(query, "query_norm"), turn)
+
+    def _keys_values(self, normed: Array, turn: tuple[Array, ...]) -> tuple[Array, Array]:
+        key = jnp.einsum("bld,dke->blke", normed, self.key)
+        value = jnp.einsum("bld,dke->blke", normed, self.value)
+        if self.config.qkv_bias:
+            key, value = key + self.key_bias, value + self.value_bias
+        return rotate(self._normalize(key, "key_norm"), turn), value
+
+    def _normalize(self, x_BxRxHxE: Array, name: str) -> Array:
+        if self.config.query_key_norm == "none":
+            return x_BxRxHxE
+        axes = (-1,) if self.config.query_key_norm == "head" else (-2, -1)
+        return rms_norm(x_BxRxHxE, getattr(self, name), self.config.norm_eps, axes)
+
+
+class TwoStream(nnx.Module):
+    """Embedding, N layers, final norm, head, and the learned vector that seeds queries."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        declare = functools.partial(parameter, config, rngs=rngs)
+        normal = nnx.initializers.normal(0.02)
+        self.embedding = declare("VxD", normal)
+        self.blocks = Block(config, rngs)
+        self.final_norm = declare("D", nnx.initializers.ones)
+        self.query_seed = declare("D", nnx.initializers.zeros)
+        if not config.tied_head:
+            self.head = declare("VxD", normal)
+
+    @property
+    def output_matrix(self) -> nnx.Param:
+        """V x D: the head, or the embedding where they are tied."""
+        return self.embedding if self.config.tied_head else self.head
+
+    def query_hidden(self, token_BxL: Array, order: Order, how: Compute) -> Array:
+        """The normalized last hidden state of every slot's query, B x L x D in slot order.
+
+        `token_BxL` is in window order. The head applied to slot i gives logits of the slot's token, from the tokens
+        of earlier groups of its document alone.
+        """
+        content = self.embed(sort(token_BxL, order.token_index), how)
+        predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))
+        rows = Rows(
+            jnp.concatenate([content, self.embed_queries(predecessor_BxL, order.predecessor >= 0, how)], axis=1),
+            jnp.concatenate([order.position, order.query_position], axis=1),
+            jnp.concatenate([order.start, order.start], axis=1),
+            jnp.concatenate([order.group_end, order.group_start], axis=1),
+        )
+        return self.run(rows, token_BxL.shape[1], how)[0]
+
+    def content_hidden(self, token_BxL: Array, order: Order, how: Compute) -> Array:
+        """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
+        content = self.embed(sort(token_BxL, order.token_index), how)
+        rows = Rows(content, order.position, order.start, order.group_end)
+        return self.run(rows, token_BxL.shape[1], how)[0]
+
+    def embed(self, token: Array, how: Compute) -> Array:
+        """Embeddings of tokens of any shape, ... x D."""
+        return self.embedding[token].astype(how.dtype)
+
+    def embed_queries(self, predecessor: Array, committed: Array, how: Compute) -> Array:
+        """What queries start from: x_{t-1} where it seeds the query, else the learned vector; ... x D."""
+        seed = self.query_seed[...].astype(how.dtype)
+        if self.config.seeding == "learned":
+            return jnp.broadcast_to(seed, (*predecessor.shape, self.config.width))
+        return jnp.where(committed[..., None], self.embed(predecessor, how), seed)
+
+    def run(
+        self, rows: Rows, content: int, how: Compute, cache: Cache | None = None, offset: Array | int = 0
+    ) -> tuple[Array, Cache | None]:
+        """Run rows through all layers, the first `content` of them content rows.
+
+        Without a cache, slot i is content row i. With one, content row i is written at slot `offset` + i, and the
+        updated cache is returned. The result is the normalized hidden state of the query rows, or of the content rows
+        where there are no others.
+        """
+        turn = angles(self.config, rows.position)
+        skip = content if content < rows.position.shape[1] else 0
+        graph, parameters = nnx.split(self.blocks)
+        parameters = jax.tree.map(lambda p: p.astype(how.dtype), parameters)
+
+        def layer(x_BxRxD: Array, xs: tuple[nnx.State, Cache | None], skip: int) -> tuple[Array, Cache | None]:
+            parameters, cached = xs
+            block = nnx.merge(graph, parameters)
+            place = None if cached is None else Cached(cached, offset)
+            x_BxRxD, kv = block(rows._replace(embedding=x_BxRxD), turn, content, skip, how, place)
+            return x_BxRxD, None if cached is None else Cache(*kv)
+
+        body = _remat(functools.partial(layer, skip=0), how.remat)
+        tail = _remat(functools.partial(layer, skip=skip), how.remat)
+        x_BxRxD, filled = jax.lax.scan(body, rows.embedding, jax.tree.map(lambda p: p[:-1], (parameters, cache)))
+        x_BxRxD, last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], (parameters, cache)))
+        if cache is not None:
+            cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), filled, last)
+        return rms_norm(x_BxRxD, self.final_norm[...].astype(how.dtype), self.config.norm_eps), cache
+
+    def empty_cache(self, batch: int, slots: int, how: Compute) -> Cache:
+        """Room for `slots` committed tokens in each of `batch` sequences."""
+        c = self.config
+        zeros = jnp.zeros((c.layers, batch, slots, c.kv_heads, c.head_width), how.dtype)
+        return Cache(zeros, zeros)
+
+
+def sort(x_BxL: Array, index_BxL: Array) -> Array:
+    """Window order to slot order, or any other gather along L."""
+    return jnp.take_along_axis(x_BxL, index_BxL, axis=1)
+
+
+def rms_norm(x: Array, weight: Array, eps: float, axes: tuple[int, ...] = (-1,)) -> Array:
+    """Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467), in float32, dtype kept."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + eps)
+    return (x32 * scale).astype(x.dtype) * weight
+
+
+def _remat(layer: functools.partial, remat: Remat) -> functools.partial:
+    if remat == "none":
+        return layer
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(layer, policy=keep)

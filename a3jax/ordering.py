@@ -1,0 +1,169 @@
+"""Generation order: which token is predicted when, and what each row of the two streams may see.
+
+A window of L tokens holds one or more documents (segments). Every token belongs to an ordered group of its document;
+tokens of one group are predicted in parallel from the groups before it. `arrange` sorts the window by (segment, group):
+a token's place in that order is its *slot*. In slot order every visibility rule of the method is one contiguous range
+of keys, so that no L x L mask is ever built:
+
+    content row i sees slots [start_i, group_end_i)      its own group included, so that it knows its own token
+    query row i   sees slots [start_i, group_start_i)    only the groups before its own
+
+Given tokens (the first of every document, and a prompt) are groups of one in their original order that come first and
+are never predicted: the content stream reads them exactly as the pretrained autoregressive model does.
+
+Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from a3jax.config import Family, Seeding
+
+
+class Order(NamedTuple):
+    """One batch in generation order. Every array is B x L, in slot order."""
+
+    token_index: Array
+    """Where in the window the slot's token stands: `tokens[token_index]` sorts a window into slots."""
+    predecessor: Array
+    """Where in the window x_{t-1} stands if it may seed this slot's query, else -1."""
+    position: Array
+    """Content RoPE position: t, counted from the document's start."""
+    query_position: Array
+    """Query RoPE position: max(t-1, 0) under successor seeding, t under learned."""
+    start: Array
+    """First slot of the document."""
+    group_start: Array
+    group_end: Array
+    predicted: Array
+    """Whether the slot's token counts in the loss: neither given nor padding."""
+
+
+def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:
+    """One random key per example, a pure function of (seed, step, example index)."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda example: jax.random.fold_in(key, example))(jnp.arange(batch))
+
+
+def draw_groups(key: Array, segment_L: Array, family: Family, group_size: int, given: float) -> tuple[Array, Array]:
+    """Draw one window's groups: (group_L int32, given_L bool), in window order.
+
+    `in_order`  contiguous groups of `group_size`, left to right
+    `random`    every group is a random subset of the document
+    `spans`     contiguous groups, in random order
+    `infill`    one contiguous blank per document, the rest given; the blank in random groups
+
+    `segment_L` numbers the documents of the window from 1; 0 is padding. `given` is the largest fraction of a document
+    given as context (each window draws its own); the first token of every document is always given. `infill` takes
+    the blank's length from [1, (1 - given) x the document], so that `given` bounds it from below there.
+    Groups break at multiples of `group_size` slots, which makes them the same in every window without packing.
+    """
+    (length,) = segment_L.shape
+    index_L = jnp.arange(length)
+    segment_L = _padding_last(segment_L)
+    start_L, end_L = _segment_bounds(segment_L)
+    fraction_key, token_key, order_key = jax.random.split(key, 3)
+    first_L = index_L == start_L
+    if family == "infill":
+        size_L, place_L = (_per_segment(k, start_L, length) for k in (fraction_key, token_key))
+        free_L = (end_L - start_L - 1).astype(jnp.float32)
+        blank_L = jnp.clip(jnp.ceil(size_L * free_L * (1 - given)), 1, None)
+        from_L = start_L + 1 + jnp.floor(place_L * (free_L - blank_L + 1))
+        given_L = first_L | (index_L < from_L) | (index_L >= from_L + blank_L)
+    else:
+        fraction = jax.random.uniform(fraction_key, maxval=given) if given else 0.0
+        given_L = first_L | (jax.random.uniform(token_key, (length,)) < fraction)
+    if family in ("random", "infill"):
+        priority_L = jax.random.uniform(order_key, (length,))
+    elif family == "spans":
+        chunk_L = (index_L - start_L - 1) // group_size
+        priority_L = jax.random.uniform(order_key, (length,))[jnp.clip(start_L + 1 + chunk_L * group_size, 0, length - 1)]
+    else:
+        priority_L = index_L.astype(jnp.float32)
+    priority_L = jnp.where(given_L, -1.0, priority_L)
+    ordered = jnp.lexsort((index_L, priority_L, ~given_L, segment_L))
+    slot_L = jnp.zeros_like(index_L).at[ordered].set(index_L)
+    # Given tokens are groups of one by their place; predicted ones come after every given one.
+    if family == "spans":
+        rank_L = jnp.searchsorted(jnp.sort(priority_L), priority_L).astype(jnp.int32)
+    else:
+        rank_L = slot_L // group_size
+    return jnp.where(given_L, index_L, length + rank_L).astype(jnp.int32), given_L
+
+
+def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding) -> Order:
+    """Sort one window into generation order. `group_L` holds any integers; smaller groups come first.
+
+    Padding (segment 0) goes to the end, sees nothing and is not predicted.
+    """
+    (length,) = group_L.shape
+    index_L = jnp.arange(length)
+    segment_L = _padding_last(segment_L)
+    token_L = jnp.lexsort((index_L, group_L, segment_L))
+    start_L, _ = _segment_bounds(segment_L)
+    previous_L = jnp.maximum(index_L - 1, 0)
+    follows_L = (index_L > start_L) & (group_L[previous_L] < group_L)
+    predecessor_L = jnp.where(follows_L, previous_L, -1)
+    position_L = index_L - start_L
+    query_position_L = jnp.maximum(position_L - 1, 0) if seeding == "successor" else position_L
+
+    group_L, segment_L = group_L[token_L], segment_L[token_L]
+    first_of_segment = _changes(segment_L)
+    first_of_group = first_of_segment | _changes(group_L)
+    slot_start_L = jax.lax.cummax(jnp.where(first_of_segment, index_L, 0))
+    group_start_L = jax.lax.cummax(jnp.where(first_of_group, index_L, 0))
+    next_first = jnp.where(jnp.append(first_of_group[1:], True), index_L + 1, length)
+    group_end_L = jax.lax.cummin(next_first, reverse=True)
+    padding_L = segment_L == _PADDING
+    return Order(
+        token_index=token_L,
+        predecessor=predecessor_L[token_L],
+        position=position_L[token_L],
+        query_position=query_position_L[token_L],
+        start=slot_start_L,
+        group_start=jnp.where(padding_L, slot_start_L, group_start_L),
+        group_end=jnp.where(padding_L, slot_start_L, group_end_L),
+        predicted=~given_L[token_L] & ~padding_L,
+    )
+
+
+def draw_order(
+    keys_B: Array, segment_BxL: Array, family: Family, group_size: int, given: float, seeding: Seeding
+) -> Order:
+    """`draw_groups` then `arrange`, for a batch of windows with one key each."""
+
+    def one(key: Array, segment_L: Array) -> Order:
+        group_L, given_L = draw_groups(key, segment_L, family, group_size, given)
+        return arrange(group_L, given_L, segment_L, seeding)
+
+    return jax.vmap(one)(keys_B, segment_BxL)
+
+
+_PADDING = jnp.iinfo(jnp.int32).max
+
+
+def _padding_last(segment_L: Array) -> Array:
+    """Segment numbers with padding's 0 replaced by the largest one, so that it sorts to the end."""
+    return jnp.where(segment_L == 0, _PADDING, segment_L)
+
+
+def _changes(value_L: Array) -> Array:
+    """True where a value differs from the one before it, and at 0."""
+    return jnp.append(True, value_L[1:] != value_L[:-1])
+
+
+def _segment_bounds(segment_L: Array) -> tuple[Array, Array]:
+    """For each token the first index of its segment and the index after its last."""
+    index_L = jnp.arange(segment_L.shape[0])
+    first_L = _changes(segment_L)
+    start_L = jax.lax.cummax(jnp.where(first_L, index_L, 0))
+    end_L = jax.lax.cummin(jnp.where(jnp.append(first_L[1:], True), index_L + 1, segment_L.shape[0]), reverse=True)
+    return start_L, end_L
+
+
+def _per_segment(key: Array, start_L: Array, length: int) -> Array:
+    """One uniform draw per document, repeated over its tokens."""
+    return jax.random.uniform(key, (length,))[start_L]

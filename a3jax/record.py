@@ -1,0 +1,19 @@
+"""What happened to a set of weights so far; it travels with them through training, export and re-import."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Record:
+    """Facts for model cards and `a3jax inspect`."""
+
+    source: str
+    """Name of the file or folder the weights were imported from, or "random"."""
+    dtype: str = "float32"
+    """Of the source's matrices."""
+    dequantized: bool = False
+    steps: int = 0
+    tokens: int = 0
+    """Predicted tokens seen while adapting."""
+    stages: tuple[str, ...] = ()
+    """Curriculum stages trained, oldest first; the last may be unfinished."""

@@ -1,0 +1,122 @@
+"""A Hugging Face folder as a source: `config.json`, safetensors with or without an index (or `.bin`), tokenizer files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from a3jax.config import from_json
+from a3jax.errors import UserError
+from a3jax.record import Record
+from a3jax.weights import a3_folder
+from a3jax.weights.families import from_hf
+from a3jax.weights.source import TOKENIZER_FILES, Source
+
+
+class HuggingFaceFolder(Source):
+    """Opens every shard's header at once, so that a missing or truncated file is found before anything is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        raw = _read_json(path / "config.json")
+        adapted = raw.get("model_type") == a3_folder.MODEL_TYPE
+        self.config = (a3_folder.from_hf if adapted else from_hf)(raw, str(path / "config.json"))
+        self.tokenizer = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
+        if "tokenizer.json" not in self.tokenizer:
+            raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
+        self._tensors = _open_tensors(path)
+        dtype = str(raw.get("torch_dtype") or raw.get("dtype") or "float32")
+        self.record = Record(source=path.resolve().name, dtype=dtype)
+        if adapted and (path / a3_folder.RECORD).is_file():
+            self.record = from_json(Record, (path / a3_folder.RECORD).read_text(), str(path / a3_folder.RECORD))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source`."""
+        return {name: tuple(tensor.get_shape()) for name, (_, tensor) in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Source`."""
+        file, tensor = self._tensors[name]
+        try:
+            return tensor[:]
+        except (safetensors.SafetensorError, ValueError, OSError) as error:
+            raise UserError(f"{file}: tensor {name} cannot be read: {error}") from None
+
+
+class _TorchTensor:
+    """A tensor of a `.bin` file, with the two methods of a safetensors slice that we use."""
+
+    def __init__(self, tensor: Any):
+        self._tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def __getitem__(self, _: slice) -> np.ndarray:
+        import ml_dtypes
+        import torch
+
+        if self._tensor.dtype == torch.bfloat16:
+            return self._tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return self._tensor.contiguous().numpy()
+
+
+def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
+    """Tensor name -> (file, lazily readable tensor), over all files of the folder."""
+    index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
+    if index is not None:
+        weight_map = _read_json(index).get("weight_map", {})
+        files = [path / name for name in sorted(set(weight_map.values()))]
+    else:
+        weight_map = {}
+        files = sorted(path.glob("*.safetensors"))
+    for file in files:
+        if not file.is_file():
+            missing = next(name for name, shard in weight_map.items() if shard == file.name)
+            raise UserError(f"{file} is missing; {index} says that it holds {missing} and others: download it again")
+    if not files:
+        return _open_bin(path)
+    tensors: dict[str, tuple[Path, Any]] = {}
+    for file in files:
+        try:
+            opened = safetensors.safe_open(file, "numpy")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{file} is truncated or damaged ({error}); download it again") from None
+        for name in opened.keys():  # noqa: SIM118, not a mapping
+            tensors[name] = (file, opened.get_slice(name))
+    for name in weight_map:
+        if name not in tensors:
+            raise UserError(f"{path / weight_map[name]}: tensor {name} is missing, though the index lists it")
+    return tensors
+
+
+def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
+    files = sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{path} has no *.safetensors file; give a complete Hugging Face folder")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{files[0]} is a PyTorch file; install the extra: pip install 'a3jax[torch]'") from None
+    tensors: dict[str, tuple[Path, Any]] = {}
+    for file in files:
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds for a damaged or hostile file
+            raise UserError(f"{file} cannot be loaded safely ({str(error).splitlines()[0]}); use safetensors") from None
+        tensors |= {name: (file, _TorchTensor(tensor)) for name, tensor in loaded.items()}
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a complete Hugging Face folder")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,57 @@
+"""What every importer reads from: a model's configuration, its tensors by Hugging Face name, and its tokenizer files."""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+from a3jax.config import ModelConfig
+from a3jax.errors import UserError
+from a3jax.record import Record
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class Source(ABC):
+    """A pretrained model on disk, read tensor by tensor."""
+
+    config: ModelConfig
+    record: Record
+    tokenizer: dict[str, bytes]
+    """File name -> contents; `tokenizer.json` is always there."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's name and shape, without reading the tensors."""
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """One tensor. Raises `UserError` naming the file if it cannot be read."""
+
+
+def open_source(path: Path) -> Source:
+    """A Hugging Face folder, or a `.gguf` file."""
+    from a3jax.weights.gguf import GgufFile
+    from a3jax.weights.huggingface import HuggingFaceFolder
+
+    if path.is_dir():
+        return HuggingFaceFolder(path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+        return GgufFile(path)
+    if path.is_file():
+        raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
+    raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
+
+
+def tokenizer_size(tokenizer_json: bytes, where: str) -> int:
+    """One more than the largest token id of a `tokenizer.json`."""
+    try:
+        content = json.loads(tokenizer_json)
+        vocab = content["model"]["vocab"]
+        ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
+        return 1 + max(ids + [token["id"] for token in content.get("added_tokens", [])])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{where} is not a tokenizers file; re-download it") from None

@@ -1,0 +1,89 @@
+"""One invertible table: where each of our parameters stands in a Hugging Face checkpoint, and in which layout.
+
+Their matrices are [out, in]; ours keep input axes first and split heads. An entry therefore only says how many of a
+parameter's leading axes are inputs; both directions follow from that, so import and export cannot disagree.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from a3jax.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: our dotted path, their name ("{i}" is the layer), and how many of our axes are inputs."""
+
+    ours: str
+    theirs: str
+    inputs: int = 0
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether ours is stacked over layers while theirs is one tensor per layer."""
+        return "{i}" in self.theirs
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Their tensor's shape, from ours (without the layer axis)."""
+        if self.inputs:
+            return int(np.prod(shape[self.inputs :])), int(np.prod(shape[: self.inputs]))
+        return shape if self.ours in _MATRICES else (int(np.prod(shape)),)
+
+    def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Their tensor in our layout; `shape` is ours, without the layer axis."""
+        return (tensor.T if self.inputs else tensor).reshape(shape)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """Our array (one layer of it) in their layout; the inverse of `to_ours`."""
+        theirs = self.their_shape(array.shape)
+        return np.ascontiguousarray(array.reshape(theirs[::-1]).T if self.inputs else array.reshape(theirs))
+
+
+_MATRICES = ("embedding", "head")
+
+_ATTENTION = (
+    Entry("blocks.query", "model.layers.{i}.self_attn.q_proj.weight", 1),
+    Entry("blocks.key", "model.layers.{i}.self_attn.k_proj.weight", 1),
+    Entry("blocks.value", "model.layers.{i}.self_attn.v_proj.weight", 1),
+    Entry("blocks.output", "model.layers.{i}.self_attn.o_proj.weight", 2),
+)
+_MLP = (
+    Entry("blocks.gate", "model.layers.{i}.mlp.gate_proj.weight", 1),
+    Entry("blocks.up", "model.layers.{i}.mlp.up_proj.weight", 1),
+    Entry("blocks.down", "model.layers.{i}.mlp.down_proj.weight", 1),
+)
+_PRE_NORM = (
+    Entry("blocks.attention_norm", "model.layers.{i}.input_layernorm.weight"),
+    Entry("blocks.mlp_norm", "model.layers.{i}.post_attention_layernorm.weight"),
+)
+_POST_NORM = (
+    Entry("blocks.attention_norm", "model.layers.{i}.post_attention_layernorm.weight"),
+    Entry("blocks.mlp_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
+)
+_BIAS = (
+    Entry("blocks.query_bias", "model.layers.{i}.self_attn.q_proj.bias"),
+    Entry("blocks.key_bias", "model.layers.{i}.self_attn.k_proj.bias"),
+    Entry("blocks.value_bias", "model.layers.{i}.self_attn.v_proj.bias"),
+)
+_QUERY_KEY_NORM = (
+    Entry("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
+    Entry("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
+)
+
+QUERY_SEED = Entry("query_seed", "model.query_seed")
+"""Not part of any pretrained model; an exported two-stream model has it."""
+
+
+def entries(config: ModelConfig) -> tuple[Entry, ...]:
+    """The table of a pretrained model with this configuration, in the order of a forward pass."""
+    return (
+        Entry("embedding", "model.embed_tokens.weight"),
+        *(_POST_NORM if config.post_norm else _PRE_NORM),
+        *_ATTENTION,
+        *(_BIAS if config.qkv_bias else ()),
+        *(_QUERY_KEY_NORM if config.query_key_norm != "none" else ()),
+        *_MLP,
+        Entry("final_norm", "model.norm.weight"),
+        *(() if config.tied_head else (Entry("head", "lm_head.weight"),)),
+    )
