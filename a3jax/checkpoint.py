@@ -85,9 +85,7 @@ def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
         return jax.tree.map(np.asarray, checkpointer.restore(checkpoint.params.resolve(), abstract))
 
 
-def save_model(
-    out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]
-) -> None:
+def save_model(out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]) -> None:
     """Write a model folder; it appears under its name only when complete."""
     with complete_or_nothing(out) as partial:
         (partial / MODEL).write_text(to_json(config))

@@ -14,13 +14,14 @@ are never predicted: the content stream reads them exactly as the pretrained aut
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from a3jax.config import Family, Seeding
+from a3jax.errors import UserError
 
 
 class Order(NamedTuple):
@@ -42,56 +43,69 @@ class Order(NamedTuple):
     """Whether the slot's token counts in the loss: neither given nor padding."""
 
 
+def parse_order(name: str) -> tuple[Family, int]:
+    """`"random_4"` -> ("random", 4); `"ar"` is `"in_order_1"`. Raises `UserError` for anything else."""
+    if name == "ar":
+        return "in_order", 1
+    family, _, size = name.rpartition("_")
+    if family not in get_args(Family) or not size.isdigit() or int(size) < 1:
+        known = ", ".join(f"{family}_N" for family in get_args(Family))
+        raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
+    return cast(Family, family), int(size)
+
+
 def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:
     """One random key per example, a pure function of (seed, step, example index)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda example: jax.random.fold_in(key, example))(jnp.arange(batch))
 
 
-def draw_groups(key: Array, segment_L: Array, family: Family, group_size: int, given: float) -> tuple[Array, Array]:
-    """Draw one window's groups: (group_L int32, given_L bool), in window order.
+def draw_given(key: Array, segment_L: Array, family: Family, given: float) -> Array:
+    """Draw which tokens of one window are given as context: L bool, in window order.
 
-    `in_order`  contiguous groups of `group_size`, left to right
-    `random`    every group is a random subset of the document
-    `spans`     contiguous groups, in random order
-    `infill`    one contiguous blank per document, the rest given; the blank in random groups
+    The first token of every document always is. `given` is the largest fraction of a window that is given besides, each
+    window drawing its own. `infill` blanks one span per document instead and gives the rest; the span's length is
+    uniform up to (1 - given) x the document.
+    """
+    (length,) = segment_L.shape
+    index_L = jnp.arange(length)
+    start_L, end_L = _segment_bounds(_padding_last(segment_L))
+    size_key, place_key = jax.random.split(key)
+    first_L = index_L == start_L
+    if family == "infill":
+        size_L, place_L = (_per_segment(k, start_L, length) for k in (size_key, place_key))
+        free_L = (end_L - start_L - 1).astype(jnp.float32)
+        blank_L = jnp.clip(jnp.ceil(size_L * free_L * (1 - given)), 1, None)
+        from_L = start_L + 1 + jnp.floor(place_L * (free_L - blank_L + 1))
+        return first_L | (index_L < from_L) | (index_L >= from_L + blank_L)
+    fraction = jax.random.uniform(size_key, maxval=given) if given else 0.0
+    return first_L | (jax.random.uniform(place_key, (length,)) < fraction)
 
-    `segment_L` numbers the documents of the window from 1; 0 is padding. `given` is the largest fraction of a document
-    given as context (each window draws its own); the first token of every document is always given. `infill` takes
-    the blank's length from [1, (1 - given) x the document], so that `given` bounds it from below there.
-    Groups break at multiples of `group_size` slots, which makes them the same in every window without packing.
+
+def draw_groups(key: Array, segment_L: Array, given_L: Array, family: Family, group_size: int) -> Array:
+    """Draw one window's ordered groups: L int32, in window order; smaller groups come first.
+
+    `in_order`         contiguous groups of `group_size`, left to right
+    `random`, `infill` every group is a random subset of what is not given
+    `spans`            contiguous groups, in random order
+
+    `segment_L` numbers the documents of the window from 1; 0 is padding. Given tokens are groups of one in their
+    original order, before all others. Groups break at multiples of `group_size` slots, which makes them the same in
+    every window without packing; those of `spans` at multiples of `group_size` tokens of the document.
     """
     (length,) = segment_L.shape
     index_L = jnp.arange(length)
     segment_L = _padding_last(segment_L)
-    start_L, end_L = _segment_bounds(segment_L)
-    fraction_key, token_key, order_key = jax.random.split(key, 3)
-    first_L = index_L == start_L
-    if family == "infill":
-        size_L, place_L = (_per_segment(k, start_L, length) for k in (fraction_key, token_key))
-        free_L = (end_L - start_L - 1).astype(jnp.float32)
-        blank_L = jnp.clip(jnp.ceil(size_L * free_L * (1 - given)), 1, None)
-        from_L = start_L + 1 + jnp.floor(place_L * (free_L - blank_L + 1))
-        given_L = first_L | (index_L < from_L) | (index_L >= from_L + blank_L)
-    else:
-        fraction = jax.random.uniform(fraction_key, maxval=given) if given else 0.0
-        given_L = first_L | (jax.random.uniform(token_key, (length,)) < fraction)
-    if family in ("random", "infill"):
-        priority_L = jax.random.uniform(order_key, (length,))
-    elif family == "spans":
-        chunk_L = (index_L - start_L - 1) // group_size
-        priority_L = jax.random.uniform(order_key, (length,))[jnp.clip(start_L + 1 + chunk_L * group_size, 0, length - 1)]
-    else:
-        priority_L = index_L.astype(jnp.float32)
-    priority_L = jnp.where(given_L, -1.0, priority_L)
-    ordered = jnp.lexsort((index_L, priority_L, ~given_L, segment_L))
-    slot_L = jnp.zeros_like(index_L).at[ordered].set(index_L)
-    # Given tokens are groups of one by their place; predicted ones come after every given one.
+    start_L, _ = _segment_bounds(segment_L)
+    priority_L = index_L.astype(jnp.float32) if family == "in_order" else jax.random.uniform(key, (length,))
     if family == "spans":
+        chunk_L = (index_L - start_L - 1) // group_size
+        priority_L = priority_L[jnp.clip(start_L + 1 + chunk_L * group_size, 0, length - 1)]
         rank_L = jnp.searchsorted(jnp.sort(priority_L), priority_L).astype(jnp.int32)
     else:
-        rank_L = slot_L // group_size
-    return jnp.where(given_L, index_L, length + rank_L).astype(jnp.int32), given_L
+        ordered = jnp.lexsort((priority_L, ~given_L, segment_L))
+        rank_L = jnp.zeros_like(index_L).at[ordered].set(index_L) // group_size
+    return jnp.where(given_L, index_L, length + rank_L).astype(jnp.int32)
 
 
 def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding) -> Order:
@@ -130,13 +144,13 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding) 
     )
 
 
-def draw_order(
-    keys_B: Array, segment_BxL: Array, family: Family, group_size: int, given: float, seeding: Seeding
-) -> Order:
-    """`draw_groups` then `arrange`, for a batch of windows with one key each."""
+def draw_order(keys_B: Array, segment_BxL: Array, family: Family, group_size: int, given: float, seeding: Seeding) -> Order:
+    """`draw_given`, `draw_groups`, then `arrange`, for a batch of windows with one key each."""
 
     def one(key: Array, segment_L: Array) -> Order:
-        group_L, given_L = draw_groups(key, segment_L, family, group_size, given)
+        given_key, group_key = jax.random.split(key)
+        given_L = draw_given(given_key, segment_L, family, given)
+        group_L = draw_groups(group_key, segment_L, given_L, family, group_size)
         return arrange(group_L, given_L, segment_L, seeding)
 
     return jax.vmap(one)(keys_B, segment_BxL)

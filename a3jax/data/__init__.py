@@ -1,0 +1,1 @@
+"""Sources -> tokens -> packed windows."""

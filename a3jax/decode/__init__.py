@@ -1,0 +1,1 @@
+"""Generation in any order, from a cache in generation order."""

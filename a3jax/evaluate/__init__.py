@@ -1,0 +1,1 @@
+"""Likelihood of text in any order."""

@@ -1,0 +1,1 @@
+"""The two-stream transformer and its parameters."""

@@ -49,6 +49,7 @@ class Cached(NamedTuple):
     offset: Array | int
 
     def write(self, key_BxCxKxE: Array, value_BxCxKxE: Array) -> tuple[Array, Array]:
+        """The layer's keys and values with those of new content rows at `offset`."""
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.offset, axis=1)
         return update(self.cache.key, key_BxCxKxE), update(self.cache.value, value_BxCxKxE)
 

@@ -1,4 +1,4 @@
-"""placeholder until the twin is known"""
+"""A two-stream model as a Hugging Face folder."""
+
 MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
-def from_hf(config, where): raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Any-order, any-subset language models from pretrained autoregressive ones, in JAX (arXiv 2601.13228)."""

@@ -1,0 +1,75 @@
+"""Exact likelihood of token windows in any generation order, by teacher forcing.
+
+The order is data, so one compiled program serves every order family and group size.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from a3jax.config import ModelConfig
+from a3jax.model.two_stream import Compute, TwoStream, sort
+from a3jax.ordering import Order, draw_order, example_keys, parse_order
+from a3jax.train.loss import token_nll
+
+ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8")
+"""The orders by which held-out NLL is reported."""
+
+
+def log_probs(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, chunk: int = 1024) -> Array:
+    """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding."""
+    hidden_BxLxD = network.query_hidden(tokens_BxL, order, how)
+    targets_BxL = sort(tokens_BxL, order.token_index)
+    nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], targets_BxL, chunk)
+    log_prob_BxL = jnp.where(order.predicted, -nll_BxL, 0.0)
+    return sort(log_prob_BxL, jnp.argsort(order.token_index, axis=1))
+
+
+class HeldOut:
+    """Held-out windows, and NLL on them by order."""
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        model: ModelConfig,
+        windows: dict[str, np.ndarray],
+        how: Compute,
+        batch: int,
+        put: Callable[[np.ndarray], Array] = jnp.asarray,
+    ):
+        count = len(windows["tokens"])
+        pad = -count % batch
+        self._batches = [
+            {k: put(np.pad(v, ((0, pad), (0, 0)))[i : i + batch]) for k, v in windows.items()} for i in range(0, count, batch)
+        ]
+        self._batch, self._model = batch, model
+
+        def sums(params: nnx.State, tokens_BxL: Array, order: Order) -> tuple[Array, Array]:
+            network = nnx.merge(graph, params)
+            return -log_probs(network, tokens_BxL, order, how).sum(), order.predicted.sum()
+
+        self._sums = jax.jit(sums)
+        self._draw = jax.jit(draw_order, static_argnames=("family", "group_size", "given", "seeding"))
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, float]:
+        """Nats per predicted token for each named order. The orders drawn are the same at every call."""
+        return {name: self._one(params, name) for name in orders}
+
+    def _one(self, params: nnx.State, name: str) -> float:
+        family, group_size = parse_order(name)
+        total, count = 0.0, 0
+        for i, batch in enumerate(self._batches):
+            keys = example_keys(0, i, self._batch)
+            order = self._draw(
+                keys, batch["segments"], family=family, group_size=group_size, given=0.0, seeding=self._model.seeding
+            )
+            nll, predicted = self._sums(params, batch["tokens"], order)
+            total, count = total + float(nll), count + int(predicted)
+        return total / max(1, count)

@@ -1,0 +1,83 @@
+"""Negative log-likelihood from hidden states, without ever holding the B x L x V logits.
+
+Logits exist for `chunk` rows at a time. The loss is one scalar whose gradient with respect to each chunk of logits is
+known as soon as they are (softmax minus one-hot, times the row's weight), so the backward pass is computed together
+with the forward one and no logits are computed twice. Gradients are exact. Memory: chunk x V float32 logits and as
+much again for their gradient, plus V x D float32 for the head's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
+    """-log p(target) in nats for every row, B x L float32. Not meant to be differentiated."""
+
+    def rows(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
+        hidden_BxcxD, target_Bxc = xs
+        logits, lse = _logits(hidden_BxcxD, head_VxD)
+        return None, lse - _pick(logits, target_Bxc)
+
+    _, nll = jax.lax.scan(rows, None, (_cut(hidden_BxLxD, chunk), _cut(target_BxL, chunk)))
+    return _join(nll, target_BxL.shape[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int) -> Array:
+    """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`."""
+    return (token_nll(hidden_BxLxD, head_VxD, target_BxL, chunk) * weight_BxL).sum()
+
+
+def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> tuple[Array, tuple]:
+    def rows(carry: tuple[Array, Array], xs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        total, d_head = carry
+        hidden_BxcxD, target_Bxc, weight_Bxc = xs
+        logits, lse = _logits(hidden_BxcxD, head)
+        total += ((lse - _pick(logits, target_Bxc)) * weight_Bxc).sum()
+        one_hot = jnp.arange(logits.shape[-1]) == target_Bxc[..., None]
+        d_logits = (jnp.exp(logits - lse[..., None]) - one_hot) * weight_Bxc[..., None]
+        d_logits = d_logits.astype(hidden.dtype)
+        d_hidden = d_logits @ head.astype(hidden.dtype)
+        d_head += jnp.einsum("bcv,bcd->vd", d_logits, hidden_BxcxD, preferred_element_type=jnp.float32)
+        return (total, d_head), d_hidden
+
+    xs = tuple(_cut(x, chunk) for x in (hidden, target, weight))
+    (total, d_head), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(head.shape)), xs)
+    return total, (_join(d_hidden, hidden.shape[1]), d_head.astype(head.dtype))
+
+
+def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tuple:
+    d_hidden, d_head = gradients
+    return (d_hidden * d_total).astype(d_hidden.dtype), (d_head * d_total).astype(d_head.dtype), None, None
+
+
+nll_sum.defvjp(_forward, _backward)
+
+
+def _logits(hidden_BxcxD: Array, head_VxD: Array) -> tuple[Array, Array]:
+    """Logits B x c x V and their log-sum-exp B x c, float32."""
+    head_VxD = head_VxD.astype(hidden_BxcxD.dtype)
+    logits = jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32)
+    return logits, jax.nn.logsumexp(logits, axis=-1)
+
+
+def _pick(logits_BxcxV: Array, target_Bxc: Array) -> Array:
+    return jnp.take_along_axis(logits_BxcxV, target_Bxc[..., None], axis=-1)[..., 0]
+
+
+def _cut(x_BxLx: Array, chunk: int) -> Array:
+    """n x B x c x ...: L in pieces of c = chunk / B rows, so that every device keeps its own batch; zero padding."""
+    batch, length = x_BxLx.shape[:2]
+    size = min(length, max(1, chunk // batch))
+    pad = [(0, 0), (0, -length % size)] + [(0, 0)] * (x_BxLx.ndim - 2)
+    x = jnp.pad(x_BxLx, pad).reshape(batch, -1, size, *x_BxLx.shape[2:])
+    return x.swapaxes(0, 1)
+
+
+def _join(x: Array, length: int) -> Array:
+    """The inverse of `_cut`."""
+    x = x.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -1,0 +1,153 @@
+"""One optimizer step, compiled once per curriculum stage.
+
+The order of every example is drawn inside the compiled step from (seed, step, example), so a step is a pure function
+of the state and the batch, whatever the mesh. Micro-batches add sums, not means: the loss of a step is the mean over
+all predicted tokens of the whole batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from a3jax import mesh as meshes
+from a3jax.config import Config, ModelConfig, Stage
+from a3jax.model.parameters import shapes
+from a3jax.model.two_stream import Compute, TwoStream, sort
+from a3jax.ordering import draw_order, example_keys
+from a3jax.train.loss import nll_sum
+from a3jax.train.optimizer import make_optimizer
+
+Batch = dict[str, Array]
+
+
+class State(NamedTuple):
+    """Everything that a step changes."""
+
+    params: nnx.State
+    optimizer: optax.OptState
+    step: Array
+
+
+class Metrics(NamedTuple):
+    """What one step reports; stays on the device until it is logged."""
+
+    loss: Array
+    """Nats per predicted token."""
+    gradient_norm: Array
+    predicted: Array
+    """Tokens that counted."""
+
+
+def graph(model: ModelConfig) -> nnx.GraphDef:
+    """The network without its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: TwoStream(model, nnx.Rngs(0))))[0]
+
+
+def compute(config: Config) -> Compute:
+    """How this experiment computes a forward pass."""
+    train = config.train
+    return Compute(jnp.dtype(train.compute_dtype), train.attention, train.remat)
+
+
+def single_stream(stage: Stage, model: ModelConfig) -> bool:
+    """Whether queries equal the content stream one token earlier, so that one stream does the work of two."""
+    return stage.family == "in_order" and stage.group_size == 1 and not stage.given and model.seeding == "successor"
+
+
+def summed_loss(
+    params: nnx.State, batch: Batch, keys_B: Array, model: ModelConfig, stage: Stage, how: Compute, chunk: int
+) -> tuple[Array, Array]:
+    """Sum of -log p over predicted tokens of `batch`, and their number."""
+    network = nnx.merge(graph(model), params)
+    tokens_BxL = batch["tokens"]
+    order = draw_order(keys_B, batch["segments"], stage.family, stage.group_size, stage.given, model.seeding)
+    if single_stream(stage, model):
+        hidden_BxLxD = jnp.roll(network.content_hidden(tokens_BxL, order, how), 1, axis=1)
+    else:
+        hidden_BxLxD = network.query_hidden(tokens_BxL, order, how)
+    weight_BxL = order.predicted.astype(jnp.float32)
+    head_VxD = network.output_matrix[...]
+    total = nll_sum(hidden_BxLxD, head_VxD, sort(tokens_BxL, order.token_index), weight_BxL, chunk)
+    return total, weight_BxL.sum()
+
+
+def make_step(
+    config: Config, model: ModelConfig, stage: Stage, mesh: Mesh
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """The jitted step of one stage. The state is donated."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    how, parts = compute(config), config.train.accumulate
+
+    def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
+        differentiate = jax.value_and_grad(summed_loss, has_aux=True)
+        (total, count), grads = differentiate(params, batch, keys, model, stage, how, config.train.loss_chunk)
+        return total, count, grads
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        keys = example_keys(config.seed, state.step, config.data.batch)
+        if parts == 1:
+            total, count, grads = gradients(state.params, batch, keys)
+        else:
+            micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
+
+            def add(sums: tuple, xs: tuple[Batch, Array]) -> tuple[tuple, None]:
+                return jax.tree.map(jnp.add, sums, gradients(state.params, *xs)), None
+
+            zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            (total, count, grads), _ = jax.lax.scan(add, zeros, micro)
+        count = jnp.maximum(count, 1)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = Metrics(total / count, optax.global_norm(grads), count)
+        return State(params, optimizer_state, state.step + 1), metrics
+
+    layout = state_shardings(config, model, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(layout, meshes.batch_sharding(mesh)),
+        out_shardings=(layout, meshes.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def abstract_state(config: Config, model: ModelConfig) -> State:
+    """Shapes of the state, without arrays."""
+    params = shapes(model)
+    optimizer = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
+    return State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:
+    """Where every part of the state lies: parameters and their moments by their axes, the rest everywhere."""
+
+    def shard(leaf: nnx.Variable | jax.ShapeDtypeStruct) -> nnx.Variable | jax.sharding.NamedSharding:
+        if isinstance(leaf, nnx.Variable):
+            return leaf.replace(jax.sharding.NamedSharding(mesh, meshes.partition(leaf.get_metadata()["axes"])))
+        return meshes.replicated(mesh)
+
+    return jax.tree.map(shard, abstract_state(config, model), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh) -> State:
+    """A fresh state around `params`, which are already laid over the mesh."""
+    layout = state_shardings(config, model, mesh)
+    init = jax.jit(make_optimizer(config.optimizer, config.steps).init, out_shardings=layout.optimizer)
+    return State(params, init(params), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
+
+
+def random_params(config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
+    """Random weights, made where they will lie; the query seed starts as the mean token embedding."""
+
+    def init() -> nnx.State:
+        network = TwoStream(model, nnx.Rngs(config.seed))
+        network.query_seed[...] = network.embedding[...].mean(0)
+        return nnx.state(network, nnx.Param)
+
+    return jax.jit(init, out_shardings=state_shardings(config, model, mesh).params)()
