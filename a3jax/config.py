@@ -146,6 +146,8 @@ class Config:
     source: str | None = None
     """A folder written by `a3jax import`, or None to start from random weights of shape `model`."""
     model: ModelConfig | None = None
+    seeding: Seeding | None = None
+    """How queries start; None keeps the source's (`successor` after import)."""
     run: str | None = None
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -201,11 +203,11 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_json(cls: type[T], text: str, where: str) -> T:
+def from_json(cls: type[T], text: str | bytes, where: str) -> T:
     """Rebuild a configuration dataclass from `to_json`'s text; `where` names the file in errors."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise UserError(f"{where} is not JSON: {error}") from None
     return _build(cls, value, where)
 
@@ -214,13 +216,13 @@ def read(cls: type[T], path: Path) -> T:
     """`from_json` of a file, with a `UserError` if it is not there."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    return from_json(cls, path.read_text(), str(path))
+    return from_json(cls, path.read_bytes(), str(path))
 
 
 def _build(expected: Any, value: Any, where: str) -> Any:
     """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
+    if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
         hints = typing.get_type_hints(expected)
         for name in value:
             if name not in hints:
@@ -239,8 +241,10 @@ def _build(expected: Any, value: Any, where: str) -> Any:
         return _build(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Literal and value in arguments:
-        return value
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UserError(f"{where} is {value!r}; expected one of {', '.join(arguments)}{nearest(str(value), arguments)}")
     if expected is float and type(value) is int:
         return float(value)
     if isinstance(expected, type) and type(value) is expected:

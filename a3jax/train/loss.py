@@ -32,7 +32,7 @@ def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL:
 
 
 def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> tuple[Array, tuple]:
-    def rows(carry: tuple[Array, Array], xs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    def rows(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head = carry
         hidden_BxcxD, target_Bxc, weight_Bxc = xs
         logits, lse = _logits(hidden_BxcxD, head)

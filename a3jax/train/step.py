@@ -5,7 +5,6 @@ of the state and the batch, whatever the mesh. Micro-batches add sums, not means
 all predicted tokens of the whole batch.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -77,10 +76,8 @@ def summed_loss(
     return total, weight_BxL.sum()
 
 
-def make_step(
-    config: Config, model: ModelConfig, stage: Stage, mesh: Mesh
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The jitted step of one stage. The state is donated."""
+def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated."""
     optimizer = make_optimizer(config.optimizer, config.steps)
     how, parts = compute(config), config.train.accumulate
 
@@ -105,7 +102,7 @@ def make_step(
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(total / count, optax.global_norm(grads), count)
+        metrics = Metrics(total / count, optax.tree.norm(grads), count)
         return State(params, optimizer_state, state.step + 1), metrics
 
     layout = state_shardings(config, model, mesh)
@@ -117,22 +114,28 @@ def make_step(
     )
 
 
-def abstract_state(config: Config, model: ModelConfig) -> State:
-    """Shapes of the state, without arrays."""
+def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
+    """The state's shapes and where every part of it lies, without arrays."""
     params = shapes(model)
     optimizer = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
-    return State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))
+    tree = State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
+    )
 
 
 def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     """Where every part of the state lies: parameters and their moments by their axes, the rest everywhere."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, model, mesh))
 
+
+def _layout(tree: State, mesh: Mesh) -> State:
     def shard(leaf: nnx.Variable | jax.ShapeDtypeStruct) -> nnx.Variable | jax.sharding.NamedSharding:
         if isinstance(leaf, nnx.Variable):
             return leaf.replace(jax.sharding.NamedSharding(mesh, meshes.partition(leaf.get_metadata()["axes"])))
         return meshes.replicated(mesh)
 
-    return jax.tree.map(shard, abstract_state(config, model), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return jax.tree.map(shard, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh) -> State:

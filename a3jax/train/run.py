@@ -1,0 +1,112 @@
+"""A run before its first step: what it trains, on what, and the folder that remembers both.
+
+RUN/config.json        the experiment
+    model.json, tokenizer.json, ...   as in a model folder, so that a run folder can be used as one
+    checkpoints/       `a3jax.train.checkpoints`
+    metrics.jsonl      `a3jax.train.metrics`
+    events/            the same for TensorBoard
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from a3jax.checkpoint import MODEL, Checkpoint, find
+from a3jax.config import Config, ModelConfig, check, read, to_json
+from a3jax.data.manifest import Manifest, read_manifest
+from a3jax.data.tokenizer import load_codec
+from a3jax.errors import UserError
+from a3jax.mesh import check_mesh
+from a3jax.record import Record
+
+CONFIG = "config.json"
+
+_FREE_TO_CHANGE = ("name", "run", "mesh", "data.workers", "train.attention", "train.remat", "train.loss_chunk",
+                   "train.log_every", "train.eval_every", "train.eval_windows", "train.save_every", "train.keep")  # fmt: skip
+"""Fields that a resumed run may set anew, since the steps stay the same steps."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that is settled before the first step."""
+
+    config: Config
+    model: ModelConfig
+    manifest: Manifest
+    source: Checkpoint | None
+    """Where the weights come from; None for random ones."""
+    record: Record
+    """What had happened to them before."""
+
+    @property
+    def corpus(self) -> Path:
+        """The folder of the training data."""
+        return Path(self.config.data.path)
+
+
+def open_run(config: Config, mesh: Mesh) -> Run:
+    """Check that source, data, mesh and an earlier part of the run fit together, then create or update its folder.
+
+    Raises `UserError` with nothing written where they do not.
+    """
+    check(config)
+    manifest = read_manifest(Path(config.data.path))
+    if config.source is None:
+        assert config.model is not None, "check() asks for exactly one of source and model"
+        source, model, record = None, config.model, Record(source="random")
+    else:
+        source = find(Path(config.source))
+        model, record = source.config, source.record
+    if config.seeding is not None:
+        model = dataclasses.replace(model, seeding=config.seeding)
+    _check_data(config, model, manifest, source)
+    check_mesh(mesh, model, config.data.batch // config.train.accumulate)
+    folder = config.run_folder
+    if (folder / CONFIG).is_file():
+        _check_same(folder, config)
+    codec = load_codec(source.folder if source else config.data.path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODEL).write_text(to_json(model))
+        for name, content in codec.files.items():
+            (folder / name).write_bytes(content)
+        (folder / CONFIG).write_text(to_json(config))
+    except OSError as error:
+        raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
+    return Run(config, model, manifest, source, record)
+
+
+def _check_data(config: Config, model: ModelConfig, manifest: Manifest, source: Checkpoint | None) -> None:
+    where = config.data.path
+    if manifest.vocab > model.vocab:
+        raise UserError(f"{where} has token ids up to {manifest.vocab - 1}, but the model has {model.vocab} embeddings")
+    if source is not None and load_codec(source.folder).sha256 != manifest.tokenizer_sha256:
+        raise UserError(f"{where} was prepared with another tokenizer than that of {source.folder}; prepare it again with it")
+    if config.data.length > model.context:
+        raise UserError(f"data.length {config.data.length} is more than the model's context of {model.context} tokens")
+
+
+def _check_same(folder: Path, config: Config) -> None:
+    before = dict(_flat(dataclasses.asdict(read(Config, folder / CONFIG))))
+    now = dict(_flat(dataclasses.asdict(config)))
+    for name in sorted(before.keys() | now.keys()):
+        free = any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)
+        if before.get(name) != now.get(name) and not free:
+            raise UserError(
+                f"{folder} holds a run with {name} = {before.get(name)}, not {now.get(name)}; "
+                f"give another --name or --run, or remove the folder"
+            )
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Dotted names of all leaves."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    else:
+        return [(name, value)]
+    return [leaf for key, item in items for leaf in _flat(item, f"{name}.{key}" if name else str(key))]

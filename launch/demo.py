@@ -1,0 +1,98 @@
+"""The whole road on real weights: import, prepare, adapt, infill, export. `make demo` runs this.
+
+Every step is one `a3jax` command, printed before it runs, and is skipped where its result is there already: an
+interrupted demo goes on where it stopped. Everything lies in demo/.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+DEMO = Path("demo")
+GGUF = Path(".cache/SmolLM2-135M-Instruct.Q4_1.gguf")
+CODE = '''def mean(values):
+    """Return the arithmetic mean of a list of numbers."""
+    if not values:
+        [[10]]
+    return sum(values) / len(values)
+
+
+def variance(values):
+    """Return the mean squared distance from the mean."""
+    center = mean(values)
+    [[16]] for x in values) / len(values)
+'''
+console = Console(highlight=False, soft_wrap=True)
+
+
+def a3jax(*args: str, out: Path | None = None) -> dict[str, Any]:
+    """Run one command and return its JSON; a result kept in `out` is taken from there."""
+    if out and out.is_file():
+        return json.loads(out.read_text())
+    shown = " ".join(f"'{arg}'" if "\n" in arg or "*" in arg or " " in arg else arg for arg in args)
+    console.print(f"\n[bold]$ a3jax {shown}[/bold]", markup=True)
+    command = [sys.executable, "-m", "a3jax.cli", *args, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    result = json.loads(done.stdout.splitlines()[-1])
+    if out:
+        out.write_text(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    """Run every step, then print what they gave."""
+    begun = time.perf_counter()
+    DEMO.mkdir(exist_ok=True)
+    source, corpus, run, exported = DEMO / "smollm2", DEMO / "corpus", DEMO / "run", DEMO / "exported"
+    a3jax("import", str(GGUF), str(source), out=DEMO / "import.json")
+    stdlib = sysconfig.get_path("stdlib")
+    a3jax(
+        *("prepare", stdlib, str(corpus), "--tokenizer", str(source), "--held-out", "0.02", "--include", "*.py"),
+        *("--exclude", "site-packages/*", "*test*", "idlelib/*", "lib2to3/*", "encodings/*"),
+        out=DEMO / "prepare.json",
+    )
+    infill = ("--text", CODE, "--order", "in_order_1")
+    before = a3jax("generate", str(source), *infill, out=DEMO / "before.json")
+    trained = a3jax("train", "smollm2_python")
+    after = a3jax("generate", str(run), *infill, out=DEMO / "after.json")
+    export = a3jax("export", str(run), str(exported), "--verify", out=DEMO / "export.json")
+    report(trained, before, after, export, time.perf_counter() - begun)
+
+
+def report(
+    trained: dict[str, Any], before: dict[str, Any], after: dict[str, Any], export: dict[str, Any], seconds: float
+) -> None:
+    """The table and the texts at the end."""
+    lines = [json.loads(line) for line in (DEMO / "run" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if "nll/ar" in line)
+    table = Table(title="Held-out NLL, nats per token of Python source", title_justify="left")
+    for column in ("order", "before", "after"):
+        table.add_column(column, justify="left" if column == "order" else "right")
+    for order, value in trained["nll"].items():
+        table.add_row(order, f"{first[f'nll/{order}']:.3f}", f"{value:.3f}")
+    console.print()
+    console.print(table)
+    for name, result in (("before", before), ("after", after)):
+        console.rule(f"infilled {name} adaptation", align="left")
+        console.print(result["text"], markup=False)
+    console.rule()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    speed = f"{trained['tokens_per_second']:,.0f}" if trained["tokens_per_second"] else "(resumed at its end)"
+    console.print(f"training            {speed} tokens/s, {trained['steps']} steps")
+    console.print(f"PyTorch export      largest logit difference {export['max_logit_difference']:.1e}")
+    console.print(f"this demo           {seconds / 60:.1f} minutes, at most {peak:.1f} GiB in one process")
+    console.print(f"\nGo on:  a3jax generate {DEMO / 'run'} --text 'def area(r): [[8]] * r'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A small corpus of bytes, and an experiment that trains a small model on it."""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.data.prepare import prepare
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty short documents, a fifth of them held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0)
+    for i in range(60):
+        text = " ".join(words.choice(["one", "two", "three", "four"]) for _ in range(words.randint(3, 40)))
+        (folder / f"{i}.txt").write_text(text)
+    prepare([folder], folder / "prepared", "bytes", held_out=0.2, workers=1)
+    return folder / "prepared"
+
+
+@pytest.fixture
+def experiment(corpus: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A run of eight steps through two stages; keyword arguments replace fields of `TrainConfig`."""
+
+    def make(run: str = "run", **train) -> Config:
+        sizes = {"vocab": 258, "width": 16, "ff_width": 24, "layers": 2, "query_heads": 2, "kv_heads": 1, "head_width": 8}
+        settings = {"compute_dtype": "float32", "remat": "none", "eval_every": 4, "eval_windows": 3, "save_every": 3}
+        return Config(
+            name="test",
+            run=str(tmp_path / run),
+            model=ModelConfig(family="llama", context=64, start_token=256, end_tokens=(257,), **sizes),
+            data=DataConfig(str(corpus), length=32, batch=4),
+            curriculum=(Stage(3, "in_order", 1), Stage(5, "random", 4, given=0.5)),
+            optimizer=OptimizerConfig(peak_lr=1e-2, warmup=2),
+            train=dataclasses.replace(TrainConfig(), **{**settings, **train}),
+        )
+
+    return make

@@ -1,0 +1,207 @@
+"""The loop: resuming gives bit for bit what an uninterrupted run gives, and every fault leaves the last checkpoint whole."""
+
+import dataclasses
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from a3jax.checkpoint import find, load_arrays
+from a3jax.config import to_json
+from a3jax.errors import UserError
+from a3jax.evaluate.likelihood import ORDERS
+from a3jax.train.loop import train
+from a3jax.train.metrics import read
+from a3jax.train.report import Report
+
+
+def parameters(run: str) -> list[np.ndarray]:
+    return jax.tree.leaves(load_arrays(find(Path(run))))
+
+
+def assert_same_run(a: str, b: str) -> None:
+    """Bit-equal parameters, and the same losses and evaluations step by step."""
+    for x, y in zip(parameters(a), parameters(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    timing = ("seconds", "tokens_per_second")
+    rows = [[{k: v for k, v in row.items() if k not in timing} for row in read(Path(run))] for run in (a, b)]
+    assert rows[0] == rows[1]
+
+
+@pytest.fixture
+def uninterrupted(experiment) -> str:
+    config = experiment("whole")
+    summary = train(config)
+    assert (summary.steps, summary.stopped_by) == (8, 0)
+    return summary.run
+
+
+def test_a_run_reports_every_step_and_evaluation(uninterrupted):
+    rows = read(Path(uninterrupted))
+    steps, evaluations = [r for r in rows if "loss" in r], [r for r in rows if "nll/ar" in r]
+    assert [r["step"] for r in steps] == list(range(1, 9))
+    assert [r["stage"] for r in steps] == ["in_order_1"] * 3 + ["random_4"] * 5
+    assert [r["step"] for r in evaluations] == [0, 4, 8]
+    assert all(f"nll/{order}" in r for r in evaluations for order in ORDERS)
+    assert all(r["tokens_per_second"] > 0 and r["predicted"] > 0 for r in steps)
+    assert evaluations[-1]["nll/ar"] < evaluations[0]["nll/ar"]
+    record = find(Path(uninterrupted)).record
+    assert (record.steps, record.tokens, record.stages) == (8, 8 * 4 * 32, ("in_order_1", "random_4"))
+    assert list((Path(uninterrupted) / "events").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("when", [1, 4, 5])
+def test_a_signal_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(when, uninterrupted, experiment, monkeypatch):
+    config = experiment("stopped")
+    original = Report.step
+
+    def step(self, number, stage, metrics):
+        original(self, number, stage, metrics)
+        if number == when:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Report, "step", step)
+    summary = train(config)
+    assert (summary.steps, summary.stopped_by) == (when, signal.SIGTERM)
+    monkeypatch.undo()
+    assert train(config).steps == 8
+    assert_same_run(summary.run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(uninterrupted, experiment, tmp_path):
+    config = experiment("killed", save_every=1)
+    (tmp_path / "config.json").write_text(to_json(config))
+    program = (
+        "import sys; from pathlib import Path; from a3jax.config import Config, read; from a3jax.train.loop import train;"
+        "train(read(Config, Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "config.json")]
+    metrics = config.run_folder / "metrics.jsonl"
+    # The same compiler options, and its results, as in this process: bits depend on them.
+    environment = {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    for step in (2, 6):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        while process.poll() is None and not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    train(config)
+    for x, y in zip(parameters(config.run), parameters(uninterrupted), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert [r["step"] for r in read(config.run_folder) if "loss" in r] == list(range(1, 9))
+
+
+def test_a_finished_run_does_nothing_more(uninterrupted, experiment):
+    before = parameters(uninterrupted)
+    summary = train(experiment("whole"))
+    assert (summary.steps, summary.loss) == (8, None)
+    for x, y in zip(before, parameters(uninterrupted), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_another_experiment_is_refused_in_the_same_folder(uninterrupted, experiment):
+    config = dataclasses.replace(experiment("whole"), seed=1)
+    with pytest.raises(UserError, match="seed = 0, not 1"):
+        train(config)
+    train(experiment("whole", save_every=5))  # what does not change the steps may change
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(experiment):
+    config = experiment()
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, peak_lr=1e30, warmup=0))
+    with pytest.raises(UserError, match=r"step 2: .*nan"):
+        train(config)
+    with pytest.raises(UserError, match="no saved step"):
+        find(config.run_folder)
+
+
+def test_a_full_disk_while_saving_is_one_line_and_leaves_the_checkpoint_before_it(experiment, monkeypatch):
+    config = experiment(save_every=3)
+    original = Report.step
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def step(self, number, stage, metrics):
+        original(self, number, stage, metrics)
+        if number == 5:  # from now on no file can grow past 4 KiB: writing fails as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+
+    monkeypatch.setattr(Report, "step", step)
+    try:
+        with pytest.raises(UserError, match=r"could not be written .*last whole checkpoint is step 3"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
+    assert find(config.run_folder).record.steps == 3
+    assert train(config).steps == 8
+
+
+def test_a_damaged_checkpoint_is_named(experiment):
+    config = experiment()
+    train(config)
+    saved = config.run_folder / "checkpoints" / "8"
+    for file in (saved / "optimizer").rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="checkpoints/8 is damaged"):
+        train(config)
+
+
+def test_nothing_is_compiled_after_the_first_evaluation_of_a_stage(experiment, caplog):
+    config = experiment(eval_every=2, save_every=2)
+    config = dataclasses.replace(config, curriculum=config.curriculum[1:])
+    config = dataclasses.replace(config, curriculum=(dataclasses.replace(config.curriculum[0], steps=8),))
+    compiled: dict[int, int] = {}
+    original = Report.step
+
+    def step(self, number, stage, metrics):
+        original(self, number, stage, metrics)
+        compiled[number] = sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    with pytest.MonkeyPatch.context() as patch, jax.log_compiles(), caplog.at_level(logging.WARNING):
+        patch.setattr(Report, "step", step)
+        train(config)
+    assert compiled[8] == compiled[3] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"path": "nowhere"}}, "nowhere is not a prepared corpus"),
+        ({"data": {"length": 128}}, "data.length 128 is more than the model's context of 64"),
+        ({"model": {"vocab": 100}}, "token ids up to 257, but the model has 100"),
+        ({"model": {"width": 16}, "mesh": {"data": 3}}, "does not cover 1 devices"),
+        ({"source": "nowhere", "model": None}, "nowhere does not exist"),
+        ({"train": {"accumulate": 3}}, "does not divide data.batch 4"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(change, message, experiment):
+    config = experiment()
+    for name, value in change.items():
+        part = getattr(config, name)
+        config = dataclasses.replace(
+            config, **{name: dataclasses.replace(part, **value) if isinstance(value, dict) else value}
+        )
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not config.run_folder.exists()
+
+
+def test_metrics_of_a_cut_off_line_are_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert read(tmp_path) == [{"step": 1}]
