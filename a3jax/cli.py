@@ -94,7 +94,7 @@ class Generate:
     """A model folder or a run folder."""
     text: str
     """A text in which [[n]] is a blank of n tokens."""
-    order: str = "random_1"
+    order: str = "ar"
     """ar, in_order_N, random_N or spans_N, with N tokens decoded at a time."""
     temperature: float = 0.0
     """0 takes the likeliest token."""

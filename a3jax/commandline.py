@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -41,13 +42,10 @@ def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = N
 
 
 def _message(printed: str) -> str:
-    """The first sentence inside the frame that tyro draws around an error."""
-    lines = [line.strip("│ ") for line in printed.splitlines() if line.startswith("│")]
-    sentence: list[str] = []
-    for line in lines:
-        if not line or set(line) <= {"─"}:
-            break
-        sentence.append(line)
+    """The first sentence inside the frame that tyro draws around an error; where it cannot draw, the frame is blank."""
+    lines = [line.strip("│╭╰╮╯─| ") for line in printed.splitlines()[1:]]
+    lines = ["" if set(line) <= {"-"} else line for line in lines]
+    sentence = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
     return " ".join(sentence) or "the command line could not be read"
 
 

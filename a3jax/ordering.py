@@ -91,17 +91,16 @@ def draw_groups(key: Array, segment_L: Array, given_L: Array, family: Family, gr
 
     `segment_L` numbers the documents of the window from 1; 0 is padding. Given tokens are groups of one in their
     original order, before all others. Groups break at multiples of `group_size` slots, which makes them the same in
-    every window without packing; those of `spans` at multiples of `group_size` tokens of the document.
+    every window without packing or prompts; those of `spans` at multiples of `group_size` tokens of the document.
     """
     (length,) = segment_L.shape
     index_L = jnp.arange(length)
     segment_L = _padding_last(segment_L)
     start_L, _ = _segment_bounds(segment_L)
-    priority_L = index_L.astype(jnp.float32) if family == "in_order" else jax.random.uniform(key, (length,))
+    priority_L = index_L if family == "in_order" else jax.random.permutation(key, length)
     if family == "spans":
         chunk_L = (index_L - start_L - 1) // group_size
-        priority_L = priority_L[jnp.clip(start_L + 1 + chunk_L * group_size, 0, length - 1)]
-        rank_L = jnp.searchsorted(jnp.sort(priority_L), priority_L).astype(jnp.int32)
+        rank_L = priority_L[jnp.clip(start_L + 1 + chunk_L * group_size, 0, length - 1)]
     else:
         ordered = jnp.lexsort((priority_L, ~given_L, segment_L))
         rank_L = jnp.zeros_like(index_L).at[ordered].set(index_L) // group_size

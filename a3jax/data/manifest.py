@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from a3jax.config import from_json
+from a3jax.config import read
 from a3jax.errors import UserError
 
 Split = Literal["train", "held_out"]
+Dtype = Literal["uint16", "uint32"]
 MANIFEST = "manifest.json"
 
 
@@ -30,13 +31,15 @@ class Manifest:
     held_out: SplitCounts
     vocab: int
     tokenizer_sha256: str
-    dtype: Literal["uint16", "uint32"]
+    dtype: Dtype
     seed: int
     held_out_fraction: float
     start_token: int | None
     end_token: int | None
     sources: tuple[str, ...]
     characters: int
+    skipped: int = 0
+    """Source files passed over because they are not UTF-8 text."""
 
     def paths(self, folder: Path, split: Split) -> list[Path]:
         """The shards of a split; raises `UserError` for one that is gone."""
@@ -56,4 +59,4 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is not a prepared corpus (no {MANIFEST}); write one with a3jax prepare")
-    return from_json(Manifest, path.read_text(), str(path))
+    return read(Manifest, path)

@@ -2,12 +2,15 @@
 reads on where it stopped."""
 
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from grain import experimental as grain_experimental
 
-from a3jax.data.manifest import Manifest
+from a3jax.data.manifest import Manifest, Split
+from a3jax.errors import UserError
 
 SHUFFLED_WINDOWS = 256
 """A long document makes many windows in a row; windows are shuffled among this many."""
@@ -17,26 +20,54 @@ def training_batches(
     folder: Path, manifest: Manifest, length: int, batch: int, seed: int, workers: int = 0
 ) -> grain.IterDataset:
     """Endless shuffled batches {"tokens", "segments"}, B x L int32; segments number a window's documents from 1."""
-    paths = [str(path) for path in manifest.paths(folder, "train")]
-    documents = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(paths)).seed(seed).shuffle().repeat()
+    documents = _documents(folder, manifest, "train").seed(seed).shuffle().repeat()
     windows = _pack(documents.map(manifest.decode).map(_named).to_iter_dataset(), length)
     windows = grain_experimental.WindowShuffleIterDataset(windows, window_size=SHUFFLED_WINDOWS, seed=seed)
     batches = windows.batch(batch, drop_remainder=True)
     if workers:
+        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which no one else here uses
         return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return batches
 
 
+def go_on_from(batches: grain.DatasetIterator, state: dict[str, Any]) -> None:
+    """Set an iterator to a state that has been through JSON, which turns tuples into lists; Grain compares tuples."""
+    batches.set_state(_with_tuples(state))
+
+
 def held_out_windows(folder: Path, manifest: Manifest, length: int, windows: int) -> dict[str, np.ndarray]:
     """The first `windows` windows of the held-out split, W x L, of each document at most `length` tokens."""
-    paths = [str(path) for path in manifest.paths(folder, "held_out")]
     empty = {name: np.zeros((0, length), np.int32) for name in ("tokens", "segments")}
-    if not paths:
+    if not manifest.held_out.documents:
         return empty
-    documents = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(paths)).seed(0).shuffle()
+    documents = _documents(folder, manifest, "held_out").seed(0).shuffle()
     starts = documents.map(manifest.decode).map(lambda tokens: {"tokens": tokens[:length]})
     packed = [window for window, _ in zip(_pack(starts.to_iter_dataset(), length), range(windows), strict=False)]
     return {name: np.stack([window[name] for window in packed]) for name in empty} if packed else empty
+
+
+def _documents(folder: Path, manifest: Manifest, split: Split) -> grain.MapDataset:
+    """The records of a split; raises `UserError` for shards that are gone, damaged, or not the manifest's."""
+    paths = manifest.paths(folder, split)
+    documents = sum(_records(path) for path in paths)
+    expected = getattr(manifest, split).documents
+    if documents != expected:
+        raise UserError(f"{folder}: {split} shards hold {documents} documents, not {expected}; run a3jax prepare again")
+    return grain.MapDataset.source(grain.sources.ArrayRecordDataSource([str(path) for path in paths]))
+
+
+def _records(path: Path) -> int:
+    try:
+        return len(grain.sources.ArrayRecordDataSource([str(path)]))
+    except RuntimeError as error:
+        reason = str(error) or "it is cut short"
+        raise UserError(f"{path} is damaged ({reason}); run a3jax prepare again") from None
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _named(tokens: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -18,11 +18,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from a3jax.config import to_json
-from a3jax.data.manifest import MANIFEST, Manifest, SplitCounts
+from a3jax.data.manifest import MANIFEST, Dtype, Manifest, SplitCounts
 from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.errors import UserError
 from a3jax.folders import complete_or_nothing, refuse_existing
-from a3jax.progress import Progress
+from a3jax.progress import Progress, console
 
 SHARD_BYTES = 32 * 2**20
 """Source bytes per shard."""
@@ -42,7 +42,7 @@ class _Task:
     text_field: str
     seed: int
     held_out: float
-    dtype: str
+    dtype: Dtype
 
 
 @dataclass
@@ -55,6 +55,7 @@ class _Counts:
 class _Done:
     source_bytes: int
     characters: int
+    skipped: int
     splits: dict[str, _Counts]
 
 
@@ -75,7 +76,8 @@ def prepare(
 
     A text file is one document; every line of a JSONL file is one, in its `text_field`. `include` and `exclude` are
     shell patterns matched against paths found inside folders. `held_out` is the fraction of documents kept for
-    evaluation. Raises `UserError`, with nothing written, for a source that is absent or has no text.
+    evaluation. Files that are not UTF-8 text are passed over, counted and reported; empty documents are passed over.
+    Raises `UserError`, with nothing written, for a source that is absent or has no text.
     """
     refuse_existing(out)
     if not 0 <= held_out < 1:
@@ -84,7 +86,7 @@ def prepare(
     files = list(_find(sources, include, exclude))
     if not files:
         raise UserError(f"no file to read in {', '.join(map(str, sources))}; check the path and --include")
-    dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
+    dtype: Dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
     with complete_or_nothing(out) as partial:
         tasks = [
             _Task(i, tuple(shard), partial, tokenizer, start, end, text_field, seed, held_out, dtype)
@@ -95,6 +97,8 @@ def prepare(
         for name, content in codec.files.items():
             (partial / name).write_bytes(content)
         (partial / MANIFEST).write_text(to_json(manifest))
+    if manifest.skipped:
+        console.print(f"files passed over because they are not UTF-8 text: {manifest.skipped}")
     return manifest
 
 
@@ -150,9 +154,11 @@ def _write_shard(task: _Task) -> _Done:
     codec = load_codec(task.tokenizer, task.start, task.end)
     counts = {"train": _Counts(), "held_out": _Counts()}
     writers = {name: ArrayRecordWriter(str(task.out / _shard_name(name, task.index)), "group_size:1") for name in counts}
-    characters = 0
+    characters = skipped = 0
     for path in task.files:
-        for text in _documents(path, task.text_field):
+        texts = _documents(path, task.text_field)
+        skipped += texts is None
+        for text in texts or ():
             ids = np.asarray(codec.document(text), task.dtype)
             split = "held_out" if _held_out(text, task.seed, task.held_out) else "train"
             writers[split].write(ids.tobytes())
@@ -163,27 +169,33 @@ def _write_shard(task: _Task) -> _Done:
         writer.close()
         if not counts[name].documents:
             (task.out / _shard_name(name, task.index)).unlink()
-    return _Done(sum(path.stat().st_size for path in task.files), characters, counts)
+    return _Done(sum(path.stat().st_size for path in task.files), characters, skipped, counts)
 
 
 def _shard_name(split: str, index: int) -> str:
     return f"{split}-{index:05d}.array_record"
 
 
-def _documents(path: Path, text_field: str) -> Iterator[str]:
-    """The texts of one file. Empty ones and files that are not UTF-8 text are passed over."""
+def _documents(path: Path, text_field: str) -> Iterable[str] | None:
+    """The texts of one file, empty ones passed over; None for a file that is not UTF-8 text."""
     if path.suffix in JSONL:
+        return filter(str.strip, _lines(path, text_field))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+    return [text] if text.strip() else []
+
+
+def _lines(path: Path, text_field: str) -> Iterator[str]:
+    """The texts of a JSONL file, read line by line."""
+    try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _text_of(line, text_field, f"{path}:{number}")
-        return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return
-    if text.strip():
-        yield text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}; convert it, or leave it out with --exclude") from None
 
 
 def _text_of(line: str, text_field: str, where: str) -> str:
@@ -191,9 +203,14 @@ def _text_of(line: str, text_field: str, where: str) -> str:
         value = json.loads(line)
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
-    if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
+    text = value.get(text_field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
         raise UserError(f"{where} has no text in field '{text_field}'; name the right one with --text-field")
-    return value[text_field]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which is no character
+        raise UserError(f"{where} is not Unicode text in field '{text_field}': {error}") from None
+    return text
 
 
 def _held_out(text: str, seed: int, fraction: float) -> bool:
@@ -202,7 +219,7 @@ def _held_out(text: str, seed: int, fraction: float) -> bool:
 
 
 def _manifest(
-    done: list[_Done], codec: TextCodec, dtype: str, seed: int, held_out: float, sources: Sequence[Path]
+    done: list[_Done], codec: TextCodec, dtype: Dtype, seed: int, held_out: float, sources: Sequence[Path]
 ) -> Manifest:
     splits = {}
     for name in ("train", "held_out"):
@@ -226,4 +243,5 @@ def _manifest(
         end_token=codec.end,
         sources=tuple(map(str, sources)),
         characters=sum(result.characters for result in done),
+        skipped=sum(result.skipped for result in done),
     )

@@ -78,7 +78,10 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
         config = read(ModelConfig, folder / "model.json")
         begins, ends = config.start_token, config.end_tokens[0] if config.end_tokens else None
     else:
-        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+        try:
+            settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+        except ValueError as error:
+            raise UserError(f"{folder / 'tokenizer_config.json'} is not JSON: {error}") from None
         begins, ends = (_special(tokenizer, settings.get(name)) for name in ("bos_token", "eos_token"))
     return TextCodec(tokenizer, files, _named(tokenizer, start, begins), _named(tokenizer, end, ends))
 

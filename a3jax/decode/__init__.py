@@ -1,1 +1,1 @@
-"""Generation in any order, from a cache in generation order."""
+"""Filling blanks group by group, with a cache of what is committed."""

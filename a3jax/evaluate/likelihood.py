@@ -55,11 +55,10 @@ class HeldOut:
         self._sums = jax.jit(sums)
         self._draw = jax.jit(draw_order, static_argnames=("family", "group_size", "given", "seeding"))
 
-    def __bool__(self) -> bool:
-        return bool(self._batches)
-
     def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, float]:
-        """Nats per predicted token for each named order. The orders drawn are the same at every call."""
+        """Nats per predicted token for each named order, empty without windows. The orders drawn are always the same."""
+        if not self._batches:
+            return {}
         return {name: self._one(params, name) for name in orders}
 
     def _one(self, params: nnx.State, name: str) -> float:

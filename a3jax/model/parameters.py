@@ -29,6 +29,13 @@ def parameter(config: ModelConfig, axes: str, initializer: Initializer, rngs: nn
     return nnx.Param(initializer(rngs.params(), tuple(sizes[letter] for letter in letters)), axes=letters)
 
 
+def graph(config: ModelConfig) -> nnx.GraphDef:
+    """The network without its parameters: `nnx.merge(graph(config), parameters)` is the network again."""
+    from a3jax.model.two_stream import TwoStream
+
+    return nnx.split(nnx.eval_shape(lambda: TwoStream(config, nnx.Rngs(0))))[0]
+
+
 def shapes(config: ModelConfig) -> nnx.State:
     """The whole parameter tree as shapes and axes, without allocating anything."""
     from a3jax.model.two_stream import TwoStream

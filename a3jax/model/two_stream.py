@@ -9,7 +9,8 @@ content stream itself is the answer (plain autoregression), it is run alone.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +44,19 @@ class Cache(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """One layer's cache and the slot at which new keys and values go."""
+    """The cache as one layer sees it, and the slot of every sequence at which new keys and values go."""
 
-    cache: Cache  # without the leading N
-    offset: Array | int
+    cache: Cache
+    layer: Array
+    offset_B: Array
 
-    def write(self, key_BxCxKxE: Array, value_BxCxKxE: Array) -> tuple[Array, Array]:
-        """The layer's keys and values with those of new content rows at `offset`."""
-        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.offset, axis=1)
-        return update(self.cache.key, key_BxCxKxE), update(self.cache.value, value_BxCxKxE)
+    def write(self, key_BxCxKxE: Array, value_BxCxKxE: Array) -> Cache:
+        """The cache with those of the layer's new content rows. Nothing else is touched; rows beyond its end are dropped."""
+        batch, rows = key_BxCxKxE.shape[:2]
+        slot_BxC = self.offset_B[:, None] + jnp.arange(rows)
+        where = (self.layer, jnp.arange(batch)[:, None], slot_BxC)
+        key, value = self.cache
+        return Cache(key.at[where].set(key_BxCxKxE, mode="drop"), value.at[where].set(value_BxCxKxE, mode="drop"))
 
 
 class Compute(NamedTuple):
@@ -89,18 +94,18 @@ class Block(nnx.Module):
 
     def __call__(
         self, rows: Rows, turn: tuple[Array, Array], content: int, skip: int, how: Compute, cached: Cached | None
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[Array, Cache | None]:
         """One layer over `rows`; the first `skip` rows stop after their keys and values.
 
-        Returns the rows' new embeddings B x (R - skip) x D, and this layer's keys and values: those of the content
-        rows, or the whole cache with them written in.
+        Returns the rows' new embeddings B x (R - skip) x D, and the cache, if any, with this layer's new keys and values.
         """
         x_BxRxD = rows.embedding
         eps, pre = self.config.norm_eps, not self.config.post_norm
         normed = rms_norm(x_BxRxD, self.attention_norm, eps) if pre else x_BxRxD
         key, value = self._keys_values(normed[:, :content], tuple(t[:, :content] for t in turn))
-        if cached is not None:
-            key, value = cached.write(key, value)
+        cache = None if cached is None else cached.write(key, value)
+        if cached is not None and cache is not None:
+            key, value = cache.key[cached.layer], cache.value[cached.layer]
         x_BxRxD, normed = x_BxRxD[:, skip:], normed[:, skip:]
         query = self._queries(normed, tuple(t[:, skip:] for t in turn))
         seen = attend(query, key, value, rows.start[:, skip:], rows.end[:, skip:], how.attention)
@@ -110,7 +115,7 @@ class Block(nnx.Module):
         hidden = jax.nn.silu(normed @ self.gate) * (normed @ self.up)
         out = hidden @ self.down
         x_BxRxD += out if pre else rms_norm(out, self.mlp_norm, eps)
-        return x_BxRxD, (key, value)
+        return x_BxRxD, cache
 
     def _queries(self, normed: Array, turn: tuple[Array, ...]) -> Array:
         query = jnp.einsum("brd,dhe->brhe", normed, self.query)
@@ -185,7 +190,7 @@ class TwoStream(nnx.Module):
         return jnp.where(committed[..., None], self.embed(predecessor, how), seed)
 
     def run(
-        self, rows: Rows, content: int, how: Compute, cache: Cache | None = None, offset: Array | int = 0
+        self, rows: Rows, content: int, how: Compute, cache: Cache | None = None, offset_B: Array | int = 0
     ) -> tuple[Array, Cache | None]:
         """Run rows through all layers, the first `content` of them content rows.
 
@@ -194,30 +199,42 @@ class TwoStream(nnx.Module):
         where there are no others.
         """
         turn = angles(self.config, rows.position)
-        skip = content if content < rows.position.shape[1] else 0
+        batch, count = rows.position.shape
+        skip = content if content < count else 0
         graph, parameters = nnx.split(self.blocks)
         parameters = jax.tree.map(lambda p: p.astype(how.dtype), parameters)
 
-        def layer(x_BxRxD: Array, xs: tuple[nnx.State, Cache | None], skip: int) -> tuple[Array, Cache | None]:
-            parameters, cached = xs
+        def layer(
+            x_BxRxD: Array, parameters: nnx.State, skip: int, cached: Cached | None = None
+        ) -> tuple[Array, Cache | None]:
             block = nnx.merge(graph, parameters)
-            place = None if cached is None else Cached(cached, offset)
-            x_BxRxD, kv = block(rows._replace(embedding=x_BxRxD), turn, content, skip, how, place)
-            return x_BxRxD, None if cached is None else Cache(*kv)
+            return block(rows._replace(embedding=x_BxRxD), turn, content, skip, how, cached)
 
-        body = _remat(functools.partial(layer, skip=0), how.remat)
-        tail = _remat(functools.partial(layer, skip=skip), how.remat)
-        x_BxRxD, filled = jax.lax.scan(body, rows.embedding, jax.tree.map(lambda p: p[:-1], (parameters, cache)))
-        x_BxRxD, last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], (parameters, cache)))
-        if cache is not None:
-            cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), filled, last)
+        if cache is None:
+            body = _remat(functools.partial(layer, skip=0), how.remat)
+            tail = _remat(functools.partial(layer, skip=skip), how.remat)
+            x_BxRxD, _ = jax.lax.scan(body, rows.embedding, jax.tree.map(lambda p: p[:-1], parameters))
+            x_BxRxD, _ = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], parameters))
+        else:
+            # The cache is carried, so that it is updated in place. The last layer is not set apart: cutting it off would
+            # copy all other layers' weights at every call, and a step of decoding does little else than read them.
+            offset_B = jnp.broadcast_to(offset_B, batch)
+
+            def step(carry: tuple[Array, Cache], xs: tuple[nnx.State, Array]) -> tuple[tuple[Array, Cache], None]:
+                (x_BxRxD, cache), (parameters, index) = carry, xs
+                x_BxRxD, filled = layer(x_BxRxD, parameters, 0, Cached(cache, index, offset_B))
+                return (x_BxRxD, cast(Cache, filled)), None
+
+            layers = jnp.arange(self.config.layers)
+            (x_BxRxD, filled), _ = jax.lax.scan(step, (rows.embedding, cache), (parameters, layers))
+            x_BxRxD, cache = x_BxRxD[:, skip:], filled
         return rms_norm(x_BxRxD, self.final_norm[...].astype(how.dtype), self.config.norm_eps), cache
 
-    def empty_cache(self, batch: int, slots: int, how: Compute) -> Cache:
-        """Room for `slots` committed tokens in each of `batch` sequences."""
-        c = self.config
-        zeros = jnp.zeros((c.layers, batch, slots, c.kv_heads, c.head_width), how.dtype)
-        return Cache(zeros, zeros)
+
+def empty_cache(config: ModelConfig, batch: int, slots: int, how: Compute) -> Cache:
+    """Room for `slots` committed tokens in each of `batch` sequences."""
+    shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
+    return Cache(jnp.zeros(shape, how.dtype), jnp.zeros(shape, how.dtype))
 
 
 def sort(x_BxL: Array, index_BxL: Array) -> Array:
@@ -232,7 +249,7 @@ def rms_norm(x: Array, weight: Array, eps: float, axes: tuple[int, ...] = (-1,))
     return (x32 * scale).astype(x.dtype) * weight
 
 
-def _remat(layer: functools.partial, remat: Remat) -> functools.partial:
+def _remat(layer: Callable, remat: Remat) -> Callable:
     if remat == "none":
         return layer
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None

@@ -21,12 +21,13 @@ from a3jax.config import Config, Stage
 from a3jax.curriculum import stage_at
 from a3jax.data.pipeline import go_on_from, held_out_windows, training_batches
 from a3jax.evaluate.likelihood import HeldOut
+from a3jax.model.parameters import graph
 from a3jax.record import Record
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.interrupt import stop_requests
 from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run
-from a3jax.train.step import State, abstract_state, compute, graph, init_state, make_step, random_params
+from a3jax.train.step import State, abstract_state, compute, init_state, make_step, random_params
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
-from a3jax.model.parameters import shapes
+from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
 from a3jax.train.loss import nll_sum
@@ -41,11 +41,6 @@ class Metrics(NamedTuple):
     gradient_norm: Array
     predicted: Array
     """Tokens that counted."""
-
-
-def graph(model: ModelConfig) -> nnx.GraphDef:
-    """The network without its parameters."""
-    return nnx.split(nnx.eval_shape(lambda: TwoStream(model, nnx.Rngs(0))))[0]
 
 
 def compute(config: Config) -> Compute:

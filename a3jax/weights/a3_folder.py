@@ -1,4 +1,43 @@
-"""A two-stream model as a Hugging Face folder."""
+"""A two-stream model as a Hugging Face folder: its `config.json` both ways, and the PyTorch code that travels with it.
+
+The configuration is the family's own, under our model type, with what the twin needs to know of the family spelt out.
+"""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from a3jax.config import ModelConfig, Seeding
+from a3jax.errors import UserError
+from a3jax.weights import families
 
 MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
+TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "modeling_a3.py"))
+
+
+def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
+    """A `ModelConfig` from a parsed `config.json` of ours; `where` names the file in errors."""
+    seeding: Any = config.get("seeding")
+    if seeding not in (known := typing.get_args(Seeding)):
+        raise UserError(f"{where}: seeding is {seeding!r}; it must be one of {', '.join(known)}")
+    family = families.from_hf(config | {"model_type": config.get("a3_family")}, where)
+    return dataclasses.replace(family, seeding=seeding)
+
+
+def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """`config.json` of the twin, which every version of transformers leaves as it is."""
+    result = families.to_hf(config, dtype)
+    theta, scaling = result.pop("rope_theta"), result.pop("rope_scaling")
+    return result | {
+        "architectures": ["A3ForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "auto_map": {"AutoConfig": "configuration_a3.A3Config", "AutoModelForCausalLM": "modeling_a3.A3ForCausalLM"},
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta} | (scaling or {}),
+        "a3_family": config.family,
+        "qkv_bias": config.qkv_bias,
+        "query_key_norm": config.query_key_norm,
+        "post_norm": config.post_norm,
+        "seeding": config.seeding,
+    }

@@ -6,7 +6,7 @@ What a family has that our block lacks is refused by name.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from a3jax.config import ModelConfig, RopeScaling, nearest
 from a3jax.errors import UserError
@@ -19,7 +19,7 @@ class Family:
     name: str
     architecture: str
     qkv_bias: bool = False
-    query_key_norm: str = "none"
+    query_key_norm: Literal["none", "head", "full"] = "none"
     post_norm: bool = False
     theta: float = 10_000.0
     """RoPE base where `config.json` is silent."""
@@ -62,47 +62,43 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     """A `ModelConfig` from a parsed `config.json`; `where` names the file in errors."""
     family = family_of(str(config.get("model_type")))
 
-    def need(name: str) -> Any:
-        if config.get(name) is None:
+    def number(name: str, default: Any = None) -> Any:
+        value = default if config.get(name) is None else config[name]
+        if value is None:
             raise UserError(f"{where}: field '{name}' is missing")
-        return config[name]
+        if type(value) not in (int, float) or value <= 0:
+            raise UserError(f"{where}: {name} is {value!r}; expected a positive number")
+        return value
 
     def refuse(condition: bool, what: str) -> None:
         if condition:
             raise UserError(f"{where}: {what} is not supported")
 
+    refuse("quantization_config" in config, "quantization_config (quantized weights; import the unquantized model)")
     refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act '{config.get('hidden_act')}'")
     refuse(bool(config.get("mlp_bias")), "mlp_bias")
     refuse(bool(config.get("attention_bias")), "attention_bias (a bias on the output projection)")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    refuse(kind not in ("default", "llama3"), f"rope_type '{kind}'")
-    refuse(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0, "partial_rotary_factor")
-    context, window = need("max_position_embeddings"), config.get("sliding_window")
+    theta, scaling = _rope(config, where, family.theta)
+    context, window = number("max_position_embeddings"), config.get("sliding_window")
     if window and config.get("use_sliding_window", family.name == "mistral"):
         context = min(context, window)  # within one window, sliding attention is full attention
-    heads = need("num_attention_heads")
+    heads, width = number("num_attention_heads"), number("hidden_size")
+    kv_heads, head_width = number("num_key_value_heads", heads), number("head_dim", width // heads)
+    refuse(heads % kv_heads != 0, f"num_attention_heads {heads} that num_key_value_heads {kv_heads} does not divide")
+    refuse(head_width % 2 != 0, f"odd head_dim {head_width}")
     end = config.get("eos_token_id")
-    scaling = None
-    if kind == "llama3":
-        scaling = RopeScaling(
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
     return ModelConfig(
         family=family.name,
-        vocab=need("vocab_size"),
-        width=need("hidden_size"),
-        ff_width=need("intermediate_size"),
-        layers=need("num_hidden_layers"),
+        vocab=number("vocab_size"),
+        width=width,
+        ff_width=number("intermediate_size"),
+        layers=number("num_hidden_layers"),
         query_heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_width=config.get("head_dim") or need("hidden_size") // heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
         context=context,
-        norm_eps=float(need("rms_norm_eps")),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or family.theta),
+        norm_eps=float(number("rms_norm_eps")),
+        rope_theta=theta,
         rope_scaling=scaling,
         tied_head=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family.qkv_bias,
@@ -111,6 +107,28 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
         start_token=config.get("bos_token_id"),
         end_tokens=tuple(end) if isinstance(end, list) else () if end is None else (end,),
     )
+
+
+def _rope(config: dict[str, Any], where: str, default_theta: float) -> tuple[float, RopeScaling | None]:
+    """The RoPE base and its scaling, from either dialect."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    try:
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise UserError(f"{where}: rope_type '{kind}' is not supported")
+        if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise UserError(f"{where}: partial_rotary_factor is not supported")
+        theta = float(rope.get("rope_theta") or config.get("rope_theta") or default_theta)
+        if kind == "default":
+            return theta, None
+        return theta, RopeScaling(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: RoPE settings cannot be read: {type(error).__name__} {error}") from None
 
 
 def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:

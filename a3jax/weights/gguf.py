@@ -5,15 +5,17 @@ are put back here. Its tokenizer is metadata, from which an equal `tokenizer.jso
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, dequantize
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from a3jax.config import ModelConfig
+from a3jax.config import ModelConfig, RopeScaling
 from a3jax.errors import UserError
+from a3jax.model.rope import frequencies
 from a3jax.record import Record
 from a3jax.weights.source import Source
 
@@ -36,7 +38,13 @@ _NAMES = {
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {"smollm": None, "llama-bpe": _LLAMA3, "llama3": _LLAMA3}
+_SPLITS = {
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False, use_regex=True)],
+    "llama-bpe": [pre_tokenizers.Split(Regex(_LLAMA3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)],
+}
+_WHOLE_WORDS = ("llama-bpe",)
+"""Tokenizers where a word that is a token is taken as it is, whether or not merges lead to it."""
+_CONTROL, _USER_DEFINED = 3, 4  # token types
 
 
 class GgufFile(Source):
@@ -46,12 +54,13 @@ class GgufFile(Source):
         self.path = path
         try:
             reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
-            raise UserError(f"{path} is truncated or not a GGUF file ({error})") from None
-        self._fields = reader.fields
+            self._metadata = {name: field.contents() for name, field in reader.fields.items()}
+        except Exception as error:  # the reader trusts the file, and fails in many ways where it must not
+            raise UserError(f"{path} is truncated or not a GGUF file ({type(error).__name__}: {error})") from None
         if (architecture := self._get("general.architecture")) != "llama":
             raise UserError(f"{path}: GGUF architecture '{architecture}' is not supported, only llama; import its folder")
-        self._tensors = {_their_name(tensor.name): tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"}
+        self._tensors = {_their_name(tensor.name): tensor for tensor in reader.tensors}
+        self._rope_freqs = self._tensors.pop("rope_freqs.weight", None)
         self.config = self._read_config()
         self.tokenizer = self._build_tokenizer()
         self.record = Record(source=path.name, dequantized=True)
@@ -63,7 +72,12 @@ class GgufFile(Source):
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
         tensor = self._tensors[name]
-        array = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        try:
+            array = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        except NotImplementedError:
+            raise UserError(
+                f"{self.path}: tensor {name} has type {tensor.tensor_type.name}, which gguf cannot read"
+            ) from None
         array = array.reshape([int(n) for n in tensor.shape[::-1]])
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             out, width = array.shape
@@ -71,55 +85,80 @@ class GgufFile(Source):
         return array
 
     def _get(self, name: str, default: Any = None) -> Any:
-        return self._fields[name].contents() if name in self._fields else default
+        return self._metadata.get(name, default)
 
-    def _need(self, name: str) -> Any:
-        if name not in self._fields:
+    def _need(self, name: str, kind: type = int) -> Any:
+        if name not in self._metadata:
             raise UserError(f"{self.path}: metadata '{name}' is missing")
-        return self._fields[name].contents()
+        value = self._metadata[name]
+        if not isinstance(value, kind) or not value:
+            raise UserError(f"{self.path}: metadata '{name}' is {str(value)[:40]}; expected one {kind.__name__}")
+        return value
+
+    def _token(self, name: str) -> int | None:
+        """The id of the token that plays a role such as "bos"."""
+        token = self._get(f"tokenizer.ggml.{name}_token_id")
+        if token is not None and token >= len(self._need("tokenizer.ggml.tokens", list)):
+            raise UserError(f"{self.path}: metadata 'tokenizer.ggml.{name}_token_id' is {token}, beyond the last token")
+        return token
 
     def _read_config(self) -> ModelConfig:
-        if "llama.rope.scaling.type" in self._fields:
+        if self._get("llama.rope.scaling.type", "none") != "none":
             raise UserError(f"{self.path}: RoPE scaling inside a GGUF file is not supported; import the model's folder")
         heads, width = self._need("llama.attention.head_count"), self._need("llama.embedding_length")
-        eps = np.float32(self._need("llama.attention.layer_norm_rms_epsilon"))
-        end = self._get("tokenizer.ggml.eos_token_id")
-        return ModelConfig(
+        head_width = self._get("llama.attention.key_length", width // heads)
+        if self._get("llama.rope.dimension_count", head_width) != head_width:
+            raise UserError(f"{self.path}: partial rotary embedding is not supported")
+        eps = np.float32(self._need("llama.attention.layer_norm_rms_epsilon", float))
+        end = self._token("eos")
+        config = ModelConfig(
             family="llama",
-            vocab=len(self._need("tokenizer.ggml.tokens")),
+            vocab=self._get("llama.vocab_size") or len(self._need("tokenizer.ggml.tokens", list)),
             width=width,
             ff_width=self._need("llama.feed_forward_length"),
             layers=self._need("llama.block_count"),
             query_heads=heads,
             kv_heads=self._get("llama.attention.head_count_kv", heads),
-            head_width=self._get("llama.attention.key_length", width // heads),
+            head_width=head_width,
             context=self._need("llama.context_length"),
             norm_eps=float(str(eps)),  # the decimal that was meant, not its float32 neighbour
             rope_theta=float(self._get("llama.rope.freq_base", 10_000.0)),
             tied_head="lm_head.weight" not in self._tensors,
-            start_token=self._get("tokenizer.ggml.bos_token_id"),
+            start_token=self._token("bos"),
             end_tokens=() if end is None else (end,),
         )
+        if self._rope_freqs is None:
+            return config
+        # Llama 3's frequency scaling is stored as a divisor of every frequency; the longest wave has the whole factor.
+        divisor = np.asarray(self._rope_freqs.data, np.float32).ravel()
+        scaled = replace(config, rope_scaling=RopeScaling(float(divisor.max()), 1.0, 4.0, 8192))
+        expected = frequencies(config) / frequencies(scaled)
+        if divisor.shape != expected.shape or not np.allclose(divisor, expected, rtol=1e-3):
+            raise UserError(f"{self.path}: rope_freqs.weight is not the scaling of Llama 3; import the model's folder")
+        return scaled
 
     def _build_tokenizer(self) -> dict[str, bytes]:
         model, split = self._get("tokenizer.ggml.model"), self._get("tokenizer.ggml.pre")
         if model != "gpt2" or split not in _SPLITS:
             raise UserError(f"{self.path}: tokenizer '{model}/{split}' cannot be rebuilt; import the model's folder")
-        tokens = self._need("tokenizer.ggml.tokens")
-        merges = [tuple(merge.split(" ")) for merge in self._need("tokenizer.ggml.merges")]
-        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-        if _SPLITS[split] is None:
-            first, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False, use_regex=True)
-        else:
-            first = pre_tokenizers.Split(Regex(_SPLITS[split]), "isolated")
-            byte_level = pre_tokenizers.ByteLevel(False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
+        tokens = self._need("tokenizer.ggml.tokens", list)
+        merges = [tuple(merge.split(" ")) for merge in self._need("tokenizer.ggml.merges", list)]
+        ids = {token: i for i, token in enumerate(tokens)}
+        try:
+            tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=split in _WHOLE_WORDS))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise UserError(f"{self.path}: the tokenizer's merges do not fit its tokens ({error})") from None
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[split])
         tokenizer.decoder = decoders.ByteLevel()
-        control = [t for t, kind in zip(tokens, self._get("tokenizer.ggml.token_type", []), strict=False) if kind == 3]
-        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+        kinds = list(zip(tokens, self._get("tokenizer.ggml.token_type", [])))
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _CONTROL])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _USER_DEFINED])
+        if self._get("tokenizer.ggml.add_bos_token") and (start := self._token("bos")) is not None:
+            bos = tokens[start]
+            tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, start)])
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.config.context}
         for name, key in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")]:
-            if (token := self._get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            if (token := self._token(key)) is not None:
                 settings[f"{name}_token"] = tokens[token]
         if (template := self._get("tokenizer.chat_template")) is not None:
             settings["chat_template"] = template

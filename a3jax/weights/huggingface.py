@@ -20,15 +20,14 @@ class HuggingFaceFolder(Source):
 
     def __init__(self, path: Path):
         self.path = path
-        raw = _read_json(path / "config.json")
+        raw = read_json(path / "config.json")
         adapted = raw.get("model_type") == a3_folder.MODEL_TYPE
         self.config = (a3_folder.from_hf if adapted else from_hf)(raw, str(path / "config.json"))
         self.tokenizer = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
         if "tokenizer.json" not in self.tokenizer:
             raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
         self._tensors = _open_tensors(path)
-        dtype = str(raw.get("torch_dtype") or raw.get("dtype") or "float32")
-        self.record = Record(source=path.resolve().name, dtype=dtype)
+        self.record = Record(source=path.resolve().name, dtype=_dtype(self._tensors))
         if adapted and (path / a3_folder.RECORD).is_file():
             self.record = from_json(Record, (path / a3_folder.RECORD).read_text(), str(path / a3_folder.RECORD))
 
@@ -40,19 +39,23 @@ class HuggingFaceFolder(Source):
         """See `Source`."""
         file, tensor = self._tensors[name]
         try:
-            return tensor[:]
+            array = tensor[:]
         except (safetensors.SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from None
+        return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 class _TorchTensor:
-    """A tensor of a `.bin` file, with the two methods of a safetensors slice that we use."""
+    """A tensor of a `.bin` file, with the methods of a safetensors slice that we use."""
 
     def __init__(self, tensor: Any):
         self._tensor = tensor
 
     def get_shape(self) -> list[int]:
         return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        return str(self._tensor.dtype)
 
     def __getitem__(self, _: slice) -> np.ndarray:
         import ml_dtypes
@@ -65,13 +68,15 @@ class _TorchTensor:
 
 def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
     """Tensor name -> (file, lazily readable tensor), over all files of the folder."""
-    index = next(iter(sorted(path.glob("*.safetensors.index.json"))), None)
-    if index is not None:
-        weight_map = _read_json(index).get("weight_map", {})
+    index = path / "model.safetensors.index.json"
+    weight_map: dict[str, str] = {}
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index}: weight_map does not name a file for every tensor; download it again")
         files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        weight_map = {}
-        files = sorted(path.glob("*.safetensors"))
+    else:  # a folder may hold the same weights once more in another layout, such as consolidated.safetensors
+        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     for file in files:
         if not file.is_file():
             missing = next(name for name, shard in weight_map.items() if shard == file.name)
@@ -106,11 +111,30 @@ def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many kinds for a damaged or hostile file
             raise UserError(f"{file} cannot be loaded safely ({str(error).splitlines()[0]}); use safetensors") from None
+        if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+            raise UserError(f"{file} is not a plain dictionary of tensors; use safetensors")
         tensors |= {name: (file, _TorchTensor(tensor)) for name, tensor in loaded.items()}
     return tensors
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _dtype(tensors: dict[str, tuple[Path, Any]]) -> str:
+    """The dtype of the first matrix, once every tensor is known to be of a plain floating dtype."""
+    result = "float32"
+    for name, (file, tensor) in reversed(tensors.items()):
+        dtype = tensor.get_dtype().removeprefix("torch.")
+        dtype = _DTYPES.get(dtype, dtype)
+        if dtype not in _DTYPES.values():
+            raise UserError(f"{file}: tensor {name} is {dtype}; only unquantized weights can be imported")
+        if len(tensor.get_shape()) == 2:
+            result = dtype
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of such a folder. Raises `UserError` if it is missing or something else."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a complete Hugging Face folder")
     try:

@@ -53,5 +53,5 @@ def tokenizer_size(tokenizer_json: bytes, where: str) -> int:
         vocab = content["model"]["vocab"]
         ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
         return 1 + max(ids + [token["id"] for token in content.get("added_tokens", [])])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{where} is not a tokenizers file; re-download it") from None

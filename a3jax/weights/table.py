@@ -5,6 +5,7 @@ parameter's leading axes are inputs; both directions follow from that, so import
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,23 @@ class Entry:
     def per_layer(self) -> bool:
         """Whether ours is stacked over layers while theirs is one tensor per layer."""
         return "{i}" in self.theirs
+
+    def get(self, tree: dict[str, Any]) -> Any:
+        """Our parameter in a nested dict of all of them."""
+        for part in self.ours.split("."):
+            tree = tree[part]
+        return tree
+
+    def set(self, tree: dict[str, Any], value: np.ndarray) -> None:
+        """Put our parameter into a nested dict of all of them."""
+        *parents, last = self.ours.split(".")
+        for part in parents:
+            tree = tree[part]
+        tree[last] = value
+
+    def names(self, layers: int) -> list[str]:
+        """Their names, one per layer or just one."""
+        return [self.theirs.format(i=i) for i in range(layers)] if self.per_layer else [self.theirs]
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Their tensor's shape, from ours (without the layer axis)."""

@@ -1,0 +1,1 @@
+"""The PyTorch twin: two files, copied as they are into every exported folder, that need torch and transformers only."""

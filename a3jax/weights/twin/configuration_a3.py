@@ -1,0 +1,51 @@
+"""Configuration of an any-order, any-subset (A3) language model of the Llama family."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class A3Config(PretrainedConfig):
+    """Fields are those of a Llama configuration, then the features by which families differ, then the seeding.
+
+    `rope_parameters` holds `rope_theta` and, where `rope_type` is "llama3", the four numbers of its scaling.
+    """
+
+    model_type = "a3"
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 4096,
+        intermediate_size: int = 11008,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        num_key_value_heads: int = 32,
+        head_dim: int = 128,
+        max_position_embeddings: int = 2048,
+        rms_norm_eps: float = 1e-5,
+        rope_parameters: dict[str, Any] | None = None,
+        tie_word_embeddings: bool = False,
+        a3_family: str = "llama",
+        qkv_bias: bool = False,
+        query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
+        post_norm: bool = False,  # normalize the outputs of attention and MLP instead of their inputs
+        seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
+        **kwargs: Any,
+    ):
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = head_dim
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": 10_000.0}
+        self.a3_family = a3_family
+        self.qkv_bias = qkv_bias
+        self.query_key_norm = query_key_norm
+        self.post_norm = post_norm
+        self.seeding = seeding

@@ -1,0 +1,351 @@
+"""An any-order, any-subset (A3) language model in PyTorch (arXiv 2601.13228): Llama with a second stream.
+
+A sequence is split into ordered groups; the tokens of one group are predicted in parallel from those of earlier groups.
+The content stream knows its tokens: a position sees the content of its own group and of earlier ones. The query stream
+does not know its token: it sees the content of earlier groups only, and its last hidden state predicts the token. Both
+share all weights and pass through every layer together as rows, content rows first; keys and values come from content
+rows only.
+
+Letters of shapes: B batch, T tokens, R rows, S keys, D width, H query heads, K key-value heads, E head width, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from .configuration_a3 import A3Config
+
+
+class A3RMSNorm(nn.Module):
+    """Root-mean-square normalization over the last axis, in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps shape and dtype."""
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+def rope(config: A3Config, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, B x 1 x R x E/2, of the rotation of rows at `position` (B x R)."""
+    half, parameters = config.head_dim // 2, config.rope_parameters
+    rate = parameters["rope_theta"] ** (-torch.arange(half, dtype=torch.float64) / half)
+    if parameters.get("rope_type") == "llama3":  # slow down long waves, blend between
+        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        turns = parameters["original_max_position_embeddings"] * rate / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        rate = rate * (keep + (1 - keep) / parameters["factor"])
+    angle = position[:, None, :, None].float() * rate.float().to(position.device)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, ...]) -> Tensor:
+    """Rotate the halves of every head, B x H x R x E."""
+    cos, sin = turn
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+class A3Cache(dict[int, tuple[Tensor, Tensor]]):
+    """Layer -> keys and values of committed tokens, B x K x S x E. Content never changes once committed."""
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a layer's new keys and values; returns all of them."""
+        if layer in self:
+            key, value = (torch.cat(pair, 2) for pair in zip(self[layer], (key, value)))
+        self[layer] = key, value
+        return self[layer]
+
+
+class A3Attention(nn.Module):
+    """Attention of rows to content rows."""
+
+    def __init__(self, config: A3Config, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_norm = self.k_norm = None
+        if config.query_key_norm != "none":
+            per_head = config.query_key_norm == "head"
+            self.q_norm = A3RMSNorm(config.head_dim if per_head else heads, config.rms_norm_eps)
+            self.k_norm = A3RMSNorm(config.head_dim if per_head else kv, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, content: int, turn: tuple[Tensor, Tensor], visible: Tensor, cache: A3Cache | None) -> Tensor:
+        """`x` is B x R x D, its first `content` rows content; `visible`, B x R x S, says which keys each row sees."""
+        x_content, turn_content = x[:, :content], tuple(t[:, :, :content] for t in turn)
+        query = rotate(self._heads(self.q_proj(x), self.q_norm), turn)
+        key = rotate(self._heads(self.k_proj(x_content), self.k_norm), turn_content)
+        value = self._heads(self.v_proj(x_content), None)
+        if cache is not None:
+            key, value = cache.extend(self.layer, key, value)
+        # A row that sees nothing yields zero. Softmax over nothing is NaN, so let it see all and drop the result.
+        nothing = ~visible.any(-1, keepdim=True)[:, None]
+        mask = visible[:, None] | nothing
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        return self.o_proj(out.masked_fill(nothing, 0).transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, norm: A3RMSNorm | None) -> Tensor:
+        """B x R x (H E) to B x H x R x E, normalized over as many numbers as the norm has weights."""
+        if norm is not None:
+            x = norm(x.unflatten(-1, (-1, norm.weight.numel()))).flatten(2)
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class A3MLP(nn.Module):
+    """The gated feed-forward network."""
+
+    def __init__(self, config: A3Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape."""
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class A3Layer(nn.Module):
+    """Attention and MLP with residuals, normalized before (Llama) or after (OLMo 2)."""
+
+    def __init__(self, config: A3Config, layer: int):
+        super().__init__()
+        self.self_attn = A3Attention(config, layer)
+        self.mlp = A3MLP(config)
+        self.post_norm = config.post_norm
+        self.post_attention_layernorm = A3RMSNorm(config.hidden_size, config.rms_norm_eps)
+        other = "post_feedforward_layernorm" if config.post_norm else "input_layernorm"
+        self.add_module(other, A3RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+    def forward(self, x: Tensor, *attention: Any) -> Tensor:
+        """Keeps the shape; `attention` is the rest of what `A3Attention.forward` takes."""
+        if self.post_norm:
+            x = x + self.post_attention_layernorm(self.self_attn(x, *attention))
+            return x + self.post_feedforward_layernorm(self.mlp(x))
+        x = x + self.self_attn(self.input_layernorm(x), *attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class A3Model(nn.Module):
+    """Embedding, layers and final norm, and the learned vector that seeds queries."""
+
+    def __init__(self, config: A3Config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(A3Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = A3RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.query_seed = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def queries(self, predecessor: Tensor, committed: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and RoPE positions of the queries at `position`.
+
+        Under successor seeding the query of x_t is the one a plain autoregressive model would use, x_{t-1} at t-1; the
+        learned vector stands for an x_{t-1} that is not yet `committed`. All arguments have one shape.
+        """
+        if self.config.seeding == "learned":
+            return self.query_seed.expand(*position.shape, -1), position
+        embedding = torch.where(committed[..., None], self.embed_tokens(predecessor), self.query_seed)
+        return embedding, (position - 1).clamp(min=0)
+
+    def forward(
+        self, embedding: Tensor, position: Tensor, visible: Tensor, content: int, cache: A3Cache | None = None
+    ) -> Tensor:
+        """Last hidden states of rows, B x R x D; the first `content` of them are content rows, and enter the cache."""
+        turn, x = rope(self.config, position), embedding
+        for layer in self.layers:
+            x = layer(x, content, turn, visible, cache)
+        return self.norm(x)
+
+
+class A3ForCausalLM(PreTrainedModel):
+    """Logits in any order, and generation in any order with a cache."""
+
+    config_class = A3Config
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _no_split_modules = ("A3Layer",)
+
+    def __init__(self, config: A3Config):
+        super().__init__(config)
+        self.model = A3Model(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, which is the head too where they are tied."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding."""
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head, or None where it is the embedding."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the head."""
+        self.lm_head = value
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, ... x D to ... x V."""
+        return functional.linear(hidden, (self.lm_head or self.model.embed_tokens).weight)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        groups: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> CausalLMOutput:
+        """Logits B x T x V of `input_ids`, B x T.
+
+        Without `groups`, the content stream as a plain causal model: logits[:, t] predicts token t + 1.
+        With `groups` (B x T integers, smaller groups come first), the query stream: logits[:, t] predicts token t from
+        the tokens of earlier groups. Tokens to be given, not predicted, are best put first, each in a group of its own
+        from left to right. `labels` may be `input_ids`, with -100 where there is no loss. `attention_mask` is 0 at padding.
+        """
+        T = input_ids.shape[1]
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        position = (real.cumsum(-1) - 1).clamp(min=0)
+        order = position if groups is None else groups
+        visible = (order[:, :, None] >= order[:, None, :]) & real[:, None]
+        embedding = self.model.embed_tokens(input_ids)
+        if groups is None:
+            logits = self.logits(self.model(embedding, position, visible, T))
+            predictions, labels = logits[:, :-1], None if labels is None else labels[:, 1:]
+        else:
+            query_visible = (groups[:, :, None] > groups[:, None, :]) & real[:, None]
+            predecessor = input_ids.roll(1, 1)
+            committed = (groups.roll(1, 1) < groups) & real.roll(1, 1)
+            committed[:, 0] = False
+            query, query_position = self.model.queries(predecessor, committed, position)
+            hidden = self.model(
+                torch.cat([embedding, query], 1),
+                torch.cat([position, query_position], 1),
+                torch.cat([visible, query_visible], 1),
+                T,
+            )
+            logits = predictions = self.logits(hidden[:, T:])
+        loss = None if labels is None else functional.cross_entropy(predictions.flatten(0, 1).float(), labels.flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def infill(
+        self, input_ids: Tensor, blank_mask: Tensor, group_size: int = 1, order: str = "in_order", **choice: Any
+    ) -> Tensor:
+        """Fill the blanks of `input_ids` (B x T) where `blank_mask` is True; returns all ids.
+
+        Blanks are filled `group_size` at a time, "in_order" from left to right or in "random" order, as if the other
+        tokens had come first, one by one. `choice` is `temperature` (0, the default, takes the likeliest token), a
+        torch `generator`, and an `attention_mask` that is 0 at padding.
+        """
+        *_, tokens = self.steps(input_ids, blank_mask.bool(), group_size, order, **choice)
+        return tokens
+
+    def generate(
+        self, input_ids: Tensor, max_new_tokens: int = 64, attention_mask: Tensor | None = None, **choice: Any
+    ) -> Tensor:
+        """Continue `input_ids` from left to right; returns all ids. Prompts of unequal lengths are padded on the left.
+
+        Stops when every row holds one of the configuration's `eos_token_id`, which fills the row's rest. For `choice`
+        see `infill`.
+        """
+        ends = self.config.eos_token_id
+        ends = torch.tensor([] if ends is None else ends, device=input_ids.device, dtype=input_ids.dtype).view(-1)
+        start = input_ids.shape[1]
+        new = input_ids.new_zeros(len(input_ids), max_new_tokens)
+        blank = torch.cat([torch.zeros_like(input_ids), new + 1], 1).bool()
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask, torch.ones_like(new)], 1)
+        tokens, ended = input_ids, torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
+        for filled in self.steps(
+            torch.cat([input_ids, new], 1), blank, 1, "in_order", attention_mask=attention_mask, **choice
+        ):
+            column = filled[:, tokens.shape[1]].unsqueeze(1)
+            tokens = torch.cat([tokens, torch.where(ended, tokens[:, -1:], column)], 1)
+            ended = torch.isin(tokens[:, start:], ends).any(1, keepdim=True)
+            if ended.all():
+                break
+        return tokens
+
+    @torch.no_grad()
+    def steps(
+        self,
+        input_ids: Tensor,
+        blank_mask: Tensor,
+        group_size: int = 1,
+        order: str = "in_order",
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """What `infill` does, yielding all ids after each group.
+
+        Generation order with a cache: each forward pass holds the content rows of the group just committed and the
+        query rows of the next. Rows of a batch may differ in how many tokens they give; -1 stands for no token.
+        """
+        if order not in ("in_order", "random"):
+            raise ValueError(f"order is '{order}'; it must be 'in_order' or 'random'")
+        tokens, device = input_ids.masked_fill(blank_mask, 0), input_ids.device
+        real = torch.ones_like(blank_mask) if attention_mask is None else attention_mask.bool()
+        position = (real.cumsum(-1) - 1).clamp(min=0)
+        index = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+        random = torch.rand(tokens.shape, generator=generator, device=device) if order == "random" else index
+        committed = real & ~blank_mask
+        content, cache = _chosen(committed, index), A3Cache()
+        known = content[:, :0] >= 0  # B x S: which cached keys stand for a token
+        for query in _chosen(real & blank_mask, random).split(group_size, 1):
+            new, (C, Q) = content >= 0, (content.shape[1], query.shape[1])
+            known = torch.cat([known, new], 1)
+            visible = known[:, None].repeat(1, C + Q, 1)
+            if not cache:  # the given tokens are groups of one; every later group sees itself whole
+                visible[:, :C] &= torch.ones(C, C, dtype=torch.bool, device=device).tril()
+            at, before = query.clamp(min=0), (query - 1).clamp(min=0)
+            follows = (query > 0) & committed.gather(1, before)
+            seeds, seed_position = self.model.queries(tokens.gather(1, before), follows, position.gather(1, at))
+            here = content.clamp(min=0)
+            hidden = self.model(
+                torch.cat([self.model.embed_tokens(tokens.gather(1, here)), seeds], 1),
+                torch.cat([position.gather(1, here), seed_position], 1),
+                visible,
+                C,
+                cache,
+            )
+            chosen = _choose(self.logits(hidden[:, C:]), temperature, generator)
+            row, column = (query >= 0).nonzero(as_tuple=True)
+            tokens[row, query[row, column]] = chosen[row, column]
+            committed[row, query[row, column]] = True
+            content = query
+            yield tokens
+
+
+def _chosen(mask: Tensor, priority: Tensor) -> Tensor:
+    """Indices where `mask` (B x T) is True, by rising priority; -1 fills shorter rows. At least one column."""
+    count = mask.sum(-1, keepdim=True)
+    index = priority.float().masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
+    number = torch.arange(mask.shape[1], device=mask.device)
+    return index.masked_fill(number >= count, -1)[:, : max(1, int(count.max()))]
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token per query, B x Q: the likeliest, or a draw."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(logits.shape[:-1])

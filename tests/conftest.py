@@ -1,0 +1,83 @@
+"""What every test shares: small models whose parameters are all non-trivial, windows of documents, and drawn orders."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from a3jax.config import ModelConfig
+from a3jax.model.two_stream import TwoStream
+from a3jax.ordering import Order, arrange, draw_given, draw_groups
+
+# Most tests run small programs once, so compiling is what they cost: little of it, and no program twice.
+jax.config.update("jax_disable_most_optimizations", True)
+CACHE = tempfile.TemporaryDirectory(prefix="a3jax-tests-")
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., ModelConfig]:
+    """A small model's configuration; keyword arguments replace fields."""
+
+    def make(**changes) -> ModelConfig:
+        heads = {"query_heads": 4, "kv_heads": 2, "head_width": 8}
+        sizes = {"vocab": 48, "width": 16, "ff_width": 24, "layers": 3, "context": 64, **heads}
+        return ModelConfig(**{"family": "llama", **sizes, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[..., TwoStream]:
+    """A network with random matrices of unit gain, and random norms, biases and query seed."""
+
+    def make(config: ModelConfig, seed: int = 0) -> TwoStream:
+        result = TwoStream(config, nnx.Rngs(0))
+        rng = np.random.default_rng(seed)
+
+        def draw(path: tuple, variable: nnx.Variable) -> jax.Array:
+            name, shape = path[-1], variable.shape
+            if name.endswith("norm"):
+                return 1 + 0.3 * rng.normal(size=shape)
+            if name.endswith(("bias", "seed")):
+                return 0.5 * rng.normal(size=shape)
+            if name in ("embedding", "head"):
+                return rng.normal(size=shape) * (0.7 if name == "embedding" else 0.3)
+            inputs = config.query_heads * config.head_width if name == "output" else shape[1]
+            return rng.normal(size=shape) * inputs**-0.5
+
+        for path, variable in nnx.to_flat_state(nnx.state(result, nnx.Param)):
+            variable[...] = draw(path, variable).astype(np.float32)
+            nnx.update(result, nnx.from_flat_state([(path, variable)]))
+        return result
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def packed() -> np.ndarray:
+    """Segment numbers of three windows of 24 tokens: one document; three; two and padding."""
+    return np.array([[1] * 24, [1] * 9 + [2] * 2 + [3] * 13, [1] * 14 + [2] * 6 + [0] * 4], np.int32)
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., tuple[np.ndarray, np.ndarray, Order]]:
+    """What is given, the groups, and the order of one window, drawn as in training; compiled once per family."""
+
+    @functools.partial(jax.jit, static_argnames=("family", "given", "seeding"))
+    def compiled(key, segments, family, group_size, given, seeding):
+        given_key, group_key = jax.random.split(key)
+        is_given = draw_given(given_key, segments, family, given)
+        groups = draw_groups(group_key, segments, is_given, family, group_size)
+        return is_given, groups, arrange(groups, is_given, segments, seeding)
+
+    def draw(key, segments, family, group_size, given=0.5, seeding="successor"):
+        key = jax.random.key(key) if isinstance(key, int) else key
+        return jax.tree.map(np.asarray, compiled(key, segments, family, group_size, given, seeding))
+
+    return draw

@@ -1,0 +1,131 @@
+"""Decoding with the cache: against the brute force, and against teacher forcing of the same order."""
+
+import brute_force
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from a3jax.decode import groups
+from a3jax.decode.groups import bucket, decode, plan
+from a3jax.decode.sampling import checked
+from a3jax.errors import UserError
+from a3jax.evaluate import likelihood
+from a3jax.model.two_stream import Compute
+
+HOW = Compute()
+ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8", "spans_4", "random_1000")
+log_probs = jax.jit(likelihood.log_probs, static_argnames=("how",))
+
+
+def document(lengths, vocab=48, seed=0):
+    """Tokens and given mask; `lengths` are in turn of given pieces and of blanks."""
+    given = np.concatenate([np.full(n, i % 2 == 0) for i, n in enumerate(lengths)])
+    tokens = np.random.default_rng(seed).integers(0, vocab, len(given))
+    return np.where(given, tokens, 0).tolist(), given.tolist()
+
+
+def fill(net, documents, order, sampling, allowed=None, seed=0):
+    """The plan, and what it became. Document i uses seed + i."""
+    config, params = net.config, nnx.state(net, nnx.Param)
+    seeds = [seed + i for i in range(len(documents))]
+    drawn = plan(seeds, [d[0] for d in documents], [d[1] for d in documents], order, config.seeding)
+    allowed = np.ones(config.vocab, bool) if allowed is None else allowed
+    return drawn, decode(params, config, HOW, drawn, sampling, jnp.asarray(allowed))
+
+
+def window_groups(order, b=0):
+    """Group numbers in window order, ascending in generation order."""
+    result = np.empty(order.token_index.shape[1], int)
+    result[np.asarray(order.token_index[b])] = np.asarray(order.group_start[b])
+    return result
+
+
+def test_bucket():
+    assert [bucket(n) for n in (1, 32, 33, 64, 65, 1000)] == [32, 32, 64, 64, 128, 1024]
+
+
+@pytest.mark.parametrize(
+    ("order", "options"),
+    [
+        ("random_4", {"tied_head": True, "query_key_norm": "full", "post_norm": True}),
+        ("in_order_3", {"seeding": "learned", "qkv_bias": True}),
+        ("ar", {}),
+        ("random_1", {}),
+        ("spans_4", {}),
+    ],
+)
+def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny, network):
+    config = tiny(layers=2, context=256, **options)
+    net = network(config)
+    tokens, given = document([3, 7, 4, 2, 5, 6, 2])
+    allowed = np.arange(config.vocab) % 5 > 0
+    drawn, filled = fill(net, [(tokens, given)], order, checked(0.0, 0, 1.0), allowed, seed=3)
+
+    groups_N = window_groups(drawn.order)[: len(tokens)]
+    expected, scores = np.array(tokens), np.zeros(len(tokens))
+    open_groups = np.unique(groups_N[~np.array(given)])
+    for group in open_groups:
+        params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+        _, logits = brute_force.two_streams(config, params, expected, groups_N, np.ones(len(tokens), int))
+        here = (groups_N == group) & ~np.array(given)
+        choice = np.where(allowed, logits, -np.inf).argmax(-1)
+        scores[here] = np.take_along_axis(brute_force.log_softmax(logits), choice[:, None], -1)[here, 0]
+        expected[here] = choice[here]
+    assert filled.forwards == len(open_groups)
+    np.testing.assert_array_equal(filled.tokens_BxL[0, : len(tokens)], expected)
+    np.testing.assert_allclose(filled.log_probs_BxL[0, : len(tokens)], scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("order", "seeding"),
+    [(order, "successor") for order in ORDERS] + [(order, "learned") for order in ("random_4", "spans_4")],
+)
+def test_chain_rule(order, seeding, tiny, network):
+    net = network(tiny(layers=2, seeding=seeding, context=256))
+    # Several blanks of sizes that no group size divides; one blank to the end; a full window; more keys than one block.
+    documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [200, 9, 30, 14, 3])]
+    drawn, filled = fill(net, documents, order, checked(1.0, 0, 1.0), seed=1)
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+    np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
+    np.testing.assert_allclose(filled.log_probs_BxL.sum(1), teacher.sum(1), atol=1e-4)
+    for (tokens, given), filled_L, log_prob_L in zip(documents, filled.tokens_BxL, filled.log_probs_BxL):
+        here = np.flatnonzero(~np.array(given))
+        np.testing.assert_array_equal(np.delete(filled_L[: len(tokens)], here), np.delete(tokens, here))
+        np.testing.assert_array_equal(np.flatnonzero(log_prob_L), here)
+
+
+def test_passes_are_groups():
+    def passes(order):
+        return plan([0], [range(14)], [[True] * 4 + [False] * 10], order, "successor").groups
+
+    # Slots 4 to 13; groups break at multiples of the size.
+    found = {order: passes(order) for order in ("ar", "in_order_4", "random_4", "random_8", "random_10000000000")}
+    assert found == {"ar": 10, "in_order_4": 3, "random_4": 3, "random_8": 2, "random_10000000000": 1}
+    assert passes("spans_4") == 4  # spans break at tokens 1, 5, 9, 13 of the document
+
+
+def test_nothing_is_compiled_twice(tiny, network):
+    net = network(tiny(layers=2, context=256))
+    fill(net, [document([4, 9, 3])], "random_4", checked(0.0, 0, 1.0))
+    before = groups.forward._cache_size()
+    for i, order in enumerate(["random_4", "in_order_4", "spans_4", "infill_4"]):
+        fill(net, [document([2 + i, 5, 1, 6 - i])], order, checked(0.5 * i, i, 1 - 0.1 * i), seed=i)
+    assert groups.forward._cache_size() == before
+
+
+def test_bfloat16_follows_single_precision(tiny, network):
+    net, how = network(tiny(layers=2, context=256)), Compute(jnp.dtype("bfloat16"))
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), nnx.state(net, nnx.Param))
+    tokens, given = document([5, 11, 3])
+    drawn = plan([0], [tokens], [given], "random_4", "successor")
+    filled = decode(params, net.config, how, drawn, checked(1.0, 0, 1.0), jnp.ones(net.config.vocab, bool))
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+    assert filled.log_probs_BxL.dtype == np.float32
+    np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=0.15)
+
+
+def test_unknown_order():
+    with pytest.raises(UserError, match="order 'sideways_2' is unknown"):
+        plan([0], [[1, 2]], [[True, False]], "sideways_2", "successor")

@@ -1,0 +1,83 @@
+"""Likelihood by order against a loop over tokens."""
+
+import brute_force
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from a3jax.evaluate.likelihood import ORDERS, HeldOut, log_probs
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import arrange, example_keys, parse_order
+
+HOW = Compute(attention="dense")
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny(layers=2)
+
+
+@pytest.fixture(scope="module")
+def held_out(model, network, packed):
+    """A network's graph and parameters, and windows of tokens."""
+    graph, params = nnx.split(network(model))
+    tokens = np.random.default_rng(5).integers(0, model.vocab, packed.shape).astype(np.int32)
+    return graph, params, {"tokens": tokens, "segments": packed}
+
+
+def by_hand(model, params, windows, name, batch, draw):
+    """Log-probability of every token that is not given, one window and one token at a time."""
+    family, group_size = parse_order(name)
+    found = []
+    for i, (tokens, segments) in enumerate(zip(windows["tokens"], windows["segments"])):
+        is_given, groups, _ = draw(example_keys(0, i // batch, batch)[i % batch], segments, family, group_size, 0.0)
+        _, logits = brute_force.two_streams(model, nnx.to_pure_dict(params), tokens, groups, segments)
+        log_p = brute_force.log_softmax(logits)
+        found.append([log_p[t, tokens[t]] for t in range(len(tokens)) if segments[t] and not is_given[t]])
+    return found
+
+
+def test_held_out_nll_equals_the_loop_over_tokens_in_every_order(model, held_out, draw):
+    graph, params, windows = held_out
+    nll = HeldOut(graph, model, windows, HOW, batch=2).nll(params)
+    assert tuple(nll) == ORDERS
+    for name in ORDERS:
+        expected = -np.mean(np.concatenate(by_hand(model, params, windows, name, 2, draw)))
+        np.testing.assert_allclose(nll[name], expected, rtol=1e-5, err_msg=name)
+    assert len(set(nll.values())) == len(ORDERS)
+
+
+def test_windows_that_fill_the_last_batch_do_not_count(model, held_out):
+    graph, params, windows = held_out
+    one = {name: x[:1] for name, x in windows.items()}
+    alone, filled = (HeldOut(graph, model, one, HOW, batch).nll(params, ("ar", "random_4")) for batch in (1, 5))
+    assert alone == pytest.approx(filled, rel=1e-6)
+
+
+def test_without_windows_there_is_no_nll(model, held_out):
+    graph, params, windows = held_out
+    assert HeldOut(graph, model, {name: x[:0] for name, x in windows.items()}, HOW, 2).nll(params) == {}
+
+
+def test_log_probs_stand_in_window_order_and_are_zero_where_nothing_is_predicted(model, held_out):
+    graph, params, windows = held_out
+    rng = np.random.default_rng(1)
+    tokens, segments = windows["tokens"], windows["segments"]
+    groups = rng.integers(0, 6, tokens.shape).astype(np.int32)
+    is_given = rng.random(tokens.shape) < 0.3
+    order = jax.vmap(lambda g, i, s: arrange(g, i, s, model.seeding))(groups, is_given, segments)
+    run = jax.jit(lambda tokens, order: log_probs(nnx.merge(graph, params), tokens, order, HOW, chunk=40))
+    found = np.asarray(run(tokens, order))
+    for b in range(len(tokens)):
+        _, logits = brute_force.two_streams(model, nnx.to_pure_dict(params), tokens[b], groups[b], segments[b])
+        expected = brute_force.log_softmax(logits)[np.arange(24), tokens[b]]
+        expected[is_given[b] | (segments[b] == 0)] = 0
+        np.testing.assert_allclose(found[b], expected, atol=2e-5)
+    assert (found[is_given | (segments == 0)] == 0).all()
+
+
+def test_the_orders_are_the_same_at_every_call(model, held_out):
+    graph, params, windows = held_out
+    evaluation = HeldOut(graph, model, windows, HOW, batch=3)
+    assert evaluation.nll(params, ("random_4",)) == evaluation.nll(params, ("random_4",))

@@ -1,0 +1,72 @@
+"""The gradient of group k's loss with respect to the content of groups >= k is exactly zero, and not of those before.
+
+Every token of a window is its own word, so the gradient of the embedding's rows is that of single tokens' content.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from a3jax.attention import chunked
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import example_keys
+
+L = 24
+DRAWS = [
+    ("random", 4, 0.5),
+    ("random", 1, 0.0),
+    ("random", 64, 0.0),
+    ("spans", 4, 0.5),
+    ("infill", 8, 0.3),
+    ("in_order", 4, 0.5),
+]
+"""Family, group size, given."""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(chunked, "ROW_BLOCK", 8)
+    monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
+
+
+@pytest.mark.parametrize("seeding", ["successor", "learned"])
+@pytest.mark.parametrize("attention", ["dense", "chunked"])
+def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(attention, seeding, tiny, network, packed, draw):
+    config = tiny(vocab=L, seeding=seeding, layers=2)
+    graph, params = nnx.split(network(config))
+    how = Compute(attention=attention)
+    tokens = np.random.default_rng(0).permutation(L)[None]
+
+    @jax.jit
+    def sensitivity(order):
+        """L x L: does the loss of the row's slot move with the content of the column's token of the window?"""
+
+        def losses(content_VxD):
+            state = nnx.State({**params, "embedding": params["embedding"].replace(content_VxD)})
+            net = nnx.merge(graph, state)
+            hidden = net.query_hidden(tokens, order, how)
+            targets = jnp.take_along_axis(tokens, order.token_index, axis=1)
+            logits = hidden[0] @ net.head[...].T
+            return -jax.nn.log_softmax(logits)[jnp.arange(L), targets[0]]
+
+        gradient_LxVxD = jax.jacrev(losses)(params["embedding"][...])
+        return jnp.abs(gradient_LxVxD).max(-1)[:, tokens[0]]
+
+    for number, (family, group_size, given) in enumerate(DRAWS):
+        for example, segments in enumerate(packed):
+            key = example_keys(0, number, 3)[example]
+            _, groups, order = draw(key, segments, family, group_size, given, seeding)
+            moves = sensitivity(jax.tree.map(lambda x: x[None], order))
+            check(np.asarray(moves), order.token_index, groups, segments)
+
+
+def check(moves, token, groups, segments):
+    for slot, t in enumerate(token):
+        if not segments[t]:
+            continue
+        before = (segments == segments[t]) & (groups < groups[t])
+        assert (moves[slot, ~before] == 0).all(), "a leak"
+        for group in set(groups[before]):
+            assert (moves[slot, before & (groups == group)] > 0).any(), "an earlier group is not seen"

@@ -1,0 +1,145 @@
+"""The command line as a user types it: the whole road on a small model, and one line for every mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from a3jax.cli import COMMANDS, load_experiment, main
+from a3jax.data.tokenizer import byte_codec
+from a3jax.errors import UserError
+
+
+def run(*args: str) -> None:
+    main([str(arg) for arg in args])
+
+
+def fails(capsys: pytest.CaptureFixture, *args: str) -> str:
+    """The one line that a failing command prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*args)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("a3jax: ")
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+EXPERIMENT = """
+from a3jax.config import Config, DataConfig, OptimizerConfig, Stage, TrainConfig
+
+def experiment():
+    return Config(
+        name="road", source="{0}/model", run="{0}/run", data=DataConfig("{0}/corpus", length=32, batch=2),
+        curriculum=(Stage(2), Stage(2, "random", 4)), optimizer=OptimizerConfig(peak_lr=1e-3, warmup=1),
+        train=TrainConfig(compute_dtype="float32", remat="none", eval_windows=2),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama made by transformers, with the byte tokenizer; texts; and an experiment."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("road")
+    config = transformers.LlamaConfig(
+        vocab_size=258,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=256,
+        eos_token_id=257,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "source")
+    for name, content in byte_codec().files.items():
+        (folder / "source" / name).write_bytes(content)
+    (folder / "texts").mkdir()
+    for i in range(30):
+        (folder / "texts" / f"{i}.txt").write_text(f"The number {i} is followed by the number {i + 1}.\n")
+    (folder / "road.py").write_text(EXPERIMENT.format(folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_road_in_json(folder, capsys):
+    def answer(*args: str) -> dict:
+        run(*args, "--json")
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    imported = answer("import", folder / "source", folder / "model")
+    assert imported["family"] == "llama"
+    corpus = answer("prepare", folder / "texts", folder / "corpus", "--tokenizer", folder / "model", "--held-out", "0.3")
+    assert corpus["train"]["documents"] + corpus["held_out"]["documents"] == 30
+    trained = answer("train", folder / "road.py", "--seed", "3")
+    assert trained["steps"] == 4
+    assert set(trained["nll"]) == {"ar", "in_order_4", "random_1", "random_4", "random_8"}
+    filled = answer("generate", folder / "run", "--text", "The number [[3]] is [[2]].", "--order", "random_2")
+    assert filled["text"].startswith("The number ")
+    assert [len(blank["tokens"]) for blank in filled["blanks"]] == [3, 2]
+    assert all(blank["log_prob"] < 0 for blank in filled["blanks"])
+    assert filled["forwards"] == 3
+    assert answer("export", folder / "run", folder / "exported", "--verify")["max_logit_difference"] < 1e-4
+    assert answer("export", folder / "run", folder / "llama", "--as", "llama", "--verify")["max_logit_difference"] < 1e-4
+    again = answer("import", folder / "exported", folder / "again")
+    assert again["parameters"] == imported["parameters"]
+    assert answer("generate", folder / "again", "--text", "The number [[3]].")["blanks"]
+
+    run("generate", folder / "run", "--text", "The number [[3]].")
+    assert "⟦" in capsys.readouterr().out
+    assert "--as qwen2" not in fails(capsys, "export", folder / "run", folder / "other", "--as", "qwen2")
+    assert "exists already" in fails(capsys, "import", folder / "source", folder / "model")
+    assert "context" in fails(capsys, "generate", folder / "run", "--text", "a [[60]] b [[60]]")
+    assert "seed = 3, not 4" in fails(capsys, "train", folder / "road.py", "--seed", "4")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(name, "--help")
+    assert stop.value.code == 0
+    assert f"a3jax {name} " in capsys.readouterr().out.split("usage: ")[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["imprt"], "did you mean 'import'"),
+        (["import", "nowhere", "out"], "nowhere does not exist"),
+        (["import", "nowhere"], "Missing"),
+        (["generate", "nowhere", "--text", "[[1]]"], "nowhere does not exist"),
+        (["generate", "nowhere", "--txt", "[[1]]"], "--text"),
+        (["generate", "nowhere", "--text", "[[1]]", "--temperature", "hot"], "--temperature"),
+        (["prepare", "nowhere", "out", "--tokenizer", "bytes"], "nowhere does not exist"),
+        (["prepare", "nowhere", "--tokenizer", "bytes"], "last, the corpus folder"),
+        (["train", "nowhere"], "experiments/nowhere.py does not exist"),
+        (["export", "nowhere", "out"], "nowhere does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_field_of_an_experiment_names_the_nearest(folder, capsys):
+    line = fails(capsys, "train", folder / "road.py", "--optimizer.peek-lr", "1")
+    assert "did you mean '--optimizer.peak-lr'" in line
+
+
+@pytest.mark.parametrize("text", ["1 +", "x = 1", "def experiment(): return 1", "def experiment(): return missing"])
+def test_a_broken_experiment_is_named(text, tmp_path):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(UserError, match=r"broken\.py: "):
+        load_experiment(str(tmp_path / "broken.py"))
+
+
+def test_the_experiments_of_this_project_load(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    for path in Path("experiments").glob("*.py"):
+        assert load_experiment(path.stem).steps > 0

@@ -1,0 +1,126 @@
+"""Configurations: strict to read, lossless to write, and checked before anything runs."""
+
+import dataclasses
+import json
+
+import pytest
+
+from a3jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RopeScaling,
+    Stage,
+    TrainConfig,
+    check,
+    from_json,
+    nearest,
+    read,
+    to_json,
+)
+from a3jax.curriculum import paper
+from a3jax.errors import UserError
+
+
+@pytest.fixture
+def full(tiny):
+    """Every kind of field, away from its default."""
+    model = tiny(rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), start_token=1, end_tokens=(2, 3), query_key_norm="head")
+    return Config("full", model=model, run="somewhere", seed=7, curriculum=paper(60, 0.5), data=DataConfig(batch=16))
+
+
+def test_json_gives_the_same_configuration_back(full):
+    assert from_json(Config, to_json(full), "x") == full
+    assert from_json(Config, to_json(Config("plain")), "x") == Config("plain")
+    assert from_json(ModelConfig, to_json(full.model), "x") == full.model
+
+
+def test_absent_fields_take_their_defaults_and_integers_may_stand_for_floats():
+    config = from_json(Config, '{"name": "n", "optimizer": {"clip": 2}, "curriculum": [{"steps": 3}]}', "x")
+    assert config == Config("n", optimizer=dataclasses.replace(config.optimizer, clip=2.0), curriculum=(Stage(3),))
+    assert type(config.optimizer.clip) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sede": 1}, "run.json: unknown field 'sede'; did you mean 'seed'?"),
+        ({"data": {"lenght": 1}}, "run.json: data: unknown field 'lenght'; did you mean 'length'?"),
+        ({"qqqqqq": 1}, "run.json: unknown field 'qqqqqq'"),
+        ({"seed": "1"}, "run.json: seed is '1'; expected int"),
+        ({"seed": True}, "run.json: seed is True; expected int"),
+        ({"seed": 1.5}, "run.json: seed is 1.5; expected int"),
+        ({"seed": None}, "run.json: seed is None; expected int"),
+        ({"run": 3}, "run.json: run is 3; expected str"),
+        ({"optimizer": {"clip": "big"}}, "run.json: optimizer: clip is 'big'; expected float"),
+        ({"optimizer": 3}, "run.json: optimizer is 3; expected OptimizerConfig"),
+        ({"curriculum": {"steps": 3}}, "run.json: curriculum is {'steps': 3}; expected tuple"),
+        ({"curriculum": [{"steps": 3}, {"steps": []}]}, "run.json: curriculum[1]: steps is []; expected int"),
+        ({"curriculum": [{}]}, "run.json: curriculum[0]: field 'steps' is missing"),
+        (
+            {"train": {"remat": "ful"}},
+            "run.json: train: remat is 'ful'; expected one of none, dots, full; did you mean 'full'?",
+        ),
+        ({"train": {"remat": 1}}, "run.json: train: remat is 1; expected one of none, dots, full"),
+        ({"model": {"family": "llama"}}, "run.json: model: field 'vocab' is missing"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_expected(change, message):
+    with pytest.raises(UserError) as error:
+        from_json(Config, json.dumps({"name": "n", **change}), "run.json")
+    assert str(error.value) == message
+
+
+def test_what_is_not_json_or_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"run.json is not JSON: Expecting property name"):
+        from_json(Config, "{", "run.json")
+    with pytest.raises(UserError, match=r"run.json is \[\]; expected Config"):
+        from_json(Config, "[]", "run.json")
+    with pytest.raises(UserError, match=r"model.json does not exist"):
+        read(ModelConfig, tmp_path / "model.json")
+    (tmp_path / "model.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"model.json is .*; expected ModelConfig"):
+        read(ModelConfig, tmp_path / "model.json")
+
+
+def test_a_file_that_is_not_text_is_a_user_error(tmp_path):
+    (tmp_path / "model.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(UserError, match=r"model.json is not JSON"):
+        read(ModelConfig, tmp_path / "model.json")
+
+
+def test_nearest_is_silent_where_nothing_is_near():
+    assert nearest("sed", ["seed", "data"]) == "; did you mean 'seed'?"
+    assert nearest("zzz", ["seed", "data"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": DataConfig(length=0)}, "data.length is 0; it must be at least 1"),
+        ({"data": DataConfig(batch=-1)}, "data.batch is -1; it must be at least 1"),
+        ({"train": TrainConfig(accumulate=0)}, "train.accumulate is 0; it must be at least 1"),
+        ({"train": TrainConfig(loss_chunk=0)}, "train.loss_chunk is 0; it must be at least 1"),
+        ({"train": TrainConfig(accumulate=3)}, "train.accumulate 3 does not divide data.batch 16"),
+        ({"curriculum": (Stage(1), Stage(0))}, "curriculum.1.steps is 0; it must be at least 1"),
+        ({"curriculum": (Stage(1, group_size=0),)}, "curriculum.0.group-size is 0; it must be at least 1"),
+        ({"curriculum": (Stage(1, given=1.0),)}, "curriculum.0.given is 1.0; it must be at least 0 and below 1"),
+        ({"curriculum": (Stage(1, given=-0.1),)}, "curriculum.0.given is -0.1; it must be at least 0 and below 1"),
+        ({"curriculum": ()}, "curriculum is empty; give at least one stage"),
+        ({"model": None}, "give exactly one of source (an imported model) and model (random weights of that shape)"),
+        ({"source": "there"}, "give exactly one of source (an imported model) and model (random weights of that shape)"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(full, changes, message):
+    check(full)
+    with pytest.raises(UserError) as error:
+        check(dataclasses.replace(full, **changes))
+    assert str(error.value) == message
+
+
+def test_names_and_sums():
+    config = Config("trial", curriculum=(Stage(3), Stage(4, "random", 8)))
+    assert config.steps == 7
+    assert str(config.run_folder) == "runs/trial"
+    assert str(dataclasses.replace(config, run="a/b").run_folder) == "a/b"
+    assert [stage.name for stage in config.curriculum] == ["in_order_1", "random_8"]

@@ -1,0 +1,79 @@
+"""The chunked loss against JAX's own differentiation of a dense log-softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from a3jax.train.loss import nll_sum, token_nll
+
+B, L, D, V = 2, 13, 8, 37
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    hidden, head = (rng.normal(size=shape).astype(np.float32) for shape in ((B, L, D), (V, D)))
+    weight = rng.uniform(size=(B, L)).astype(np.float32) * (rng.random((B, L)) < 0.7)
+    return hidden, head, rng.integers(0, V, (B, L)), weight
+
+
+def dense(hidden, head, target):
+    return -jnp.take_along_axis(jax.nn.log_softmax(hidden @ head.T), target[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 10, 26, 1024])  # 13 rows per example: only 26 and 1024 take them in one piece
+def test_value_and_gradients_equal_those_of_the_dense_log_softmax(chunk):
+    hidden, head, target, weight = inputs()
+    ours = jax.jit(jax.value_and_grad(lambda h, w: nll_sum(h, w, target, weight, chunk) / 3, argnums=(0, 1)))(hidden, head)
+    theirs = jax.value_and_grad(lambda h, w: (dense(h, w, target) * weight).sum() / 3, argnums=(0, 1))(hidden, head)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(token_nll(hidden, head, target, chunk), dense(hidden, head, target), rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_of_weight_zero_counts_for_nothing():
+    hidden, head, target, weight = inputs()
+    gradient = jax.grad(nll_sum)(hidden, head, target, weight, 4)
+    assert (np.asarray(gradient)[weight == 0] == 0).all()
+    assert (np.asarray(gradient)[weight > 0] != 0).any(-1).all()
+    value, gradients = jax.value_and_grad(nll_sum, argnums=(0, 1))(hidden, head, target, np.zeros_like(weight), 4)
+    assert value == 0
+    assert all((np.asarray(g) == 0).all() for g in gradients)
+
+
+def test_the_value_without_differentiation_is_the_same():
+    hidden, head, target, weight = inputs()
+    value, _ = jax.value_and_grad(nll_sum)(hidden, head, target, weight, 4)
+    np.testing.assert_allclose(nll_sum(hidden, head, target, weight, 4), value, rtol=1e-6)
+
+
+def test_bfloat16_hidden_states_accumulate_the_head_in_float32():
+    hidden, head, target, weight = inputs()
+    rough = jnp.asarray(hidden, jnp.bfloat16)
+    d_hidden, d_head = jax.grad(nll_sum, argnums=(0, 1))(rough, head, target, weight, 4)
+    assert (d_hidden.dtype, d_head.dtype) == (jnp.bfloat16, jnp.float32)
+    exact = jax.grad(lambda w: (dense(hidden, w, target) * weight).sum())(head)
+    np.testing.assert_allclose(d_head, exact, atol=0.02 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("function", [nll_sum, lambda h, w, t, *rest: token_nll(h, w, t, rest[-1]).sum()])
+def test_logits_never_exist_for_more_than_a_chunk_of_rows(function):
+    batch, length, width, vocab, chunk = 2, 512, 16, 4096, 64
+    hidden, head = jnp.zeros((batch, length, width)), jnp.zeros((vocab, width))
+    target, weight = jnp.zeros((batch, length), jnp.int32), jnp.ones((batch, length))
+    run = (
+        jax.value_and_grad(lambda h, w: function(h, w, target, weight, chunk), argnums=(0, 1))
+        if function is nll_sum
+        else (lambda h, w: function(h, w, target, weight, chunk))
+    )
+    sizes = [int(np.prod(shape)) for shape in _shapes(jax.make_jaxpr(run)(hidden, head).jaxpr)]
+    assert max(sizes) == chunk * vocab
+
+
+def _shapes(jaxpr):
+    """Shapes of everything that a program computes, loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _shapes(inner)

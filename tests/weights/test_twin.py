@@ -1,0 +1,129 @@
+"""The PyTorch twin by itself: decoding with its cache equals teacher forcing without one."""
+
+import numpy as np
+import pytest
+import torch
+from small_models import load, random_groups, tokens
+
+from a3jax.weights.exporter import export_model
+
+
+@pytest.fixture(scope="module")
+def twins(imported, tmp_path_factory):
+    """An exported model in both seedings."""
+    folder = tmp_path_factory.mktemp("twin") / "out"
+    export_model(imported("llama"), folder)
+    successor, learned = load(folder), load(folder)
+    learned.config.seeding = "learned"
+    return {"successor": successor, "learned": learned}
+
+
+@pytest.fixture(scope="module")
+def plain(pretrained):
+    """The same model as transformers knows it."""
+    return load(pretrained("llama"))
+
+
+def _teacher_forced(model, ids, blank, size, rank):
+    """Infilling from its definition: one full forward pass per group, nothing kept in between. One row."""
+    T = len(ids)
+    blanks = sorted(np.flatnonzero(blank), key=lambda i: rank[i])
+    groups = np.arange(T)
+    for n, i in enumerate(blanks):
+        groups[i] = T + n // size
+    ids = torch.where(torch.from_numpy(blank), 0, ids)
+    for group in range(T, T + -(-len(blanks) // size)):
+        with torch.no_grad():
+            logits = model(ids[None], groups=torch.from_numpy(groups)[None]).logits[0]
+        ids = torch.where(torch.from_numpy(groups == group), logits.argmax(-1), ids)
+    return ids
+
+
+@pytest.mark.parametrize("seeding", ["successor", "learned"])
+@pytest.mark.parametrize("order", ["in_order", "random"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_infill_equals_teacher_forcing(seeding, order, size, twins):
+    ids = torch.from_numpy(tokens(20))
+    blank = np.zeros((2, 20), bool)
+    blank[0, [0, 3, 4, 5, 11, 12, 19]] = True  # rows differ in how many they blank, and one gives no first token
+    blank[1, 6:10] = True
+    rank = np.broadcast_to(np.arange(20), (2, 20))
+    if order == "random":
+        rank = torch.rand(2, 20, generator=torch.Generator().manual_seed(3)).numpy()
+    model = twins[seeding]
+    filled = model.infill(ids, torch.from_numpy(blank), size, order, generator=torch.Generator().manual_seed(3))
+    for row in range(2):
+        expected = _teacher_forced(model, ids[row], blank[row], size, rank[row])
+        np.testing.assert_array_equal(filled[row], expected)
+    assert (filled != ids)[torch.from_numpy(blank)].any()
+    np.testing.assert_array_equal(filled[torch.from_numpy(~blank)], ids[torch.from_numpy(~blank)])
+
+
+def test_generate_equals_transformers(twins, plain):
+    prompt = torch.from_numpy(tokens(9))
+    expected = plain.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    np.testing.assert_array_equal(twins["successor"].generate(prompt, max_new_tokens=12), expected)
+
+
+def test_padding_changes_nothing(twins):
+    model, ids = twins["successor"], torch.from_numpy(tokens(9))
+    alone = model.generate(ids[1:, 4:], max_new_tokens=6)[0, -6:]
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    np.testing.assert_array_equal(model.generate(ids, max_new_tokens=6, attention_mask=mask)[1, -6:], alone)
+    groups = torch.from_numpy(random_groups(0, 2, 9))
+    with torch.no_grad():
+        for how in ({}, {"groups": groups}):
+            cut = {name: value[1:, 4:] for name, value in how.items()}
+            padded = model(ids, attention_mask=mask, **how).logits[1, 4:]
+            torch.testing.assert_close(padded, model(ids[1:, 4:], **cut).logits[0], atol=1e-5, rtol=0)
+
+
+def test_generate_stops_at_the_end_token(twins):
+    model, prompt = twins["successor"], torch.from_numpy(tokens(9))
+    free = model.generate(prompt, max_new_tokens=12)
+    first, later = free[:, 9].tolist()[0], free[1, 11].item()
+    model.config.eos_token_id = [first, later]
+    stopped = model.generate(prompt, max_new_tokens=12)
+    model.config.eos_token_id = None
+    assert stopped.shape[1] < 21
+    assert set(stopped[0, 9:].tolist()) == {first}
+    np.testing.assert_array_equal(stopped[1, :10], free[1, :10])
+
+
+def test_draws_repeat_with_the_generator(twins):
+    ids, blank = torch.from_numpy(tokens(16)), torch.arange(16).expand(2, 16) >= 8
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return twins["successor"].infill(ids, blank, 2, "random", temperature=1.0, generator=generator)
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_losses(twins, plain):
+    ids = torch.from_numpy(tokens(12))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    model, groups = twins["successor"], torch.from_numpy(random_groups(4, 3, 12))
+    torch.testing.assert_close(model(ids, labels=labels).loss, plain(ids, labels=labels).loss)
+    result = model(ids, groups=groups, labels=labels)
+    log_probs = result.logits.log_softmax(-1).gather(2, ids[..., None])[:, 4:]
+    torch.testing.assert_close(result.loss, -log_probs.mean())
+
+
+def test_a_first_group_sees_nothing_and_gradients_are_finite(twins):
+    model, ids = twins["learned"], torch.from_numpy(tokens(12))
+    groups = torch.from_numpy(random_groups(0, 3, 12))
+    logits = model(ids, groups=groups).logits
+    first = logits[groups == 0]
+    assert torch.equal(first, first[:1].expand_as(first))
+    model(ids, groups=groups, labels=ids).loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.zero_grad()
+
+
+def test_unknown_orders_are_refused(twins):
+    with pytest.raises(ValueError, match="must be 'in_order' or 'random'"):
+        twins["successor"].infill(torch.zeros(1, 2).long(), torch.ones(1, 2), order="outside_in")
