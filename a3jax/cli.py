@@ -160,14 +160,17 @@ class Export:
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.checkpoint import find
         from a3jax.weights.exporter import export_model
+        from a3jax.weights.verify import TOLERANCE, require_torch, verify
 
+        if self.verify:
+            require_torch()
         checkpoint = find(self.checkpoint, self.step)
         export_model(checkpoint, self.out, self.as_, self.dtype)
         result: dict[str, Any] = {"out": str(self.out)}
         if self.verify:
-            from a3jax.weights.verify import verify
-
-            result["max_logit_difference"] = verify(checkpoint, self.out)
+            difference = result["max_logit_difference"] = verify(checkpoint, self.out)
+            if not difference < TOLERANCE:
+                raise UserError(f"{self.out}: logits in PyTorch differ by {difference:.2g}; do not use this folder")
         return result
 
 

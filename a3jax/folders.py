@@ -1,6 +1,8 @@
 """Folders that are complete or absent: nothing half-written, nothing overwritten."""
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,19 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if is_full_disk(error):
+            raise UserError(
+                f"{out} could not be written: the disk is full; make room and run the same command again"
+            ) from None
         raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error comes from a disk, a quota or a file size limit that is used up, however a library wraps it."""
+    text = str(error)
+    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def refuse_existing(out: Path) -> None:

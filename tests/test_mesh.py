@@ -58,11 +58,15 @@ def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name
     assert expected["loss1"] < expected["loss0"]
 
 
-@pytest.mark.parametrize(
-    "sizes", [(0, 1, 1), (-1, -1, 1), (1, -1, -1), (-2, 1, 1), (3, -1, 1), (1, 1, 4), (2, 2, 4), (16, 1, 1), (16, -1, 1)]
-)
-def test_a_mesh_that_does_not_fit_is_refused_with_its_sizes(sizes):
-    with pytest.raises(UserError, match=r"^mesh \{'data': -?\d+, 'fsdp': -?\d+, 'tensor': -?\d+\}"):
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (1, -1, -1), (-2, 1, 1), (1, 8, 0)])
+def test_sizes_that_are_no_sizes_are_refused(sizes):
+    with pytest.raises(UserError, match=r"^mesh \{.*'tensor': -?\d+\}: sizes must be positive, at most one of them -1"):
+        make_mesh(MeshConfig(*sizes), Devices(8))
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1), (1, 1, 4), (2, 2, 4), (16, 1, 1), (16, -1, 1)])
+def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes):
+    with pytest.raises(UserError, match=rf"^mesh \{{'data': {sizes[0]},.* does not cover 8 devices; change mesh.data"):
         make_mesh(MeshConfig(*sizes), Devices(8))
 
 

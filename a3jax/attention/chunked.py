@@ -77,7 +77,7 @@ def _backward(saved: tuple, d_output: Array) -> tuple:
             d_query, d_key, d_value = carry
             key_block, value_block = _take(key_BxKxLxE, j), _take(value_BxKxLxE, j)
             scores = _scores(blocks, key_block, j)
-            weights = jnp.where(scores > _HIDDEN, jnp.exp(scores - lse), 0.0)
+            weights = jnp.exp(scores - lse)  # zero where hidden
             d_scores = (weights * (_matmul(d_out, value_block.mT) - delta)).astype(key.dtype)
             weights = weights.astype(value.dtype)
             d_query += _matmul(d_scores, key_block)

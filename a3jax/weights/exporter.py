@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from a3jax.checkpoint import Checkpoint, load_arrays
@@ -44,24 +43,19 @@ def export_model(
     shards = _shards(list(_tensors(config, arrays, dtype, both)), shard_bytes)
     to_hf = a3_folder.to_hf if both else families.to_hf
     ends = list(config.end_tokens)
-    try:
-        with complete_or_nothing(out) as partial:
-            _write_weights(partial, shards)
-            _write_json(partial / "config.json", to_hf(config, dtype_name))
-            tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
-            _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
-            for name in TOKENIZER_FILES:
-                if (checkpoint.folder / name).is_file():
-                    (partial / name).write_bytes((checkpoint.folder / name).read_bytes())
-            (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
-            if both:
-                (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
-                for file in a3_folder.TWIN:
-                    (partial / file.name).write_bytes(file.read_bytes())
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
-        if "No space left" in str(error):
-            raise UserError(f"{out}: the disk is full; free some space or choose another place") from None
-        raise
+    with complete_or_nothing(out) as partial:
+        _write_weights(partial, shards)
+        _write_json(partial / "config.json", to_hf(config, dtype_name))
+        tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+        _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
+        for name in TOKENIZER_FILES:
+            if (checkpoint.folder / name).is_file():
+                (partial / name).write_bytes((checkpoint.folder / name).read_bytes())
+        (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
+        if both:
+            (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
+            for file in a3_folder.TWIN:
+                (partial / file.name).write_bytes(file.read_bytes())
 
 
 class _Tensor(NamedTuple):

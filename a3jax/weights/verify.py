@@ -22,6 +22,15 @@ TOLERANCE = 1e-2
 """Rounding of a deep model in float32 stays well below; a tensor in the wrong place or layout is far above."""
 
 
+def require_torch() -> None:
+    """Raise `UserError` if PyTorch or transformers is not installed."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        raise UserError("verification runs the exported model in PyTorch; pip install 'a3jax[torch]'") from None
+
+
 def verify(checkpoint: Checkpoint, folder: Path) -> float:
     """The largest absolute logit difference over random tokens, both computed in float32 from the exported dtype.
 
@@ -29,11 +38,10 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
     and in random groups of several sizes behind a given prefix. The first token is never predicted, and its query, which
     sees nothing, is not compared. Raises `UserError` if PyTorch is not installed.
     """
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise UserError("verification runs the exported model in PyTorch; pip install 'a3jax[torch]'") from None
+    require_torch()
+    import torch
+    from transformers import AutoModelForCausalLM
+
     settings = read_json(folder / "config.json")
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, checkpoint.config.vocab, (BATCH, min(LENGTH, checkpoint.config.context)))
@@ -48,7 +56,7 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
         for expected, groups in zip(ours, [None, *orders]):
             how, first = ({}, 0) if groups is None else ({"groups": torch.from_numpy(groups)}, 1)
             difference = np.abs(model(ids, **how).logits.numpy() - expected)[:, first:].max()
-            largest = max(largest, float(difference))
+            largest = float(np.maximum(largest, difference))  # unlike max(), keeps a NaN
     return largest
 
 

@@ -31,6 +31,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeding", ["successor", "learned"])
 @pytest.mark.parametrize("attention", ["dense", "chunked"])
 def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(attention, seeding, tiny, network, packed, draw):

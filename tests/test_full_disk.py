@@ -1,0 +1,59 @@
+"""A disk that fills up while a folder is written: one clear line, and nothing left behind."""
+
+import contextlib
+import resource
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from a3jax.checkpoint import find, save_model
+from a3jax.data.prepare import prepare
+from a3jax.data.tokenizer import byte_codec
+from a3jax.errors import UserError
+from a3jax.model.parameters import shapes
+from a3jax.record import Record
+from a3jax.weights.exporter import export_model
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The kernel refuses to write beyond `size` bytes, as it does on a full disk, to this process and its children."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def model(tiny):
+    config = tiny(vocab=258)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), nnx.to_pure_dict(shapes(config)))
+    return config, params, Record("random"), byte_codec().files
+
+
+def test_import_leaves_nothing(model, tmp_path):
+    with no_file_larger_than(8000), pytest.raises(UserError, match="model could not be written: the disk is full"):
+        save_model(tmp_path / "model", *model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_leaves_nothing(model, tmp_path):
+    save_model(tmp_path / "model", *model)
+    with no_file_larger_than(8000), pytest.raises(UserError, match="out could not be written: the disk is full"):
+        export_model(find(tmp_path / "model"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prepare_leaves_nothing(workers, tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"{i}" * 100_000)
+    with no_file_larger_than(20_000), pytest.raises(UserError, match="corpus could not be written: the disk is full"):
+        prepare(sorted(tmp_path.glob("*.txt")), tmp_path / "corpus", "bytes", workers=workers)
+    assert len(list(tmp_path.iterdir())) == 4
