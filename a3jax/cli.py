@@ -237,7 +237,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command line. A user's mistake is one line on standard error and exit status 2."""
     args = list(sys.argv[1:] if args is None else args)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         if not args or args[0] in ("-h", "--help"):
             print(_help())

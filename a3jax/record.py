@@ -14,6 +14,6 @@ class Record:
     dequantized: bool = False
     steps: int = 0
     tokens: int = 0
-    """Predicted tokens seen while adapting."""
+    """Tokens read while adapting, given ones and padding included."""
     stages: tuple[str, ...] = ()
     """Curriculum stages trained, oldest first; the last may be unfinished."""

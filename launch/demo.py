@@ -5,6 +5,7 @@ interrupted demo goes on where it stopped. Everything lies in demo/.
 """
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -13,22 +14,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from a3jax.cli import load_experiment
+from a3jax.data.manifest import read_manifest
+from a3jax.data.pipeline import held_out_windows
 
 DEMO = Path("demo")
 GGUF = Path(".cache/SmolLM2-135M-Instruct.Q4_1.gguf")
 CODE = '''def mean(values):
     """Return the arithmetic mean of a list of numbers."""
-    if not values:
-        [[10]]
+    if not values:[[12]]
     return sum(values) / len(values)
 
 
 def variance(values):
     """Return the mean squared distance from the mean."""
-    center = mean(values)
-    [[16]] for x in values) / len(values)
+    center = mean(values)[[16]] for x in values) / len(values)
 '''
 console = Console(highlight=False, soft_wrap=True)
 
@@ -66,11 +70,39 @@ def main() -> None:
     trained = a3jax("train", "smollm2_python")
     after = a3jax("generate", str(run), *infill, out=DEMO / "after.json")
     export = a3jax("export", str(run), str(exported), "--verify", out=DEMO / "export.json")
-    report(trained, before, after, export, time.perf_counter() - begun)
+    a3jax("export", str(source), str(DEMO / "source"), "--as", "llama", out=DEMO / "source.json")
+    own = source_nll(DEMO / "source", corpus)
+    report(trained, own, before, after, export, time.perf_counter() - begun)
+
+
+def source_nll(folder: Path, corpus: Path) -> float:
+    """Nats per token of the source model itself, run by transformers on the same held-out documents."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    config = load_experiment("smollm2_python")
+    windows = held_out_windows(corpus, read_manifest(corpus), config.data.length, config.train.eval_windows)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for tokens_L, segment_L in zip(windows["tokens"], windows["segments"]):
+            for segment in np.unique(segment_L[segment_L > 0]):
+                ids = torch.from_numpy(tokens_L[segment_L == segment])[None].long()
+                if (predicted := ids.shape[1] - 1) > 0:
+                    total += float(model(ids, labels=ids).loss) * predicted
+                    count += predicted
+    return total / count
 
 
 def report(
-    trained: dict[str, Any], before: dict[str, Any], after: dict[str, Any], export: dict[str, Any], seconds: float
+    trained: dict[str, Any],
+    own: float,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    export: dict[str, Any],
+    seconds: float,
 ) -> None:
     """The table and the texts at the end."""
     lines = [json.loads(line) for line in (DEMO / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -78,13 +110,14 @@ def report(
     table = Table(title="Held-out NLL, nats per token of Python source", title_justify="left")
     for column in ("order", "before", "after"):
         table.add_column(column, justify="left" if column == "order" else "right")
+    table.add_row("source model, in PyTorch", f"{own:.3f}", "")
     for order, value in trained["nll"].items():
         table.add_row(order, f"{first[f'nll/{order}']:.3f}", f"{value:.3f}")
     console.print()
     console.print(table)
     for name, result in (("before", before), ("after", after)):
         console.rule(f"infilled {name} adaptation", align="left")
-        console.print(result["text"], markup=False)
+        console.print(marked(result["blanks"]), markup=False)
     console.rule()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     speed = f"{trained['tokens_per_second']:,.0f}" if trained["tokens_per_second"] else "(resumed at its end)"
@@ -92,6 +125,12 @@ def report(
     console.print(f"PyTorch export      largest logit difference {export['max_logit_difference']:.1e}")
     console.print(f"this demo           {seconds / 60:.1f} minutes, at most {peak:.1f} GiB in one process")
     console.print(f"\nGo on:  a3jax generate {DEMO / 'run'} --text 'def area(r): [[8]] * r'")
+
+
+def marked(blanks: list[dict[str, Any]]) -> str:
+    """The code with what was filled in between ⟦ and ⟧."""
+    filled = iter(blanks)
+    return re.sub(r"\[\[\d+\]\]", lambda _: f"⟦{next(filled)['text']}⟧", CODE)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def model_card(name: str, config: ModelConfig, record: Record, both: bool) -> st
         "Parameters": f"{count(config) - (0 if both else config.width):,}",
         "Context": f"{config.context:,} tokens",
         "Query seeding": config.seeding,
-        "Adaptation": f"{record.steps:,} steps, {record.tokens:,} predicted tokens" if record.steps else "none",
+        "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "none",
         "Curriculum": " → ".join(record.stages) or "none",
     }
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [a3, any-order, infilling]", "---"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from a3jax.checkpoint import find, load_arrays
-from a3jax.config import to_json
+from a3jax.config import Config, MeshConfig, to_json
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import ORDERS
 from a3jax.train.loop import train
@@ -35,6 +35,18 @@ def assert_same_run(a: str, b: str) -> None:
     timing = ("seconds", "tokens_per_second")
     rows = [[{k: v for k, v in row.items() if k not in timing} for row in read(Path(run))] for run in (a, b)]
     assert rows[0] == rows[1]
+
+
+def stop_at(when: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a SIGTERM once step `when` is under way."""
+    original = Report.step
+
+    def step(self, number, stage, metrics):
+        original(self, number, stage, metrics)
+        if number == when:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Report, "step", step)
 
 
 @pytest.fixture
@@ -62,14 +74,7 @@ def test_a_run_reports_every_step_and_evaluation(uninterrupted):
 @pytest.mark.parametrize("when", [1, 4, 5])
 def test_a_signal_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(when, uninterrupted, experiment, monkeypatch):
     config = experiment("stopped")
-    original = Report.step
-
-    def step(self, number, stage, metrics):
-        original(self, number, stage, metrics)
-        if number == when:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Report, "step", step)
+    stop_at(when, monkeypatch)
     summary = train(config)
     assert (summary.steps, summary.stopped_by) == (when, signal.SIGTERM)
     monkeypatch.undo()
@@ -77,25 +82,32 @@ def test_a_signal_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(
     assert_same_run(summary.run, uninterrupted)
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(uninterrupted, experiment, tmp_path):
-    config = experiment("killed", save_every=1)
-    (tmp_path / "config.json").write_text(to_json(config))
+def start_elsewhere(config: Config, devices: int = 1) -> subprocess.Popen:
+    """`train(config)` in a process of its own, with as many simulated devices."""
+    config.run_folder.parent.mkdir(exist_ok=True)
+    file = config.run_folder.with_suffix(".json")
+    file.write_text(to_json(config))
     program = (
         "import sys; from pathlib import Path; from a3jax.config import Config, read; from a3jax.train.loop import train;"
         "train(read(Config, Path(sys.argv[1])))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "config.json")]
-    metrics = config.run_folder / "metrics.jsonl"
     # The same compiler options, and its results, as in this process: bits depend on them.
     environment = {
         **os.environ,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
+    return subprocess.Popen([sys.executable, "-c", program, str(file)], stderr=subprocess.DEVNULL, env=environment)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(uninterrupted, experiment):
+    config = experiment("killed", save_every=1)
+    metrics = config.run_folder / "metrics.jsonl"
     for step in (2, 6):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        process = start_elsewhere(config)
         while process.poll() is None and not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
             time.sleep(0.01)
         process.kill()
@@ -104,6 +116,17 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(uninterrupted,
     for x, y in zip(parameters(config.run), parameters(uninterrupted), strict=True):
         np.testing.assert_array_equal(x, y)
     assert [r["step"] for r in read(config.run_folder) if "loss" in r] == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_same_batches_and_orders_on_another_mesh(uninterrupted, experiment, monkeypatch):
+    config = experiment("moved")
+    stop_at(3, monkeypatch)
+    train(config)
+    moved = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=1))
+    assert start_elsewhere(moved, devices=4).wait() == 0
+    losses = [[r["loss"] for r in read(Path(run)) if "loss" in r] for run in (config.run, uninterrupted)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_a_finished_run_does_nothing_more(uninterrupted, experiment):

@@ -104,7 +104,7 @@ def test_shards_have_an_index_and_come_back(imported, tmp_path):
 def test_the_folder_says_what_it_is(imported, tmp_path):
     export_model(_adapted(imported("llama"), tmp_path / "model"), tmp_path / "out", dtype="bfloat16")
     card = (tmp_path / "out" / "README.md").read_text()
-    for fact in ("3,000 steps", "2,000,000 predicted tokens", "in_order_1 → random_4", "successor", "llama", "# out"):
+    for fact in ("3,000 steps", "2,000,000 tokens", "in_order_1 → random_4", "successor", "llama", "# out"):
         assert fact in card
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
