@@ -7,6 +7,7 @@ interrupted demo goes on where it stopped. Everything lies in demo/.
 import json
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -120,8 +121,8 @@ def report(
         console.print(marked(result["blanks"]), markup=False)
     console.rule()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    speed = f"{trained['tokens_per_second']:,.0f}" if trained["tokens_per_second"] else "(resumed at its end)"
-    console.print(f"training            {speed} tokens/s, {trained['steps']} steps")
+    speed = statistics.median(line["tokens_per_second"] for line in lines if "loss" in line)
+    console.print(f"training            {speed:,.0f} tokens/s, {trained['steps']} steps")
     console.print(f"PyTorch export      largest logit difference {export['max_logit_difference']:.1e}")
     console.print(f"this demo           {seconds / 60:.1f} minutes, at most {peak:.1f} GiB in one process")
     console.print(f"\nGo on:  a3jax generate {DEMO / 'run'} --text 'def area(r): [[8]] * r'")

@@ -25,6 +25,7 @@ from a3jax.model.parameters import graph
 from a3jax.record import Record
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.interrupt import stop_requests
+from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run
 from a3jax.train.step import State, abstract_state, compute, init_state, make_step, random_params
@@ -42,7 +43,7 @@ class Summary:
     tokens_per_second: float | None
     """Median over this call's steps."""
     nll: dict[str, float]
-    """Held-out nats per predicted token by order, at the end; empty where nothing is held out."""
+    """Held-out nats per predicted token by order, at the last evaluation; empty where nothing is held out."""
     stopped_by: int
     """Signal that ended the run early, or 0."""
 
@@ -61,8 +62,9 @@ def train(config: Config) -> Summary:
         stopped_by = stack.enter_context(stop_requests())
         position = _begin(run, mesh, checkpoints)
         report = stack.enter_context(Report(config, run.model, mesh, position.step))
-        position, nll = _steps(run, mesh, position, checkpoints, report, stopped_by)
-    return Summary(str(config.run_folder), position.step, report.loss, report.tokens_per_second, nll, stopped_by())
+        steps = _steps(run, mesh, position, checkpoints, report, stopped_by)
+    folder = config.run_folder
+    return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stopped_by())
 
 
 class _Position(NamedTuple):
@@ -89,18 +91,17 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints) -> _Position:
 
 def _steps(
     run: Run, mesh: Mesh, start: _Position, checkpoints: Checkpoints, report: Report, stopped_by: Callable[[], int]
-) -> tuple[_Position, dict[str, float]]:
-    """Everything from `start` to the end of the curriculum, or to a request to stop."""
+) -> int:
+    """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings = run.config, run.config.train
     step, state, record, batches = start
     put = _put(meshes.batch_sharding(mesh))
     windows = held_out_windows(run.corpus, run.manifest, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
-    nll: dict[str, float] = {}
     current: Stage | None = None
     compiled: jax.stages.Compiled | None = None
     if step == 0:
-        nll = report.evaluation(step, lambda: held_out.nll(state.params))
+        report.evaluation(step, lambda: held_out.nll(state.params))
     while step < config.steps and not stopped_by():
         _, stage = stage_at(config.curriculum, step)
         batch = {name: put(array) for name, array in next(batches).items()}
@@ -114,13 +115,13 @@ def _steps(
         record = _after(record, stage, config)
         last = step == config.steps
         if last or step % settings.eval_every == 0:
-            nll = report.evaluation(step, lambda: held_out.nll(state.params))  # noqa: B023, called at once
+            report.evaluation(step, lambda: held_out.nll(state.params))  # noqa: B023, called at once
         if last or step % settings.save_every == 0 or stopped_by():
             report.flush()  # a loss that is not finite stops the run before it is saved
             with report.pause("saving"):
                 checkpoints.save(step, state, record, batches.get_state())
     report.flush()
-    return _Position(step, state, record, batches), nll
+    return step
 
 
 def _after(record: Record, stage: Stage, config: Config) -> Record:

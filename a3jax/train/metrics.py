@@ -38,6 +38,15 @@ def read(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _lines(run / METRICS)]
 
 
+def last_nll(run: Path) -> dict[str, float]:
+    """Held-out NLL by order at the newest evaluation; empty if there was none."""
+    for line in reversed(read(run)):
+        nll = {name.removeprefix("nll/"): value for name, value in line.items() if name.startswith("nll/")}
+        if nll:
+            return nll
+    return {}
+
+
 def _lines(path: Path) -> list[str]:
     """Whole lines; one cut off by a kill is dropped."""
     if not path.is_file():

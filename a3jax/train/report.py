@@ -99,14 +99,13 @@ class Report:
         self._bar.advance()
         self._bar.note(f"{stage.name} loss {loss:.3f} {speed:,.0f} tok/s{share}")
 
-    def evaluation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def evaluation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
         """Run and report an evaluation: NLL by order."""
         self.flush()
         with self.pause("evaluating"):
             nll = evaluate()
         if nll:
             self._log.write(step=step, **{f"nll/{order}": value for order, value in nll.items()})
-        return nll
 
     @contextlib.contextmanager
     def pause(self, why: str) -> Iterator[None]:
