@@ -31,8 +31,8 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error comes from a disk, a quota or a file size limit that is used up, however a library wraps it."""
-    text = str(error)
-    return any(os.strerror(code) in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
 def refuse_existing(out: Path) -> None:
