@@ -123,16 +123,24 @@ class Generate:
             top_p=self.top_p,
             seed=self.seed,
         )
-        if not self.json:
-            from rich.console import Console
-            from rich.text import Text
-
-            marked = Text.assemble(*((text, "bold green" if filled else "") for text, filled in result.pieces))
-            if not sys.stdout.isatty():
-                marked = Text("".join(f"⟦{text}⟧" if filled else text for text, filled in result.pieces))
-            Console(soft_wrap=True, highlight=False).print(marked)
         blanks = [dataclasses.asdict(blank) for blank in result.blanks]
-        return {"text": result.text, "blanks": blanks, "forwards": result.forwards, "seconds": result.seconds}
+        facts = {"blanks": blanks, "forwards": result.forwards, "seconds": result.seconds}
+        if self.json:
+            return {"text": result.text, **facts}
+        _print_marked(result.pieces)
+        return facts | {"log_prob": result.log_prob}
+
+
+def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
+    """A text with what was filled in standing out: in colour on a terminal, between ⟦ and ⟧ elsewhere."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if sys.stdout.isatty():
+        marked = Text.assemble(*((text, "bold green" if filled else "") for text, filled in pieces))
+        Console(soft_wrap=True, highlight=False).print(marked)
+    else:
+        print("".join(f"⟦{text}⟧" if filled else text for text, filled in pieces))
 
 
 @dataclass(frozen=True)
@@ -271,7 +279,7 @@ def _show(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items() if not isinstance(item, list | tuple))
-        if value not in (None, "") and not isinstance(value, list | tuple):
+        if value and not isinstance(value, list | tuple):
             print(f"{name.replace('_', ' '):22} {_number(value)}")
 
 

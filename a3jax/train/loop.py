@@ -6,6 +6,7 @@ never waits for the host. Each curriculum stage has a step of its own, compiled 
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,6 +62,7 @@ def train(config: Config) -> Summary:
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train.keep))
         stopped_by = stack.enter_context(stop_requests())
         position = _begin(run, mesh, checkpoints)
+        stack.enter_context(contextlib.closing(position.batches))
         report = stack.enter_context(Report(config, run.model, mesh, position.step))
         steps = _steps(run, mesh, position, checkpoints, report, stopped_by)
     folder = config.run_folder
@@ -101,8 +103,8 @@ def _steps(
     current: Stage | None = None
     compiled: jax.stages.Compiled | None = None
     if step == 0:
-        report.evaluation(step, lambda: held_out.nll(state.params))
-    while step < config.steps and not stopped_by():
+        report.evaluation(step, functools.partial(held_out.nll, state.params))
+    while step < config.steps:
         _, stage = stage_at(config.curriculum, step)
         batch = {name: put(array) for name, array in next(batches).items()}
         if compiled is None or stage != current:
@@ -113,13 +115,15 @@ def _steps(
         step += 1
         report.step(step, stage, metrics)
         record = _after(record, stage, config)
-        last = step == config.steps
+        last, stop = step == config.steps, bool(stopped_by())
         if last or step % settings.eval_every == 0:
-            report.evaluation(step, lambda: held_out.nll(state.params))  # noqa: B023, called at once
-        if last or step % settings.save_every == 0 or stopped_by():
+            report.evaluation(step, functools.partial(held_out.nll, state.params))
+        if last or step % settings.save_every == 0 or stop:
             report.flush()  # a loss that is not finite stops the run before it is saved
             with report.pause("saving"):
                 checkpoints.save(step, state, record, batches.get_state())
+        if stop:
+            break
     report.flush()
     return step
 

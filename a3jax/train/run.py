@@ -24,7 +24,7 @@ from a3jax.record import Record
 
 CONFIG = "config.json"
 
-_FREE_TO_CHANGE = ("name", "run", "mesh", "data.workers", "train.attention", "train.remat", "train.loss_chunk",
+_FREE_TO_CHANGE = ("name", "run", "mesh", "train.attention", "train.remat", "train.loss_chunk",
                    "train.log_every", "train.eval_every", "train.eval_windows", "train.save_every", "train.keep")  # fmt: skip
 """Fields that a resumed run may set anew, since the steps stay the same steps."""
 
