@@ -8,6 +8,7 @@
 Everything that takes a CHECKPOINT takes either. A model folder appears only when it is complete.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class Checkpoint:
 def find(path: Path, step: int | None = None) -> Checkpoint:
     """Describe a model folder or a run folder (its newest step, or the one asked for) without loading weights."""
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a folder written by a3jax import or a3jax train")
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give a folder written by a3jax import or a3jax train")
     if not (path / MODEL).is_file():
         raise UserError(f"{path} has no {MODEL}; give a folder written by a3jax import or a3jax train")
     config = read(ModelConfig, path / MODEL)
@@ -58,31 +60,42 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
 
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
-    """The weights, cast to `dtype`, laid over `mesh` or on one device."""
+    """The weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
     tree = shapes(checkpoint.config)
     if mesh is None:
         where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
     else:
         where = parameter_shardings(tree, mesh)
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, where)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(checkpoint.params.resolve(), nnx.to_pure_dict(abstract))
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{checkpoint.params} does not hold the model of {checkpoint.folder / MODEL}: {reason}") from None
-    nnx.replace_by_pure_dict(tree, restored)
+    nnx.replace_by_pure_dict(tree, _restore(checkpoint, lambda _: nnx.to_pure_dict(abstract)))
     return tree
 
 
 def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The weights as a nested dict of numpy arrays, in the dtype in which they were saved."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = nnx.to_pure_dict(shapes(checkpoint.config))
-        metadata = checkpointer.metadata(checkpoint.params.resolve()).item_metadata.tree
-        device = SingleDeviceSharding(jax.devices("cpu")[0])
-        abstract = jax.tree.map(lambda _, m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree, metadata)
-        return jax.tree.map(np.asarray, checkpointer.restore(checkpoint.params.resolve(), abstract))
+    """The weights as a nested dict of numpy arrays, in the dtype in which they were saved. Raises as `load_params`."""
+    device = SingleDeviceSharding(jax.devices("cpu")[0])
+
+    def as_saved(saved: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
+
+    return jax.tree.map(np.asarray, _restore(checkpoint, as_saved))
+
+
+def _restore(checkpoint: Checkpoint, abstract: Callable[[Any], Any]) -> Any:
+    """Restore the tree that `abstract` makes of the saved metadata, if the model's shapes are the saved ones."""
+    expected = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(shapes(checkpoint.config)))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(checkpoint.params.resolve()).item_metadata.tree
+            if jax.tree.map(lambda leaf: tuple(leaf.shape), saved) != expected:
+                model = checkpoint.folder / MODEL
+                raise UserError(f"{checkpoint.params} does not hold the model of {model}; put the right one back")
+            return checkpointer.restore(checkpoint.params.resolve(), abstract(saved))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere inside Orbax
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{checkpoint.params} is damaged ({reason}); take another checkpoint or import again") from None
 
 
 def save_model(out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]) -> None:

@@ -1,9 +1,11 @@
 """The `a3jax` command. Each subcommand is a dataclass of its options; running it returns what `--json` prints."""
 
 import dataclasses
+import importlib
 import json
 import logging
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from a3jax.commandline import parse
-from a3jax.config import Config, nearest
+from a3jax.config import Config, check, from_json, nearest, to_json
 from a3jax.errors import UserError
+from a3jax.interrupt import stop_requests
 
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 
@@ -26,9 +29,9 @@ class Import:
     a3jax import ~/models/SmolLM2-135M models/smollm2
     """
 
-    source: Positional[Path]
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
     """A Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The model folder to write."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the weights on disk; the source's own if not given."""
@@ -50,7 +53,7 @@ class Prepare:
     a3jax prepare ~/texts more.jsonl data/mine --tokenizer models/smollm2 --include '*.txt' '*.jsonl'
     """
 
-    sources: Positional[tuple[Path, ...]]
+    sources: Annotated[Positional[tuple[Path, ...]], arg(metavar="SOURCE... OUT")]
     """Files and folders of text (one document a file) and JSONL (one a line), then the corpus folder to write."""
     tokenizer: str
     """A model folder, a folder with tokenizer.json, or 'bytes'."""
@@ -90,7 +93,7 @@ class Generate:
     a3jax generate runs/demo --text "def area(r): [[8]] * r"
     """
 
-    checkpoint: Positional[Path]
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder or a run folder."""
     text: str
     """A text in which [[n]] is a blank of n tokens."""
@@ -148,12 +151,13 @@ class Export:
     """Write a checkpoint for PyTorch: the two-stream model, or its autoregressive view as the family's own class.
 
     a3jax export runs/demo exported --verify
+
     a3jax export runs/demo exported-llama --as llama
     """
 
-    checkpoint: Positional[Path]
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder or a run folder."""
-    out: Positional[Path]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The Hugging Face folder to write."""
     as_: Annotated[str, arg(name="as")] = "a3"
     """a3 for both streams (trust_remote_code), or the model's family, such as llama."""
@@ -199,6 +203,7 @@ class Train:
         experiment = load_experiment(name)
         fields = [option for option in options if option != "--json"]
         config = parse(Config, fields, f"{prog} {name}", experiment, _TRAIN_HELP)
+        check(config)
         return cls(config, "--json" in options)
 
     def run(self) -> dict[str, Any]:  # noqa: D102
@@ -213,6 +218,7 @@ Adapt a model. EXPERIMENT is a Python file with a function `experiment()` that r
 experiments/. Any field can be set by its dotted name. The same command resumes a run that was stopped.
 
     a3jax train tiny
+
     a3jax train smollm2_python --optimizer.peak-lr 1e-4 --curriculum.0.steps 20
 
 The fields of an experiment:  a3jax train EXPERIMENT --help"""
@@ -225,36 +231,48 @@ def load_experiment(name: str) -> Config:
         known = [file.stem for file in sorted(Path("experiments").glob("*.py"))]
         raise UserError(f"experiment {path} does not exist{nearest(name, known)}")
     try:
-        config = runpy.run_path(str(path))["experiment"]()
-    except Exception as error:  # whatever is wrong with a user's file is the user's to mend
+        content = runpy.run_path(str(path))
+        if "experiment" not in content:
+            raise UserError(f"{path}: there is no function experiment() that returns a Config")
+        config = content["experiment"]()
+    except (Exception, SystemExit) as error:  # whatever is wrong with a user's file is the user's to mend
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path}: experiment() returns {type(config).__name__}, not a Config")
-    return config
+    return from_json(Config, to_json(config), str(path))  # Python does not check the types of fields; this does
 
 
-COMMANDS: dict[str, tuple[type, str]] = {
-    "import": (Import, "pretrained weights -> a model folder"),
-    "prepare": (Prepare, "text -> a corpus of token ids"),
-    "train": (Train, "adapt a model along a curriculum"),
-    "generate": (Generate, "fill the blanks of a text in any order"),
-    "export": (Export, "a checkpoint -> Hugging Face and PyTorch"),
+COMMANDS: dict[str, tuple[type, str, str]] = {
+    "import": (Import, "a3jax.weights.importer", "pretrained weights -> a model folder"),
+    "prepare": (Prepare, "a3jax.data.prepare", "text -> a corpus of token ids"),
+    "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
+    "generate": (Generate, "a3jax.api", "fill the blanks of a text in any order"),
+    "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
+"""Name -> options, the module that does the work, and what it is for."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command line. A user's mistake is one line on standard error and exit status 2."""
     args = list(sys.argv[1:] if args is None else args)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
+    for name in ("absl", "asyncio"):  # Orbax warns of what is as it should be, and tells every failure at length
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by exception, so that folders are tidied
     try:
         if not args or args[0] in ("-h", "--help"):
             print(_help())
             sys.exit(0 if args else 2)
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
-        kind, _ = COMMANDS[args[0]]
+        kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
         command = kind.parse(args[1:], prog) if kind is Train else parse(kind, args[1:], prog)
+        with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
+            importlib.import_module(module)
+        if stopped_by():
+            sys.exit(128 + stopped_by())
         result = command.run()
     except UserError as error:
         print(f"a3jax: {error}", file=sys.stderr)
@@ -270,7 +288,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:10}{what}" for name, (*_, what) in COMMANDS.items())
     return f"usage: a3jax COMMAND ...\n\n{rows}\n\nHelp and an example:  a3jax COMMAND --help"
 
 

@@ -8,6 +8,7 @@ Both are strict: an unknown or ill-typed field is a `UserError` that names the n
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -176,6 +177,8 @@ def check(config: Config) -> None:
         "train.loss_chunk": config.train.loss_chunk,
         "train.log_every": config.train.log_every,
         "train.eval_windows": config.train.eval_windows,
+        "train.eval_every": config.train.eval_every,
+        "train.save_every": config.train.save_every,
     }
     for i, stage in enumerate(config.curriculum):
         positive |= {f"curriculum.{i}.steps": stage.steps, f"curriculum.{i}.group-size": stage.group_size}
@@ -184,6 +187,20 @@ def check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    optimizer = config.optimizer
+    for name, number, high in [
+        ("seed", config.seed, 2**32 - 1),
+        ("data.workers", config.data.workers, None),
+        ("train.keep", config.train.keep, None),
+        ("optimizer.peak_lr", optimizer.peak_lr, None),
+        ("optimizer.warmup", optimizer.warmup, None),
+        ("optimizer.decay", optimizer.decay, 1),
+        ("optimizer.final_lr", optimizer.final_lr, 1),
+        ("optimizer.weight_decay", optimizer.weight_decay, None),
+        ("optimizer.clip", optimizer.clip, None),
+    ]:
+        if not 0 <= number <= (math.inf if high is None else high):
+            raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
     if not config.curriculum:
         raise UserError("curriculum is empty; give at least one stage")
     if config.data.batch % config.train.accumulate:

@@ -12,30 +12,38 @@ from a3jax.errors import UserError
 
 @contextlib.contextmanager
 def complete_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `out` at the end and removed on any error. `out` must not exist yet."""
-    refuse_existing(out)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """A folder to write into, renamed to `out` at the end and removed on any error.
+
+    Raises `UserError` if `out` exists, cannot be made, or outgrows the disk.
+    """
+    check_new(out)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made: {error.strerror}; choose another place") from None
     try:
         yield partial
         partial.rename(out)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if is_full_disk(error):
-            raise UserError(
-                f"{out} could not be written: the disk is full; make room and run the same command again"
-            ) from None
+            raise UserError(f"{out} could not be written: the disk is full; make room and run it again") from None
         raise
+
+
+def check_new(out: Path) -> None:
+    """Raise `UserError` if `out` exists or clearly cannot be made: better before the work than after it."""
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"{out} cannot be made: {above} is not a folder; choose another place")
+    if out.exists():
+        raise UserError(f"{out} exists already; remove it or choose another name")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{out} cannot be made: {above} is not writable; choose another place")
 
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error comes from a disk, a quota or a file size limit that is used up, however a library wraps it."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise `UserError` if `out` exists."""
-    if out.exists():
-        raise UserError(f"{out} exists already; remove it or choose another name")

@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 console = Console(stderr=True)
@@ -17,8 +17,8 @@ class Progress:
         columns = [
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]} {task.fields[note]}"),
+            *((DownloadColumn(),) if unit == "bytes" else (MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         ]
         self._bar = RichProgress(*columns, console=console, disable=not console.is_terminal)

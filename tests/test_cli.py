@@ -132,7 +132,17 @@ def test_an_unknown_field_of_an_experiment_names_the_nearest(folder, capsys):
     assert "did you mean '--optimizer.peak-lr'" in line
 
 
-@pytest.mark.parametrize("text", ["1 +", "x = 1", "def experiment(): return 1", "def experiment(): return missing"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 +",
+        "x = 1",
+        "def experiment(): return 1",
+        "def experiment(): return missing",
+        "raise SystemExit(5)",
+        "from a3jax.config import Config\ndef experiment(): return Config('x', seed='y')",
+    ],
+)
 def test_a_broken_experiment_is_named(text, tmp_path):
     (tmp_path / "broken.py").write_text(text)
     with pytest.raises(UserError, match=r"broken\.py: "):

@@ -8,11 +8,12 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -21,7 +22,7 @@ from a3jax.config import to_json
 from a3jax.data.manifest import MANIFEST, Dtype, Manifest, SplitCounts
 from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.errors import UserError
-from a3jax.folders import complete_or_nothing, refuse_existing
+from a3jax.folders import check_new, complete_or_nothing
 from a3jax.progress import Progress, console
 
 SHARD_BYTES = 32 * 2**20
@@ -53,7 +54,6 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Done:
-    source_bytes: int
     characters: int
     skipped: int
     splits: dict[str, _Counts]
@@ -79,13 +79,15 @@ def prepare(
     evaluation. Files that are not UTF-8 text are passed over, counted and reported; empty documents are passed over.
     Raises `UserError`, with nothing written, for a source that is absent or has no text.
     """
-    refuse_existing(out)
+    check_new(out)
     if not 0 <= held_out < 1:
         raise UserError(f"held-out is {held_out}; it must be at least 0 and below 1")
     codec = load_codec(tokenizer, start, end)
     files = list(_find(sources, include, exclude))
     if not files:
         raise UserError(f"no file to read in {', '.join(map(str, sources))}; check the path and --include")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}; it must be at least 1")
     dtype: Dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
     with complete_or_nothing(out) as partial:
         tasks = [
@@ -134,29 +136,49 @@ def _deal(files: list[Path]) -> list[list[Path]]:
 
 def _run(tasks: list[_Task], workers: int) -> list[_Done]:
     total = sum(path.stat().st_size for task in tasks for path in task.files)
-    results: dict[int, _Done] = {}
     with Progress("prepare", total, "bytes") as progress:
         if min(workers, len(tasks)) == 1:
-            for task in tasks:
-                results[task.index] = _write_shard(task)
-                progress.advance(results[task.index].source_bytes)
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-                futures = {pool.submit(_write_shard, task): task.index for task in tasks}
-                for future in as_completed(futures):
-                    results[futures[future]] = future.result()
-                    progress.advance(results[futures[future]].source_bytes)
-    return [results[i] for i in range(len(tasks))]
+            return [_write_shard(task, progress.advance) for task in tasks]
+        context = multiprocessing.get_context("spawn")
+        done = context.Value("q", 0)
+        with ProcessPoolExecutor(min(workers, len(tasks)), context, _share, (done,)) as pool:
+            futures = [pool.submit(_write_shared, task) for task in tasks]
+            shown = 0
+            while True:
+                finished, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+                progress.advance(done.value - shown)
+                shown = done.value
+                if failed := next((future for future in finished if future.exception()), None):
+                    pool.shutdown(cancel_futures=True)
+                    failed.result()
+                if not waiting:
+                    return [future.result() for future in futures]
 
 
-def _write_shard(task: _Task) -> _Done:
+_bytes_done: Any = None
+"""In a worker process: how much of the sources all of them have read."""
+
+
+def _share(counter: Any) -> None:
+    global _bytes_done
+    _bytes_done = counter
+
+
+def _write_shared(task: _Task) -> _Done:
+    def advance(size: int) -> None:
+        with _bytes_done.get_lock():
+            _bytes_done.value += size
+
+    return _write_shard(task, advance)
+
+
+def _write_shard(task: _Task, advance: Callable[[int], None]) -> _Done:
     codec = load_codec(task.tokenizer, task.start, task.end)
     counts = {"train": _Counts(), "held_out": _Counts()}
     writers = {name: ArrayRecordWriter(str(task.out / _shard_name(name, task.index)), "group_size:1") for name in counts}
     characters = skipped = 0
     for path in task.files:
-        texts = _documents(path, task.text_field)
+        texts, before = _documents(path, task.text_field), characters
         skipped += texts is None
         for text in texts or ():
             ids = np.asarray(codec.document(text), task.dtype)
@@ -165,11 +187,13 @@ def _write_shard(task: _Task) -> _Done:
             counts[split].documents += 1
             counts[split].tokens += len(ids)
             characters += len(text)
+            advance(len(text))
+        advance(path.stat().st_size - (characters - before))  # what is not a character of its own
     for name, writer in writers.items():
         writer.close()
         if not counts[name].documents:
             (task.out / _shard_name(name, task.index)).unlink()
-    return _Done(sum(path.stat().st_size for path in task.files), characters, skipped, counts)
+    return _Done(characters, skipped, counts)
 
 
 def _shard_name(split: str, index: int) -> str:

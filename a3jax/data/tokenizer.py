@@ -1,5 +1,6 @@
 """The tokenizer that lies beside a model or a corpus, and the tokens that begin and end a document."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
     A model folder's `model.json` says how documents begin and end; elsewhere `tokenizer_config.json` does.
     """
     if str(source) == "bytes":
-        return byte_codec()
+        codec = byte_codec()
+        begins, ends = _named(codec.tokenizer, start, codec.start), _named(codec.tokenizer, end, codec.end)
+        return dataclasses.replace(codec, start=begins, end=ends)
     folder = Path(source)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; give a model folder, a tokenizer's folder, or 'bytes'")

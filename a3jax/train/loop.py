@@ -18,17 +18,17 @@ from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
 from a3jax.checkpoint import load_params
-from a3jax.config import Config, Stage
+from a3jax.config import Config, Stage, check
 from a3jax.curriculum import stage_at
 from a3jax.data.pipeline import go_on_from, held_out_windows, training_batches
 from a3jax.evaluate.likelihood import HeldOut
+from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
 from a3jax.record import Record
 from a3jax.train.checkpoints import Checkpoints
-from a3jax.train.interrupt import stop_requests
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
-from a3jax.train.run import Run, open_run
+from a3jax.train.run import Run, only_process, open_run
 from a3jax.train.step import State, abstract_state, compute, init_state, make_step, random_params
 
 
@@ -55,12 +55,14 @@ def train(config: Config) -> Summary:
     Raises `UserError` for a configuration that cannot work, a loss that is not finite, and a checkpoint that cannot be
     written; what was saved before stays.
     """
-    mesh = meshes.make_mesh(config.mesh)
-    run = open_run(config, mesh)
+    check(config)
     with contextlib.ExitStack() as stack:
+        stopped_by = stack.enter_context(stop_requests())
+        mesh = meshes.make_mesh(config.mesh)
+        run = open_run(config, mesh)
+        stack.enter_context(only_process(config.run_folder))
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train.keep))
-        stopped_by = stack.enter_context(stop_requests())
         position = _begin(run, mesh, checkpoints)
         stack.enter_context(contextlib.closing(position.batches))
         report = stack.enter_context(Report(config, run.model, mesh, position.step))
@@ -104,6 +106,8 @@ def _steps(
     compiled: jax.stages.Compiled | None = None
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
+    if stopped_by():
+        return step
     while step < config.steps:
         _, stage = stage_at(config.curriculum, step)
         batch = {name: put(array) for name, array in next(batches).items()}

@@ -1,13 +1,18 @@
 """A run before its first step: what it trains, on what, and the folder that remembers both.
 
-RUN/config.json        the experiment
+RUN/
+    config.json                       the experiment
     model.json, tokenizer.json, ...   as in a model folder, so that a run folder can be used as one
-    checkpoints/       `a3jax.train.checkpoints`
-    metrics.jsonl      `a3jax.train.metrics`
-    events/            the same for TensorBoard
+    checkpoints/                      `a3jax.train.checkpoints`
+    metrics.jsonl                     `a3jax.train.metrics`
+    events/                           the same for TensorBoard
+    lock                              held while a process trains here
 """
 
+import contextlib
 import dataclasses
+import fcntl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL, Checkpoint, find
-from a3jax.config import Config, ModelConfig, check, read, to_json
+from a3jax.config import Config, ModelConfig, read, to_json
 from a3jax.data.manifest import Manifest, read_manifest
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
@@ -52,7 +57,6 @@ def open_run(config: Config, mesh: Mesh) -> Run:
 
     Raises `UserError` with nothing written where they do not.
     """
-    check(config)
     manifest = read_manifest(Path(config.data.path))
     if config.source is None:
         assert config.model is not None, "check() asks for exactly one of source and model"
@@ -77,6 +81,17 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
     return Run(config, model, manifest, source, record)
+
+
+@contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process. Raises `UserError` if another one on this machine trains in it."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is being trained by another process; wait for it, or give another --run") from None
+        yield
 
 
 def _check_data(config: Config, model: ModelConfig, manifest: Manifest, source: Checkpoint | None) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from a3jax.checkpoint import Checkpoint, load_arrays
 from a3jax.config import ModelConfig, nearest, to_json
 from a3jax.errors import UserError
-from a3jax.folders import complete_or_nothing, refuse_existing
+from a3jax.folders import check_new, complete_or_nothing
 from a3jax.progress import Progress
 from a3jax.weights import a3_folder, families
 from a3jax.weights.card import model_card
@@ -33,7 +33,7 @@ def export_model(
     transformers loads by itself. Holds the whole model and one shard. Raises `UserError`, with nothing written, for
     another style, a number that is not finite in `dtype`, and a full disk.
     """
-    refuse_existing(out)
+    check_new(out)
     config, both = checkpoint.config, style == a3_folder.MODEL_TYPE
     if not both and style != config.family:
         hint = nearest(style, (a3_folder.MODEL_TYPE, config.family))

@@ -10,7 +10,7 @@ from flax import nnx
 from a3jax.checkpoint import save_model
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.folders import refuse_existing
+from a3jax.folders import check_new
 from a3jax.model.parameters import shapes
 from a3jax.progress import Progress
 from a3jax.weights.source import Source, tokenizer_size
@@ -26,7 +26,7 @@ def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelCo
     Holds the whole model in the target dtype, and twice the parameter that is being stacked. Raises `UserError`, with
     nothing written, for a missing, unexpected, misshapen or non-finite tensor, and for a tokenizer that does not fit.
     """
-    refuse_existing(out)
+    check_new(out)
     config = source.config
     if (size := tokenizer_size(source.tokenizer["tokenizer.json"], "tokenizer.json")) > config.vocab:
         raise UserError(

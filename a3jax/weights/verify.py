@@ -41,7 +41,9 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
     require_torch()
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     settings = read_json(folder / "config.json")
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, checkpoint.config.vocab, (BATCH, min(LENGTH, checkpoint.config.context)))

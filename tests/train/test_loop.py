@@ -22,6 +22,7 @@ from a3jax.evaluate.likelihood import ORDERS
 from a3jax.train.loop import train
 from a3jax.train.metrics import read
 from a3jax.train.report import Report
+from a3jax.train.run import only_process
 
 
 def parameters(run: str) -> list[np.ndarray]:
@@ -211,6 +212,9 @@ def test_nothing_is_compiled_after_the_first_evaluation_of_a_stage(experiment, c
         ({"model": {"width": 16}, "mesh": {"data": 3}}, "does not cover 1 devices"),
         ({"source": "nowhere", "model": None}, "nowhere does not exist"),
         ({"train": {"accumulate": 3}}, "does not divide data.batch 4"),
+        ({"train": {"eval_every": 0}}, "train.eval_every is 0; it must be at least 1"),
+        ({"optimizer": {"peak_lr": -1.0}}, "optimizer.peak_lr is -1.0; it must be at least 0"),
+        ({"optimizer": {"decay": 2.0}}, "optimizer.decay is 2.0; it must be from 0 to 1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(change, message, experiment):
@@ -223,6 +227,14 @@ def test_what_cannot_work_is_refused_before_anything_is_written(change, message,
     with pytest.raises(UserError, match=message):
         train(config)
     assert not config.run_folder.exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(experiment):
+    config = experiment()
+    config.run_folder.mkdir()
+    with only_process(config.run_folder), pytest.raises(UserError, match="run is being trained by another process"):
+        train(config)
+    assert train(config).steps == 8
 
 
 def test_metrics_of_a_cut_off_line_are_dropped(tmp_path):
