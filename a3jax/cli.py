@@ -259,6 +259,7 @@ def main(args: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     for name in ("absl", "asyncio"):  # Orbax warns of what is as it should be, and tells every failure at length
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by exception, so that folders are tidied
     try:
         if not args or args[0] in ("-h", "--help"):
@@ -285,6 +286,12 @@ def main(args: Sequence[str] | None = None) -> None:
         _show(result)
     if result.get("stopped_by"):
         sys.exit(128 + result["stopped_by"])
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+    """Pass over the echoes of a failed write: TensorStore's threads report to an event loop that is gone by then."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def _help() -> str:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         if is_full_disk(error):
             raise UserError(f"{out} could not be written: the disk is full; make room and run it again") from None
         raise
@@ -41,6 +42,17 @@ def check_new(out: Path) -> None:
         raise UserError(f"{out} exists already; remove it or choose another name")
     if not os.access(above, os.W_OK):
         raise UserError(f"{out} cannot be made: {above} is not writable; choose another place")
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, and again while threads of a failed write still put it back: until it is gone for half a second."""
+    gone = 0
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        gone = 0 if folder.exists() else gone + 1
+        if gone == 10:
+            return
 
 
 def is_full_disk(error: BaseException) -> bool:

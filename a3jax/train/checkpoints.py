@@ -10,7 +10,6 @@ Orbax writes a step under a temporary name and renames it when it is complete, s
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -23,7 +22,7 @@ from flax import nnx
 from a3jax.checkpoint import STEPS
 from a3jax.config import from_json
 from a3jax.errors import UserError
-from a3jax.folders import is_full_disk
+from a3jax.folders import is_full_disk, remove
 from a3jax.record import Record
 from a3jax.train.step import State
 
@@ -104,7 +103,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> UserError:
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            remove(unfinished)
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
         reason = "the disk is full" if is_full_disk(error) else str(error).strip().splitlines()[0][:200]
         return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
