@@ -16,7 +16,6 @@ from a3jax.errors import UserError
 from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.metrics import Log
-from a3jax.train.optimizer import schedule
 from a3jax.train.step import Metrics
 
 
@@ -36,7 +35,6 @@ class Report:
         self._tokens = config.data.batch * config.data.length
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
-        self._rate = schedule(config.optimizer, config.steps)
         self._log = Log(config.run_folder, step)
         self._bar = Progress("train", config.steps, "steps", step)
         self._pending: _Pending | None = None
@@ -68,7 +66,7 @@ class Report:
         if self._pending is None:
             return
         (step, stage, metrics), self._pending = self._pending, None
-        loss, norm, predicted = (float(value) for value in jax.device_get(metrics))
+        loss, norm, predicted, rate = (float(value) for value in jax.device_get(metrics))
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         speed = self._tokens / seconds
@@ -89,7 +87,7 @@ class Report:
                 stage=stage.name,
                 loss=loss,
                 gradient_norm=norm,
-                learning_rate=float(self._rate(step - 1)),
+                learning_rate=rate,
                 tokens_per_second=speed,
                 predicted=int(predicted),
                 seconds=seconds,

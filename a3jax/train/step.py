@@ -20,7 +20,7 @@ from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
 from a3jax.train.loss import nll_sum
-from a3jax.train.optimizer import make_optimizer
+from a3jax.train.optimizer import make_optimizer, schedule
 
 Batch = dict[str, Array]
 
@@ -41,6 +41,7 @@ class Metrics(NamedTuple):
     gradient_norm: Array
     predicted: Array
     """Tokens that counted."""
+    learning_rate: Array
 
 
 def compute(config: Config) -> Compute:
@@ -73,7 +74,7 @@ def summed_loss(
 
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated."""
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
     how, parts = compute(config), config.train.accumulate
 
     def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
@@ -97,7 +98,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(total / count, optax.tree.norm(grads), count)
+        metrics = Metrics(total / count, optax.tree.norm(grads), count, jnp.asarray(rate(state.step)))
         return State(params, optimizer_state, state.step + 1), metrics
 
     layout = state_shardings(config, model, mesh)
