@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from a3jax.config import ModelConfig, read, to_json
-from a3jax.errors import UserError
+from a3jax.errors import UserError, first_line
 from a3jax.folders import complete_or_nothing
 from a3jax.mesh import parameter_shardings
 from a3jax.model.parameters import shapes
@@ -94,8 +94,8 @@ def _restore(checkpoint: Checkpoint, abstract: Callable[[Any], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail anywhere inside Orbax
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{checkpoint.params} is damaged ({reason}); take another checkpoint or import again") from None
+        where = checkpoint.params
+        raise UserError(f"{where} is damaged ({first_line(error)}); take another checkpoint or import again") from None
 
 
 def save_model(out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]) -> None:

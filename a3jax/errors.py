@@ -3,3 +3,8 @@
 
 class UserError(Exception):
     """Bad input: the message names the file, field or value, and says what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, for use inside a `UserError`: one line, not too long, never empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

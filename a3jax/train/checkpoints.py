@@ -21,7 +21,7 @@ from flax import nnx
 
 from a3jax.checkpoint import STEPS
 from a3jax.config import from_json
-from a3jax.errors import UserError
+from a3jax.errors import UserError, first_line
 from a3jax.folders import is_full_disk, remove
 from a3jax.record import Record
 from a3jax.train.step import State
@@ -77,11 +77,9 @@ class Checkpoints:
         assert step is not None, "nothing to restore; ask `newest` first"
         try:
             saved = self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{self._folder / str(step)} is damaged ({reason}); remove it to go on from the one before"
-            ) from None
+        except Exception as error:  # a damaged file can fail anywhere inside Orbax
+            where = self._folder / str(step)
+            raise UserError(f"{where} is damaged ({first_line(error)}); remove it to go on from the one before") from None
         plain = (saved["params"], saved["optimizer"])
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
@@ -105,7 +103,7 @@ class Checkpoints:
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
             remove(unfinished)
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
-        reason = "the disk is full" if is_full_disk(error) else str(error).strip().splitlines()[0][:200]
+        reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
 
 
