@@ -8,7 +8,8 @@
 Everything that takes a CHECKPOINT takes either. A model folder appears only when it is complete.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from a3jax.errors import UserError, first_line
 from a3jax.folders import complete_or_nothing
 from a3jax.mesh import parameter_shardings
 from a3jax.model.parameters import shapes
+from a3jax.parameter_files import Form, ParameterWriter, SavedParameter, flat, nested, saved_parameters
 from a3jax.record import Record
 
 MODEL, RECORD, PARAMS, STEPS = "model.json", "record.json", "params", "checkpoints"
@@ -50,13 +52,18 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
     config = read(ModelConfig, path / MODEL)
     if (path / PARAMS).is_dir():
         return Checkpoint(path, path / PARAMS, config, read(Record, path / RECORD))
-    steps = sorted(int(folder.name) for folder in (path / STEPS).glob("*") if folder.name.isdigit())
+    steps = saved_steps(path)
     if not steps:
         raise UserError(f"{path} holds no saved step yet")
     if step is not None and step not in steps:
         raise UserError(f"{path} has no step {step}; it has {', '.join(map(str, steps))}")
     folder = path / STEPS / str(step or steps[-1])
     return Checkpoint(path, folder / PARAMS, config, read(Record, folder / "record" / "metadata"))
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps that a run folder holds whole, oldest first."""
+    return sorted(int(folder.name) for folder in (run / STEPS).glob("*") if folder.name.isdigit())
 
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
@@ -67,43 +74,58 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
     else:
         where = parameter_shardings(tree, mesh)
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, where)
-    nnx.replace_by_pure_dict(tree, _restore(checkpoint, lambda _: nnx.to_pure_dict(abstract)))
+    saved(checkpoint)
+    with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
+        nnx.replace_by_pure_dict(tree, checkpointer.restore(checkpoint.params.resolve(), nnx.to_pure_dict(abstract)))
     return tree
 
 
 def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
     """The weights as a nested dict of numpy arrays, in the dtype in which they were saved. Raises as `load_params`."""
-    device = SingleDeviceSharding(jax.devices("cpu")[0])
-
-    def as_saved(saved: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
-
-    return jax.tree.map(np.asarray, _restore(checkpoint, as_saved))
+    parameters = saved(checkpoint)
+    with damage_named(checkpoint):
+        return nested({name: parameter.read() for name, parameter in parameters.items()})
 
 
-def _restore(checkpoint: Checkpoint, abstract: Callable[[Any], Any]) -> Any:
-    """Restore the tree that `abstract` makes of the saved metadata, if the model's shapes are the saved ones."""
-    expected = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(shapes(checkpoint.config)))
+def saved(checkpoint: Checkpoint) -> dict[str, SavedParameter]:
+    """The weights by dotted path, to be read one at a time inside `damage_named`. Raises as `load_params`."""
+    with damage_named(checkpoint):
+        parameters = saved_parameters(checkpoint.params)
+    if nested({name: parameter.shape for name, parameter in parameters.items()}) != _expected_shapes(checkpoint.config):
+        model = checkpoint.folder / MODEL
+        raise UserError(f"{checkpoint.params} does not hold the model of {model}; put the right one back")
+    return parameters
+
+
+def _expected_shapes(config: ModelConfig) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(shapes(config)))
+
+
+@contextlib.contextmanager
+def damage_named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Whatever Orbax and TensorStore raise for a damaged file becomes a `UserError` that names the checkpoint."""
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(checkpoint.params.resolve()).item_metadata.tree
-            if jax.tree.map(lambda leaf: tuple(leaf.shape), saved) != expected:
-                model = checkpoint.folder / MODEL
-                raise UserError(f"{checkpoint.params} does not hold the model of {model}; put the right one back")
-            return checkpointer.restore(checkpoint.params.resolve(), abstract(saved))
+        yield
     except UserError:
         raise
-    except Exception as error:  # a damaged file can fail anywhere inside Orbax
+    except Exception as error:
         where = checkpoint.params
         raise UserError(f"{where} is damaged ({first_line(error)}); take another checkpoint or import again") from None
 
 
+def write_description(folder: Path, config: ModelConfig, record: Record, tokenizer: dict[str, bytes]) -> None:
+    """Write everything of a model folder except the weights."""
+    (folder / MODEL).write_text(to_json(config))
+    (folder / RECORD).write_text(to_json(record))
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
+
+
 def save_model(out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]) -> None:
-    """Write a model folder; it appears under its name only when complete."""
+    """Write a model folder from a nested dict of arrays; it appears under its name only when complete."""
     with complete_or_nothing(out) as partial:
-        (partial / MODEL).write_text(to_json(config))
-        (partial / RECORD).write_text(to_json(record))
-        for name, content in tokenizer.items():
-            (partial / name).write_bytes(content)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((partial / PARAMS).resolve(), params)
+        write_description(partial, config, record, tokenizer)
+        arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
+        writer = ParameterWriter(partial / PARAMS, {name: Form(a.shape, a.dtype, False) for name, a in arrays.items()})
+        for name, array in arrays.items():
+            writer.write(name, array)

@@ -24,13 +24,15 @@ Json = Annotated[bool, arg(help="Print the result as one JSON object, the last l
 
 @dataclass(frozen=True)
 class Import:
-    """Import pretrained autoregressive weights as a model folder.
+    """Import pretrained autoregressive weights as a model folder. The same command goes on with an import that was stopped.
 
     a3jax import ~/models/SmolLM2-135M models/smollm2
+
+    a3jax import HuggingFaceTB/SmolLM2-135M models/smollm2
     """
 
-    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
-    """A Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file."""
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file, or the hub's OWNER/MODEL[@REV]."""
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The model folder to write."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -44,6 +46,25 @@ class Import:
 
         model = import_model(open_source(self.source), self.out, self.dtype)
         return {"out": str(self.out), "family": model.family, "parameters": count(model), "context": model.context}
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a model, run, export, corpus or GGUF file is, without loading it.
+
+    a3jax inspect runs/demo
+    """
+
+    path: Annotated[Positional[Path], arg(metavar="PATH")]
+    """A model folder, a run folder, a Hugging Face folder, a corpus folder or a .gguf file."""
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        from a3jax.describe import describe
+
+        return describe(self.path, self.step)
 
 
 @dataclass(frozen=True)
@@ -246,6 +267,7 @@ def load_experiment(name: str) -> Config:
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "import": (Import, "a3jax.weights.importer", "pretrained weights -> a model folder"),
+    "inspect": (Inspect, "a3jax.describe", "what a model, run, export or corpus is"),
     "prepare": (Prepare, "a3jax.data.prepare", "text -> a corpus of token ids"),
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "generate": (Generate, "a3jax.api", "fill the blanks of a text in any order"),

@@ -6,5 +6,7 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, for use inside a `UserError`: one line, not too long, never empty."""
+    """What a library's exception says at its root, for use inside a `UserError`: one line, not too long, never empty."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

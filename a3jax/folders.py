@@ -1,14 +1,90 @@
-"""Folders that are complete or absent: nothing half-written, nothing overwritten."""
+"""Folders that are complete or absent: nothing half-written under their name, nothing overwritten."""
 
 import contextlib
 import errno
+import fcntl
+import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from a3jax.errors import UserError
+
+_MADE_FROM = ".made_from"
+
+
+@contextlib.contextmanager
+def resumable(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write into, renamed to `out` at the end. Stopped on the way, it stays as `OUT.partial` to go on from.
+
+    `made_from` is all that the contents follow from, as JSON values; a partial folder made from anything else is begun
+    anew. Raises `UserError` if `out` exists, is being written by another process, or outgrows the disk.
+    """
+    check_new(out)
+    partial = out.with_name(f"{out.name}.partial")
+    with _made_from(partial, made_from):
+        try:
+            yield partial
+            (partial / _MADE_FROM).unlink()
+            partial.rename(out)
+        except (KeyboardInterrupt, SystemExit):
+            print(f"a3jax: stopped; the same command goes on from {partial}", file=sys.stderr)
+            raise
+        except BaseException as error:
+            if is_full_disk(error):
+                raise UserError(
+                    f"{out} could not be written: the disk is full; make room and run it again: it goes on from {partial}"
+                ) from None
+            remove(partial)
+            raise
+
+
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A file to write, renamed to `out` at the end and removed on any error. Raises as `complete_or_nothing`."""
+    check_new(out)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.rename(out)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if is_full_disk(error):
+            raise UserError(f"{out} could not be written: the disk is full; make room and run it again") from None
+        raise
+
+
+@contextlib.contextmanager
+def _made_from(partial: Path, made_from: dict[str, Any]) -> Iterator[None]:
+    """Make the folder, or find it as it was left; hold it for this process."""
+    file = partial / _MADE_FROM
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = file.open("a+")
+    except OSError as error:
+        raise UserError(f"{partial} cannot be made: {error.strerror}; choose another place") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{partial} is being written by another process; wait for it") from None
+        content = json.dumps(made_from)
+        lock.seek(0)
+        if lock.read() != content:
+            for path in partial.iterdir():
+                if path.is_dir():
+                    remove(path)
+                elif path != file:
+                    path.unlink()
+            lock.truncate(0)
+            lock.write(content)
+            lock.flush()
+        yield
 
 
 @contextlib.contextmanager

@@ -1,22 +1,24 @@
 """A checkpoint -> a Hugging Face folder: both streams with their PyTorch code, or plain weights of the family's own class."""
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
-from safetensors.numpy import save_file
 
-from a3jax.checkpoint import Checkpoint, load_arrays
+from a3jax.checkpoint import Checkpoint, damage_named, saved
 from a3jax.config import ModelConfig, nearest, to_json
 from a3jax.errors import UserError
-from a3jax.folders import check_new, complete_or_nothing
+from a3jax.folders import check_new, resumable
+from a3jax.parameter_files import SavedParameter
 from a3jax.progress import Progress
-from a3jax.weights import a3_folder, families
+from a3jax.weights import a3_folder, families, sha256
 from a3jax.weights.card import model_card
 from a3jax.weights.importer import is_finite
+from a3jax.weights.safetensors_writer import Tensor, write_safetensors
 from a3jax.weights.source import TOKENIZER_FILES
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
@@ -30,21 +32,22 @@ def export_model(
     """Write `checkpoint` as a Hugging Face folder at `out`, in `dtype` or the one in which it is saved.
 
     `style` is "a3" for both streams with the PyTorch twin, or the name of the model's family for plain weights that
-    transformers loads by itself. Holds the whole model and one shard. Raises `UserError`, with nothing written, for
-    another style, a number that is not finite in `dtype`, and a full disk.
+    transformers loads by itself. Holds one tensor at a time. An export that was stopped goes on with the first file that
+    is not whole. Raises `UserError`, with nothing written, for another style and a number that is not finite in `dtype`.
     """
     check_new(out)
     config, both = checkpoint.config, style == a3_folder.MODEL_TYPE
     if not both and style != config.family:
         hint = nearest(style, (a3_folder.MODEL_TYPE, config.family))
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3' or '{config.family}'")
-    arrays = load_arrays(checkpoint)
-    dtype_name = dtype or arrays["embedding"].dtype.name
-    shards = _shards(list(_tensors(config, arrays, dtype, both)), shard_bytes)
+    parameters = saved(checkpoint)
+    dtype_name = dtype or parameters["embedding"].dtype.name
+    made_from = {"params": str(checkpoint.params.resolve()), "written": checkpoint.params.stat().st_mtime_ns}
+    made_from |= {"style": style, "dtype": dtype, "shard_bytes": shard_bytes}
     to_hf = a3_folder.to_hf if both else families.to_hf
     ends = list(config.end_tokens)
-    with complete_or_nothing(out) as partial:
-        _write_weights(partial, shards)
+    with resumable(out, made_from) as partial, damage_named(checkpoint):
+        _write_weights(partial, _shards(list(_tensors(config, parameters, dtype, both)), shard_bytes))
         _write_json(partial / "config.json", to_hf(config, dtype_name))
         tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
         _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
@@ -58,61 +61,56 @@ def export_model(
                 (partial / file.name).write_bytes(file.read_bytes())
 
 
-class _Tensor(NamedTuple):
-    """One tensor to be written; its numbers are laid out only when its shard is."""
-
-    name: str
-    entry: Entry
-    array: np.ndarray
-    """Ours, a view of one layer."""
-    dtype: np.dtype
-
-    @property
-    def size(self) -> int:
-        """In bytes, as written."""
-        return self.array.size * self.dtype.itemsize
-
-    def theirs(self) -> np.ndarray:
-        """The tensor as written. Raises `UserError` if it is not finite."""
-        with np.errstate(over="ignore"):
-            cast = self.array.astype(self.dtype, copy=False)
-        if not is_finite(cast):
-            raise UserError(f"tensor {self.name} holds NaN, or numbers too large for {self.dtype}; nothing was exported")
-        return self.entry.to_theirs(cast)
-
-
-def _tensors(config: ModelConfig, arrays: dict[str, Any], dtype: str | None, both: bool) -> Iterator[_Tensor]:
+def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:
     for entry in entries(config) + ((QUERY_SEED,) if both else ()):
-        array = entry.get(arrays)
-        layers = array if entry.per_layer else array[None]
-        for name, layer in zip(entry.names(config.layers), layers, strict=True):
-            yield _Tensor(name, entry, layer, np.dtype(dtype or array.dtype))
+        parameter = parameters[entry.ours]
+        shape = entry.their_shape(parameter.shape[1:] if entry.per_layer else parameter.shape)
+        target = np.dtype(dtype or parameter.dtype)
+        for i, name in enumerate(entry.names(config.layers)):
+            layer = i if entry.per_layer else None
+            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, layer, entry, name, target))
 
 
-def _shards(tensors: list[_Tensor], limit: int) -> list[list[_Tensor]]:
+def _theirs(parameter: SavedParameter, layer: int | None, entry: Entry, name: str, dtype: np.dtype) -> np.ndarray:
+    """One tensor as it will be written. Raises `UserError` if it is not finite."""
+    with np.errstate(over="ignore"):
+        cast = parameter.read(layer).astype(dtype, copy=False)
+    if not is_finite(cast):
+        raise UserError(f"tensor {name} holds NaN, or numbers too large for {dtype}; nothing was exported")
+    return entry.to_theirs(cast)
+
+
+def _shards(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
     """Tensors in order, in as few files as keep each within `limit` bytes."""
-    shards: list[list[_Tensor]] = [[]]
+    shards: list[list[Tensor]] = [[]]
     room = limit
     for tensor in tensors:
-        if tensor.size > room and shards[-1]:
+        if tensor.bytes > room and shards[-1]:
             shards.append([])
             room = limit
         shards[-1].append(tensor)
-        room -= tensor.size
+        room -= tensor.bytes
     return shards
 
 
-def _write_weights(folder: Path, shards: list[list[_Tensor]]) -> None:
+def _write_weights(folder: Path, shards: list[list[Tensor]]) -> None:
+    """One file a shard, each under its name when it is whole; those that are there already stay."""
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         files = ["model.safetensors"]
-    with Progress("export", sum(tensor.array.size for shard in shards for tensor in shard), "parameters") as progress:
+    sums = {name: digest for name, digest in sha256.read(folder).items() if (folder / name).is_file()}
+    total = sum(tensor.bytes for shard in shards for tensor in shard)
+    with Progress("export", total, "bytes") as progress:
         for file, shard in zip(files, shards):
-            save_file({tensor.name: tensor.theirs() for tensor in shard}, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(0o644)  # safetensors lets nobody else read it
-            progress.advance(sum(tensor.array.size for tensor in shard))
+            if file in sums:
+                progress.advance(sum(tensor.bytes for tensor in shard))
+                continue
+            unfinished = folder / f"{file}.unfinished"
+            digest = write_safetensors(unfinished, shard, progress.advance)
+            unfinished.rename(folder / file)
+            sums[file] = digest
+            sha256.write(folder, sums)
     if len(shards) > 1:
-        total = sum(tensor.size for shard in shards for tensor in shard)
         weight_map = {tensor.name: file for file, shard in zip(files, shards) for tensor in shard}
         _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 

@@ -52,11 +52,8 @@ class GgufFile(Source):
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            reader = GGUFReader(path)
-            self._metadata = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # the reader trusts the file, and fails in many ways where it must not
-            raise UserError(f"{path} is truncated or not a GGUF file ({type(error).__name__}: {error})") from None
+        reader = open_gguf(path)
+        self._metadata = {name: field.contents() for name, field in reader.fields.items()}
         if (architecture := self._get("general.architecture")) != "llama":
             raise UserError(f"{path}: GGUF architecture '{architecture}' is not supported, only llama; import its folder")
         self._tensors = {_their_name(tensor.name): tensor for tensor in reader.tensors}
@@ -166,6 +163,17 @@ class GgufFile(Source):
             "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
             "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
         }
+
+
+def open_gguf(path: Path) -> GGUFReader:
+    """The file's metadata and tensors, mapped into memory. Raises `UserError` if it is truncated or no GGUF file."""
+    try:
+        reader = GGUFReader(path)
+        for field in reader.fields.values():
+            field.contents()
+    except Exception as error:  # the reader trusts the file, and fails in many ways where it must not
+        raise UserError(f"{path} is truncated or not a GGUF file ({type(error).__name__}: {error})") from None
+    return reader
 
 
 def _their_name(name: str) -> str:

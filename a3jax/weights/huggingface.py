@@ -1,24 +1,22 @@
-"""A Hugging Face folder as a source: `config.json`, safetensors with or without an index (or `.bin`), tokenizer files."""
+"""A Hugging Face folder as a source: `config.json`, its tensor files, tokenizer files."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
 
 from a3jax.config import from_json
 from a3jax.errors import UserError
 from a3jax.record import Record
-from a3jax.weights import a3_folder
+from a3jax.weights import a3_folder, sha256
 from a3jax.weights.families import from_hf
 from a3jax.weights.source import TOKENIZER_FILES, Source
+from a3jax.weights.tensor_files import TensorFiles, read_json
 
 
 class HuggingFaceFolder(Source):
-    """Opens every shard's header at once, so that a missing or truncated file is found before anything is read."""
+    """A folder as transformers saves it, or as we export it."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, name: str | None = None):
         self.path = path
         raw = read_json(path / "config.json")
         adapted = raw.get("model_type") == a3_folder.MODEL_TYPE
@@ -26,121 +24,36 @@ class HuggingFaceFolder(Source):
         self.tokenizer = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
         if "tokenizer.json" not in self.tokenizer:
             raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
-        self._tensors = _open_tensors(path)
-        self.record = Record(source=path.resolve().name, dtype=_dtype(self._tensors))
+        self._tensors = TensorFiles(path)
+        self._tensors.check_dtypes()
+        self.record = Record(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
         if adapted and (path / a3_folder.RECORD).is_file():
             self.record = from_json(Record, (path / a3_folder.RECORD).read_text(), str(path / a3_folder.RECORD))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""
-        return {name: tuple(tensor.get_shape()) for name, (_, tensor) in self._tensors.items()}
+        return {name: self._tensors.shape(name) for name in self._tensors}
 
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
-        file, tensor = self._tensors[name]
-        try:
-            array = tensor[:]
-        except (safetensors.SafetensorError, ValueError, OSError) as error:
-            raise UserError(f"{file}: tensor {name} cannot be read: {error}") from None
-        return array.astype(np.float32) if array.dtype == np.float64 else array
+        return self._tensors.read(name).astype(self.dtype(name), copy=False)
 
+    def dtype(self, name: str) -> np.dtype:
+        """See `Source`."""
+        dtype = self._tensors.dtype(name)
+        return np.dtype("float32" if dtype == "float64" else dtype)
 
-class _TorchTensor:
-    """A tensor of a `.bin` file, with the methods of a safetensors slice that we use."""
+    def where(self, name: str) -> str:
+        """See `Source`."""
+        return f"{self._tensors.file(name) if name in self._tensors else self.path}: tensor {name}"
 
-    def __init__(self, tensor: Any):
-        self._tensor = tensor
+    def files(self) -> list[Path]:
+        """See `Source`."""
+        return self._tensors.files()
 
-    def get_shape(self) -> list[int]:
-        return list(self._tensor.shape)
-
-    def get_dtype(self) -> str:
-        return str(self._tensor.dtype)
-
-    def __getitem__(self, _: slice) -> np.ndarray:
-        import ml_dtypes
-        import torch
-
-        if self._tensor.dtype == torch.bfloat16:
-            return self._tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        return self._tensor.contiguous().numpy()
-
-
-def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
-    """Tensor name -> (file, lazily readable tensor), over all files of the folder."""
-    index = path / "model.safetensors.index.json"
-    weight_map: dict[str, str] = {}
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise UserError(f"{index}: weight_map does not name a file for every tensor; download it again")
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:  # a folder may hold the same weights once more in another layout, such as consolidated.safetensors
-        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
-    for file in files:
-        if not file.is_file():
-            missing = next(name for name, shard in weight_map.items() if shard == file.name)
-            raise UserError(f"{file} is missing; {index} says that it holds {missing} and others: download it again")
-    if not files:
-        return _open_bin(path)
-    tensors: dict[str, tuple[Path, Any]] = {}
-    for file in files:
-        try:
-            opened = safetensors.safe_open(file, "numpy")
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{file} is truncated or damaged ({error}); download it again") from None
-        for name in opened.keys():  # noqa: SIM118, not a mapping
-            tensors[name] = (file, opened.get_slice(name))
-    for name in weight_map:
-        if name not in tensors:
-            raise UserError(f"{path / weight_map[name]}: tensor {name} is missing, though the index lists it")
-    return tensors
-
-
-def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
-    files = sorted(path.glob("pytorch_model*.bin"))
-    if not files:
-        raise UserError(f"{path} has no *.safetensors file; give a complete Hugging Face folder")
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{files[0]} is a PyTorch file; install the extra: pip install 'a3jax[torch]'") from None
-    tensors: dict[str, tuple[Path, Any]] = {}
-    for file in files:
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise UserError(f"{file} cannot be loaded safely ({str(error).splitlines()[0]}); use safetensors") from None
-        if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
-            raise UserError(f"{file} is not a plain dictionary of tensors; use safetensors")
-        tensors |= {name: (file, _TorchTensor(tensor)) for name, tensor in loaded.items()}
-    return tensors
-
-
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _dtype(tensors: dict[str, tuple[Path, Any]]) -> str:
-    """The dtype of the first matrix, once every tensor is known to be of a plain floating dtype."""
-    result = "float32"
-    for name, (file, tensor) in reversed(tensors.items()):
-        dtype = tensor.get_dtype().removeprefix("torch.")
-        dtype = _DTYPES.get(dtype, dtype)
-        if dtype not in _DTYPES.values():
-            raise UserError(f"{file}: tensor {name} is {dtype}; only unquantized weights can be imported")
-        if len(tensor.get_shape()) == 2:
-            result = dtype
-    return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of such a folder. Raises `UserError` if it is missing or something else."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a complete Hugging Face folder")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
+    def checksums(self) -> dict[Path, str]:
+        """Of a folder that we exported, and of one that the hub's own tools keep in their cache."""
+        listed = sha256.read(self.path)
+        cached = {file: file.resolve().name for file in self.files() if file.is_symlink()}
+        known = {file: name for file, name in cached.items() if sha256.is_digest(name)}
+        return known | {file: listed[file.name] for file in self.files() if file.name in listed}

@@ -1,18 +1,21 @@
 """Pretrained weights -> a model folder, tensor by tensor, checked against the table before anything is written."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
 from flax import nnx
 
-from a3jax.checkpoint import save_model
+from a3jax.checkpoint import PARAMS, write_description
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.folders import check_new
+from a3jax.folders import check_new, resumable
 from a3jax.model.parameters import shapes
+from a3jax.parameter_files import Form, ParameterWriter
 from a3jax.progress import Progress
+from a3jax.weights import sha256
 from a3jax.weights.source import Source, tokenizer_size
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
@@ -23,8 +26,9 @@ _IGNORED = ("rotary_emb.inv_freq",)
 def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelConfig:
     """Write `source` as a model folder at `out`, in its own dtype or the one given.
 
-    Holds the whole model in the target dtype, and twice the parameter that is being stacked. Raises `UserError`, with
-    nothing written, for a missing, unexpected, misshapen or non-finite tensor, and for a tokenizer that does not fit.
+    Holds one tensor at a time, as read, in the target dtype, and transposed. An import that was stopped goes on where it
+    stood. Raises `UserError`, with nothing written, for a missing, unexpected, misshapen or non-finite tensor, a file
+    that is not what its checksum says, and a tokenizer that does not fit.
     """
     check_new(out)
     config = source.config
@@ -34,66 +38,98 @@ def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelCo
             "use the tokenizer that belongs to the weights"
         )
     _check_shapes(source)
-    params = read_params(source, np.dtype(dtype) if dtype else None)
-    save_model(out, config, params, source.record, source.tokenizer)
+    sha256.check(source.checksums())
+    target = np.dtype(dtype) if dtype else None
+    with resumable(out, _made_from(source, dtype)) as partial:
+        write_description(partial, config, source.record, source.tokenizer)
+        parts = list(_parts(source, target))
+        forms = {part.entry.ours: part.form for part in parts} | {QUERY_SEED.ours: _seed_form(source, parts)}
+        writer = ParameterWriter(partial / PARAMS, forms)
+        with Progress("import", sum(part.bytes for part in parts), "bytes") as progress:
+            for part in parts:
+                _write(source, part, writer)
+                progress.advance(part.bytes)
     return config
 
 
-def read_params(source: Source, dtype: np.dtype | None) -> dict[str, Any]:
-    """All parameters as a nested dict of numpy arrays. The query seed starts as the mean token embedding."""
-    config = source.config
+class _Part(NamedTuple):
+    """One tensor of the source and what it becomes."""
+
+    name: str
+    """Theirs."""
+    entry: Entry
+    layer: int | None
+    form: Form
+    """Of the whole parameter, ours."""
+    bytes: int
+    """As read."""
+
+
+def _parts(source: Source, dtype: np.dtype | None) -> Iterator[_Part]:
+    """Every tensor in the order of the table. Layers of one parameter that differ in dtype are all saved in float32."""
+    config, found = source.config, source.shapes()
     tree = nnx.to_pure_dict(shapes(config))
-    has_seed = QUERY_SEED.theirs in source.shapes()
-    table = entries(config) + ((QUERY_SEED,) if has_seed else ())
-    total = sum(int(np.prod(shape)) for shape in source.shapes().values())
-    with Progress("import", total, "parameters") as progress:
-        for entry in table:
-            entry.set(tree, _read_entry(source, entry, entry.get(tree).shape, dtype, progress))
-    if not has_seed:
-        embedding = tree["embedding"]
-        tree["query_seed"] = embedding.mean(0, dtype=np.float32).astype(embedding.dtype)
-    return tree
+    for entry in _table(source):
+        names, shape = entry.names(config.layers), entry.get(tree).shape
+        dtypes = {source.dtype(name) for name in names}
+        saved_as = dtype or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
+        form = Form(shape, saved_as, entry.per_layer)
+        for layer, name in enumerate(names):
+            size = int(np.prod(found[name])) * source.dtype(name).itemsize
+            yield _Part(name, entry, layer if entry.per_layer else None, form, size)
 
 
-def _read_entry(
-    source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype | None, progress: Progress
-) -> np.ndarray:
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        tensor = source.read(name)
-        if not is_finite(tensor):
-            raise UserError(f"tensor {name} holds NaN or infinity; the file is damaged")
-        with np.errstate(over="ignore"):
-            cast = tensor.astype(dtype or tensor.dtype, copy=False)
-        if not is_finite(cast):
-            raise UserError(f"tensor {name} does not fit into {dtype}; choose bfloat16 or float32")
-        progress.advance(tensor.size)
-        return entry.to_ours(cast, shape)
+def _table(source: Source) -> tuple[Entry, ...]:
+    return entries(source.config) + ((QUERY_SEED,) if QUERY_SEED.theirs in source.shapes() else ())
 
-    if not entry.per_layer:
-        return read(entry.theirs, shape)
-    return np.stack([read(name, shape[1:]) for name in entry.names(shape[0])])
+
+def _seed_form(source: Source, parts: list[_Part]) -> Form:
+    """Of the query seed, which takes the embedding's dtype where the source has none."""
+    forms = {part.entry.ours: part.form for part in parts}
+    return forms.get(QUERY_SEED.ours) or Form((source.config.width,), forms["embedding"].dtype, False)
+
+
+def _write(source: Source, part: _Part, writer: ParameterWriter) -> None:
+    """Import one tensor, unless it is there. The query seed of a source without one starts as the mean token embedding."""
+    if writer.has(part.entry.ours, part.layer):
+        return
+    tensor = source.read(part.name)
+    if not is_finite(tensor):
+        raise UserError(f"{source.where(part.name)} holds NaN or infinity; the file is damaged")
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(part.form.dtype, copy=False)
+    if cast is not tensor and not is_finite(cast):
+        raise UserError(f"{source.where(part.name)} does not fit into {part.form.dtype}; choose bfloat16 or float32")
+    ours = part.entry.to_ours(cast, part.form.shape if part.layer is None else part.form.shape[1:])
+    if part.entry.ours == "embedding" and QUERY_SEED.theirs not in source.shapes():
+        writer.write(QUERY_SEED.ours, ours.mean(0, dtype=np.float32).astype(ours.dtype))  # first: it is there if this one is
+    writer.write(part.entry.ours, ours, part.layer)
 
 
 def is_finite(tensor: np.ndarray) -> bool:
     """Whether no number of a tensor, bfloat16 included, is NaN or infinite."""
-    return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
+    return bool(np.isfinite(tensor).all())
+
+
+def _made_from(source: Source, dtype: str | None) -> dict[str, Any]:
+    """What tells one import from another: the files, as they are now, and the dtype."""
+    files = {str(file.resolve()): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in source.files()}
+    return {"files": files, "dtype": dtype}
 
 
 def _check_shapes(source: Source) -> None:
     config, found = source.config, source.shapes()
     tree = nnx.to_pure_dict(shapes(config))
     expected: dict[str, tuple[int, ...]] = {}
-    for entry in entries(config):
+    for entry in _table(source):
         shape = entry.get(tree).shape
         expected |= dict.fromkeys(entry.names(config.layers), entry.their_shape(shape[1:] if entry.per_layer else shape))
-    if QUERY_SEED.theirs in found:
-        expected[QUERY_SEED.theirs] = (config.width,)
     for name, shape in expected.items():
         if name not in found:
-            raise UserError(f"tensor {name} is missing from the weights")
+            raise UserError(f"{source.where(name)} is missing from the weights")
         if found[name] != shape:
-            raise UserError(f"tensor {name} has shape {found[name]}; its configuration asks for {shape}")
+            raise UserError(f"{source.where(name)} has shape {found[name]}; its configuration asks for {shape}")
     allowed = {"lm_head.weight"} if config.tied_head else set()
     for name in found:
         if name not in expected and name not in allowed and not name.endswith(_IGNORED):
-            raise UserError(f"tensor {name} is not part of a {config.family} model; it would be lost")
+            raise UserError(f"{source.where(name)} is not part of a {config.family} model; it would be lost")

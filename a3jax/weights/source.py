@@ -16,6 +16,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 class Source(ABC):
     """A pretrained model on disk, read tensor by tensor."""
 
+    path: Path
     config: ModelConfig
     record: Record
     tokenizer: dict[str, bytes]
@@ -27,23 +28,44 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
-        """One tensor. Raises `UserError` naming the file if it cannot be read."""
+        """One tensor, of `dtype(name)`. Raises `UserError` naming the file if it cannot be read."""
+
+    def dtype(self, name: str) -> np.dtype:
+        """What `read` gives."""
+        return np.dtype(np.float32)
+
+    def where(self, name: str) -> str:
+        """A tensor's file and name, for messages."""
+        return f"{self.path}: tensor {name}"
+
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [self.path]
+
+    def checksums(self) -> dict[Path, str]:
+        """The SHA-256 that some of the files should have, where that is known."""
+        return {}
 
 
-def open_source(path: Path) -> Source:
-    """A Hugging Face folder, or a `.gguf` file."""
+def open_source(name: str | Path) -> Source:
+    """A Hugging Face folder, a `.gguf` file, or a model of the Hugging Face hub, which is downloaded.
+
+    Raises `UserError` if it is none of them, or cannot be imported.
+    """
+    from a3jax.weights import hub
     from a3jax.weights.gguf import GgufFile
     from a3jax.weights.huggingface import HuggingFaceFolder
 
+    path = Path(name)
     if path.is_dir():
         return HuggingFaceFolder(path)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"{path} does not exist")
+    if path.suffix == ".gguf" and path.is_file():
         return GgufFile(path)
-    if path.is_file():
+    if path.exists():
         raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
-    raise UserError(f"{path} does not exist; give a Hugging Face folder or a .gguf file")
+    if (model := hub.parse(str(name))) is not None:
+        return HuggingFaceFolder(hub.download(model), str(model))
+    raise UserError(f"{path} does not exist; give a Hugging Face folder, a .gguf file or a hub name such as owner/model")
 
 
 def tokenizer_size(tokenizer_json: bytes, where: str) -> int:

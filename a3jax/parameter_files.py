@@ -1,0 +1,152 @@
+"""Saved parameters read and written a part at a time, so that a model larger than memory can be imported and exported.
+
+A parameter is one Zarr array in the folder that Orbax saves to and restores from. Orbax makes the folder and reads it
+back; the numbers pass between here and the arrays through TensorStore, one layer after another. Files written here hold
+one chunk each with a CRC-32C, which every later read checks, and appear whole: what is there need not be written again.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+CHUNK_BYTES = 64 * 2**20
+"""Largest chunk: small enough for many readers of one array, large enough for storage that likes large reads."""
+
+
+class Form(NamedTuple):
+    """What an array is, without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool
+    """Whether the first axis counts layers."""
+
+
+class ParameterWriter:
+    """Writes parameters, named by dotted paths, into a folder that Orbax restores as a nested dict.
+
+    Opened again on a folder that an interrupted writer left, it knows what is there already.
+    """
+
+    def __init__(self, folder: Path, forms: Mapping[str, Form]):
+        if not folder.is_dir():
+            _save_outline(folder, forms)
+        self._arrays = {name: _WritableArray(folder / name, form) for name, form in forms.items()}
+
+    def has(self, name: str, layer: int | None = None) -> bool:
+        """Whether a parameter, or one layer of it, was written whole."""
+        return self._arrays[name].has(layer)
+
+    def write(self, name: str, value: np.ndarray, layer: int | None = None) -> None:
+        """Write a parameter, or one layer of it; on return it is in its files."""
+        self._arrays[name].write(value, layer)
+
+
+class _WritableArray:
+    """One Zarr array, cut into chunks of one layer and a part of the axis behind it."""
+
+    def __init__(self, path: Path, form: Form):
+        self._path = path
+        layers = form.shape[:1] if form.stacked else ()
+        self._rest = form.shape[len(layers) :]
+        row = int(np.prod(self._rest[1:])) * form.dtype.itemsize
+        fitting = [n for n in range(1, self._rest[0] + 1) if self._rest[0] % n == 0 and n * row <= CHUNK_BYTES]
+        self._rows = max(fitting, default=1)
+        chunk = [1 for _ in layers] + [self._rows, *self._rest[1:]]
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{path.resolve()}/"},
+            "metadata": {
+                "shape": form.shape,
+                "data_type": form.dtype.name,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+                "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            },
+            "store_data_equal_to_fill_value": True,
+        }
+        try:
+            self._store = ts.open(spec, open=True, create=True).result()
+        except ValueError:  # the outline, whose shape is another
+            shutil.rmtree(path)
+            self._store = ts.open(spec, create=True).result()
+
+    def has(self, layer: int | None) -> bool:
+        first = "" if layer is None else f"{layer}/"
+        rest = "/0" * (len(self._rest) - 1)
+        return all((self._path / f"c/{first}{i}{rest}").is_file() for i in range(self._rest[0] // self._rows))
+
+    def write(self, value: np.ndarray, layer: int | None) -> None:
+        target = self._store if layer is None else self._store[layer]
+        target.write(value, can_reference_source_data_indefinitely=True).result()
+
+
+def _save_outline(folder: Path, forms: Mapping[str, Form]) -> None:
+    """Have Orbax save a tree of the right names and nothing in it; the arrays are then replaced."""
+    outline = nested({name: np.zeros((), form.dtype) for name, form in forms.items()})
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)) as checkpointer:
+        checkpointer.save(folder.resolve(), outline)
+
+
+class SavedParameter:
+    """One parameter of a saved model. Whatever reads it can raise what TensorStore raises for a damaged file."""
+
+    def __init__(self, store: ts.TensorStore):
+        self._store = store
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
+        return tuple(self._store.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As saved."""
+        return self._store.dtype.numpy_dtype
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        """All of it, or one entry of the first axis."""
+        return (self._store if layer is None else self._store[layer]).read().result()
+
+
+def saved_parameters(folder: Path) -> dict[str, SavedParameter]:
+    """The parameters that Orbax saved in `folder`, by dotted path, none of them read."""
+    folder = folder.resolve()
+    packed = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        leaves = flat(checkpointer.metadata(folder).item_metadata.tree)
+    # A chunk that spans layers stays in memory until another is read, not to be read again for each of them.
+    largest = max(math.prod(leaf.storage.chunk_shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
+    context = ts.Context({"cache_pool": {"total_bytes_limit": largest}})
+
+    def open_array(name: str) -> ts.TensorStore:
+        base = f"file://{folder}/"
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if packed else f"{base}{name}/"
+        store = ts.open({"driver": "auto", "kvstore": kvstore}, open=True, read=True).result()
+        complete = store.spec().to_json() | {"fill_missing_data_reads": False}  # a lost file is an error, not zeros
+        return ts.open(complete, open=True, read=True, context=context).result()
+
+    return {name: SavedParameter(open_array(name)) for name in leaves}
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict's leaves by dotted path."""
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = leaf
+    return tree

@@ -1,0 +1,45 @@
+"""SHA-256 sums of weight files, in the format of `sha256sum`: `sha256sum -c SHA256SUMS` checks a folder too."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from a3jax.errors import UserError
+from a3jax.progress import Progress
+
+SUMS = "SHA256SUMS"
+_BLOCK = 16 * 2**20
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is a SHA-256 in hexadecimal."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def read(folder: Path) -> dict[str, str]:
+    """File name -> sum, as the folder lists them; empty if it lists none."""
+    if not (folder / SUMS).is_file():
+        return {}
+    lines = [line.split() for line in (folder / SUMS).read_text().splitlines()]
+    return {line[-1]: line[0] for line in lines if len(line) == 2 and is_digest(line[0])}
+
+
+def write(folder: Path, sums: Mapping[str, str]) -> None:
+    """List the sums of files of the folder in it."""
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def check(expected: Mapping[Path, str]) -> None:
+    """Read files and compare. Raises `UserError` naming the first whose sum is another."""
+    with Progress("verify", sum(file.stat().st_size for file in expected), "bytes") as progress:
+        for path, digest in expected.items():
+            found = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    found.update(block)
+                    progress.advance(len(block))
+            if found.hexdigest() != digest:
+                raise UserError(
+                    f"{path} is damaged: its SHA-256 is not the one expected, {digest[:12]}...; download it again"
+                )

@@ -1,0 +1,146 @@
+"""The tensors of a Hugging Face folder, by name over all its files: safetensors with or without an index, or `.bin`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
+import numpy as np
+import safetensors
+
+from a3jax.errors import UserError
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class TensorFiles:
+    """Opens every file's header at once, so that a missing or truncated one is found before anything is read."""
+
+    def __init__(self, folder: Path):
+        self._tensors = _open_tensors(folder)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        return tuple(self._tensors[name][1].get_shape())
+
+    def dtype(self, name: str) -> str:
+        """By numpy's name; one that numpy lacks keeps its own."""
+        dtype = self._tensors[name][1].get_dtype().removeprefix("torch.")
+        return _DTYPES.get(dtype, dtype)
+
+    def file(self, name: str) -> Path:
+        """Where one tensor lies."""
+        return self._tensors[name][0]
+
+    def files(self) -> list[Path]:
+        """All of them, by name."""
+        return sorted({file for file, _ in self._tensors.values()})
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor. Raises `UserError` if it cannot be read."""
+        file, tensor = self._tensors[name]
+        try:
+            return tensor[:]
+        except (safetensors.SafetensorError, ValueError, OSError) as error:
+            raise UserError(f"{file}: tensor {name} cannot be read: {error}") from None
+
+    def check_dtypes(self) -> None:
+        """Raise `UserError` for a tensor that is not of a plain floating dtype."""
+        for name, (file, _) in self._tensors.items():
+            if (dtype := self.dtype(name)) not in _DTYPES.values():
+                raise UserError(f"{file}: tensor {name} is {dtype}; only unquantized weights can be imported")
+
+    def main_dtype(self) -> str:
+        """That of the first matrix."""
+        return next((self.dtype(name) for name in self._tensors if len(self.shape(name)) == 2), "float32")
+
+
+class _TorchTensor:
+    """A tensor of a `.bin` file, with the methods of a safetensors slice that we use."""
+
+    def __init__(self, tensor: Any):
+        self._tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        return str(self._tensor.dtype)
+
+    def __getitem__(self, _: slice) -> np.ndarray:
+        import torch
+
+        if self._tensor.dtype == torch.bfloat16:
+            return self._tensor.contiguous().view(torch.uint16).numpy().view(np.dtype("bfloat16"))
+        return self._tensor.contiguous().numpy()
+
+
+def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
+    """Tensor name -> (file, lazily readable tensor), over all files of the folder."""
+    index = path / "model.safetensors.index.json"
+    weight_map: dict[str, str] = {}
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index}: weight_map does not name a file for every tensor; download it again")
+        files = [path / name for name in sorted(set(weight_map.values()))]
+    else:  # a folder may hold the same weights once more in another layout, such as consolidated.safetensors
+        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
+    for file in files:
+        if not file.is_file():
+            missing = next(name for name, shard in weight_map.items() if shard == file.name)
+            raise UserError(f"{file} is missing; {index} says that it holds {missing} and others: download it again")
+    if not files:
+        return _open_bin(path)
+    tensors: dict[str, tuple[Path, Any]] = {}
+    for file in files:
+        try:
+            opened = safetensors.safe_open(file, "numpy")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{file} is truncated or damaged ({error}); download it again") from None
+        for name in opened.keys():  # noqa: SIM118, not a mapping
+            tensors[name] = (file, opened.get_slice(name))
+    for name in weight_map:
+        if name not in tensors:
+            raise UserError(f"{path / weight_map[name]}: tensor {name} is missing, though the index lists it")
+    return tensors
+
+
+def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
+    files = sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{path} has no *.safetensors file; give a complete Hugging Face folder")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{files[0]} is a PyTorch file; install the extra: pip install 'a3jax[torch]'") from None
+    tensors: dict[str, tuple[Path, Any]] = {}
+    for file in files:
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds for a damaged or hostile file
+            raise UserError(f"{file} cannot be loaded safely ({str(error).splitlines()[0]}); use safetensors") from None
+        if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+            raise UserError(f"{file} is not a plain dictionary of tensors; use safetensors")
+        tensors |= {name: (file, _TorchTensor(tensor)) for name, tensor in loaded.items()}
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of such a folder. Raises `UserError` if it is missing or something else."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a complete Hugging Face folder")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
