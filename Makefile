@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 export HF_HUB_OFFLINE ?= 1
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
 .PHONY: all test check demo tiny clean
 all: .venv/ready $(SMOLLM2)

@@ -1,6 +1,7 @@
 """What every test shares: small models whose parameters are all non-trivial, windows of documents, and drawn orders."""
 
 import functools
+import os
 import tempfile
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from a3jax.ordering import Order, arrange, draw_given, draw_groups
 jax.config.update("jax_disable_most_optimizations", True)
 CACHE = tempfile.TemporaryDirectory(prefix="a3jax-tests-")
 jax.config.update("jax_compilation_cache_dir", CACHE.name)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name  # for the commands that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -21,6 +21,7 @@ from a3jax.attention import attend
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.model.parameters import parameter
+from a3jax.model.projection import PROJECTION, project
 from a3jax.model.rope import angles, rotate
 from a3jax.ordering import Order
 
@@ -109,23 +110,23 @@ class Block(nnx.Module):
         x_BxRxD, normed = x_BxRxD[:, skip:], normed[:, skip:]
         query = self._queries(normed, tuple(t[:, skip:] for t in turn))
         seen = attend(query, key, value, rows.start[:, skip:], rows.end[:, skip:], how.attention)
-        out = jnp.einsum("brhe,hed->brd", seen, self.output)
+        out = project(seen, self.output[...])
         x_BxRxD += out if pre else rms_norm(out, self.attention_norm, eps)
         normed = rms_norm(x_BxRxD, self.mlp_norm, eps) if pre else x_BxRxD
-        hidden = jax.nn.silu(normed @ self.gate) * (normed @ self.up)
-        out = hidden @ self.down
+        hidden = jax.nn.silu(project(normed, self.gate[...])) * project(normed, self.up[...])
+        out = project(hidden, self.down[...])
         x_BxRxD += out if pre else rms_norm(out, self.mlp_norm, eps)
         return x_BxRxD, cache
 
     def _queries(self, normed: Array, turn: tuple[Array, ...]) -> Array:
-        query = jnp.einsum("brd,dhe->brhe", normed, self.query)
+        query = project(normed, self.query[...])
         if self.config.qkv_bias:
             query += self.query_bias
         return rotate(self._normalize(query, "query_norm"), turn)
 
     def _keys_values(self, normed: Array, turn: tuple[Array, ...]) -> tuple[Array, Array]:
-        key = jnp.einsum("bld,dke->blke", normed, self.key)
-        value = jnp.einsum("bld,dke->blke", normed, self.value)
+        key = project(normed, self.key[...])
+        value = project(normed, self.value[...])
         if self.config.qkv_bias:
             key, value = key + self.key_bias, value + self.value_bias
         return rotate(self._normalize(key, "key_norm"), turn), value
@@ -252,5 +253,5 @@ def rms_norm(x: Array, weight: Array, eps: float, axes: tuple[int, ...] = (-1,))
 def _remat(layer: Callable, remat: Remat) -> Callable:
     if remat == "none":
         return layer
-    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    keep = jax.checkpoint_policies.save_only_these_names(PROJECTION) if remat == "dots" else None
     return jax.checkpoint(layer, policy=keep)

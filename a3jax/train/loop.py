@@ -1,7 +1,7 @@
 """The training loop: read, step, report, evaluate, save; and go on from where an earlier call of the same run stopped.
 
 Steps are dispatched ahead of the device: the metrics of step n - 1 are read after step n is under way, so the device
-never waits for the host. Each curriculum stage has a step of its own, compiled when the stage begins.
+never waits for the host. Each curriculum stage has a step of its own, compiled while the stage before it runs.
 """
 
 import contextlib
@@ -26,10 +26,11 @@ from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
 from a3jax.record import Record
 from a3jax.train.checkpoints import Checkpoints
+from a3jax.train.compiled import CompiledSteps
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run
-from a3jax.train.step import State, abstract_state, compute, init_state, make_step, random_params
+from a3jax.train.step import State, abstract_state, compute, init_state, random_params
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ def train(config: Config) -> Summary:
         run = open_run(config, mesh)
         stack.enter_context(only_process(config.run_folder))
         stack.enter_context(jax.set_mesh(mesh))
+        compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train.keep))
         position = _begin(run, mesh, checkpoints)
         stack.enter_context(contextlib.closing(position.batches))
         report = stack.enter_context(Report(config, run.model, mesh, position.step))
-        steps = _steps(run, mesh, position, checkpoints, report, stopped_by)
+        steps = _steps(run, mesh, position, compiled, checkpoints, report, stopped_by)
     folder = config.run_folder
     return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stopped_by())
 
@@ -94,7 +96,13 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints) -> _Position:
 
 
 def _steps(
-    run: Run, mesh: Mesh, start: _Position, checkpoints: Checkpoints, report: Report, stopped_by: Callable[[], int]
+    run: Run,
+    mesh: Mesh,
+    start: _Position,
+    compiled: CompiledSteps,
+    checkpoints: Checkpoints,
+    report: Report,
+    stopped_by: Callable[[], int],
 ) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings = run.config, run.config.train
@@ -102,20 +110,16 @@ def _steps(
     put = _put(meshes.batch_sharding(mesh))
     windows = held_out_windows(run.corpus, run.manifest, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
-    current: Stage | None = None
-    compiled: jax.stages.Compiled | None = None
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
     if stopped_by():
         return step
     while step < config.steps:
-        _, stage = stage_at(config.curriculum, step)
+        index, stage = stage_at(config.curriculum, step)
         batch = {name: put(array) for name, array in next(batches).items()}
-        if compiled is None or stage != current:
-            with report.pause(f"compiling {stage.name}"):
-                compiled = make_step(config, run.model, stage, mesh).lower(state, batch).compile()
-            current = stage
-        state, metrics = compiled(state, batch)
+        with contextlib.nullcontext() if compiled.ready(stage) else report.pause(f"compiling {stage.name}"):
+            run_step = compiled.at(stage, then=next(iter(config.curriculum[index + 1 :]), None))
+        state, metrics = run_step(state, batch)
         step += 1
         report.step(step, stage, metrics)
         record = _after(record, stage, config)

@@ -18,8 +18,8 @@ def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: in
 
     def rows(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden_BxcxD, target_Bxc = xs
-        logits, lse = _logits(hidden_BxcxD, head_VxD)
-        return None, lse - _pick(logits, target_Bxc)
+        logits = _logits(hidden_BxcxD, head_VxD)
+        return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, target_Bxc)
 
     _, nll = jax.lax.scan(rows, None, (_cut(hidden_BxLxD, chunk), _cut(target_BxL, chunk)))
     return _join(nll, target_BxL.shape[1])
@@ -33,20 +33,24 @@ def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL:
 
 def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> tuple[Array, tuple]:
     def rows(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        total, d_head = carry
+        total, d_head_DxV = carry
         hidden_BxcxD, target_Bxc, weight_Bxc = xs
-        logits, lse = _logits(hidden_BxcxD, head)
+        logits = _logits(hidden_BxcxD, head)
+        top = logits.max(-1, keepdims=True)
+        exp = jnp.exp(logits - top)
+        normalizer = exp.sum(-1, keepdims=True)
+        lse = (top + jnp.log(normalizer))[..., 0]
         total += ((lse - _pick(logits, target_Bxc)) * weight_Bxc).sum()
         one_hot = jnp.arange(logits.shape[-1]) == target_Bxc[..., None]
-        d_logits = (jnp.exp(logits - lse[..., None]) - one_hot) * weight_Bxc[..., None]
+        d_logits = (exp / normalizer - one_hot) * weight_Bxc[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden = d_logits @ head.astype(hidden.dtype)
-        d_head += jnp.einsum("bcv,bcd->vd", d_logits, hidden_BxcxD, preferred_element_type=jnp.float32)
-        return (total, d_head), d_hidden
+        d_head_DxV += jnp.einsum("bcd,bcv->dv", hidden_BxcxD, d_logits, preferred_element_type=jnp.float32)
+        return (total, d_head_DxV), d_hidden
 
     xs = tuple(_cut(x, chunk) for x in (hidden, target, weight))
-    (total, d_head), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(head.shape)), xs)
-    return total, (_join(d_hidden, hidden.shape[1]), d_head.astype(head.dtype))
+    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(head.shape[::-1])), xs)
+    return total, (_join(d_hidden, hidden.shape[1]), d_head_DxV.T.astype(head.dtype))
 
 
 def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tuple:
@@ -57,11 +61,10 @@ def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tup
 nll_sum.defvjp(_forward, _backward)
 
 
-def _logits(hidden_BxcxD: Array, head_VxD: Array) -> tuple[Array, Array]:
-    """Logits B x c x V and their log-sum-exp B x c, float32."""
+def _logits(hidden_BxcxD: Array, head_VxD: Array) -> Array:
+    """B x c x V float32."""
     head_VxD = head_VxD.astype(hidden_BxcxD.dtype)
-    logits = jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32)
-    return logits, jax.nn.logsumexp(logits, axis=-1)
+    return jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32)
 
 
 def _pick(logits_BxcxV: Array, target_Bxc: Array) -> Array:

@@ -1,0 +1,67 @@
+"""The compiled steps of a run: one for each kind of stage, the next one compiled in the background while this one runs."""
+
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from a3jax import mesh as meshes
+from a3jax.config import Config, ModelConfig, Stage
+from a3jax.train.step import Batch, abstract_state, make_step
+
+
+class CompiledSteps:
+    """`with CompiledSteps(...) as steps: steps.at(stage, then=next_stage)`. Stages that differ in length share a step."""
+
+    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh):
+        self._config, self._model, self._mesh = config, model, mesh
+        self._compiler = ThreadPoolExecutor(1, "compile")
+        self._steps: dict[Stage, Future[jax.stages.Compiled]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Forget what is waiting; what is being compiled cannot be stopped, and is waited for."""
+        self._compiler.shutdown(wait=True, cancel_futures=True)
+
+    def ready(self, stage: Stage) -> bool:
+        """Whether `at` would return at once."""
+        step = self._steps.get(_kind(stage))
+        return step is not None and step.done()
+
+    def at(self, stage: Stage, then: Stage | None) -> jax.stages.Compiled:
+        """The step of `stage`, (State, Batch) -> (State, Metrics); that of the stage `then` is begun behind it."""
+        step = self._begin(stage)
+        if then is not None:
+            self._begin(then)
+        return step.result()
+
+    def _begin(self, stage: Stage) -> Future[jax.stages.Compiled]:
+        kind = _kind(stage)
+        if kind not in self._steps:
+            self._steps[kind] = self._compiler.submit(compile_step, self._config, self._model, kind, self._mesh)
+        return self._steps[kind]
+
+
+def compile_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Compiled:
+    """Compile the step of one stage, from shapes alone."""
+    with jax.set_mesh(mesh):
+        state, batch = abstract_state(config, model, mesh), abstract_batch(config, mesh)
+        return make_step(config, model, stage, mesh).lower(state, batch).compile()
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> Batch:
+    """The shapes of a batch, and where it lies."""
+    shape, sharding = (config.data.batch, config.data.length), meshes.batch_sharding(mesh)
+    one = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    return {"tokens": one, "segments": one}  # type: ignore[dict-item]
+
+
+def _kind(stage: Stage) -> Stage:
+    """What a compiled step depends on."""
+    return dataclasses.replace(stage, steps=1)
