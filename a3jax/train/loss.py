@@ -2,8 +2,9 @@
 
 Logits exist for `chunk` rows at a time. The loss is one scalar whose gradient with respect to each chunk of logits is
 known as soon as they are (softmax minus one-hot, times the row's weight), so the backward pass is computed together
-with the forward one and no logits are computed twice. Gradients are exact. Memory: chunk x V float32 logits and as
-much again for their gradient, plus V x D float32 for the head's.
+with the forward one and no logits are computed twice. Rows without weight (given tokens, padding) are brought together
+at the end, where chunks of nothing else are skipped. Gradients are exact. Memory: chunk x V float32 logits and as much
+again for their gradient, plus V x D float32 for the head's.
 """
 
 import functools
@@ -32,7 +33,16 @@ def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL:
 
 
 def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> tuple[Array, tuple]:
+    last_BxL = jnp.argsort(weight == 0, axis=1, stable=True)
+    first_BxL = jnp.argsort(last_BxL, axis=1)
+
     def rows(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        def skipped(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+            return carry, jnp.zeros_like(xs[0])
+
+        return jax.lax.cond((xs[-1] != 0).any(), counted, skipped, carry, xs)
+
+    def counted(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head_DxV = carry
         hidden_BxcxD, target_Bxc, weight_Bxc = xs
         logits = _logits(hidden_BxcxD, head)
@@ -48,9 +58,10 @@ def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: in
         d_head_DxV += jnp.einsum("bcd,bcv->dv", hidden_BxcxD, d_logits, preferred_element_type=jnp.float32)
         return (total, d_head_DxV), d_hidden
 
-    xs = tuple(_cut(x, chunk) for x in (hidden, target, weight))
+    xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight))
     (total, d_head_DxV), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(head.shape[::-1])), xs)
-    return total, (_join(d_hidden, hidden.shape[1]), d_head_DxV.T.astype(head.dtype))
+    d_hidden = _gather(_join(d_hidden, hidden.shape[1]), first_BxL)
+    return total, (d_hidden, d_head_DxV.T.astype(head.dtype))
 
 
 def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tuple:
@@ -65,6 +76,10 @@ def _logits(hidden_BxcxD: Array, head_VxD: Array) -> Array:
     """B x c x V float32."""
     head_VxD = head_VxD.astype(hidden_BxcxD.dtype)
     return jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32)
+
+
+def _gather(x_BxLx: Array, index_BxL: Array) -> Array:
+    return jnp.take_along_axis(x_BxLx, index_BxL.reshape(*index_BxL.shape, *[1] * (x_BxLx.ndim - 2)), axis=1)
 
 
 def _pick(logits_BxcxV: Array, target_Bxc: Array) -> Array:

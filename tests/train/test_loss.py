@@ -42,6 +42,17 @@ def test_a_row_of_weight_zero_counts_for_nothing():
     assert all((np.asarray(g) == 0).all() for g in gradients)
 
 
+def test_chunks_of_rows_that_do_not_count_are_not_computed():
+    """What is not computed cannot spoil the sums: rows without weight hold NaN, and those with weight fill whole chunks."""
+    hidden, head, target, _ = (x[:, :8] if x.ndim > 1 and x.shape[1] == L else x for x in inputs())
+    weight = np.array([[1, 0, 0, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 0, 1]], np.float32)
+    spoilt = np.where(weight[..., None] > 0, hidden, np.nan)
+    ours = jax.value_and_grad(nll_sum, argnums=(0, 1))(spoilt, head, target, weight, 4 * B)
+    theirs = jax.value_and_grad(lambda h, w: (dense(h, w, target) * weight).sum(), argnums=(0, 1))(hidden, head)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_the_value_without_differentiation_is_the_same():
     hidden, head, target, weight = inputs()
     value, _ = jax.value_and_grad(nll_sum)(hidden, head, target, weight, 4)
