@@ -24,7 +24,7 @@ from jax import Array
 
 from a3jax.checkpoint import Checkpoint, find, load_params
 from a3jax.config import ModelConfig
-from a3jax.data.tokenizer import TextCodec, load_codec
+from a3jax.data.tokenizer import TextCodec, fillable, load_codec
 from a3jax.decode.groups import decode, draw, plan
 from a3jax.decode.sampling import checked
 from a3jax.decode.template import Document, lay_out, parse
@@ -110,8 +110,8 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None) -> M
         raise UserError(f"{path}: the tokenizer has {codec.vocab} tokens, the model only {checkpoint.config.vocab}")
     params = load_params(checkpoint, dtype=dtype)
     how = Compute(jnp.dtype(dtype))
-    fillable = _fillable(codec, checkpoint.config)
-    return Model(checkpoint.config, params, codec, checkpoint.record, checkpoint, how, fillable)
+    may_fill = jnp.asarray(fillable(codec, checkpoint.config))
+    return Model(checkpoint.config, params, codec, checkpoint.record, checkpoint, how, may_fill)
 
 
 def infill(
@@ -254,16 +254,6 @@ def _infilled(
 def _alike(a: str, b: str) -> int:
     """How many characters two texts have in common at their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
-def _fillable(codec: TextCodec, config: ModelConfig) -> Array:
-    """A blank never holds a start, an end or another special token, nor one that the tokenizer cannot write."""
-    fillable = np.zeros(config.vocab, bool)
-    fillable[list(codec.tokenizer.get_vocab(with_added_tokens=True).values())] = True
-    special = [token for token, added in codec.tokenizer.get_added_tokens_decoder().items() if added.special]
-    named = [token for token in (codec.start, codec.end, *config.end_tokens) if token is not None]
-    fillable[special + named] = False
-    return jnp.asarray(fillable)
 
 
 def _check_context(model: Model, tokens: Sequence[int]) -> None:

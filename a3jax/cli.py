@@ -169,41 +169,46 @@ def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a checkpoint for PyTorch: the two-stream model, or its autoregressive view as the family's own class.
+    """Write a checkpoint for PyTorch: the two-stream model, or its autoregressive view as the family's own class or GGUF.
 
     a3jax export runs/demo exported --verify
 
     a3jax export runs/demo exported-llama --as llama
+
+    a3jax export runs/demo exported.gguf --as gguf --dtype bfloat16
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder or a run folder."""
     out: Annotated[Positional[Path], arg(metavar="OUT")]
-    """The Hugging Face folder to write."""
+    """The Hugging Face folder, or the .gguf file, to write."""
     as_: Annotated[str, arg(name="as")] = "a3"
-    """a3 for both streams (trust_remote_code), or the model's family, such as llama."""
+    """a3 for both streams (trust_remote_code), or the model's family, such as llama, or gguf."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the weights; as saved if not given."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     verify: bool = False
-    """Run both sides and report the largest difference of their logits."""
+    """Run both sides, and compare their logits and the tokens they choose greedily."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.checkpoint import find
-        from a3jax.weights.exporter import export_model
-        from a3jax.weights.verify import TOLERANCE, require_torch, verify
+        from a3jax.weights.exporter import GGUF, export_model
+        from a3jax.weights.verify import require_torch, verify
 
         if self.verify:
+            if self.as_ == GGUF:
+                raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
             require_torch()
         checkpoint = find(self.checkpoint, self.step)
         export_model(checkpoint, self.out, self.as_, self.dtype)
         result: dict[str, Any] = {"out": str(self.out)}
         if self.verify:
-            difference = result["max_logit_difference"] = verify(checkpoint, self.out)
-            if not difference < TOLERANCE:
-                raise UserError(f"{self.out}: logits in PyTorch differ by {difference:.2g}; do not use this folder")
+            found = verify(checkpoint, self.out)
+            if found.problem:
+                raise UserError(f"{self.out}: {found.problem}; do not use this folder")
+            result |= dataclasses.asdict(found)
         return result
 
 
@@ -245,6 +250,90 @@ experiments/. Any field can be set by its dotted name. The same command resumes 
 The fields of an experiment:  a3jax train EXPERIMENT --help"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of `a3jax plan` beside the fields of the experiment."""
+
+    topology: str
+    """CHIP:AxB or CHIP:AxBxC; chips are v4, v5e, v5p, v6e and tpu7x."""
+    search: bool = False
+    """Try meshes and batches instead, and rank those that fit."""
+    batches: tuple[int, ...] = ()
+    """Batches to search; the experiment's own, twice and four times that if not given."""
+    limit: int = 12
+    """How many a search compiles."""
+    save: Path | None = None
+    """A folder for the compiled steps."""
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanOptions):
+    """Whether a run fits a TPU topology, and how fast it can be; on any machine."""
+
+    config: Config
+
+    @classmethod
+    def parse(cls, args: Sequence[str], prog: str) -> "Plan":
+        """`EXPERIMENT --topology CHIP:AxB [option ...] [--field value ...]`."""
+        if not args or args[0] in ("-h", "--help"):
+            print(_PLAN_HELP)
+            sys.exit(0 if args else 2)
+        name, *words = args
+        own, fields = _divide(words, [f"--{field.name}" for field in dataclasses.fields(PlanOptions)])
+        config = parse(Config, fields, f"{prog} {name}", load_experiment(name), _PLAN_HELP)
+        check(config)
+        return cls(config=config, **vars(parse(PlanOptions, own, prog)))
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        import jax
+
+        from a3jax.plan.search import search
+        from a3jax.plan.show import show_plan, show_search
+        from a3jax.plan.stages import plan
+        from a3jax.plan.topology import topology
+
+        jax.config.update("jax_platforms", "cpu")  # a machine with TPUs need not give them up for a plan
+        chips = topology(self.topology)
+        if self.search:
+            batch = self.config.data.batch
+            found = search(self.config, chips, self.batches or (batch, 2 * batch, 4 * batch), self.limit)
+            if not self.json:
+                show_search(found, chips)
+            ranked = [candidate.as_dict() for candidate in found]
+            return {"topology": chips.name, "fits": any(not one.bytes_over for one in found), "ranked": ranked}
+        planned = plan(self.config, chips, self.save)
+        if not self.json:
+            show_plan(planned)
+            return {"saved": str(self.save) if self.save else None, "fits": planned.fits}
+        return planned.as_dict()
+
+
+def _divide(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line: the options named, each with the words up to the next option, and everything else."""
+    own: list[str] = []
+    others: list[str] = []
+    belongs = others
+    for word in words:
+        if word.startswith("--"):
+            belongs = own if word.partition("=")[0] in options else others
+        belongs.append(word)
+    return own, others
+
+
+_PLAN_HELP = """usage: a3jax plan EXPERIMENT --topology CHIP:AxB[xC] [--save FOLDER] [--field value ...] [--json]
+       a3jax plan EXPERIMENT --topology CHIP:AxB[xC] --search [--batches N ...] [--limit N] [--field value ...] [--json]
+
+Whether a run fits a TPU topology, and how fast it can be. The step of every stage is compiled as it would be on the chips
+(v4, v5e, v5p, v6e, tpu7x); this needs libtpu, not a TPU. Exit status 1 if it does not fit.
+
+    a3jax plan llama_8b --topology v5p:4x4x4
+
+    a3jax plan llama_1b --topology v5e:4x4 --search --batches 64 128
+
+The fields of an experiment:  a3jax plan EXPERIMENT --help"""
+
+
 def load_experiment(name: str) -> Config:
     """The Config that an experiment file returns. Raises `UserError` for one that is absent or broken."""
     path = Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
@@ -270,6 +359,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "inspect": (Inspect, "a3jax.describe", "what a model, run, export or corpus is"),
     "prepare": (Prepare, "a3jax.data.prepare", "text -> a corpus of token ids"),
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
+    "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.api", "fill the blanks of a text in any order"),
     "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
@@ -291,7 +381,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
         kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
-        command = kind.parse(args[1:], prog) if kind is Train else parse(kind, args[1:], prog)
+        command = kind.parse(args[1:], prog) if kind in (Train, Plan) else parse(kind, args[1:], prog)
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
             importlib.import_module("a3jax.compilation").keep_compiled_programs()
@@ -309,6 +399,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _show(result)
     if result.get("stopped_by"):
         sys.exit(128 + result["stopped_by"])
+    if result.get("fits") is False:
+        sys.exit(1)
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from a3jax.config import ModelConfig, read
@@ -87,6 +88,16 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
             raise UserError(f"{folder / 'tokenizer_config.json'} is not JSON: {error}") from None
         begins, ends = (_special(tokenizer, settings.get(name)) for name in ("bos_token", "eos_token"))
     return TextCodec(tokenizer, files, _named(tokenizer, start, begins), _named(tokenizer, end, ends))
+
+
+def fillable(codec: TextCodec, config: ModelConfig) -> np.ndarray:
+    """V bool: a blank never holds a start, an end or another special token, nor one that the tokenizer cannot write."""
+    result_V = np.zeros(config.vocab, bool)
+    result_V[list(codec.tokenizer.get_vocab(with_added_tokens=True).values())] = True
+    special = [token for token, added in codec.tokenizer.get_added_tokens_decoder().items() if added.special]
+    named = [token for token in (codec.start, codec.end, *config.end_tokens) if token is not None]
+    result_V[special + named] = False
+    return result_V
 
 
 def _special(tokenizer: Tokenizer, token: str | dict | None) -> int | None:

@@ -8,13 +8,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from a3jax.config import ModelConfig, Seeding
 from a3jax.errors import UserError
 from a3jax.weights import families
 
 MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
-TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "modeling_a3.py"))
+TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "decoding_a3.py", "modeling_a3.py"))
 
 
 def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
@@ -26,8 +28,11 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     return dataclasses.replace(family, seeding=seeding)
 
 
-def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """`config.json` of the twin, which every version of transformers leaves as it is."""
+def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None) -> dict[str, Any]:
+    """`config.json` of the twin, which every version of transformers leaves as it is.
+
+    `fillable_V` says which tokens may stand in a blank; all of them where it is not given.
+    """
     result = families.to_hf(config, dtype)
     theta, scaling = result.pop("rope_theta"), result.pop("rope_scaling")
     return result | {
@@ -40,4 +45,19 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "query_key_norm": config.query_key_norm,
         "post_norm": config.post_norm,
         "seeding": config.seeding,
+        "unfillable": [] if fillable_V is None else _ranges(~np.asarray(fillable_V)),
     }
+
+
+def fillable(settings: dict[str, Any]) -> np.ndarray:
+    """The tokens that may stand in a blank, V bool, from the parsed `config.json` of a folder of ours."""
+    result_V = np.ones(settings["vocab_size"], bool)
+    for first, last in settings["unfillable"]:
+        result_V[first : last + 1] = False
+    return result_V
+
+
+def _ranges(mask: np.ndarray) -> list[list[int]]:
+    """Where a mask is True, as [first, last] pairs."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return [[int(first), int(end) - 1] for first, end in edges.reshape(-1, 2)]

@@ -18,8 +18,9 @@ model.generate(ids, max_new_tokens=32)                   # left to right
 model.infill(ids, blank_mask, group_size=4, order="random")   # fills ids where blank_mask is True
 ```
 
-`groups` holds one integer per token; tokens with smaller ones come first, equal ones are predicted in parallel.
-The code is the folder's own `modeling_a3.py`; it needs torch and transformers, nothing else.
+`groups` holds one integer per token; tokens with smaller ones come first, equal ones are predicted in parallel. Blanks
+are filled with tokens of plain text only, in the order "in_order", "random" or "spans", or by given ranks.
+The code is the folder's own `modeling_a3.py` and `decoding_a3.py`; it needs torch and transformers, nothing else.
 """
 
 _USE_FAMILY = """\

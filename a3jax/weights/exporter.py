@@ -1,4 +1,4 @@
-"""A checkpoint -> a Hugging Face folder: both streams with their PyTorch code, or plain weights of the family's own class."""
+"""A checkpoint -> a Hugging Face folder, of both streams with their PyTorch code or of the family's own class, or GGUF."""
 
 import functools
 import json
@@ -11,17 +11,21 @@ import numpy as np
 
 from a3jax.checkpoint import Checkpoint, damage_named, saved
 from a3jax.config import ModelConfig, nearest, to_json
+from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.errors import UserError
-from a3jax.folders import check_new, resumable
+from a3jax.folders import check_new, new_file, resumable
 from a3jax.parameter_files import SavedParameter
 from a3jax.progress import Progress
 from a3jax.weights import a3_folder, families, sha256
 from a3jax.weights.card import model_card
+from a3jax.weights.gguf.writer import write_gguf
 from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor, write_safetensors
 from a3jax.weights.source import TOKENIZER_FILES
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
+GGUF = "gguf"
+"""The style that is one file instead of a folder."""
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file, unless one tensor alone is larger."""
 
@@ -31,34 +35,52 @@ def export_model(
 ) -> None:
     """Write `checkpoint` as a Hugging Face folder at `out`, in `dtype` or the one in which it is saved.
 
-    `style` is "a3" for both streams with the PyTorch twin, or the name of the model's family for plain weights that
-    transformers loads by itself. Holds one tensor at a time. An export that was stopped goes on with the first file that
-    is not whole. Raises `UserError`, with nothing written, for another style and a number that is not finite in `dtype`.
+    `style` is "a3" for both streams with the PyTorch twin, the name of the model's family for plain weights that
+    transformers loads by itself, or "gguf" for these as one file of llama.cpp's. Holds one tensor at a time. An export
+    that was stopped goes on with the first file that is not whole. Raises `UserError`, with nothing written, for another
+    style, a number that is not finite in `dtype`, and what GGUF cannot hold.
     """
     check_new(out)
     config, both = checkpoint.config, style == a3_folder.MODEL_TYPE
+    if style == GGUF:
+        return _export_gguf(checkpoint, out, dtype)
     if not both and style != config.family:
-        hint = nearest(style, (a3_folder.MODEL_TYPE, config.family))
-        raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3' or '{config.family}'")
+        hint = nearest(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
+        raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
     parameters = saved(checkpoint)
     dtype_name = dtype or parameters["embedding"].dtype.name
     made_from = {"params": str(checkpoint.params.resolve()), "written": checkpoint.params.stat().st_mtime_ns}
     made_from |= {"style": style, "dtype": dtype, "shard_bytes": shard_bytes}
-    to_hf = a3_folder.to_hf if both else families.to_hf
+    if both:
+        settings = a3_folder.to_hf(config, dtype_name, fillable(load_codec(checkpoint.folder), config))
+    else:
+        settings = families.to_hf(config, dtype_name)
     ends = list(config.end_tokens)
     with resumable(out, made_from) as partial, damage_named(checkpoint):
         _write_weights(partial, _shards(list(_tensors(config, parameters, dtype, both)), shard_bytes))
-        _write_json(partial / "config.json", to_hf(config, dtype_name))
+        _write_json(partial / "config.json", settings)
         tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
         _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
-        for name in TOKENIZER_FILES:
-            if (checkpoint.folder / name).is_file():
-                (partial / name).write_bytes((checkpoint.folder / name).read_bytes())
+        for name, content in _tokenizer_files(checkpoint).items():
+            (partial / name).write_bytes(content)
         (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
         if both:
             (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
             for file in a3_folder.TWIN:
                 (partial / file.name).write_bytes(file.read_bytes())
+
+
+def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
+    """Write the left-to-right view as one GGUF file; one that was stopped is begun anew."""
+    tensors = list(_tensors(checkpoint.config, saved(checkpoint), None, both=False))
+    total = sum(tensor.bytes for tensor in tensors)
+    with new_file(out) as partial, damage_named(checkpoint), Progress("export", total, "bytes") as progress:
+        write_gguf(partial, checkpoint.config, tensors, _tokenizer_files(checkpoint), out.stem, dtype, progress.advance)
+
+
+def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    files = {name: checkpoint.folder / name for name in TOKENIZER_FILES}
+    return {name: file.read_bytes() for name, file in files.items() if file.is_file()}
 
 
 def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when transformers is imported
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="a3jax-twin-")
+os.environ["HF_MODULES_CACHE"] = (MODULES := tempfile.TemporaryDirectory(prefix="a3jax-twin-")).name
 
 from collections.abc import Callable
 from pathlib import Path

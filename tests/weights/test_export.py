@@ -112,19 +112,6 @@ def test_the_folder_says_what_it_is(imported, tmp_path):
     assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
 
 
-def test_verify_measures_the_difference(imported, tmp_path):
-    checkpoint = _adapted(imported("llama"), tmp_path / "model")
-    export_model(checkpoint, tmp_path / "a3", dtype="bfloat16")
-    export_model(checkpoint, tmp_path / "llama", "llama")
-    assert verify(checkpoint, tmp_path / "a3") < 1e-4
-    assert verify(checkpoint, tmp_path / "llama") < 1e-4
-    other = dict(load_arrays(checkpoint))
-    other["query_seed"] = other["query_seed"] * 1.1
-    save_model(tmp_path / "other", checkpoint.config, other, ADAPTED, byte_codec().files)
-    assert verify(find(tmp_path / "other"), tmp_path / "a3") > 1e-2
-    assert verify(find(tmp_path / "other"), tmp_path / "llama") < 1e-4
-
-
 def test_mixed_dtypes_stay_mixed(imported, tmp_path):
     arrays = load_arrays(imported("llama", "bfloat16"))
     arrays = arrays | {"final_norm": load_arrays(imported("llama"))["final_norm"]}
@@ -132,11 +119,11 @@ def test_mixed_dtypes_stay_mixed(imported, tmp_path):
     export_model(find(tmp_path / "model"), tmp_path / "out")
     import_model(open_source(tmp_path / "out"), tmp_path / "again")
     _assert_equal(arrays, load_arrays(find(tmp_path / "again")))
-    assert verify(find(tmp_path / "model"), tmp_path / "out") < 1e-4
+    assert verify(find(tmp_path / "model"), tmp_path / "out").max_logit_difference < 1e-4
 
 
 def test_wrong_styles_and_existing_folders_are_refused(imported, tmp_path):
-    with pytest.raises(UserError, match=r"cannot export as 'mistral'.*can be exported as 'a3' or 'llama'"):
+    with pytest.raises(UserError, match=r"cannot export as 'mistral'.*can be exported as 'a3', 'llama' or 'gguf'"):
         export_model(imported("llama"), tmp_path / "out", "mistral")
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):
@@ -151,9 +138,3 @@ def test_numbers_that_are_not_finite_are_refused(value, imported, tmp_path):
     with pytest.raises(UserError, match=r"model.norm.weight holds NaN, or numbers too large for float16"):
         export_model(find(tmp_path / "model"), tmp_path / "out", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_without_torch_verify_says_what_to_install(imported, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"pip install 'a3jax\[torch\]'"):
-        verify(imported("llama"), tmp_path)

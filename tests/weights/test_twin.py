@@ -24,39 +24,61 @@ def plain(pretrained):
     return load(pretrained("llama"))
 
 
-def _teacher_forced(model, ids, blank, size, rank):
-    """Infilling from its definition: one full forward pass per group, nothing kept in between. One row."""
-    T = len(ids)
-    blanks = sorted(np.flatnonzero(blank), key=lambda i: rank[i])
-    groups = np.arange(T)
-    for n, i in enumerate(blanks):
-        groups[i] = T + n // size
+def _teacher_forced(model, ids, groups, blank, least=0):
+    """Infilling with tokens from `least` on, from its definition: one full pass per group, nothing kept. One row."""
     ids = torch.where(torch.from_numpy(blank), 0, ids)
-    for group in range(T, T + -(-len(blanks) // size)):
+    for group in np.unique(groups[blank]):
         with torch.no_grad():
             logits = model(ids[None], groups=torch.from_numpy(groups)[None]).logits[0]
-        ids = torch.where(torch.from_numpy(groups == group), logits.argmax(-1), ids)
+        ids = torch.where(torch.from_numpy(blank & (groups == group)), least + logits[:, least:].argmax(-1), ids)
     return ids
+
+
+BLANK = np.zeros((2, 20), bool)
+BLANK[0, [0, 3, 4, 5, 11, 12, 19]] = True  # rows differ in how many they blank, and one gives no first token
+BLANK[1, 6:10] = True
 
 
 @pytest.mark.parametrize("seeding", ["successor", "learned"])
 @pytest.mark.parametrize("order", ["in_order", "random"])
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 3, 5])
 def test_infill_equals_teacher_forcing(seeding, order, size, twins):
-    ids = torch.from_numpy(tokens(20))
-    blank = np.zeros((2, 20), bool)
-    blank[0, [0, 3, 4, 5, 11, 12, 19]] = True  # rows differ in how many they blank, and one gives no first token
-    blank[1, 6:10] = True
-    rank = np.broadcast_to(np.arange(20), (2, 20))
-    if order == "random":
-        rank = torch.rand(2, 20, generator=torch.Generator().manual_seed(3)).numpy()
-    model = twins[seeding]
-    filled = model.infill(ids, torch.from_numpy(blank), size, order, generator=torch.Generator().manual_seed(3))
+    ids, model = torch.from_numpy(tokens(20)), twins[seeding]
+    rank = np.stack([np.random.default_rng(row).permutation(20) for row in range(2)]) * 0.5 - 3
+    ranks = torch.from_numpy(rank) if order == "random" else order
+    filled = model.infill(ids, torch.from_numpy(BLANK), size, ranks, fillable=torch.ones(300, dtype=torch.bool))
     for row in range(2):
-        expected = _teacher_forced(model, ids[row], blank[row], size, rank[row])
+        given, groups = int((~BLANK[row]).sum()), np.arange(20)
+        blanks = sorted(np.flatnonzero(BLANK[row]), key=lambda i, row=row: rank[row, i] if order == "random" else i)
+        for place, i in enumerate(blanks):
+            groups[i] = 20 + (given + place) // size  # slots are counted from the first given token
+        expected = _teacher_forced(model, ids[row], groups, BLANK[row])
         np.testing.assert_array_equal(filled[row], expected)
-    assert (filled != ids)[torch.from_numpy(blank)].any()
-    np.testing.assert_array_equal(filled[torch.from_numpy(~blank)], ids[torch.from_numpy(~blank)])
+    assert (filled != ids)[torch.from_numpy(BLANK)].any()
+    np.testing.assert_array_equal(filled[torch.from_numpy(~BLANK)], ids[torch.from_numpy(~BLANK)])
+
+
+@pytest.mark.parametrize(("order", "size"), [("random", 3), ("spans", 4), ("spans", 1)])
+def test_drawn_orders(order, size, twins):
+    ids = torch.from_numpy(tokens(20)).clamp(min=1)
+    blank, fillable = torch.from_numpy(BLANK), torch.arange(300) > 0  # 0 marks what is not yet filled
+    generator = torch.Generator().manual_seed(3)
+    steps = [step.clone() for step in twins["successor"].steps(ids, blank, size, order, 0.0, generator, None, fillable)]
+    groups = 20 + sum((step == 0).int() for step in steps).numpy()  # how many steps each blank was left open
+    assert torch.equal(steps[-1][~blank], ids[~blank])
+    for row in range(2):
+        here, places = groups[row], np.flatnonzero(BLANK[row])
+        sizes = np.unique(here[places], return_counts=True)[1]
+        if order == "spans":  # neighbours together, never across the edge of a span, spans counted from token 1
+            spans = {place: (place - 1) // size for place in places}
+            assert len({(spans[place], here[place]) for place in places}) == len(set(spans.values())) == len(sizes)
+        else:
+            begin = (~BLANK[row]).sum() % size
+            ends = np.unique([*range(size, begin + len(places), size), begin + len(places)])
+            assert sizes.tolist() == np.diff([begin, *ends]).tolist()
+        assert (np.diff(here[places]) < 0).any()  # not from left to right
+        expected = _teacher_forced(twins["successor"], ids[row], np.where(BLANK[row], here, range(20)), BLANK[row], 1)
+        np.testing.assert_array_equal(steps[-1][row], expected)
 
 
 def test_generate_equals_transformers(twins, plain):
@@ -71,6 +93,9 @@ def test_padding_changes_nothing(twins):
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     np.testing.assert_array_equal(model.generate(ids, max_new_tokens=6, attention_mask=mask)[1, -6:], alone)
+    blank = torch.arange(9).expand(2, 9) % 3 > 0
+    filled = model.infill(ids, blank, 4, attention_mask=mask)[1, 4:]
+    assert torch.equal(filled, model.infill(ids[1:, 4:], blank[1:, 4:], 4)[0])
     groups = torch.from_numpy(random_groups(0, 2, 9))
     with torch.no_grad():
         for how in ({}, {"groups": groups}):
@@ -125,5 +150,5 @@ def test_a_first_group_sees_nothing_and_gradients_are_finite(twins):
 
 
 def test_unknown_orders_are_refused(twins):
-    with pytest.raises(ValueError, match="must be 'in_order' or 'random'"):
+    with pytest.raises(ValueError, match="must be 'in_order', 'random', 'spans', or"):
         twins["successor"].infill(torch.zeros(1, 2).long(), torch.ones(1, 2), order="outside_in")

@@ -31,6 +31,7 @@ class A3Config(PretrainedConfig):
         query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
         post_norm: bool = False,  # normalize the outputs of attention and MLP instead of their inputs
         seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
+        unfillable: list[list[int]] | None = None,  # [first, last] ranges of tokens that never stand in a blank
         **kwargs: Any,
     ):
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -49,3 +50,4 @@ class A3Config(PretrainedConfig):
         self.query_key_norm = query_key_norm
         self.post_norm = post_norm
         self.seeding = seeding
+        self.unfillable = unfillable or []

@@ -10,7 +10,6 @@ Letters of shapes: B batch, T tokens, R rows, S keys, D width, H query heads, K 
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from .configuration_a3 import A3Config
+from .decoding_a3 import A3Cache, A3Decoding
 
 
 class A3RMSNorm(nn.Module):
@@ -54,17 +54,6 @@ def rotate(x: Tensor, turn: tuple[Tensor, ...]) -> Tensor:
     cos, sin = turn
     a, b = x.float().chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
-
-
-class A3Cache(dict[int, tuple[Tensor, Tensor]]):
-    """Layer -> keys and values of committed tokens, B x K x S x E. Content never changes once committed."""
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a layer's new keys and values; returns all of them."""
-        if layer in self:
-            key, value = (torch.cat(pair, 2) for pair in zip(self[layer], (key, value)))
-        self[layer] = key, value
-        return self[layer]
 
 
 class A3Attention(nn.Module):
@@ -172,7 +161,7 @@ class A3Model(nn.Module):
         return self.norm(x)
 
 
-class A3ForCausalLM(PreTrainedModel):
+class A3ForCausalLM(A3Decoding, PreTrainedModel):
     """Logits in any order, and generation in any order with a cache."""
 
     config_class = A3Config
@@ -245,107 +234,3 @@ class A3ForCausalLM(PreTrainedModel):
             logits = predictions = self.logits(hidden[:, T:])
         loss = None if labels is None else functional.cross_entropy(predictions.flatten(0, 1).float(), labels.flatten())
         return CausalLMOutput(loss=loss, logits=logits)
-
-    def infill(
-        self, input_ids: Tensor, blank_mask: Tensor, group_size: int = 1, order: str = "in_order", **choice: Any
-    ) -> Tensor:
-        """Fill the blanks of `input_ids` (B x T) where `blank_mask` is True; returns all ids.
-
-        Blanks are filled `group_size` at a time, "in_order" from left to right or in "random" order, as if the other
-        tokens had come first, one by one. `choice` is `temperature` (0, the default, takes the likeliest token), a
-        torch `generator`, and an `attention_mask` that is 0 at padding.
-        """
-        *_, tokens = self.steps(input_ids, blank_mask.bool(), group_size, order, **choice)
-        return tokens
-
-    def generate(
-        self, input_ids: Tensor, max_new_tokens: int = 64, attention_mask: Tensor | None = None, **choice: Any
-    ) -> Tensor:
-        """Continue `input_ids` from left to right; returns all ids. Prompts of unequal lengths are padded on the left.
-
-        Stops when every row holds one of the configuration's `eos_token_id`, which fills the row's rest. For `choice`
-        see `infill`.
-        """
-        ends = self.config.eos_token_id
-        ends = torch.tensor([] if ends is None else ends, device=input_ids.device, dtype=input_ids.dtype).view(-1)
-        start = input_ids.shape[1]
-        new = input_ids.new_zeros(len(input_ids), max_new_tokens)
-        blank = torch.cat([torch.zeros_like(input_ids), new + 1], 1).bool()
-        if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, torch.ones_like(new)], 1)
-        tokens, ended = input_ids, torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
-        for filled in self.steps(
-            torch.cat([input_ids, new], 1), blank, 1, "in_order", attention_mask=attention_mask, **choice
-        ):
-            column = filled[:, tokens.shape[1]].unsqueeze(1)
-            tokens = torch.cat([tokens, torch.where(ended, tokens[:, -1:], column)], 1)
-            ended = torch.isin(tokens[:, start:], ends).any(1, keepdim=True)
-            if ended.all():
-                break
-        return tokens
-
-    @torch.no_grad()
-    def steps(
-        self,
-        input_ids: Tensor,
-        blank_mask: Tensor,
-        group_size: int = 1,
-        order: str = "in_order",
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """What `infill` does, yielding all ids after each group.
-
-        Generation order with a cache: each forward pass holds the content rows of the group just committed and the
-        query rows of the next. Rows of a batch may differ in how many tokens they give; -1 stands for no token.
-        """
-        if order not in ("in_order", "random"):
-            raise ValueError(f"order is '{order}'; it must be 'in_order' or 'random'")
-        tokens, device = input_ids.masked_fill(blank_mask, 0), input_ids.device
-        real = torch.ones_like(blank_mask) if attention_mask is None else attention_mask.bool()
-        position = (real.cumsum(-1) - 1).clamp(min=0)
-        index = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-        random = torch.rand(tokens.shape, generator=generator, device=device) if order == "random" else index
-        committed = real & ~blank_mask
-        content, cache = _chosen(committed, index), A3Cache()
-        known = content[:, :0] >= 0  # B x S: which cached keys stand for a token
-        for query in _chosen(real & blank_mask, random).split(group_size, 1):
-            new, (C, Q) = content >= 0, (content.shape[1], query.shape[1])
-            known = torch.cat([known, new], 1)
-            visible = known[:, None].repeat(1, C + Q, 1)
-            if not cache:  # the given tokens are groups of one; every later group sees itself whole
-                visible[:, :C] &= torch.ones(C, C, dtype=torch.bool, device=device).tril()
-            at, before = query.clamp(min=0), (query - 1).clamp(min=0)
-            follows = (query > 0) & committed.gather(1, before)
-            seeds, seed_position = self.model.queries(tokens.gather(1, before), follows, position.gather(1, at))
-            here = content.clamp(min=0)
-            hidden = self.model(
-                torch.cat([self.model.embed_tokens(tokens.gather(1, here)), seeds], 1),
-                torch.cat([position.gather(1, here), seed_position], 1),
-                visible,
-                C,
-                cache,
-            )
-            chosen = _choose(self.logits(hidden[:, C:]), temperature, generator)
-            row, column = (query >= 0).nonzero(as_tuple=True)
-            tokens[row, query[row, column]] = chosen[row, column]
-            committed[row, query[row, column]] = True
-            content = query
-            yield tokens
-
-
-def _chosen(mask: Tensor, priority: Tensor) -> Tensor:
-    """Indices where `mask` (B x T) is True, by rising priority; -1 fills shorter rows. At least one column."""
-    count = mask.sum(-1, keepdim=True)
-    index = priority.float().masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
-    number = torch.arange(mask.shape[1], device=mask.device)
-    return index.masked_fill(number >= count, -1)[:, : max(1, int(count.max()))]
-
-
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token per query, B x Q: the likeliest, or a draw."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(logits.shape[:-1])

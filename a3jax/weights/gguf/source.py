@@ -1,0 +1,126 @@
+"""A GGUF file as a source: quantized tensors become float32, names and layouts become Hugging Face's.
+
+Its tokenizer is metadata, from which an equal `tokenizer.json` is built.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from gguf import GGMLQuantizationType, dequantize
+
+from a3jax.config import ModelConfig
+from a3jax.errors import UserError
+from a3jax.record import Record
+from a3jax.weights.families import family_of
+from a3jax.weights.gguf.layout import (
+    ARCHITECTURES,
+    FIELDS,
+    HEAD_WIDTHS,
+    ROPE_DIVISORS,
+    from_pairs,
+    rope_scaling,
+    to_hugging_face,
+)
+from a3jax.weights.gguf.metadata import Metadata, open_gguf
+from a3jax.weights.gguf.tokenizer import to_files
+from a3jax.weights.source import Source
+
+PLAIN = {
+    GGMLQuantizationType.F32: np.dtype(np.float32),
+    GGMLQuantizationType.F16: np.dtype(np.float16),
+    GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
+"""Types that are kept as they are."""
+
+
+class GgufFile(Source):
+    """A GGUF file of one of the architectures in the table."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        reader = open_gguf(path)
+        self._metadata = Metadata(path, reader)
+        name = self._metadata.get("general.architecture")
+        known = {architecture.name: architecture for architecture in ARCHITECTURES}
+        if name not in known:
+            raise UserError(
+                f"{path}: GGUF architecture '{name}' is not supported, only {', '.join(known)}; import its folder"
+            )
+        self._architecture = known[name]
+        self._tensors = {to_hugging_face(tensor.name): tensor for tensor in reader.tensors}
+        divisors = self._tensors.pop(ROPE_DIVISORS, None)
+        self.config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
+        self.tokenizer = to_files(self._metadata, self.config.context)
+        quantized = any(tensor.tensor_type not in PLAIN for tensor in self._tensors.values())
+        embedding = self._tensors.get("model.embed_tokens.weight")
+        dtype = "float32" if embedding is None else self.dtype("model.embed_tokens.weight").name
+        self.record = Record(source=path.name, dtype=dtype, dequantized=quantized)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source`."""
+        return {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in self._tensors.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        """See `Source`."""
+        return PLAIN.get(self._tensors[name].tensor_type, np.dtype(np.float32))
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Source`."""
+        tensor = self._tensors[name]
+        try:
+            plain = tensor.tensor_type in PLAIN
+            array = tensor.data.view(self.dtype(name)) if plain else dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise UserError(f"{self.where(name)} has type {tensor.tensor_type.name}, which gguf cannot read") from None
+        array = np.asarray(array).reshape([int(n) for n in tensor.shape[::-1]])
+        return from_pairs(name, array, self._architecture, self.config.head_width)
+
+    def _read_config(self, divisors: np.ndarray | None) -> ModelConfig:
+        """The configuration; `divisors` are those of RoPE frequencies, if the file has them."""
+        metadata, prefix, family = self._metadata, self._architecture.name, family_of(self._architecture.families[0])
+        if metadata.get(f"{prefix}.rope.scaling.type", "none") != "none":
+            raise UserError(f"{self.path}: RoPE scaling inside a GGUF file is not supported; import the model's folder")
+
+        def number(field: str, kind: type = int, default: Any = None) -> Any:
+            return metadata.need(f"{prefix}.{FIELDS[field]}", kind, default)
+
+        heads, width = number("query_heads"), number("width")
+        kv_heads, head_width = number("kv_heads", default=heads), number("head_width", default=width // heads)
+        if heads % kv_heads:
+            raise UserError(f"{self.path}: {heads} query heads cannot share {kv_heads} key-value heads")
+        for name in HEAD_WIDTHS:
+            if metadata.get(f"{prefix}.{name}", head_width) != head_width:
+                raise UserError(f"{self.path}: metadata '{prefix}.{name}' is not the head width, which is not supported")
+        end = metadata.token("eos")
+        config = ModelConfig(
+            family=family.name,
+            vocab=number("vocab", default=len(metadata.need("tokenizer.ggml.tokens", list))),
+            width=width,
+            ff_width=number("ff_width"),
+            layers=number("layers"),
+            query_heads=heads,
+            kv_heads=kv_heads,
+            head_width=head_width,
+            context=number("context"),
+            norm_eps=_decimal(number("norm_eps", float)),
+            rope_theta=_decimal(number("rope_theta", float, family.theta)),
+            tied_head="lm_head.weight" not in self._tensors,
+            qkv_bias=family.qkv_bias,
+            query_key_norm=family.query_key_norm,
+            post_norm=family.post_norm,
+            start_token=metadata.token("bos"),
+            end_tokens=() if end is None else (end,),
+        )
+        if divisors is None:
+            return config
+        if (scaling := rope_scaling(config, divisors)) is None:
+            raise UserError(f"{self.path}: {ROPE_DIVISORS} is not the scaling of Llama 3; import the model's folder")
+        return replace(config, rope_scaling=scaling)
+
+
+def _decimal(value: float) -> float:
+    """The decimal that was meant by a float32, not its neighbour."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,89 @@
+"""The left-to-right view of a model as a GGUF file, as llama.cpp's converter would write it, one tensor at a time."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
+
+from a3jax.config import ModelConfig
+from a3jax.errors import UserError
+from a3jax.weights.gguf.layout import FIELDS, HEAD_WIDTHS, ROPE_DIVISORS, architecture_of, rope_divisors, to_gguf, to_pairs
+from a3jax.weights.gguf.tokenizer import to_metadata
+from a3jax.weights.importer import is_finite
+from a3jax.weights.safetensors_writer import Tensor
+
+_TYPES = {
+    "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+}
+
+
+def write_gguf(
+    path: Path,
+    config: ModelConfig,
+    tensors: Iterable[Tensor],
+    tokenizer_files: dict[str, bytes],
+    name: str,
+    dtype: str | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write `path`: tensors by Hugging Face name, matrices in `dtype` or their own, everything else in float32.
+
+    Tells `advance` of every tensor's bytes, as it was. Of several end tokens, only the first is kept. Raises `UserError`
+    for a family or a tokenizer that GGUF cannot hold, before anything is written, and for a number that is not finite
+    in `dtype`.
+    """
+    architecture, tensors = architecture_of(config.family), list(tensors)
+    tokenizer = to_metadata(tokenizer_files, config)
+    matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
+    if config.rope_scaling is not None:
+        divisors = rope_divisors(config)
+        tensors.insert(0, Tensor(ROPE_DIVISORS, divisors.shape, divisors.dtype, lambda: divisors))
+
+    def written_as(tensor: Tensor) -> np.dtype:
+        return np.dtype(dtype or tensor.dtype) if len(tensor.shape) == 2 else np.dtype(np.float32)
+
+    writer = GGUFWriter(path, architecture.name)
+    try:
+        writer.add_type("model")
+        writer.add_name(name)
+        writer.add_file_type(_TYPES[matrices.name][1])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        sizes = {FIELDS[field]: getattr(config, field) for field in FIELDS}
+        for key, value in (sizes | dict.fromkeys(HEAD_WIDTHS, config.head_width)).items():
+            _add(writer, f"{architecture.name}.{key}", value)
+        for key, value in tokenizer.items():
+            _add(writer, key, value)
+        for tensor in tensors:
+            target = written_as(tensor)
+            size = int(np.prod(tensor.shape)) * target.itemsize
+            writer.add_tensor_info(to_gguf(tensor.name), tensor.shape, target, size, _TYPES[target.name][0])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            value = to_pairs(tensor.name, _cast(tensor, written_as(tensor)), architecture, config.head_width)
+            writer.write_tensor_data(np.ascontiguousarray(value))
+            del value  # before the next is read
+            advance(tensor.bytes)
+    finally:
+        writer.close()
+
+
+def _cast(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        value = tensor.read().astype(dtype, copy=False)
+    if not is_finite(value):
+        raise UserError(f"tensor {tensor.name} holds NaN, or numbers too large for {dtype}; nothing was exported")
+    return value
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Add a value of metadata as what it is in Python."""
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds[list] = writer.add_array
+    kinds[type(value)](key, value)

@@ -1,0 +1,178 @@
+"""Decoding in any order with a cache, for the model of `modeling_a3.py`.
+
+Letters of shapes: B batch, T tokens, S keys, K key-value heads, E head width, C content rows, Q query rows, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class A3Cache(dict[int, tuple[Tensor, Tensor]]):
+    """Layer -> keys and values of committed tokens, B x K x S x E. Content never changes once committed."""
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a layer's new keys and values; returns all of them."""
+        if layer in self:
+            key, value = (torch.cat(pair, 2) for pair in zip(self[layer], (key, value)))
+        self[layer] = key, value
+        return self[layer]
+
+
+class A3Decoding:
+    """What `A3ForCausalLM` can do beyond a forward pass."""
+
+    config: Any
+    model: Any
+    logits: Any
+
+    def infill(
+        self, input_ids: Tensor, blank_mask: Tensor, group_size: int = 1, order: str | Tensor = "in_order", **choice: Any
+    ) -> Tensor:
+        """Fill the blanks of `input_ids` (B x T) where `blank_mask` is True; returns all ids.
+
+        Blanks are filled `group_size` at a time, as if the other tokens had come first, one by one. `order` is "in_order"
+        (left to right), "random", "spans" (neighbours together, in random order), or a rank for every token (B x T
+        numbers; of the blanks those with smaller ones come first). Groups break at multiples of `group_size`, counted
+        from the first given token ("spans": from the second token of the text), so the first and the last may be smaller.
+
+        `choice` is `temperature` (0, the default, takes the likeliest token), a torch `generator`, `fillable` (V bool:
+        tokens that may stand in a blank; by default those of plain text, as the configuration has it), and an
+        `attention_mask` that is 0 at padding.
+        """
+        tokens = input_ids
+        for tokens in self.steps(input_ids, blank_mask, group_size, order, **choice):  # noqa: B007, the last is returned
+            pass
+        return tokens
+
+    def generate(
+        self, input_ids: Tensor, max_new_tokens: int = 64, attention_mask: Tensor | None = None, **choice: Any
+    ) -> Tensor:
+        """Continue `input_ids` from left to right; returns all ids. Prompts of unequal lengths are padded on the left.
+
+        Stops when every row holds one of the configuration's `eos_token_id`, which fills the row's rest. Any token may
+        be generated, unless `fillable` says otherwise. For `choice` see `infill`.
+        """
+        ends = self.config.eos_token_id
+        ends = torch.tensor([] if ends is None else ends, device=input_ids.device, dtype=input_ids.dtype).view(-1)
+        start = input_ids.shape[1]
+        new = input_ids.new_zeros(len(input_ids), max_new_tokens)
+        blank = torch.cat([torch.zeros_like(input_ids), new + 1], 1).bool()
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask, torch.ones_like(new)], 1)
+        choice.setdefault("fillable", torch.ones(self.config.vocab_size, dtype=torch.bool))
+        tokens, ended = input_ids, torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
+        for filled in self.steps(torch.cat([input_ids, new], 1), blank, attention_mask=attention_mask, **choice):
+            column = filled[:, tokens.shape[1]].unsqueeze(1)
+            tokens = torch.cat([tokens, torch.where(ended, tokens[:, -1:], column)], 1)
+            ended = torch.isin(tokens[:, start:], ends).any(1, keepdim=True)
+            if ended.all():
+                break
+        return tokens
+
+    @torch.no_grad()
+    def steps(
+        self,
+        input_ids: Tensor,
+        blank_mask: Tensor,
+        group_size: int = 1,
+        order: str | Tensor = "in_order",
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        attention_mask: Tensor | None = None,
+        fillable: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """What `infill` does, yielding all ids after each group.
+
+        Generation order with a cache: each forward pass holds the content rows of the group just committed and the
+        query rows of the next. Rows of a batch may differ in how many tokens they give; -1 stands for no token.
+        """
+        real = torch.ones_like(blank_mask, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        blank, committed = blank_mask.bool() & real, real & ~blank_mask.bool()
+        tokens, position = input_ids.masked_fill(blank, 0), (real.cumsum(-1) - 1).clamp(min=0)
+        group = _groups(blank, committed, position, group_size, order, generator)
+        never = ~(self._fillable() if fillable is None else fillable).to(tokens.device)
+        content, cache = _where(committed), A3Cache()
+        known = content[:, :0] >= 0  # B x S: which cached keys stand for a token
+        for number in range(int(group.max()) + 1):
+            query = _where(group == number)
+            new, (C, Q) = content >= 0, (content.shape[1], query.shape[1])
+            known = torch.cat([known, new], 1)
+            visible = known[:, None].repeat(1, C + Q, 1)
+            if not cache:  # the given tokens are groups of one; every later group sees itself whole
+                visible[:, :C] &= torch.ones(C, C, dtype=torch.bool, device=tokens.device).tril()
+            at, before = query.clamp(min=0), (query - 1).clamp(min=0)
+            follows = (query > 0) & committed.gather(1, before)
+            seeds, seed_position = self.model.queries(tokens.gather(1, before), follows, position.gather(1, at))
+            here = content.clamp(min=0)
+            hidden = self.model(
+                torch.cat([self.model.embed_tokens(tokens.gather(1, here)), seeds], 1),
+                torch.cat([position.gather(1, here), seed_position], 1),
+                visible,
+                C,
+                cache,
+            )
+            chosen = _choose(self.logits(hidden[:, C:]).masked_fill(never, -torch.inf), temperature, generator)
+            row, column = (query >= 0).nonzero(as_tuple=True)
+            tokens[row, query[row, column]] = chosen[row, column]
+            committed[row, query[row, column]] = True
+            content = query
+            yield tokens
+
+    def _fillable(self) -> Tensor:
+        """V bool: the tokens that the configuration lets stand in a blank."""
+        fillable = torch.ones(self.config.vocab_size, dtype=torch.bool)
+        for first, last in self.config.unfillable:
+            fillable[first : last + 1] = False
+        return fillable
+
+
+def _groups(
+    blank: Tensor,
+    given: Tensor,
+    position: Tensor,
+    group_size: int,
+    order: str | Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The group in which each blank is filled, numbered from 0 in each row, and -1 elsewhere. B x T."""
+    index = torch.arange(blank.shape[1], device=blank.device).expand_as(blank)
+    if isinstance(order, Tensor):
+        rank = order.to(blank.device)
+    elif order == "in_order":
+        rank = index
+    elif order in ("random", "spans"):
+        rank = torch.rand(blank.shape, generator=generator, device=blank.device).argsort(dim=-1)  # no two are equal
+    else:
+        raise ValueError(f"order is '{order}'; it must be 'in_order', 'random', 'spans', or a tensor of ranks")
+    spans = isinstance(order, str) and order == "spans"
+    if spans:  # all tokens of a span have the rank of its first
+        first = (position - 1).div(group_size, rounding_mode="floor") * group_size + 1
+        rank = rank.gather(1, first.clamp(min=0) + index - position)
+    by_rank = rank.argsort(dim=-1, stable=True)
+    by_rank = by_rank.gather(1, (~blank).gather(1, by_rank).int().argsort(dim=-1, stable=True))  # blanks first
+    if spans:
+        sorted_rank = rank.gather(1, by_rank)
+        number = sorted_rank.diff(prepend=sorted_rank[:, :1]).ne(0).cumsum(-1)
+    else:  # a blank's slot is its place behind the given tokens
+        count = given.sum(-1, keepdim=True)
+        number = (count + index) // group_size - count // group_size
+    return torch.empty_like(index).scatter(1, by_rank, number).masked_fill(~blank, -1)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Indices where `mask` (B x T) is True, from left to right; -1 fills shorter rows. At least one column."""
+    count = mask.sum(-1, keepdim=True)
+    index = (~mask).int().argsort(dim=-1, stable=True)
+    number = torch.arange(mask.shape[1], device=mask.device)
+    return index.masked_fill(number >= count, -1)[:, : max(1, int(count.max()))]
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token per query, B x Q: the likeliest, or a draw."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(logits.shape[:-1])

@@ -1,0 +1,125 @@
+"""Time of a training step: two streams against one, against the machine's matmul peak, and against plain PyTorch.
+
+python benchmarks/step.py --batch 4 --length 512 --torch
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from common import MODELS, matmul_peak, run, seconds, show
+
+from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, Stage, TrainConfig
+from a3jax.mesh import batch_sharding, make_mesh
+from a3jax.train import flops
+from a3jax.train.compiled import compile_step
+from a3jax.train.step import init_state, random_params
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time of a training step: two streams against one, the matmul peak, and plain PyTorch.
+
+    python benchmarks/step.py --batch 4 --length 512 --torch
+    """
+
+    model: Literal["tiny", "smollm2_135m", "llama_1b"] = "smollm2_135m"
+    batch: int = 4
+    length: int = 512
+    group_size: int = 4
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "dots"
+    attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
+    repeats: int = 3
+    torch: bool = False
+    """Also the same model in plain PyTorch (CPU): the code of our exports, with dense masks and AdamW."""
+    json: bool = False
+
+
+def ours(options: Options, stage: Stage) -> float:
+    """Seconds of one step of `stage`."""
+    model = MODELS[options.model]
+    config = Config(
+        name="benchmark",
+        model=model,
+        data=DataConfig(length=options.length, batch=options.batch),
+        curriculum=(stage,),
+        train=TrainConfig(compute_dtype=options.dtype, remat=options.remat, attention=options.attention),
+    )
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        state = init_state(config, random_params(config, model, mesh), model, mesh)
+        compiled = compile_step(config, model, stage, mesh)
+        tokens = np.random.default_rng(0).integers(0, model.vocab, (options.batch, options.length), np.int32)
+        put = functools.partial(jax.device_put, device=batch_sharding(mesh))
+        batch = {"tokens": put(tokens), "segments": put(np.ones_like(tokens))}
+
+        def step() -> Any:
+            nonlocal state
+            state, metrics = compiled(state, batch)
+            return metrics
+
+        return seconds(step, options.repeats)
+
+
+def plain_torch(options: Options) -> float:
+    """Seconds of one two-stream step of the same shape in PyTorch."""
+    import torch
+
+    from a3jax.weights.twin.configuration_a3 import A3Config
+    from a3jax.weights.twin.modeling_a3 import A3ForCausalLM
+
+    model = A3ForCausalLM(A3Config(**_twin_fields(MODELS[options.model]))).to(getattr(torch, options.dtype))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
+    ids = torch.randint(0, model.config.vocab_size, (options.batch, options.length))
+    ranks = torch.stack([torch.randperm(options.length) for _ in range(options.batch)])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(ids, groups=ranks // options.group_size, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return seconds(step, options.repeats)
+
+
+def _twin_fields(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": model.vocab,
+        "hidden_size": model.width,
+        "intermediate_size": model.ff_width,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.query_heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_width,
+        "tie_word_embeddings": model.tied_head,
+    }
+
+
+def main(options: Options) -> None:
+    """Measure and show."""
+    model = MODELS[options.model]
+    one, two = Stage(1, "in_order", 1), Stage(1, "random", options.group_size)
+    peak = matmul_peak(options.dtype) * len(jax.devices())
+    rows: list[dict[str, Any]] = []
+    times = {"two streams": ours(options, two), "one stream": ours(options, one)}
+    if options.torch:
+        times["PyTorch, two streams"] = plain_torch(options)
+    for name, time in times.items():
+        work = options.batch * flops.per_window(model, one if name == "one stream" else two, options.length)
+        rate = work / time
+        rows.append(
+            {"step": name, "seconds": time, "against two streams": time / times["two streams"],
+             "GFLOP": work / 1e9, "GFLOP/s": rate / 1e9, "of matmul peak": rate / peak}
+        )  # fmt: skip
+    rows.append({"step": "matmul peak", "seconds": "", "against two streams": "", "GFLOP": "",
+                 "GFLOP/s": peak / 1e9, "of matmul peak": 1.0})  # fmt: skip
+    show(
+        f"{options.model}, B {options.batch}, L {options.length}, S {options.group_size}, {options.dtype}", rows, options.json
+    )
+
+
+if __name__ == "__main__":
+    run(main, Options)
