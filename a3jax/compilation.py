@@ -14,7 +14,7 @@ def keep_compiled_programs() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` puts it elsewhere; `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "a3jax" / "xla"))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)

@@ -123,8 +123,10 @@ class TrainConfig:
     """How a step is computed, and what is written when."""
 
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["auto", "dense", "chunked"] = "auto"
-    remat: Literal["none", "dots", "full"] = "full"
+    attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
+    """`auto` takes the fastest that can run: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
+    remat: Literal["auto", "none", "dots", "offload", "full"] = "auto"
+    """What the forward pass keeps (`a3jax.train.remat`); `auto` is `dots` where that fits into memory, else `full`."""
     accumulate: int = 1
     """Micro-batches per optimizer step; must divide the batch."""
     loss_chunk: int = 1024

@@ -59,9 +59,9 @@ def test_absent_fields_take_their_defaults_and_integers_may_stand_for_floats():
         ({"curriculum": [{}]}, "run.json: curriculum[0]: field 'steps' is missing"),
         (
             {"train": {"remat": "ful"}},
-            "run.json: train: remat is 'ful'; expected one of none, dots, full; did you mean 'full'?",
+            "run.json: train: remat is 'ful'; expected one of auto, none, dots, offload, full; did you mean 'full'?",
         ),
-        ({"train": {"remat": 1}}, "run.json: train: remat is 1; expected one of none, dots, full"),
+        ({"train": {"remat": 1}}, "run.json: train: remat is 1; expected one of auto, none, dots, offload, full"),
         ({"model": {"family": "llama"}}, "run.json: model: field 'vocab' is missing"),
     ],
 )

@@ -12,6 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from a3jax.attention.blocks import ATTENTION, visible_keys
 
 ROW_BLOCK = 256
 KEY_BLOCK = 256
@@ -59,7 +62,8 @@ def _forward(query: Array, key: Array, value: Array, start: Array, end: Array) -
         return output / jnp.where(seen, total, 1.0), lse
 
     output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], start, end))
-    output_BxRxHxE = _join_rows(output, query.shape).astype(query.dtype)
+    output_BxRxHxE = checkpoint_name(_join_rows(output, query.shape).astype(query.dtype), ATTENTION)
+    lse = checkpoint_name(lse, ATTENTION)
     return output_BxRxHxE, (query, key, value, start, end, output_BxRxHxE, lse)
 
 
@@ -113,11 +117,9 @@ def _scores(blocks: _Blocks, key_block: Array, j: Array) -> Array:
 
 
 def _visible(blocks: _Blocks) -> tuple[Array, Array]:
-    """The range of key blocks that some row of the block sees."""
-    seen = blocks.end > blocks.start
-    first = jnp.where(seen, blocks.start, jnp.iinfo(jnp.int32).max).min() // KEY_BLOCK
-    last = -(-jnp.where(seen, blocks.end, 0).max() // KEY_BLOCK)
-    return jnp.minimum(first, last), last
+    """The range of key blocks that some row of the block sees, in some example."""
+    first, last = visible_keys(blocks.start, blocks.end, blocks.start.shape[1], KEY_BLOCK)
+    return first.min(), last.max()
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -1,6 +1,8 @@
 """The one attention interface, and the choice of implementation."""
 
-from typing import Literal
+import re
+from collections.abc import Callable
+from typing import Literal, cast
 
 import jax
 from jax import Array
@@ -8,11 +10,14 @@ from jax.sharding import PartitionSpec as P
 
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
+from a3jax.errors import UserError
 
-Implementation = Literal["auto", "dense", "chunked"]
+Implementation = Literal["auto", "dense", "chunked", "splash", "flash"]
 
 DENSE_KEYS = 128
 """`auto` uses the dense path up to this many keys: one block of scores is all there is."""
+KERNELS: dict[str, Implementation] = {"tpu": "splash", "gpu": "flash"}
+"""The kernel of each platform that has one."""
 
 
 def attend(
@@ -27,10 +32,11 @@ def attend(
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, batch is split over (data, fsdp) and heads over tensor.
+
+    Ranges are those of documents, `splash` relies on it: within an example, ranges that start at different keys do not
+    overlap. Raises `UserError` where a named implementation cannot run.
     """
-    if implementation == "auto":
-        implementation = "dense" if key_BxLxKxE.shape[1] <= DENSE_KEYS else "chunked"
-    function = dense_attention if implementation == "dense" else chunked_attention
+    function = _function(choose(implementation, platform(), key_BxLxKxE.shape[1]))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
@@ -38,3 +44,52 @@ def attend(
     heads, rows = P(batch, None, "tensor", None), P(batch, None)
     split = jax.shard_map(function, mesh=mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
     return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
+
+
+def choose(implementation: Implementation, platform: str, keys: int) -> Implementation:
+    """What runs: `implementation` itself or, for `auto`, the fastest that can. Raises `UserError` if it cannot run."""
+    if implementation == "auto":
+        if keys <= DENSE_KEYS:
+            return "dense"
+        kernel = KERNELS.get(platform)
+        return kernel if kernel and not refusal(kernel, platform) else "chunked"
+    reason = refusal(implementation, platform)
+    if reason:
+        raise UserError(f"train.attention is '{implementation}', which {reason}; 'auto' takes the fastest that can run")
+    return implementation
+
+
+def refusal(implementation: Implementation, platform: str) -> str | None:
+    """Why `implementation` cannot run on `platform`, in words that follow "which"; None if it can."""
+    if implementation == "splash" and platform != "tpu":
+        return f"runs on TPUs, and this is {platform}"
+    if implementation == "flash" and platform != "gpu":
+        return f"runs on NVIDIA GPUs, and this is {platform}"
+    capability = compute_capability() if implementation == "flash" else None
+    if capability is not None and not re.match(r"([89]|\d\d)\.\d", capability):
+        return f"needs an NVIDIA GPU of compute capability 8.0 or more, and this one has {capability}"
+    return None
+
+
+def platform() -> str:
+    """Of the devices that the program is traced for: the mesh's, which need not be present, else the default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return cast(str, device.platform if device else jax.default_backend())
+
+
+def compute_capability() -> str | None:
+    """Of this machine's GPUs, such as "9.0" (other makers' have names instead); None where there is none to ask."""
+    return str(jax.local_devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
+
+
+def _function(chosen: Implementation) -> Callable[..., Array]:
+    # The kernels bring Pallas along, which only those who run them should wait for.
+    if chosen == "splash":
+        from a3jax.attention.splash import splash_attention
+
+        return splash_attention
+    if chosen == "flash":
+        from a3jax.attention.flash import flash_attention
+
+        return flash_attention
+    return dense_attention if chosen == "dense" else chunked_attention

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.attention import attend
+from a3jax.attention import ATTENTION, attend
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.model.parameters import parameter
@@ -25,7 +25,7 @@ from a3jax.model.projection import PROJECTION, project
 from a3jax.model.rope import angles, rotate
 from a3jax.ordering import Order
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "offload", "full"]
 
 
 class Rows(NamedTuple):
@@ -251,7 +251,14 @@ def rms_norm(x: Array, weight: Array, eps: float, axes: tuple[int, ...] = (-1,))
 
 
 def _remat(layer: Callable, remat: Remat) -> Callable:
+    policies, names = jax.checkpoint_policies, (PROJECTION, ATTENTION)
     if remat == "none":
         return layer
-    keep = jax.checkpoint_policies.save_only_these_names(PROJECTION) if remat == "dots" else None
-    return jax.checkpoint(layer, policy=keep)
+    if remat == "dots":
+        return jax.checkpoint(layer, policy=policies.save_only_these_names(*names))
+    if remat == "offload":
+        keep = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=names, offload_src="device", offload_dst="pinned_host"
+        )
+        return jax.checkpoint(layer, policy=keep)
+    return jax.checkpoint(layer)

@@ -19,6 +19,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
+from a3jax.train import remat
 from a3jax.train.loss import nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
 
@@ -45,9 +46,8 @@ class Metrics(NamedTuple):
 
 
 def compute(config: Config) -> Compute:
-    """How this experiment computes a forward pass."""
-    train = config.train
-    return Compute(jnp.dtype(train.compute_dtype), train.attention, train.remat)
+    """How this experiment computes a forward pass that nothing is differentiated through."""
+    return Compute(jnp.dtype(config.train.compute_dtype), config.train.attention)
 
 
 def single_stream(stage: Stage, model: ModelConfig) -> bool:
@@ -76,6 +76,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated."""
     optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
     how, parts = compute(config), config.train.accumulate
+    how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
 
     def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
         differentiate = jax.value_and_grad(summed_loss, has_aux=True)

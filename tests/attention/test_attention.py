@@ -1,4 +1,4 @@
-"""Key-range attention against a loop over rows, and the chunked path against the dense one."""
+"""Key-range attention against a loop over rows, and every implementation that takes any ranges against the dense one."""
 
 import functools
 
@@ -7,18 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from a3jax.attention import attend, chunked, interface
+from a3jax.attention import attend, chunked, flash, interface
 from a3jax.ordering import draw_order, example_keys
 
-IMPLEMENTATIONS = ("dense", "chunked")
+IMPLEMENTATIONS = ("dense", "chunked", "flash")
 L, HEADS, KV_HEADS, WIDTH = 44, 4, 2, 8
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks that divide neither the length nor each other."""
+    """Blocks that divide neither the length nor, for `chunked`, each other; `flash` in interpret mode."""
     monkeypatch.setattr(chunked, "ROW_BLOCK", 12)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
+    monkeypatch.setattr(flash, "forward_tiles", lambda *_: flash.Tiles(32, 16, 4, 1))
+    monkeypatch.setattr(flash, "backward_tiles", lambda *_: flash.Tiles(16, 32, 4, 1))
+    monkeypatch.setattr(flash, "flash_attention", functools.partial(flash.flash_attention, interpret=True))
+    monkeypatch.setattr(interface, "platform", lambda: "gpu")
 
 
 def inputs(rows=L, keys=L, heads=HEADS, kv_heads=KV_HEADS, batch=2, seed=0, dtype=np.float32):
@@ -53,15 +57,13 @@ def value_and_gradients(implementation):
 def check(query, key, value, start, end, tolerance=2e-6):
     start, end = jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32)
     factor = np.random.default_rng(9).normal(size=query.shape).astype(np.float32)
-    ((_, dense), d_dense), ((_, blocks), d_blocks) = (
-        value_and_gradients(name)(query, key, value, start, end, factor) for name in IMPLEMENTATIONS
-    )
     expected = by_hand(query, key, value, np.asarray(start), np.asarray(end))
-    np.testing.assert_allclose(np.asarray(dense, np.float64), expected, atol=tolerance)
-    np.testing.assert_allclose(np.asarray(blocks, np.float64), expected, atol=tolerance)
-    for a, b in zip(d_dense, d_blocks, strict=True):
-        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=10 * tolerance)
-    return blocks, d_blocks
+    results = [value_and_gradients(name)(query, key, value, start, end, factor) for name in IMPLEMENTATIONS]
+    for (_, out), gradients in results:
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
+        for a, b in zip(results[0][1], gradients, strict=True):
+            np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=10 * tolerance)
+    return results
 
 
 def both_streams(order):
@@ -71,7 +73,7 @@ def both_streams(order):
 
 
 @pytest.mark.parametrize("group_size", [1, 3, 4, 8, 64])
-def test_chunked_equals_dense_and_the_loop_over_rows_for_every_group_size(group_size):
+def test_every_implementation_equals_the_loop_over_rows_for_every_group_size(group_size):
     segments = np.array([[1] * L, [1] * 9 + [2] * 3 + [3] * 25 + [0] * 7])
     order = draw_order(example_keys(0, 0, 2), segments, "random", group_size, 0.3, "successor")
     query, key, value = inputs(rows=2 * L)
@@ -79,7 +81,7 @@ def test_chunked_equals_dense_and_the_loop_over_rows_for_every_group_size(group_
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_chunked_equals_dense_for_any_ranges(seed):
+def test_every_implementation_takes_any_ranges(seed):
     rng = np.random.default_rng(seed)
     start = rng.integers(0, L, (2, 2 * L))
     end = np.minimum(L, start + rng.integers(0, [[3], [L]], start.shape))  # short and many empty; long
@@ -139,17 +141,8 @@ def test_large_scores_do_not_overflow(implementation):
 
 def test_bfloat16_keeps_its_dtype_and_is_close():
     query, key, value = inputs(dtype=jnp.bfloat16)
-    blocks, gradients = check(query, key, value, np.zeros((2, L)), np.broadcast_to(np.arange(L), (2, L)), tolerance=0.03)
-    assert {x.dtype for x in (blocks, *gradients)} == {jnp.dtype("bfloat16")}
-
-
-def test_auto_is_dense_while_one_block_holds_all_keys(monkeypatch):
-    calls = []
-    monkeypatch.setattr(interface, "dense_attention", lambda query, *_: calls.append("dense") or query)
-    monkeypatch.setattr(interface, "chunked_attention", lambda query, *_: calls.append("chunked") or query)
-    for keys in (interface.DENSE_KEYS, interface.DENSE_KEYS + 1):
-        attend(*inputs(keys=keys), jnp.zeros((2, L), jnp.int32), jnp.zeros((2, L), jnp.int32))
-    assert calls == ["dense", "chunked"]
+    results = check(query, key, value, np.zeros((2, L)), np.broadcast_to(np.arange(L), (2, L)), tolerance=0.03)
+    assert {x.dtype for (_, out), gradients in results for x in (out, *gradients)} == {jnp.dtype("bfloat16")}
 
 
 def test_chunked_skips_key_blocks_that_no_row_sees(monkeypatch):

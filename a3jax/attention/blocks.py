@@ -1,0 +1,19 @@
+"""Which blocks of keys a block of rows can see, from the rows' ranges."""
+
+import jax.numpy as jnp
+from jax import Array
+
+ATTENTION = "attention"
+"""What rematerialization calls the result of a path and the log-sum-exp beside it: all that its backward pass needs."""
+
+
+def visible_keys(start_BxR: Array, end_BxR: Array, rows: int, keys: int) -> tuple[Array, Array]:
+    """For every block of `rows` rows the first block of `keys` keys that one of them sees, and the one after the last.
+
+    Both are B x R / rows int32. Where no row sees anything, the first lies far beyond the last, which is 0.
+    """
+    start, end = (x.reshape(x.shape[0], -1, rows) for x in (start_BxR, end_BxR))
+    seen = end > start
+    first = jnp.where(seen, start, jnp.iinfo(jnp.int32).max).min(-1) // keys
+    last = -(-jnp.where(seen, end, 0).max(-1) // keys)
+    return first, last

@@ -1,0 +1,262 @@
+"""Flash attention for NVIDIA GPUs, in Pallas for Triton, with one range of keys per row.
+
+Blocks of rows and keys that no range joins are never computed: a program that owns rows loops from the first to the last
+key block that one of them sees, and one that owns keys goes through a list of the row blocks that see some of them. Both
+are data, so one compiled program serves any ranges. Query heads read the key-value head they share in place.
+
+The algorithm is that of Dao (arXiv 2307.08691), softmax statistics in float32 and base 2: the backward pass rebuilds each
+block's weights from the saved log-sum-exp, in one kernel for queries and one for keys and values. Products of float32
+inputs are TF32, XLA's own default on these GPUs.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from a3jax.attention.blocks import ATTENTION, visible_keys
+
+BLOCK = 128
+"""The largest block of rows or keys; inputs are padded to whole ones, or to a power of two below."""
+SMALLEST = 16
+"""The smallest side of a matrix product in Triton."""
+
+_dot = functools.partial(triton.dot, allow_tf32=True)
+_EMPTY = -1e30
+"""The running maximum before any key was seen."""
+_HIDDEN = 2 * _EMPTY
+"""A hidden key's score: below `_EMPTY`, so that its weight is exactly zero even in a row that sees nothing."""
+Ref = Any
+"""What Pallas hands a kernel for each of its inputs and outputs."""
+
+
+class Tiles(NamedTuple):
+    """How a kernel is cut: rows and keys per block, Triton's warps per program and stages of its load pipeline."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def flash_attention(
+    query_BxRxHxE: Array,
+    key_BxLxKxE: Array,
+    value_BxLxKxE: Array,
+    start_BxR: Array,
+    end_BxR: Array,
+    interpret: bool = False,
+) -> Array:
+    """See `a3jax.attention.attend`. Blocks of scores live in registers only."""
+    rows, width = query_BxRxHxE.shape[1], query_BxRxHxE.shape[3]
+    scale = math.log2(math.e) * width**-0.5
+    heads = (_pad(_pad(x, 1), 3) for x in (query_BxRxHxE, key_BxLxKxE, value_BxLxKxE))
+    return _attention(scale, interpret, *heads, _pad(start_BxR, 1), _pad(end_BxR, 1))[:, :rows, :, :width]
+
+
+def forward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
+    """For the forward kernel at this (padded) head width.
+
+    Chosen by compiling for compute capabilities 8.0 to 12.0: shared memory fits the smallest of them (99 KiB), and in
+    bfloat16, at widths of 64 and 128, no kernel spills more than 16 bytes of registers.
+    """
+    row = width * dtype.itemsize
+    if row <= 256:
+        return Tiles(128, 64, 4 if row <= 128 else 8, 3)
+    return Tiles(64, 32, 8, 2) if row <= 512 else Tiles(16, 32, 4, 1)
+
+
+def backward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
+    """For both backward kernels, which hold twice the accumulators of the forward one."""
+    row = width * dtype.itemsize
+    if row <= 256 and dtype.itemsize <= 2:
+        return Tiles(64, 64, 4 if row <= 128 else 8, 2)
+    return Tiles(32, 32, 8, 1) if row <= 512 else Tiles(16, 32, 4, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(scale: float, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
+    return _forward(scale, interpret, query, key, value, start, end)[0]
+
+
+def _forward(
+    scale: float, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array
+) -> tuple[Array, tuple]:
+    (B, R, H, E), L = query.shape, key.shape[1]
+    tiles = _fit(forward_tiles(E, query.dtype), R, L)
+    first, last = visible_keys(start, end, tiles.rows, tiles.keys)
+    spec = _RowSpecs(query, key, tiles)
+    out, lse = pl.pallas_call(
+        functools.partial(_forward_kernel, scale=scale, tiles=tiles),
+        grid=spec.grid,
+        in_specs=[spec.block, spec.keys, spec.keys, spec.range, spec.range, spec.bound, spec.bound],
+        out_specs=[spec.block, spec.statistic],
+        out_shape=[jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct((B, H, R), jnp.float32)],
+        **_options("flash_forward", tiles, interpret),
+    )(query, key, value, start, end, first, last)
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
+    return out, (query, key, value, start, end, out, lse)
+
+
+def _backward(scale: float, interpret: bool, saved: tuple, d_out: Array) -> tuple:
+    query, key, value, start, end, out, lse = saved
+    (_, R, _, E), (_, L, K, _) = query.shape, key.shape
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+    tiles = _fit(backward_tiles(E, query.dtype), R, L)
+    first, last = visible_keys(start, end, tiles.rows, tiles.keys)
+    spec = _RowSpecs(query, key, tiles)
+    d_query = pl.pallas_call(
+        functools.partial(_d_query_kernel, scale=scale, tiles=tiles),
+        grid=spec.grid,
+        in_specs=[
+            *(spec.block, spec.keys, spec.keys, spec.range, spec.range, spec.bound, spec.bound),
+            *(spec.block, spec.statistic, spec.statistic),
+        ],
+        out_specs=spec.block,
+        out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
+        **_options("flash_d_query", tiles, interpret),
+    )(query, key, value, start, end, first, last, d_out, lse, delta)
+
+    blocks, count = seeing_rows(first, last, L // tiles.keys)
+    groups = query.shape[2] // K
+    block = pl.BlockSpec((None, tiles.keys, None, E), lambda j, k, b: (b, j, k, 0))
+    rows = pl.BlockSpec((None, R, groups, E), lambda j, k, b: (b, 0, k, 0))
+    ranges = pl.BlockSpec((None, R), lambda j, k, b: (b, 0))
+    statistic = pl.BlockSpec((None, groups, R), lambda j, k, b: (b, k, 0))
+    d_key, d_value = pl.pallas_call(
+        functools.partial(_d_key_kernel, scale=scale, tiles=tiles, groups=groups),
+        grid=(L // tiles.keys, K, query.shape[0]),
+        in_specs=[
+            *(rows, block, block, ranges, ranges),
+            pl.BlockSpec((None, None, blocks.shape[2]), lambda j, k, b: (b, j, 0)),
+            pl.BlockSpec((None, None), lambda j, k, b: (b, j)),
+            *(rows, statistic, statistic),
+        ],
+        out_specs=[block, block],
+        out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
+        **_options("flash_d_key_value", tiles, interpret),
+    )(query, key, value, start, end, blocks, count, d_out, lse, delta)
+    return d_query, d_key, d_value, None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def seeing_rows(first_BxI: Array, last_BxI: Array, key_blocks: int) -> tuple[Array, Array]:
+    """For every key block the row blocks that see it, those before all others, B x J x I, and their number, B x J."""
+    index_J = jnp.arange(key_blocks)[:, None]
+    sees_BxJxI = (first_BxI[:, None] <= index_J) & (index_J < last_BxI[:, None])
+    return jnp.argsort(~sees_BxJxI, axis=-1).astype(jnp.int32), sees_BxJxI.sum(-1, dtype=jnp.int32)
+
+
+class _RowSpecs:
+    """What a program that owns one block of rows of one query head is given."""
+
+    def __init__(self, query: Array, key: Array, tiles: Tiles):
+        (B, R, H, E), (_, L, K, _) = query.shape, key.shape
+        self.grid = (R // tiles.rows, H, B)
+        self.block = pl.BlockSpec((None, tiles.rows, None, E), lambda i, h, b: (b, i, h, 0))
+        self.keys = pl.BlockSpec((None, L, None, E), lambda i, h, b: (b, 0, jax.lax.div(h, H // K), 0))
+        self.range = pl.BlockSpec((None, tiles.rows), lambda i, h, b: (b, i))
+        self.bound = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
+        self.statistic = pl.BlockSpec((None, None, tiles.rows), lambda i, h, b: (b, h, i))
+
+
+def _forward_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
+    query_ref, key_ref, value_ref, start_ref, end_ref, first_ref, last_ref, out_ref, lse_ref = refs
+    query, start, end = query_ref[...], start_ref[...], end_ref[...]
+
+    def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        top, total, out = carry
+        keys = pl.ds(j * tiles.keys, tiles.keys)
+        value = value_ref[keys, :]
+        scores = _scores(query, key_ref[keys, :], start, end, j * tiles.keys, scale)
+        new_top = jnp.maximum(top, scores.max(1))
+        weights = jnp.exp2(scores - new_top[:, None])
+        shrink = jnp.exp2(top - new_top)
+        out = out * shrink[:, None] + _dot(weights.astype(value.dtype), value)
+        return new_top, total * shrink + weights.sum(1), out
+
+    rows = query.shape[0]
+    empty = (jnp.full(rows, _EMPTY, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(query.shape, jnp.float32))
+    top, total, out = jax.lax.fori_loop(first_ref[...], last_ref[...], key_block, empty)
+    total = jnp.where(total > 0, total, 1.0)
+    out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
+    lse_ref[...] = top + jnp.log2(total)
+
+
+def _d_query_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
+    query_ref, key_ref, value_ref, start_ref, end_ref, first_ref, last_ref, d_out_ref, lse_ref, delta_ref, d_query_ref = refs
+    query, d_out, start, end = query_ref[...], d_out_ref[...], start_ref[...], end_ref[...]
+    lse, delta = lse_ref[...], delta_ref[...]
+
+    def key_block(j: Array, d_query: Array) -> Array:
+        keys = pl.ds(j * tiles.keys, tiles.keys)
+        key = key_ref[keys, :]
+        scores = _scores(query, key, start, end, j * tiles.keys, scale)
+        weights = jnp.exp2(scores - lse[:, None])
+        d_scores = weights * (_dot(d_out, value_ref[keys, :], trans_b=True) - delta[:, None])
+        return d_query + _dot(d_scores.astype(key.dtype), key)
+
+    d_query = jax.lax.fori_loop(first_ref[...], last_ref[...], key_block, jnp.zeros(query.shape, jnp.float32))
+    d_query_ref[...] = (d_query * (scale * math.log(2))).astype(d_query_ref.dtype)
+
+
+def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
+    query_ref, key_ref, value_ref, start_ref, end_ref, blocks_ref, count_ref, *refs = refs
+    d_out_ref, lse_ref, delta_ref, d_key_ref, d_value_ref = refs
+    key, value = key_ref[...], value_ref[...]
+    offset = pl.program_id(0) * tiles.keys
+
+    def query_head(g: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def row_block(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            d_key, d_value = carry
+            rows = pl.ds(blocks_ref[n] * tiles.rows, tiles.rows)
+            query, d_out = query_ref[rows, g, :], d_out_ref[rows, g, :]
+            scores = _scores(query, key, start_ref[rows], end_ref[rows], offset, scale)
+            weights = jnp.exp2(scores - lse_ref[g, rows][:, None])
+            d_value += _dot(weights.astype(d_out.dtype), d_out, trans_a=True)
+            d_scores = weights * (_dot(d_out, value, trans_b=True) - delta_ref[g, rows][:, None])
+            d_key += _dot(d_scores.astype(query.dtype), query, trans_a=True)
+            return d_key, d_value
+
+        return jax.lax.fori_loop(0, count_ref[...], row_block, carry)
+
+    zero = jnp.zeros(key.shape, jnp.float32)
+    d_key, d_value = jax.lax.fori_loop(0, groups, query_head, (zero, zero))
+    d_key_ref[...] = (d_key * (scale * math.log(2))).astype(d_key_ref.dtype)
+    d_value_ref[...] = d_value.astype(d_value_ref.dtype)
+
+
+def _scores(query: Array, key: Array, start: Array, end: Array, offset: Array, scale: float) -> Array:
+    """Rows x keys float32 in base 2, `_HIDDEN` outside the rows' ranges; the keys' slots begin at `offset`."""
+    slot = offset + jnp.arange(key.shape[0], dtype=jnp.int32)[None]
+    visible = (slot >= start[:, None]) & (slot < end[:, None])
+    return jnp.where(visible, _dot(query, key, trans_b=True) * scale, _HIDDEN)
+
+
+def _options(name: str, tiles: Tiles, interpret: bool) -> dict:
+    parameters = triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)
+    return {"name": name, "compiler_params": parameters, "interpret": interpret}
+
+
+def _fit(tiles: Tiles, rows: int, keys: int) -> Tiles:
+    return tiles._replace(rows=min(tiles.rows, rows), keys=min(tiles.keys, keys))
+
+
+def _pad(x: Array, axis: int) -> Array:
+    """`axis` rounded up with zeros to a power of two from `SMALLEST`, and beyond `BLOCK` to a multiple of it.
+
+    Padded rows have an empty range, no range reaches padded keys, and a padded head width adds nothing.
+    """
+    size = x.shape[axis]
+    power = max(SMALLEST, pl.next_power_of_2(size))
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, power - size if axis == 3 or power <= BLOCK else -size % BLOCK)
+    return jnp.pad(x, padding)

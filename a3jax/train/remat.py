@@ -1,0 +1,66 @@
+"""What the forward pass keeps for the backward pass, and the choice where the experiment leaves it open.
+
+none     everything: least arithmetic, most memory traffic
+dots     results of matrix products and of attention; norms, rotations and gates are computed again
+offload  the same, kept in the host's memory (accelerators only)
+full     each layer's input; the whole forward pass is computed again
+"""
+
+import os
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from a3jax.config import Config, ModelConfig
+from a3jax.errors import UserError
+from a3jax.model.parameters import count
+from a3jax.model.two_stream import Remat
+
+SHARE = 0.8
+"""Of the device's memory; the rest is for logits, attention and what the estimate leaves out."""
+
+
+def choose(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -> Remat:
+    """The experiment's own setting or, for `auto`, `dots` where it fits into `memory` bytes a device, else `full`.
+
+    Raises `UserError` for `offload` on a CPU, which has no other memory.
+    """
+    if config.train.remat == "offload" and mesh.devices.flat[0].platform == "cpu":
+        raise UserError("train.remat is 'offload', which moves to the host's memory what a CPU has there anyway; take 'dots'")
+    if config.train.remat != "auto":
+        return config.train.remat
+    if memory is None:
+        return "full"
+    return "dots" if state_bytes(model, mesh) + saved_bytes(config, model, mesh) <= SHARE * memory else "full"
+
+
+def state_bytes(model: ModelConfig, mesh: Mesh) -> int:
+    """Float32 parameters, gradients and both moments on one device."""
+    return 4 * 4 * count(model) // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+
+
+def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
+    """What `dots` keeps on one device, both streams.
+
+    A row keeps in each layer the layer's input, the results of output and down projections (D each), query and
+    attention (H E each), gate and up (F each); a content row keeps its key and value (K E each). The last layer has
+    query rows only.
+    """
+    itemsize = jnp.dtype(config.train.compute_dtype).itemsize
+    windows = config.data.batch // config.train.accumulate / (mesh.shape["data"] * mesh.shape["fsdp"])
+    split = 2 * model.query_heads * model.head_width + 2 * model.ff_width + model.kv_heads * model.head_width
+    row = 3 * model.width + split / mesh.shape["tensor"]
+    return int(itemsize * 2 * windows * config.data.length * row * (model.layers - 0.5))
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes of a device, an equal share of the host's for simulated ones on the CPU; None where it cannot be asked."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    try:
+        stats = device.memory_stats()
+    except (RuntimeError, NotImplementedError):  # a device that is compiled for and not there
+        return None
+    return cast(int, stats["bytes_limit"]) if stats else None

@@ -1,0 +1,75 @@
+"""Which implementation runs where, and what is refused."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from a3jax.attention import attend, interface
+from a3jax.attention.interface import Implementation, choose
+from a3jax.config import TrainConfig
+from a3jax.errors import UserError
+
+MANY = interface.DENSE_KEYS + 1
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", "chunked"), ("tpu", "splash"), ("gpu", "flash")])
+def test_auto_takes_the_kernel_of_the_platform(platform, expected):
+    assert choose("auto", platform, MANY) == expected
+    assert choose("auto", platform, interface.DENSE_KEYS) == "dense"  # one block holds all keys
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_what_is_plain_jax_runs_everywhere(platform, implementation):
+    assert choose(implementation, platform, MANY) == implementation
+
+
+@pytest.mark.parametrize(
+    ("implementation", "platform", "reason"),
+    [
+        ("splash", "cpu", "runs on TPUs, and this is cpu"),
+        ("splash", "gpu", "runs on TPUs, and this is gpu"),
+        ("flash", "cpu", "runs on NVIDIA GPUs, and this is cpu"),
+        ("flash", "tpu", "runs on NVIDIA GPUs, and this is tpu"),
+    ],
+)
+def test_a_named_kernel_that_cannot_run_is_refused_with_the_reason(implementation, platform, reason):
+    with pytest.raises(UserError, match=f"train.attention is '{implementation}', which {reason}") as error:
+        choose(implementation, platform, MANY)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"), [("7.5", False), ("8.0", True), ("9.0", True), ("12.0", True), ("gfx942", False), (None, True)]
+)
+def test_flash_needs_an_nvidia_gpu_from_ampere_on(monkeypatch, capability, runs):
+    monkeypatch.setattr(interface, "compute_capability", lambda: capability)
+    assert choose("auto", "gpu", MANY) == ("flash" if runs else "chunked")
+    if runs:
+        assert choose("flash", "gpu", MANY) == "flash"
+    else:
+        with pytest.raises(UserError, match=rf"compute capability 8.0 or more, and this one has {capability}"):
+            choose("flash", "gpu", MANY)
+
+
+def test_the_refusal_reaches_the_caller_of_a_compiled_step():
+    heads, ranges = jnp.zeros((1, 4, 2, 8)), jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(UserError, match=r"train\.attention is 'splash', which runs on TPUs, and this is cpu"):
+        jax.jit(lambda *a: attend(*a, "splash"))(heads, heads, heads, ranges, ranges)
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert interface.platform() == jax.default_backend()
+    mesh = AbstractMesh(
+        (1,), ("data",), (AxisType.Auto,), abstract_device=AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert interface.platform() == "tpu"
+
+
+def test_the_configuration_offers_what_there_is():
+    offered = typing.get_type_hints(TrainConfig)["attention"]
+    assert typing.get_args(offered) == typing.get_args(Implementation)
