@@ -13,7 +13,6 @@ from common import run, seconds, show
 
 from a3jax.attention import attend
 from a3jax.attention.interface import Implementation
-from a3jax.attention.layout import Groups, Layout
 from a3jax.ordering import draw_order, example_keys
 
 
@@ -43,7 +42,6 @@ def measure(options: Options, length: int, group_size: int, implementation: Impl
     order = draw_order(example_keys(0, 0, options.batch), segment_BxL, "random", group_size, 0.0, "successor")
     start_BxR = jnp.concatenate([order.start, order.start], axis=1)
     end_BxR = jnp.concatenate([order.group_end, order.group_start], axis=1)
-    layout = Layout(length, Groups(group_size, aligned=True))
     draw = np.random.default_rng(0)
 
     def normal(rows: int, heads: int) -> jax.Array:
@@ -56,7 +54,7 @@ def measure(options: Options, length: int, group_size: int, implementation: Impl
     )
 
     def total(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        out = attend(query, key, value, start_BxR, end_BxR, implementation, layout)
+        out = attend(query, key, value, start_BxR, end_BxR, implementation)
         return (out.astype(jnp.float32) ** 2).sum()
 
     compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query, key, value).compile()
