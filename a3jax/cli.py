@@ -294,6 +294,7 @@ class Plan(PlanOptions):
         from a3jax.plan.topology import topology
 
         jax.config.update("jax_platforms", "cpu")  # a machine with TPUs need not give them up for a plan
+        jax.config.update("jax_enable_compilation_cache", False)  # it cannot read back what is for absent devices
         chips = topology(self.topology)
         if self.search:
             batch = self.config.data.batch

@@ -149,6 +149,7 @@ class Config:
     source: str | None = None
     """A folder written by `a3jax import`, or None to start from random weights of shape `model`."""
     model: ModelConfig | None = None
+    """The shape of random weights; beside a source its own shape, from which `a3jax plan` works before it is there."""
     seeding: Seeding | None = None
     """How queries start; None keeps the source's (`successor` after import)."""
     run: str | None = None
@@ -207,8 +208,8 @@ def check(config: Config) -> None:
         raise UserError("curriculum is empty; give at least one stage")
     if config.data.batch % config.train.accumulate:
         raise UserError(f"train.accumulate {config.train.accumulate} does not divide data.batch {config.data.batch}")
-    if (config.source is None) == (config.model is None):
-        raise UserError("give exactly one of source (an imported model) and model (random weights of that shape)")
+    if config.source is None and config.model is None:
+        raise UserError("give source (an imported model), or model (random weights of that shape)")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -102,11 +102,15 @@ def main(options: Options) -> None:
     """Measure and show."""
     model = MODELS[options.model]
     one, two = Stage(1, "in_order", 1), Stage(1, "random", options.group_size)
-    peak = matmul_peak(options.dtype) * len(jax.devices())
     rows: list[dict[str, Any]] = []
-    times = {"two streams": ours(options, two), "one stream": ours(options, one)}
+    measured = {"two streams": lambda: ours(options, two), "one stream": lambda: ours(options, one)}
     if options.torch:
-        times["PyTorch, two streams"] = plain_torch(options)
+        measured["PyTorch, two streams"] = lambda: plain_torch(options)
+    times, peak = {}, matmul_peak(options.dtype)
+    for name, measure in measured.items():
+        times[name] = measure()
+        peak = max(peak, matmul_peak(options.dtype))  # machines vary while they work
+    peak *= len(jax.devices())
     for name, time in times.items():
         work = options.batch * flops.per_window(model, one if name == "one stream" else two, options.length)
         rate = work / time

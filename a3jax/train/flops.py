@@ -16,6 +16,7 @@ PEAK_BF16 = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # JAX shows each of a chip's two cores as a device
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -33,18 +34,24 @@ def peak(device: jax.Device) -> float | None:
 def per_window(model: ModelConfig, stage: Stage, length: int) -> float:
     """FLOPs of one window of `length` tokens, forward and backward (twice the forward).
 
-    A matrix product with an a x b weight costs 2ab per row. Attention costs 4HE per visible key: half of all on average,
-    as every slot sees those before it.
+    A matrix product with an a x b weight costs 2ab per row; `attention_forward` counts the rest.
     """
-    one = single_stream(stage, model)
     matrices = 2 * model.width * model.head_width * (model.query_heads + model.kv_heads) + 3 * model.width * model.ff_width
     keys_values = 2 * model.width * model.head_width * model.kv_heads
-    queries_only = matrices - keys_values
-    attention = 4 * model.query_heads * model.head_width * length / 2
-    if one:
-        per_token = model.layers * (2 * matrices + attention)
+    if single_stream(stage, model):
+        weights = model.layers * matrices
     else:
-        content = (model.layers - 1) * (2 * matrices + attention) + 2 * keys_values
-        query = model.layers * (2 * queries_only + attention)
-        per_token = content + query
-    return 3 * length * (per_token + 2 * model.width * model.vocab)
+        content = (model.layers - 1) * matrices + keys_values
+        query = model.layers * (matrices - keys_values)
+        weights = content + query
+    weights += model.width * model.vocab
+    return 3 * (length * 2 * weights + attention_forward(model, stage, length))
+
+
+def attention_forward(model: ModelConfig, stage: Stage, length: int) -> float:
+    """FLOPs of the attention of one window of one document, forward only.
+
+    It costs 4HE per row and visible key: half of all keys on average, as every slot sees those before it.
+    """
+    layers = model.layers if single_stream(stage, model) else 2 * model.layers - 1
+    return layers * length * 4 * model.query_heads * model.head_width * length / 2

@@ -59,11 +59,13 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     """
     manifest = read_manifest(Path(config.data.path))
     if config.source is None:
-        assert config.model is not None, "check() asks for exactly one of source and model"
+        assert config.model is not None, "check() asks for a source or a model"
         source, model, record = None, config.model, Record(source="random")
     else:
         source = find(Path(config.source))
         model, record = source.config, source.record
+        if config.model is not None:
+            _check_model(config.model, source)
     if config.seeding is not None:
         model = dataclasses.replace(model, seeding=config.seeding)
     _check_data(config, model, manifest, source)
@@ -92,6 +94,13 @@ def only_process(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder} is being trained by another process; wait for it, or give another --run") from None
         yield
+
+
+def _check_model(expected: ModelConfig, source: Checkpoint) -> None:
+    for field in dataclasses.fields(ModelConfig):
+        here, there = getattr(expected, field.name), getattr(source.config, field.name)
+        if here != there and field.name != "seeding":
+            raise UserError(f"model.{field.name} is {here}, but {source.folder} has {there}; correct the experiment's model")
 
 
 def _check_data(config: Config, model: ModelConfig, manifest: Manifest, source: Checkpoint | None) -> None:

@@ -3,13 +3,15 @@
 Every token of a window is its own word, so the gradient of the embedding's rows is that of single tokens' content.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from a3jax.attention import chunked
+from a3jax.attention import chunked, flash, interface, splash
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
 
@@ -33,11 +35,18 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeding", ["successor", "learned"])
-@pytest.mark.parametrize("attention", ["dense", "chunked"])
-def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(attention, seeding, tiny, network, packed, draw):
+@pytest.mark.parametrize("attention", ["dense", "chunked", "splash", "flash"])
+def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
+    attention, seeding, tiny, network, packed, draw, monkeypatch
+):
     config = tiny(vocab=L, seeding=seeding, layers=2)
     graph, params = nnx.split(network(config))
     how = Compute(attention=attention)
+    for kernels, name, platform in [(splash, "splash", "tpu"), (flash, "flash", "gpu")]:
+        if name == attention:
+            whole = getattr(kernels, f"{name}_attention")
+            monkeypatch.setattr(kernels, f"{name}_attention", functools.partial(whole, interpret=True))
+            monkeypatch.setattr(interface, "platform", lambda platform=platform: platform)
     tokens = np.random.default_rng(0).permutation(L)[None]
 
     @jax.jit

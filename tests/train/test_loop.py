@@ -229,6 +229,15 @@ def test_what_cannot_work_is_refused_before_anything_is_written(change, message,
     assert not config.run_folder.exists()
 
 
+def test_a_model_given_beside_its_source_must_be_that_of_the_source(uninterrupted, experiment):
+    config = dataclasses.replace(experiment("other"), source=uninterrupted)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, rope_theta=7.0))
+    with pytest.raises(UserError, match=r"model.rope_theta is 7.0, but .* has 10000.0; correct the experiment's model"):
+        train(other)
+    assert not other.run_folder.exists()
+    assert train(config).steps == 8
+
+
 def test_two_processes_do_not_train_in_one_folder(experiment):
     config = experiment()
     config.run_folder.mkdir()

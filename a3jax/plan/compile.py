@@ -1,0 +1,121 @@
+"""The real train step of a stage, put through the TPU compiler for devices that are not there."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from a3jax.checkpoint import find
+from a3jax.config import Config, ModelConfig, Stage
+from a3jax.errors import UserError, first_line
+from a3jax.mesh import check_mesh, make_mesh
+from a3jax.plan.topology import Topology
+from a3jax.train import remat
+from a3jax.train.compiled import abstract_batch
+from a3jax.train.step import abstract_state, make_step
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a step runs."""
+
+    parameters: int
+    """Float32, as they are kept between steps."""
+    optimizer: int
+    temporaries: int
+    """Activations, gradients, weights cast and gathered; and the little there is of the batch."""
+    program: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.optimizer + self.temporaries + self.program
+
+
+class Fits(NamedTuple):
+    """A step that the compiler has compiled."""
+
+    compiled: jax.stages.Compiled
+    memory: Memory
+
+
+class TooLarge(NamedTuple):
+    """A step that the compiler refuses for want of memory; it says how much it needs, to 0.01 GiB."""
+
+    memory: Memory
+    available: int
+
+
+def model_of(config: Config) -> ModelConfig:
+    """The shape that an experiment trains: its own, or that of its source. Raises `UserError` if there is neither."""
+    if config.model is not None:
+        model = config.model
+    else:
+        assert config.source is not None, "check() asks for a source or a model"
+        model = find(Path(config.source)).config
+    return model if config.seeding is None else dataclasses.replace(model, seeding=config.seeding)
+
+
+def mesh_over(config: Config, model: ModelConfig, topology: Topology) -> Mesh:
+    """The experiment's mesh over the devices of a topology. Raises `UserError` where it does not divide them or the model."""
+    mesh = make_mesh(config.mesh, list(topology.devices))
+    check_mesh(mesh, model, config.data.batch // config.train.accumulate)
+    return mesh
+
+
+def settled(config: Config, model: ModelConfig, mesh: Mesh, topology: Topology) -> Config:
+    """The experiment with what a run would decide by its devices' memory already decided: what is rematerialized."""
+    chosen = remat.choose(config, model, mesh, topology.chip.hbm_bytes)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, remat=chosen))
+
+
+def lower(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of `stage` as the compiler gets it, from shapes alone."""
+    with jax.set_mesh(mesh):
+        state, batch = abstract_state(config, model, mesh), abstract_batch(config, mesh)
+        return make_step(config, model, stage, mesh).lower(state, batch)
+
+
+def same_but_for_constants(lowered: jax.stages.Lowered) -> str:
+    """The program with its constants left out: steps that share it need the same memory and do the same work."""
+    return re.sub(r"dense<[^>]*>", "dense<>", lowered.as_text())
+
+
+def fit(lowered: jax.stages.Lowered, config: Config, model: ModelConfig, mesh: Mesh) -> Fits | TooLarge:
+    """Compile a step for the devices of its mesh. Raises `UserError` where the compiler fails for another reason."""
+    state = abstract_state(config, model, mesh)
+    parameters, optimizer = (_bytes_per_device(part) for part in (state.params, state.optimizer))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed, available = _out_of_memory(str(error))
+        return TooLarge(Memory(parameters, optimizer, needed - parameters - optimizer, 0), available)
+    stats = compiled.memory_analysis()
+    assert stats is not None, "the TPU compiler tells how much memory its programs take"
+    used = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    program = stats.generated_code_size_in_bytes
+    return Fits(compiled, Memory(parameters, optimizer, used - parameters - optimizer, program))
+
+
+def _bytes_per_device(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+_SIZE = r"([\d.]+)([KMGT]?)"
+_OUT_OF_MEMORY = (rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)", rf"Used {_SIZE} of {_SIZE} hbm")
+"""What the compiler says before it begins to place buffers, and when it has tried to; both count arguments too."""
+
+
+def _out_of_memory(message: str) -> tuple[int, int]:
+    """Bytes needed and available by the compiler's message; raises `UserError` with it if it is another one."""
+    found = next((match for pattern in _OUT_OF_MEMORY if (match := re.search(pattern, message))), None)
+    if found is None:
+        raise UserError(f"the compiler fails: {first_line(Exception(message))}")
+    needed, needed_unit, available, available_unit = found.groups()
+    scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return round(float(needed) * scale[needed_unit]), round(float(available) * scale[available_unit])

@@ -1,0 +1,100 @@
+"""How fast a step can be at best: the slowest of its arithmetic, its memory traffic and its communication.
+
+Each is taken at the full rate of the data sheet, as if the three overlapped perfectly: a bound, never a forecast.
+Communication has all links of a device to itself; a collective along one axis of the torus reaches only that axis's.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from a3jax.config import Config, ModelConfig, Stage
+from a3jax.errors import UserError
+from a3jax.plan.costs import Costs, count
+from a3jax.plan.hlo import Program
+from a3jax.plan.topology import Topology
+from a3jax.train import flops
+
+Resource = Literal["compute", "memory", "communication"]
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """One step of a stage at its bound."""
+
+    flops: float
+    """Useful FLOPs of a step over all devices, as MFU counts them."""
+    executed_flops: float
+    """FLOPs of matrix products that the compiled step does on all devices, recomputed ones included."""
+    hbm_bytes: int
+    """Read and written by one device."""
+    sent_bytes: dict[str, int]
+    """Sent by one device, by kind of collective."""
+    collectives: dict[str, int]
+    """How many one device takes part in, by kind."""
+    compute_seconds: float
+    memory_seconds: float
+    communication_seconds: float
+    tokens: int
+    """Of a step."""
+    mfu: float
+    """Useful FLOPs per second at the bound, as a fraction of the peak."""
+
+    @property
+    def bound_by(self) -> Resource:
+        """What takes longest."""
+        times: dict[Resource, float] = {
+            "compute": self.compute_seconds,
+            "memory": self.memory_seconds,
+            "communication": self.communication_seconds,
+        }
+        return max(times, key=lambda name: times[name])
+
+    @property
+    def seconds(self) -> float:
+        """Of a step at the bound."""
+        return max(self.compute_seconds, self.memory_seconds, self.communication_seconds)
+
+
+def read_costs(compiled: jax.stages.Compiled) -> Costs:
+    """Count what the compiled program does. Raises `UserError` if libtpu writes programs that this JAX cannot read."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        raise UserError(
+            f"JAX {jax.__version__} cannot read what this libtpu compiles; pip install 'jax[tpu]=={jax.__version__}'"
+        ) from None
+    assert text is not None, "the TPU compiler gives the text of its programs"
+    return count(Program(text))
+
+
+def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, topology: Topology) -> Roofline:
+    """Set what one device does in a step against what it can do."""
+    devices, windows, length = len(topology.devices), config.data.batch, config.data.length
+    useful = windows * flops.per_window(model, stage, length)
+    executed = costs.matmul_flops * devices
+    if costs.hidden_matmuls:
+        passes = _BACKWARD + (2 if config.train.remat == "full" else 1)
+        executed += windows * passes * flops.attention_forward(model, stage, length)
+    compute = executed / devices / topology.flops_per_second
+    memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second
+    communication = sum(costs.sent_bytes.values()) / topology.chip.ici_bytes_per_second
+    seconds = max(compute, memory, communication)
+    return Roofline(
+        flops=useful,
+        executed_flops=executed,
+        hbm_bytes=costs.hbm_bytes,
+        sent_bytes=dict(costs.sent_bytes),
+        collectives=dict(costs.collectives),
+        compute_seconds=compute,
+        memory_seconds=memory,
+        communication_seconds=communication,
+        tokens=windows * length,
+        mfu=useful / seconds / devices / topology.flops_per_second,
+    )
+
+
+_BACKWARD = 2.5
+"""Attention's backward pass in forward passes: the scores again, and four products of their size (arXiv 2205.14135).
+Kernels that go once along rows and once along keys build the scores twice and take 3.5."""

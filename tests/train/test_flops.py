@@ -1,0 +1,91 @@
+"""FLOPs by hand equal those of the traced step: each `dot_general` of its jaxpr, times the lengths of the scans around it."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from a3jax.config import Config, DataConfig, MeshConfig, Stage, TrainConfig
+from a3jax.mesh import make_mesh
+from a3jax.ordering import draw_order, example_keys
+from a3jax.train import flops
+from a3jax.train.compiled import abstract_batch
+from a3jax.train.step import abstract_state, make_step
+
+L, BATCH = 32, 2
+
+
+def inner(equation):
+    """The jaxprs inside an equation."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else [value]:
+            if hasattr(item, "jaxpr") or hasattr(item, "eqns"):
+                yield getattr(item, "jaxpr", item)
+
+
+def products(jaxpr, times=1):
+    """FLOPs of weight products and of attention, which alone has two batch dimensions: sequences and heads."""
+    weights = attention = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            here = times * 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+            weights, attention = (weights, attention + here) if len(batched) == 2 else (weights + here, attention)
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for body in inner(equation):
+            w, a = products(body, times * repeats)
+            weights, attention = weights + w, attention + a
+    return weights, attention
+
+
+@pytest.mark.parametrize("stage", [Stage(1), Stage(1, given=0.5), Stage(1, "in_order", 4), Stage(1, "random", 8)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seeding": "learned"},
+        {"tied_head": True, "kv_heads": 4, "layers": 1},
+        {"qkv_bias": True, "query_key_norm": "full"},
+    ],
+    ids=str,
+)
+def test_the_step_does_what_is_counted(stage, changes, tiny):
+    model = tiny(**changes)
+    train = TrainConfig(attention="dense", remat="none", loss_chunk=16)
+    config = Config("test", model=model, data=DataConfig(length=L, batch=BATCH), curriculum=(stage,), train=train)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        traced = make_step(config, model, stage, mesh).trace(
+            abstract_state(config, model, mesh), abstract_batch(config, mesh)
+        )
+    weights, attention = products(traced.jaxpr.jaxpr)
+    useful_attention = 3 * flops.attention_forward(model, stage, L)
+    assert weights == BATCH * (flops.per_window(model, stage, L) - useful_attention)
+    assert attention == BATCH * useful_attention * 2  # the dense path computes hidden keys as well
+
+
+@pytest.mark.parametrize(("family", "size"), [("in_order", 1), ("in_order", 4), ("random", 4), ("random", 8)])
+def test_rows_see_half_of_all_keys_on_average(family, size):
+    length = 512
+    keys, segments = example_keys(0, 0, 1), np.ones((1, length), np.int32)
+    order = jax.tree.map(np.asarray, draw_order(keys, segments, family, size, 0.0, "successor"))
+    for end in (order.group_end, order.group_start):
+        assert (end - order.start).mean() / length == pytest.approx(0.5, abs=size / length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU7x", 1153.5e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_is_that_of_the_longest_name_that_fits(kind, expected):
+    assert flops.peak(SimpleNamespace(device_kind=kind)) == expected
