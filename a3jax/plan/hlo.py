@@ -111,11 +111,11 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
         entry, current = None, None
-        for line in text.splitlines():
+        for line in _whole_lines(text):
             if header := _COMPUTATION.match(line):
                 current = self.computations[header[2]] = Computation(header[2])
                 entry = header[2] if header[1] else entry
-            elif line.startswith("}"):
+            elif line == "}":
                 current = None
             elif current is not None and " = " in line:
                 instruction = _instruction(line)
@@ -167,6 +167,18 @@ class Program:
             added, body = fused.root, fused
         constants = [i for i in body.operands(added) if i.opcode == "constant"] if added.opcode == "add" else []
         return int(constants[0].arguments) if constants else None
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines of the text, those put together again that a string inside an attribute has broken."""
+    whole = ""
+    for line in text.splitlines():
+        if whole and line != "}" and not line.startswith((" ", "%", "ENTRY", "HloModule")):
+            whole += line
+        else:
+            yield whole
+            whole = line
+    yield whole
 
 
 def _constant(computation: Computation, instruction: Instruction, place: int) -> int | None:

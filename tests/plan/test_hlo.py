@@ -79,6 +79,13 @@ def test_shapes_sizes_and_memory_spaces():
     assert entry.instructions["while"].called("body", "condition") == ["body", "condition"]
 
 
+def test_attributes_that_go_over_several_lines():
+    broken = ', frontend_attributes={kernel_metadata={\n"x":"{\\"block\\": 512}"\n}}, metadata={op_name="loop"}'
+    program = loop(more=broken)
+    assert times(program) == {"main": 1, "body": 10}
+    assert program.runs[0].computation.root.attribute("op_name") == "loop"
+
+
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no entry computation"):
         Program("nothing of the kind")
