@@ -261,6 +261,8 @@ def _build(expected: Any, value: Any, where: str) -> Any:
         return _build(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _build(arguments[1], item, f"{where}[{key}]") for key, item in value.items()}
     if origin is Literal:
         if value in arguments:
             return value

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from a3jax.cli import load_experiment
-from a3jax.data.manifest import read_manifest
+from a3jax.data.corpus import read_manifest
 from a3jax.data.pipeline import held_out_windows
 
 DEMO = Path("demo")

@@ -9,8 +9,7 @@ import numpy as np
 from absl import flags
 from grain import experimental as grain_experimental
 
-from a3jax.data.manifest import Manifest, Split
-from a3jax.errors import UserError
+from a3jax.data.corpus import Manifest, Split, TokenStream
 
 SHUFFLED_WINDOWS = 256
 """A long document makes many windows in a row; windows are shuffled among this many."""
@@ -21,7 +20,7 @@ def training_batches(
 ) -> grain.IterDataset:
     """Endless shuffled batches {"tokens", "segments"}, B x L int32; segments number a window's documents from 1."""
     documents = _documents(folder, manifest, "train").seed(seed).shuffle().repeat()
-    windows = _pack(documents.map(manifest.decode).map(_named).to_iter_dataset(), length)
+    windows = _pack(documents.map(_named).to_iter_dataset(), length)
     windows = grain_experimental.WindowShuffleIterDataset(windows, window_size=SHUFFLED_WINDOWS, seed=seed)
     batches = windows.batch(batch, drop_remainder=True)
     if workers:
@@ -41,27 +40,27 @@ def held_out_windows(folder: Path, manifest: Manifest, length: int, windows: int
     if not manifest.held_out.documents:
         return empty
     documents = _documents(folder, manifest, "held_out").seed(0).shuffle()
-    starts = documents.map(manifest.decode).map(lambda tokens: {"tokens": tokens[:length]})
+    starts = documents.map(lambda tokens: {"tokens": tokens[:length]})
     packed = [window for window, _ in zip(_pack(starts.to_iter_dataset(), length), range(windows), strict=False)]
     return {name: np.stack([window[name] for window in packed]) for name in empty} if packed else empty
 
 
+class _Documents:
+    """The documents of a split by number."""
+
+    def __init__(self, stream: TokenStream):
+        self._stream = stream
+        self._edges = np.concatenate([*stream.documents(2**16), [len(stream)]])
+
+    def __len__(self) -> int:
+        return len(self._edges) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._stream.read(self._edges[index : index + 1], self._edges[index + 1 : index + 2])[0]
+
+
 def _documents(folder: Path, manifest: Manifest, split: Split) -> grain.MapDataset:
-    """The records of a split; raises `UserError` for shards that are gone, damaged, or not the manifest's."""
-    paths = manifest.paths(folder, split)
-    documents = sum(_records(path) for path in paths)
-    expected = getattr(manifest, split).documents
-    if documents != expected:
-        raise UserError(f"{folder}: {split} shards hold {documents} documents, not {expected}; run a3jax prepare again")
-    return grain.MapDataset.source(grain.sources.ArrayRecordDataSource([str(path) for path in paths]))
-
-
-def _records(path: Path) -> int:
-    try:
-        return len(grain.sources.ArrayRecordDataSource([str(path)]))
-    except RuntimeError as error:
-        reason = str(error) or "it is cut short"
-        raise UserError(f"{path} is damaged ({reason}); run a3jax prepare again") from None
+    return grain.MapDataset.source(_Documents(TokenStream(folder, manifest, split)))
 
 
 def _with_tuples(value: Any) -> Any:

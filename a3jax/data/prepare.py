@@ -4,6 +4,7 @@ Files are dealt into shards of about equal size by a rule that knows neither the
 a document's split depends only on the seed and its text; so the same sources always give the same corpus.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -15,12 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
-
-from a3jax.config import to_json
-from a3jax.data.manifest import MANIFEST, Dtype, Manifest, SplitCounts
-from a3jax.data.tokenizer import TextCodec, load_codec
+from a3jax.data.corpus import SPLITS, VERSION, Dtype, Manifest, ShardWriter, join_shards, write_manifest
+from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 from a3jax.folders import check_new, complete_or_nothing
 from a3jax.progress import Progress, console
@@ -46,17 +43,10 @@ class _Task:
     dtype: Dtype
 
 
-@dataclass
-class _Counts:
-    documents: int = 0
-    tokens: int = 0
-
-
 @dataclass(frozen=True)
 class _Done:
     characters: int
     skipped: int
-    splits: dict[str, _Counts]
 
 
 def prepare(
@@ -95,12 +85,31 @@ def prepare(
             for i, shard in enumerate(_deal(files))
         ]
         done = _run(tasks, workers or os.cpu_count() or 1)
-        manifest = _manifest(done, codec, dtype, seed, held_out, sources)
+        train, held = (join_shards(partial, split, range(len(tasks))) for split in SPLITS)
+        if not train.documents:
+            raise UserError(f"{', '.join(map(str, sources))}: no text for training was found; the corpus would be empty")
         for name, content in codec.files.items():
             (partial / name).write_bytes(content)
-        (partial / MANIFEST).write_text(to_json(manifest))
-    if manifest.skipped:
-        console.print(f"files passed over because they are not UTF-8 text: {manifest.skipped}")
+        skipped = sum(result.skipped for result in done)
+        manifest = Manifest(
+            version=VERSION,
+            train=train,
+            held_out=held,
+            vocab=codec.vocab,
+            tokenizer_sha256=codec.sha256,
+            dtype=dtype,
+            seed=seed,
+            held_out_fraction=held_out,
+            start_token=codec.start,
+            end_token=codec.end,
+            sources=tuple(map(str, sources)),
+            settings={},
+            characters=sum(result.characters for result in done),
+            passed_over={"not UTF-8 text": skipped} if skipped else {},
+        )
+        write_manifest(partial, manifest)
+    for reason, count in manifest.passed_over.items():
+        console.print(f"files passed over because they are {reason}: {count}")
     return manifest
 
 
@@ -174,30 +183,18 @@ def _write_shared(task: _Task) -> _Done:
 
 def _write_shard(task: _Task, advance: Callable[[int], None]) -> _Done:
     codec = load_codec(task.tokenizer, task.start, task.end)
-    counts = {"train": _Counts(), "held_out": _Counts()}
-    writers = {name: ArrayRecordWriter(str(task.out / _shard_name(name, task.index)), "group_size:1") for name in counts}
     characters = skipped = 0
-    for path in task.files:
-        texts, before = _documents(path, task.text_field), characters
-        skipped += texts is None
-        for text in texts or ():
-            ids = np.asarray(codec.document(text), task.dtype)
-            split = "held_out" if _held_out(text, task.seed, task.held_out) else "train"
-            writers[split].write(ids.tobytes())
-            counts[split].documents += 1
-            counts[split].tokens += len(ids)
-            characters += len(text)
-            advance(len(text))
-        advance(path.stat().st_size - (characters - before))  # what is not a character of its own
-    for name, writer in writers.items():
-        writer.close()
-        if not counts[name].documents:
-            (task.out / _shard_name(name, task.index)).unlink()
-    return _Done(characters, skipped, counts)
-
-
-def _shard_name(split: str, index: int) -> str:
-    return f"{split}-{index:05d}.array_record"
+    with contextlib.ExitStack() as stack:
+        train, held = (stack.enter_context(ShardWriter(task.out, split, task.index, task.dtype)) for split in SPLITS)
+        for path in task.files:
+            texts, before = _documents(path, task.text_field), characters
+            skipped += texts is None
+            for text in texts or ():
+                (held if _held_out(text, task.seed, task.held_out) else train).write(codec.document(text))
+                characters += len(text)
+                advance(len(text))
+            advance(path.stat().st_size - (characters - before))  # what is not a character of its own
+    return _Done(characters, skipped)
 
 
 def _documents(path: Path, text_field: str) -> Iterable[str] | None:
@@ -240,32 +237,3 @@ def _text_of(line: str, text_field: str, where: str) -> str:
 def _held_out(text: str, seed: int, fraction: float) -> bool:
     digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-def _manifest(
-    done: list[_Done], codec: TextCodec, dtype: Dtype, seed: int, held_out: float, sources: Sequence[Path]
-) -> Manifest:
-    splits = {}
-    for name in ("train", "held_out"):
-        per_shard = [(i, result.splits[name]) for i, result in enumerate(done)]
-        splits[name] = SplitCounts(
-            sum(counts.documents for _, counts in per_shard),
-            sum(counts.tokens for _, counts in per_shard),
-            tuple(_shard_name(name, i) for i, counts in per_shard if counts.documents),
-        )
-    if not splits["train"].documents:
-        raise UserError(f"{', '.join(map(str, sources))}: no text for training was found; the corpus would be empty")
-    return Manifest(
-        train=splits["train"],
-        held_out=splits["held_out"],
-        vocab=codec.vocab,
-        tokenizer_sha256=codec.sha256,
-        dtype=dtype,
-        seed=seed,
-        held_out_fraction=held_out,
-        start_token=codec.start,
-        end_token=codec.end,
-        sources=tuple(map(str, sources)),
-        characters=sum(result.characters for result in done),
-        skipped=sum(result.skipped for result in done),
-    )

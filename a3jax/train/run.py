@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL, Checkpoint, find
 from a3jax.config import Config, ModelConfig, read, to_json
-from a3jax.data.manifest import Manifest, read_manifest
+from a3jax.data.corpus import Manifest, read_manifest
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 from a3jax.mesh import check_mesh

@@ -4,12 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
-import grain
 import numpy as np
 import pytest
 
 from a3jax.data import prepare as module
-from a3jax.data.manifest import read_manifest
+from a3jax.data.corpus import TokenStream, read_manifest
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
@@ -30,9 +29,9 @@ def source(tmp_path):
 
 
 def documents(out: Path, split: str) -> list[list[int]]:
-    manifest = read_manifest(out)
-    paths = [str(path) for path in manifest.paths(out, split)]
-    return [manifest.decode(record).tolist() for record in grain.sources.ArrayRecordDataSource(paths)] if paths else []
+    stream = TokenStream(out, read_manifest(out), split)
+    edges = np.concatenate([*stream.documents(7), [len(stream)]]).astype(int)
+    return [tokens.tolist() for tokens in np.split(stream.read(edges[:1], edges[-1:])[0], edges[1:-1])] if len(stream) else []
 
 
 def texts_of(folder: Path) -> list[str]:
@@ -54,7 +53,7 @@ def test_every_document_is_written_once_with_its_start_and_end_and_counted_exact
         assert (split.documents, split.tokens) == (len(found), sum(map(len, found)))
         assert split.documents > 0
     assert manifest.characters == sum(map(len, texts))
-    assert (manifest.vocab, manifest.dtype, manifest.skipped) == (258, "uint16", 0)
+    assert (manifest.vocab, manifest.dtype, manifest.passed_over) == (258, "uint16", {})
     assert (manifest.start_token, manifest.end_token) == (256, 257)
     assert read_manifest(tmp_path / "out") == manifest
 
@@ -121,8 +120,7 @@ def test_files_that_are_not_text_are_counted_and_reported(source, tmp_path, monk
     (source / "picture.txt").write_bytes(b"\x89PNG\xff\xfe\x00")
     (source / "zz.bin").write_bytes(bytes(range(256)))
     manifest = prepare([source], tmp_path / "out", "bytes", held_out=0.0, workers=1)
-    assert (manifest.train.documents, manifest.skipped) == (30, 2)
-    assert read_manifest(tmp_path / "out").skipped == 2
+    assert (manifest.train.documents, manifest.passed_over) == (30, {"not UTF-8 text": 2})
     assert said == ["files passed over because they are not UTF-8 text: 2"]
 
 
@@ -185,5 +183,8 @@ def test_a_corpus_folder_without_manifest_or_with_a_wrong_one_is_refused(source,
     with pytest.raises(UserError, match="is not a prepared corpus"):
         read_manifest(source)
     (source / "manifest.json").write_text('{"train": 3}')
+    with pytest.raises(UserError, match="was prepared by another version of a3jax"):
+        read_manifest(source)
+    (source / "manifest.json").write_text('{"version": 2, "train": {"documents": 1, "tokens": 1, "shards": []}}')
     with pytest.raises(UserError, match=r"manifest\.json: field 'held_out' is missing"):
         read_manifest(source)
