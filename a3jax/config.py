@@ -77,16 +77,48 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class WeightAt:
+    """A point of a schedule of weights."""
+
+    step: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One of the sources of a mixture."""
+
+    path: str
+    """A folder written by `a3jax prepare`."""
+    weight: float = 1.0
+    """Its share of the windows, relative to the weights of the other sources."""
+    schedule: tuple[WeightAt, ...] = ()
+    """Weights that change over the steps, in place of `weight`: linear between points, constant outside them."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """Where training tokens come from: a folder written by `a3jax prepare`."""
+    """Where training tokens come from, and how they are cut into windows."""
 
     path: str = "data"
+    """A folder written by `a3jax prepare`."""
     length: int = 2048
     """L, tokens per packed window."""
     batch: int = 8
     """B, windows per optimizer step over all devices."""
     workers: int = 0
     """Reader processes; 0 reads in the training process."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Several corpora, in place of `path`."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """`concat` cuts the stream of documents every L tokens; `best_fit` keeps documents whole where they fit, and pads."""
+    overlap: int = 0
+    """Tokens before a cut that are read again as context after it, in documents longer than L; with `best_fit`."""
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The mixture, of one source where only `path` is given."""
+        return self.mixture or (SourceConfig(self.path),)
 
 
 @dataclass(frozen=True)
@@ -190,6 +222,7 @@ def check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    _check_data(config.data)
     optimizer = config.optimizer
     for name, number, high in [
         ("seed", config.seed, 2**32 - 1),
@@ -210,6 +243,27 @@ def check(config: Config) -> None:
         raise UserError(f"train.accumulate {config.train.accumulate} does not divide data.batch {config.data.batch}")
     if config.source is None and config.model is None:
         raise UserError("give source (an imported model), or model (random weights of that shape)")
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.mixture and data.path != DataConfig.path:
+        raise UserError(f"data.path is {data.path}, and there is a data.mixture too; give one of them")
+    if data.overlap and data.packing != "best_fit":
+        raise UserError(f"data.overlap is {data.overlap}; it needs data.packing best_fit")
+    if not 0 <= data.overlap < data.length:
+        raise UserError(f"data.overlap is {data.overlap}; it must be at least 0 and below data.length {data.length}")
+    for i, source in enumerate(data.mixture):
+        where, before = f"data.mixture.{i}", -1
+        if not (math.isfinite(source.weight) and source.weight > 0):
+            raise UserError(f"{where}.weight is {source.weight}; it must be above 0")
+        for j, point in enumerate(source.schedule):
+            if point.step <= before:
+                raise UserError(f"{where}.schedule.{j}.step is {point.step}; it must be at least {before + 1}")
+            if not (math.isfinite(point.weight) and point.weight >= 0):
+                raise UserError(f"{where}.schedule.{j}.weight is {point.weight}; it must be at least 0")
+            before = point.step
+        if source.schedule and not any(point.weight for point in source.schedule):
+            raise UserError(f"{where}.schedule is 0 at every step; leave the source out")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

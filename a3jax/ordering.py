@@ -144,11 +144,15 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding) 
 
 
 def draw_order(keys_B: Array, segment_BxL: Array, family: Family, group_size: int, given: float, seeding: Seeding) -> Order:
-    """`draw_given`, `draw_groups`, then `arrange`, for a batch of windows with one key each."""
+    """`draw_given`, `draw_groups`, then `arrange`, for a batch of windows with one key each.
+
+    A token whose segment is written as a negative number is given: context that another window predicts.
+    """
 
     def one(key: Array, segment_L: Array) -> Order:
         given_key, group_key = jax.random.split(key)
-        given_L = draw_given(given_key, segment_L, family, given)
+        context_L, segment_L = segment_L < 0, jnp.abs(segment_L)
+        given_L = draw_given(given_key, segment_L, family, given) | context_L
         group_L = draw_groups(group_key, segment_L, given_L, family, group_size)
         return arrange(group_L, given_L, segment_L, seeding)
 

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from a3jax.cli import load_experiment
-from a3jax.data.corpus import read_manifest
-from a3jax.data.pipeline import held_out_windows
+from a3jax.data.pipeline import held_out_windows, open_corpora
 
 DEMO = Path("demo")
 GGUF = Path(".cache/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -72,11 +71,11 @@ def main() -> None:
     after = a3jax("generate", str(run), *infill, out=DEMO / "after.json")
     export = a3jax("export", str(run), str(exported), "--verify", out=DEMO / "export.json")
     a3jax("export", str(source), str(DEMO / "source"), "--as", "llama", out=DEMO / "source.json")
-    own = source_nll(DEMO / "source", corpus)
+    own = source_nll(DEMO / "source")
     report(trained, own, before, after, export, time.perf_counter() - begun)
 
 
-def source_nll(folder: Path, corpus: Path) -> float:
+def source_nll(folder: Path) -> float:
     """Nats per token of the source model itself, run by transformers on the same held-out documents."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -84,7 +83,7 @@ def source_nll(folder: Path, corpus: Path) -> float:
 
     disable_progress_bar()
     config = load_experiment("smollm2_python")
-    windows = held_out_windows(corpus, read_manifest(corpus), config.data.length, config.train.eval_windows)
+    windows = held_out_windows(open_corpora(config.data), config.data.length, config.train.eval_windows)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     total, count = 0.0, 0
     with torch.no_grad():

@@ -201,3 +201,19 @@ def test_names_of_orders():
     for wrong in ("random", "random_0", "random_-1", "sideways_4", "random_x", ""):
         with pytest.raises(UserError, match="orders are ar, in_order_N, random_N"):
             parse_order(wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_tokens_of_a_negative_segment_are_context_read_before_all_others_and_never_predicted(family, group_size):
+    segments = np.array([[-1] * 5 + [1] * 9 + [2] * 6 + [0] * 4], np.int32)
+    order = DRAW_ORDER(example_keys(0, 0, 1), segments, family, group_size, given=0.0, seeding="successor")
+    np.testing.assert_array_equal(order.token_index[0, :5], np.arange(5))
+    predicted = np.zeros(L, bool)
+    predicted[np.asarray(order.token_index[0])] = np.asarray(order.predicted[0])
+    assert not predicted[:5].any()
+    assert not predicted[14], "the first token of the second document is given"
+    assert not predicted[20:].any()
+    if family != "infill":
+        assert predicted[5:14].all()
+    np.testing.assert_array_equal(order.start[0, :14], 0)

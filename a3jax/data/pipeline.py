@@ -1,78 +1,139 @@
-"""A corpus -> batches of packed windows, with Grain. The iterator's state is saved with the model, so a resumed run
-reads on where it stopped."""
+"""Corpora -> batches. The batch of a step follows from the configuration and the step alone, each host's rows from no
+others; so any number of hosts reads the same batches, and a resumed run reads on where it stopped.
 
+Grain reads steps ahead, in threads or in processes of its own; what a checkpoint keeps is its iterator's state, the
+number of the next step.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
-from grain import experimental as grain_experimental
 
-from a3jax.data.corpus import Manifest, Split, TokenStream
+from a3jax.config import DataConfig
+from a3jax.data.corpus import Manifest, TokenStream, read_manifest
+from a3jax.data.mixing import Mixture
+from a3jax.data.packing import BestFit, Concat, Packing, Windows, lay_out, read_windows
+from a3jax.data.permutation import key, shuffled
+from a3jax.errors import UserError
 
-SHUFFLED_WINDOWS = 256
-"""A long document makes many windows in a row; windows are shuffled among this many."""
-
-
-def training_batches(
-    folder: Path, manifest: Manifest, length: int, batch: int, seed: int, workers: int = 0
-) -> grain.IterDataset:
-    """Endless shuffled batches {"tokens", "segments"}, B x L int32; segments number a window's documents from 1."""
-    documents = _documents(folder, manifest, "train").seed(seed).shuffle().repeat()
-    windows = _pack(documents.map(_named).to_iter_dataset(), length)
-    windows = grain_experimental.WindowShuffleIterDataset(windows, window_size=SHUFFLED_WINDOWS, seed=seed)
-    batches = windows.batch(batch, drop_remainder=True)
-    if workers:
-        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which no one else here uses
-        return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return batches
+READ_THREADS = 2
+READ_AHEAD = 4
+"""Batches that are read before they are asked for."""
 
 
-def go_on_from(batches: grain.DatasetIterator, state: dict[str, Any]) -> None:
-    """Set an iterator to a state that has been through JSON, which turns tuples into lists; Grain compares tuples."""
-    batches.set_state(_with_tuples(state))
+class Corpus(NamedTuple):
+    """A prepared corpus, and the name that metrics give it."""
+
+    folder: Path
+    manifest: Manifest
+    name: str
 
 
-def held_out_windows(folder: Path, manifest: Manifest, length: int, windows: int) -> dict[str, np.ndarray]:
-    """The first `windows` windows of the held-out split, W x L, of each document at most `length` tokens."""
-    empty = {name: np.zeros((0, length), np.int32) for name in ("tokens", "segments")}
-    if not manifest.held_out.documents:
-        return empty
-    documents = _documents(folder, manifest, "held_out").seed(0).shuffle()
-    starts = documents.map(lambda tokens: {"tokens": tokens[:length]})
-    packed = [window for window, _ in zip(_pack(starts.to_iter_dataset(), length), range(windows), strict=False)]
-    return {name: np.stack([window[name] for window in packed]) for name in empty} if packed else empty
+def open_corpora(data: DataConfig) -> tuple[Corpus, ...]:
+    """The corpora of an experiment, in the order of its sources. Raises `UserError` for one that is not there."""
+    paths = [Path(source.path) for source in data.sources]
+    ends = [path.absolute().name for path in paths]
+    names = ends if len(set(ends)) == len(ends) else [str(path) for path in paths]
+    return tuple(Corpus(path, read_manifest(path), name) for path, name in zip(paths, names))
 
 
-class _Documents:
-    """The documents of a split by number."""
+class Batches:
+    """The batches of all steps, by step: {"tokens", "segments"}, int32, of the rows that this host takes.
 
-    def __init__(self, stream: TokenStream):
-        self._stream = stream
-        self._edges = np.concatenate([*stream.documents(2**16), [len(stream)]])
+    Raises `UserError` for shards that are gone or damaged, when they are opened or when they are read.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], data: DataConfig, steps: int, seed: int, rows: np.ndarray | None = None):
+        """`rows` are the rows of the global batch to read; None for all."""
+        self.names = tuple(corpus.name for corpus in corpora)
+        self.packings = tuple(pack(TokenStream(c.folder, c.manifest, "train"), data) for c in corpora)
+        self.mixture = Mixture(data.sources, [len(packing) for packing in self.packings], steps, data.batch, seed)
+        self._rows = np.arange(data.batch) if rows is None else rows
+        self._length = data.length
 
     def __len__(self) -> int:
-        return len(self._edges) - 1
+        return self.mixture.steps
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._stream.read(self._edges[index : index + 1], self._edges[index + 1 : index + 2])[0]
+    def __getitem__(self, step: int) -> Windows:
+        source_R, window_R = self.mixture.at(step, self._rows)
+        batch = {name: np.zeros((len(self._rows), self._length), np.int32) for name in ("tokens", "segments")}
+        for source in np.unique(source_R).tolist():
+            chosen = np.flatnonzero(source_R == source)
+            for name, array in read_windows(self.packings[source], window_R[chosen]).items():
+                batch[name][chosen] = array
+        return batch
+
+    def progress(self, steps: int) -> dict[str, float]:
+        """For the metrics after so many steps: how often each source was gone through, and its share of the windows."""
+        epochs, shares = self.mixture.epochs(steps).tolist(), self.mixture.shares(steps).tolist()
+        facts = {f"epochs/{name}": value for name, value in zip(self.names, epochs)}
+        if len(self.names) > 1:
+            facts |= {f"share/{name}": value for name, value in zip(self.names, shares)}
+        return facts
 
 
-def _documents(folder: Path, manifest: Manifest, split: Split) -> grain.MapDataset:
-    return grain.MapDataset.source(_Documents(TokenStream(folder, manifest, split)))
+def pack(stream: TokenStream, data: DataConfig) -> Packing:
+    """A stream in windows, as the experiment wants it."""
+    if data.packing == "concat":
+        return Concat(stream, data.length)
+    return BestFit(stream, data.length, data.overlap)
+
+
+def host_rows(batch: int, host: int, hosts: int) -> np.ndarray:
+    """The rows of the global batch that one of several hosts reads: neighbours, as many for each as the batch allows."""
+    return np.array_split(np.arange(batch), hosts)[host]
+
+
+def training_batches(batches: Batches, workers: int = 0) -> grain.IterDataset:
+    """The batches of steps 0, 1, ..., read ahead: in threads, or by `workers` processes."""
+    steps = grain.MapDataset.source(batches)
+    if workers:
+        flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which no one else here uses
+        one_at_a_time = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        return one_at_a_time.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return steps.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD))
+
+
+def go_on_from(iterator: grain.DatasetIterator, state: dict[str, Any], step: int) -> None:
+    """Set an iterator to a state that has been through JSON, which turns tuples into lists; Grain compares tuples.
+
+    Raises `UserError` for a state of another kind of reader than this one.
+    """
+    try:
+        iterator.set_state(_with_tuples(state))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"the checkpoint of step {step} does not say where to read on; it is an older version's") from None
+
+
+def held_out_windows(corpora: Sequence[Corpus], length: int, windows: int) -> Windows:
+    """Up to `windows` held-out windows, W x L, as many from each corpus; of each document at most `length` tokens.
+
+    They are always the same ones, and always the first of a larger number.
+    """
+    streams = [TokenStream(c.folder, c.manifest, "held_out") for c in corpora if c.manifest.held_out.tokens]
+    shares = [len(part) for part in np.array_split(np.arange(windows), max(1, len(streams)))]
+    parts = [_beginnings(stream, length, share) for stream, share in zip(streams, shares)]
+    empty = {name: np.zeros((0, length), np.int32) for name in ("tokens", "segments")}
+    return {name: np.concatenate([none, *(part[name] for part in parts)]) for name, none in empty.items()}
+
+
+def _beginnings(stream: TokenStream, length: int, windows: int) -> Windows:
+    begin_D = np.concatenate([*stream.documents(2**16), [len(stream)]])
+    chosen = shuffled(len(begin_D) - 1, key(0))[: windows * length]  # a document is at least a token
+    begin_N, end_N = begin_D[chosen], np.minimum(begin_D[chosen + 1], begin_D[chosen] + length)
+    enough = 1 + int(np.searchsorted(np.cumsum(end_N - begin_N), windows * length))
+    begin_N, end_N = begin_N[:enough], end_N[:enough]
+    tokens_T, first_T = (array[: windows * length] for array in stream.read(begin_N, end_N))
+    row_T = np.arange(len(tokens_T)) // length
+    first_T[::length] = True
+    return lay_out(tokens_T, first_T, row_T, -(-len(tokens_T) // length), length)
 
 
 def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _named(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    return {"tokens": tokens}
-
-
-def _pack(documents: grain.IterDataset, length: int) -> grain.IterDataset:
-    packed = grain_experimental.ConcatThenSplitIterDataset(documents, length_struct={"tokens": length})
-    return packed.map(lambda window: {"tokens": window["tokens"], "segments": window["tokens_segment_ids"]})

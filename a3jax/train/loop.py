@@ -20,7 +20,7 @@ from a3jax import mesh as meshes
 from a3jax.checkpoint import load_params
 from a3jax.config import Config, Stage, check
 from a3jax.curriculum import stage_at
-from a3jax.data.pipeline import go_on_from, held_out_windows, training_batches
+from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
@@ -65,9 +65,10 @@ def train(config: Config) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train.keep))
-        position = _begin(run, mesh, checkpoints)
+        source = Batches(run.corpora, config.data, config.steps, config.seed, _rows_here(mesh, config.data.batch))
+        position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
-        report = stack.enter_context(Report(config, run.model, mesh, position.step))
+        report = stack.enter_context(Report(config, run.model, mesh, position.step, source))
         steps = _steps(run, mesh, position, compiled, checkpoints, report, stopped_by)
     folder = config.run_folder
     return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stopped_by())
@@ -82,14 +83,13 @@ class _Position(NamedTuple):
     batches: grain.DatasetIterator
 
 
-def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints) -> _Position:
+def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _Position:
     """The newest checkpoint of the run, or its first step."""
     config = run.config
-    data = config.data
-    batches = iter(training_batches(run.corpus, run.manifest, data.length, data.batch, config.seed, data.workers))
+    batches = iter(training_batches(source, config.data.workers))
     if checkpoints.newest is not None:
         saved = checkpoints.restore(abstract_state(config, run.model, mesh))
-        go_on_from(batches, saved.data)
+        go_on_from(batches, saved.data, saved.step)
         return _Position(saved.step, saved.state, saved.record, batches)
     params = load_params(run.source, mesh) if run.source else random_params(config, run.model, mesh)
     return _Position(0, init_state(config, params, run.model, mesh), run.record, batches)
@@ -108,7 +108,8 @@ def _steps(
     config, settings = run.config, run.config.train
     step, state, record, batches = start
     put = _put(meshes.batch_sharding(mesh))
-    windows = held_out_windows(run.corpus, run.manifest, config.data.length, settings.eval_windows)
+    put_rows = _put_rows(mesh, config.data.batch)
+    windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
@@ -116,7 +117,7 @@ def _steps(
         return step
     while step < config.steps:
         index, stage = stage_at(config.curriculum, step)
-        batch = {name: put(array) for name, array in next(batches).items()}
+        batch = {name: put_rows(array) for name, array in next(batches).items()}
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause(f"compiling {stage.name}"):
             run_step = compiled.at(stage, then=next(iter(config.curriculum[index + 1 :]), None))
         state, metrics = run_step(state, batch)
@@ -144,9 +145,26 @@ def _after(record: Record, stage: Stage, config: Config) -> Record:
 
 
 def _put(sharding: jax.sharding.NamedSharding) -> Callable[[np.ndarray], jax.Array]:
-    """Host array -> global device array; every process holds the whole batch and lays out its own share."""
+    """Host array -> global device array; every process holds the whole array and lays out its own share."""
 
     def put(array: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return put
+
+
+def _rows_here(mesh: Mesh, batch: int) -> np.ndarray:
+    """The rows of a batch that devices of this process hold: those that it reads."""
+    places = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[place] for place in places]))
+
+
+def _put_rows(mesh: Mesh, batch: int) -> Callable[[np.ndarray], jax.Array]:
+    """The rows of this process -> global device array of the whole batch."""
+    rows, sharding = _rows_here(mesh, batch), meshes.batch_sharding(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        shape, here = (batch, *array.shape[1:]), lambda index: np.searchsorted(rows, np.arange(batch)[index[0]])
+        return jax.make_array_from_callback(shape, sharding, lambda index: array[here(index)])
 
     return put

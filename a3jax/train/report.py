@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage
+from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.progress import Progress
 from a3jax.train import flops
@@ -30,8 +31,9 @@ class _Pending(NamedTuple):
 class Report:
     """Reads every step's metrics one step late, so that reading never holds up the device."""
 
-    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh, step: int):
-        self._config, self._model = config, model
+    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh, step: int, batches: Batches):
+        """`step` is how many steps are done, `batches` what they read."""
+        self._config, self._model, self._batches = config, model, batches
         self._tokens = config.data.batch * config.data.length
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
@@ -92,6 +94,7 @@ class Report:
                 predicted=int(predicted),
                 seconds=seconds,
                 **mfu,
+                **self._batches.progress(step),
             )
         share = f" mfu {mfu['mfu']:.0%}" if mfu else ""
         self._bar.advance()

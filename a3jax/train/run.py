@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL, Checkpoint, find
 from a3jax.config import Config, ModelConfig, read, to_json
-from a3jax.data.corpus import Manifest, read_manifest
+from a3jax.data.mixing import weights
+from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 from a3jax.mesh import check_mesh
@@ -40,16 +41,12 @@ class Run:
 
     config: Config
     model: ModelConfig
-    manifest: Manifest
+    corpora: tuple[Corpus, ...]
+    """What it trains on, in the order of the experiment's sources."""
     source: Checkpoint | None
     """Where the weights come from; None for random ones."""
     record: Record
     """What had happened to them before."""
-
-    @property
-    def corpus(self) -> Path:
-        """The folder of the training data."""
-        return Path(self.config.data.path)
 
 
 def open_run(config: Config, mesh: Mesh) -> Run:
@@ -57,7 +54,8 @@ def open_run(config: Config, mesh: Mesh) -> Run:
 
     Raises `UserError` with nothing written where they do not.
     """
-    manifest = read_manifest(Path(config.data.path))
+    corpora = open_corpora(config.data)
+    weights(config.data.sources, config.steps)
     if config.source is None:
         assert config.model is not None, "check() asks for a source or a model"
         source, model, record = None, config.model, Record(source="random")
@@ -68,12 +66,12 @@ def open_run(config: Config, mesh: Mesh) -> Run:
             _check_model(config.model, source)
     if config.seeding is not None:
         model = dataclasses.replace(model, seeding=config.seeding)
-    _check_data(config, model, manifest, source)
+    _check_data(config, model, corpora, source)
     check_mesh(mesh, model, config.data.batch // config.train.accumulate)
     folder = config.run_folder
     if (folder / CONFIG).is_file():
         _check_same(folder, config)
-    codec = load_codec(source.folder if source else config.data.path)
+    codec = load_codec(source.folder if source else corpora[0].folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MODEL).write_text(to_json(model))
@@ -82,7 +80,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         (folder / CONFIG).write_text(to_json(config))
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
-    return Run(config, model, manifest, source, record)
+    return Run(config, model, corpora, source, record)
 
 
 @contextlib.contextmanager
@@ -103,12 +101,16 @@ def _check_model(expected: ModelConfig, source: Checkpoint) -> None:
             raise UserError(f"model.{field.name} is {here}, but {source.folder} has {there}; correct the experiment's model")
 
 
-def _check_data(config: Config, model: ModelConfig, manifest: Manifest, source: Checkpoint | None) -> None:
-    where = config.data.path
-    if manifest.vocab > model.vocab:
-        raise UserError(f"{where} has token ids up to {manifest.vocab - 1}, but the model has {model.vocab} embeddings")
-    if source is not None and load_codec(source.folder).sha256 != manifest.tokenizer_sha256:
-        raise UserError(f"{where} was prepared with another tokenizer than that of {source.folder}; prepare it again with it")
+def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Checkpoint | None) -> None:
+    model_sha256 = load_codec(source.folder).sha256 if source else corpora[0].manifest.tokenizer_sha256
+    for folder, manifest, _ in corpora:
+        if load_codec(folder).sha256 != manifest.tokenizer_sha256:
+            raise UserError(f"{folder}/tokenizer.json is not the one it was prepared with; prepare it again")
+        if manifest.vocab > model.vocab:
+            raise UserError(f"{folder} has token ids up to {manifest.vocab - 1}, but the model has {model.vocab} embeddings")
+        if manifest.tokenizer_sha256 != model_sha256:
+            other = source.folder if source else corpora[0].folder
+            raise UserError(f"{folder} was prepared with another tokenizer than that of {other}; prepare it again with it")
     if config.data.length > model.context:
         raise UserError(f"data.length {config.data.length} is more than the model's context of {model.context} tokens")
 

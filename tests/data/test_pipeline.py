@@ -1,42 +1,42 @@
-"""Packed windows: nothing lost, nothing mixed, and a state that resumes bit for bit."""
+"""The stream: the same for any number of hosts, after any stop, and every token of a corpus once in each epoch."""
 
 import dataclasses
-import itertools
 import json
 
+import corpora
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from a3jax.data import pipeline
-from a3jax.data.corpus import read_manifest
-from a3jax.data.pipeline import go_on_from, held_out_windows, training_batches
-from a3jax.data.prepare import prepare
+from a3jax.config import DataConfig, SourceConfig
+from a3jax.data.corpus import TokenStream
+from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, host_rows, open_corpora, training_batches
 from a3jax.errors import UserError
 
-L, BATCH = 32, 4
+L, BATCH = 32, 8
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """60 documents of 3 to 120 tokens, each of one byte of its own, so that every token tells its document."""
-    folder = tmp_path_factory.mktemp("corpus")
-    file = folder / "documents.jsonl"
-    lengths = np.random.default_rng(0).integers(1, 119, 60)
-    file.write_text("\n".join(json.dumps({"text": chr(33 + i) * int(n)}) for i, n in enumerate(lengths)))
-    other = folder / "more.jsonl"
-    other.write_text(json.dumps({"text": "~" * 50}))
-    out = folder / "out"
-    return out, prepare([file, other], out, "bytes", held_out=0.2, workers=1)
+    """60 documents of 1 to 120 tokens in three shards, every token another number; and 15 held out."""
+    rng = np.random.default_rng(0)
+    documents = corpora.numbered(rng.integers(1, 120, 60).tolist(), first=1)
+    held_out = corpora.numbered(rng.integers(1, 60, 15).tolist(), first=30_000)
+    return corpora.write(tmp_path_factory.mktemp("a") / "c", [documents[:20], documents[20:40], documents[40:]], [held_out])
 
 
-@pytest.fixture
-def short_shuffle(monkeypatch):
-    """A shuffle among few windows, so that a short test crosses it several times."""
-    monkeypatch.setattr(pipeline, "SHUFFLED_WINDOWS", 7)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return corpora.write(tmp_path_factory.mktemp("b") / "d", [corpora.numbered([50] * 9, first=10_000)])
 
 
-def batches(corpus, seed=0, length=L, batch=BATCH, workers=0):
-    return training_batches(*corpus, length, batch, seed, workers)
+def data(batch=BATCH, **changes) -> DataConfig:
+    return DataConfig(length=L, batch=batch, **changes)
+
+
+def batches(corpus, steps=200, seed=0, rows=None, **changes) -> Batches:
+    return Batches([corpus], data(**changes), steps, seed, rows)
 
 
 def take(iterator, count):
@@ -44,134 +44,145 @@ def take(iterator, count):
 
 
 def assert_same(first, second):
-    for a, b in itertools.zip_longest(first, second):
+    for a, b in zip(first, second, strict=True):
         for name in ("tokens", "segments"):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_batches_are_int32_and_full(corpus):
-    for batch in take(iter(batches(corpus)), 5):
-        assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
-            name: ((BATCH, L), np.dtype("int32")) for name in ("tokens", "segments")
-        }
-        assert (batch["segments"][:, 0] == 1).all()
-        assert np.isin(np.diff(batch["segments"], axis=1), [0, 1]).all()
+def predicted(found) -> np.ndarray:
+    """The tokens of batches that are there for their own sake, sorted."""
+    return np.sort(np.concatenate([batch["tokens"][batch["segments"] > 0] for batch in found]))
 
 
-def test_segments_are_documents_and_tokens_never_cross_between_them(corpus):
-    """A new segment begins exactly where a document's start token stands, or at the window's first token."""
-    for batch in take(iter(batches(corpus)), 20):
-        for tokens, segments in zip(batch["tokens"], batch["segments"]):
-            starts = np.flatnonzero(np.diff(segments, prepend=0))
-            np.testing.assert_array_equal(starts, np.union1d([0], np.flatnonzero(tokens == 256)))
-            for number in set(segments):
-                words = set(tokens[segments == number]) - {256, 257}
-                assert len(words) <= 1, "one document's tokens"
+@settings(deadline=None, max_examples=12)
+@given(
+    batch=st.integers(3, 9),
+    packing=st.sampled_from([{}, {"packing": "best_fit"}, {"packing": "best_fit", "overlap": 5}]),
+    hosts=st.sampled_from([1, 2, 3, 8]),
+    stops=st.sets(st.integers(1, 60), max_size=3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_an_epoch_is_every_token_once_over_any_hosts_and_after_any_stops(corpus, batch, packing, hosts, stops, seed):
+    """Hosts beyond the batch read nothing. Each stop throws the readers away and keeps the state as JSON."""
+    windows = len(batches(corpus, seed=seed, batch=batch, **packing).packings[0])
+    steps = 2 * windows // batch + 1
+
+    def start():
+        parts = [batches(corpus, steps, seed, host_rows(batch, host, hosts), batch=batch, **packing) for host in range(hosts)]
+        return [iter(training_batches(part)) for part in parts]
+
+    readers, found = start(), []
+    for step in range(steps):
+        if step in stops:
+            states = [json.loads(json.dumps(reader.get_state())) for reader in readers]
+            readers = start()
+            for reader, state in zip(readers, states):
+                go_on_from(reader, state, step)
+        pieces = [next(reader) for reader in readers]
+        found.append({name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
+    seen = np.zeros(corpus.manifest.train.tokens, int)
+    for step, rows in enumerate(found, 1):
+        assert rows["tokens"].shape == rows["segments"].shape == (batch, L)
+        np.add.at(seen, rows["tokens"][rows["segments"] > 0] - 1, 1)
+        epochs = step * batch // windows
+        assert seen.min() == epochs
+        assert seen.max() <= epochs + bool(step * batch % windows)
+    alone = batches(corpus, steps, seed, batch=batch, **packing)
+    assert_same(found, [alone[step] for step in range(steps)])
 
 
-def test_an_epoch_holds_every_token_of_every_document_exactly_once(corpus, monkeypatch):
-    monkeypatch.setattr(pipeline, "SHUFFLED_WINDOWS", 1)  # windows in the order in which they are packed
-    manifest = corpus[1]
-    count = manifest.train.tokens
-    stream = np.concatenate([b["tokens"][0] for b in take(iter(batches(corpus, batch=1)), 3 * count // L + 1)])
-    epochs = [stream[i * count : (i + 1) * count] for i in range(3)]
-    for epoch in epochs:
-        starts = np.flatnonzero(epoch == 256)
-        assert starts[0] == 0
-        assert len(starts) == manifest.train.documents
-        np.testing.assert_array_equal(np.sort(epoch), np.sort(epochs[0]))
-        for document in np.split(epoch, starts[1:]):
-            assert document[-1] == 257
-            assert len(set(document[1:-1])) == 1
-    assert (epochs[0] != epochs[1]).any(), "every epoch has an order of its own"
-
-
-def test_shuffling_windows_loses_and_repeats_none(corpus, short_shuffle):
-    shuffled = np.concatenate([b["tokens"] for b in take(iter(batches(corpus, batch=1)), 70)])
-    pipeline.SHUFFLED_WINDOWS = 1
-    plain = np.concatenate([b["tokens"] for b in take(iter(batches(corpus, batch=1)), 70)])
-    assert sorted(map(tuple, shuffled)) == sorted(map(tuple, plain))
-    assert (shuffled != plain).any()
-
-
-def test_the_same_seed_gives_the_same_batches_and_another_gives_others(corpus):
-    once, again, other = (take(iter(batches(corpus, seed)), 6) for seed in (3, 3, 4))
+def test_two_runs_with_one_seed_are_the_same_and_another_seed_gives_others(corpus):
+    once, again, other = (take(iter(training_batches(batches(corpus, seed=seed))), 12) for seed in (3, 3, 4))
     assert_same(once, again)
-    assert any((a["tokens"] != b["tokens"]).any() for a, b in zip(once, other))
+    assert all((a["tokens"] != b["tokens"]).any() for a, b in zip(once, other))
 
 
-@pytest.mark.parametrize("position", [0, 1, 6, 7, 23])
-def test_reading_resumes_bit_for_bit_from_the_state_as_json(corpus, short_shuffle, position):
-    """Positions before, on and after the edges of the shuffle, within a document, and in a later epoch."""
-    iterator = iter(batches(corpus))
-    take(iterator, position)
-    state = json.loads(json.dumps(iterator.get_state()))
-    expected = take(iterator, 9)
-    fresh = iter(batches(corpus))
-    take(fresh, 3)  # a state replaces whatever was read before
-    go_on_from(fresh, state)
-    assert_same(take(fresh, 9), expected)
+def test_windows_of_all_shards_are_shuffled_together(corpus):
+    """The first batches hold tokens of every shard, which a shuffle by shard would not."""
+    shard_of = np.repeat(np.arange(3), np.diff([0, *_shard_ends(corpus)]))
+    early = predicted([batches(corpus, seed=1)[step] for step in range(3)])
+    assert set(shard_of[early - 1]) == {0, 1, 2}
 
 
-def test_the_state_is_small_and_reading_it_disturbs_nothing(corpus, short_shuffle):
-    watched, plain = iter(batches(corpus)), iter(batches(corpus))
-    for _ in range(12):
-        assert len(json.dumps(watched.get_state())) < 500
-        assert_same(take(watched, 1), take(plain, 1))
+def _shard_ends(corpus) -> list[int]:
+    index = np.load(corpus.folder / "train.index.npy")
+    return [int(index["end"][last - 1]) for last in np.cumsum([shard.records for shard in corpus.manifest.train.shards])]
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 8])
+def test_a_host_reads_only_what_its_rows_need(corpus, hosts, monkeypatch):
+    read = []
+    original = TokenStream.read
+    monkeypatch.setattr(TokenStream, "read", lambda self, b, e: read.append((e - b).sum()) or original(self, b, e))
+    for host in range(hosts):
+        batches(corpus, rows=host_rows(BATCH, host, hosts))[0]
+    assert len(read) == min(hosts, BATCH)
+    assert sum(read) == BATCH * L
+    assert max(read) <= -(-BATCH // hosts) * L
 
 
 @pytest.mark.slow
-def test_reading_resumes_bit_for_bit_with_a_worker_process(corpus):
-    iterator = iter(batches(corpus, workers=1))
-    take(iterator, 5)
+def test_reading_resumes_bit_for_bit_with_worker_processes(corpus):
+    def start():
+        return iter(training_batches(batches(corpus, packing="best_fit", overlap=3), workers=2))
+
+    iterator = start()
+    before = take(iterator, 5)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = take(iterator, 4)
-    fresh = iter(batches(corpus, workers=1))
-    go_on_from(fresh, state)
+    fresh = start()
+    go_on_from(fresh, state, 5)
     assert_same(take(fresh, 4), expected)
-    assert_same(take(iter(batches(corpus)), 9)[5:], expected)  # one worker reads what the process itself would
+    alone = batches(corpus, packing="best_fit", overlap=3)
+    assert_same([*before, *expected], [alone[step] for step in range(9)])
+
+
+def test_a_state_of_another_reader_is_refused(corpus):
+    with pytest.raises(UserError, match="checkpoint of step 7 does not say where to read on"):
+        go_on_from(iter(training_batches(batches(corpus))), {"parent": {"next": 3}}, 7)
+
+
+def test_a_mixture_reads_each_source_by_its_share_and_tells_so(corpus, other):
+    settings = data(mixture=(SourceConfig("c", 3.0), SourceConfig("d", 1.0)))
+    mixed = Batches([corpus, other], settings, 20, 0)
+    rows = np.concatenate([mixed[step]["tokens"][:, 0] for step in range(20)])
+    assert (rows >= 10_000).sum() == 40
+    windows = -(-corpus.manifest.train.tokens // L), -(-450 // L)
+    assert mixed.progress(20) == pytest.approx(
+        {"epochs/c": 120 / windows[0], "epochs/d": 40 / windows[1], "share/c": 0.75, "share/d": 0.25}
+    )
+    assert set(batches(corpus).progress(1)) == {"epochs/c"}
 
 
 def test_held_out_windows_hold_the_beginnings_of_documents_and_are_always_the_same(corpus):
-    windows = held_out_windows(*corpus, L, 1000)
-    assert_same([windows], [held_out_windows(*corpus, L, 1000)])
-    documents = corpus[1].held_out.documents
-    assert (windows["tokens"] == 256).sum() == documents
-    for name, window in held_out_windows(*corpus, L, 3).items():
+    windows = held_out_windows([corpus], L, 1000)
+    assert_same([windows], [held_out_windows([corpus], L, 1000)])
+    stream = TokenStream(corpus.folder, corpus.manifest, "held_out")
+    begins = np.concatenate(list(stream.documents(100)))
+    ends = np.append(begins[1:], len(stream))
+    expected = [np.arange(b, min(b + L, e)) + 30_000 for b, e in zip(begins, ends)]
+    np.testing.assert_array_equal(predicted([windows]), np.concatenate(expected))
+    for numbers, tokens in zip(windows["segments"], windows["tokens"]):
+        for number in range(1, numbers.max() + 1):
+            np.testing.assert_array_equal(np.diff(tokens[numbers == number]), 1)
+    for name, window in held_out_windows([corpus], L, 3).items():
         np.testing.assert_array_equal(window, windows[name][:3])
-    short = held_out_windows(*corpus, 8, 1000)
-    assert (short["tokens"] == 256).sum() == documents
-    assert (short["segments"] > 0).sum() <= 8 * documents
 
 
-def test_a_corpus_without_held_out_documents_gives_no_windows(corpus):
-    folder, manifest = corpus
-    nothing = dataclasses.replace(manifest.held_out, documents=0, tokens=0, shards=())
-    windows = held_out_windows(folder, dataclasses.replace(manifest, held_out=nothing), L, 10)
-    assert {name: x.shape for name, x in windows.items()} == {"tokens": (0, L), "segments": (0, L)}
+def test_held_out_windows_come_from_all_sources_that_have_some(corpus, other):
+    assert len(held_out_windows([other], L, 4)["tokens"]) == 0
+    both = held_out_windows([other, corpus, corpus], L, 4)
+    assert_same([both], [{n: np.tile(x, (2, 1)) for n, x in held_out_windows([corpus], L, 2).items()}])
+    few = held_out_windows([corpus, corpus], L, 1)
+    assert_same([few], [held_out_windows([corpus], L, 1)])
 
 
-@pytest.fixture
-def copy(corpus, tmp_path):
-    """A corpus to damage, and its first shard."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for path in corpus[0].iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    manifest = read_manifest(folder)
-    return folder, manifest, folder / manifest.train.shards[0].name
-
-
-def test_a_missing_shard_is_named(copy):
-    folder, manifest, shard = copy
-    shard.unlink()
-    with pytest.raises(UserError, match=f"{shard} is missing; run a3jax prepare again"):
-        training_batches(folder, manifest, L, BATCH, 0)
-
-
-@pytest.mark.parametrize("size", [0, 100, 65_536, 100_000, -1])
-def test_a_shard_that_was_cut_short_is_named(copy, size):
-    folder, manifest, shard = copy
-    shard.write_bytes(shard.read_bytes()[:size])
-    with pytest.raises(UserError, match=rf"{shard} is damaged \(.+\); run a3jax prepare again"):
-        training_batches(folder, manifest, L, BATCH, 0)
+def test_corpora_are_named_by_their_folders_or_in_full_where_these_are_alike(corpus, tmp_path):
+    twin = corpora.write(tmp_path / corpus.name, [corpora.numbered([3])])
+    alone = open_corpora(DataConfig(str(corpus.folder)))
+    assert [c.name for c in alone] == ["c"]
+    both = open_corpora(DataConfig(mixture=tuple(SourceConfig(str(c.folder)) for c in (corpus, twin))))
+    assert [c.name for c in both] == [str(corpus.folder), str(twin.folder)]
+    missing = dataclasses.replace(DataConfig(), mixture=(SourceConfig(str(corpus.folder)), SourceConfig("nowhere")))
+    with pytest.raises(UserError, match="nowhere is not a prepared corpus"):
+        open_corpora(missing)

@@ -1,0 +1,91 @@
+"""Which window of which source every row of every step is: a pure function of the configuration and the step.
+
+Rows are shared out to sources by their weights, which may change over the steps; at every step each source is owed what
+its weight adds up to by then, and what it has been given so far differs from that by less than a row or so. The rows of
+a source go through its windows in random order, all of them before any a second time, in a new order each time.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from a3jax.config import SourceConfig
+from a3jax.data.permutation import key, permute, shuffled
+from a3jax.errors import UserError
+
+_ROWS, _WINDOWS = 0, 1
+"""What a key is for: the rows of a step, or the windows of a source in an epoch."""
+
+
+def weights(sources: Sequence[SourceConfig], steps: int) -> np.ndarray:
+    """The share of every source K at every step S, S x K float64, adding to 1 over sources.
+
+    Linear between the points of a source's schedule, constant before the first and after the last. Raises `UserError`
+    for a step at which no source has any.
+    """
+    columns = []
+    for source in sources:
+        points = [(point.step, point.weight) for point in source.schedule] or [(0, source.weight)]
+        columns.append(np.interp(np.arange(steps), *np.array(points, np.float64).T))
+    weight_SxK = np.stack(columns, axis=1)
+    total_S = weight_SxK.sum(1)
+    if not total_S.all():
+        raise UserError(f"data.mixture: no source has a weight above 0 at step {total_S.argmin()}; change its schedules")
+    return weight_SxK / total_S[:, None]
+
+
+def rows(share_SxK: np.ndarray, batch: int) -> np.ndarray:
+    """How many rows every source has been given before each step: (S+1) x K int64, the last row after all steps.
+
+    At each step a source gets the whole rows that it is owed, and the remaining rows go to those owed most.
+    """
+    steps, sources = share_SxK.shape
+    given_SxK = np.zeros((steps + 1, sources), np.int64)
+    if sources == 1:
+        given_SxK[:, 0] = np.arange(steps + 1) * batch
+        return given_SxK
+    owed_SxK = np.cumsum(share_SxK, axis=0) * batch
+    for step in range(steps):
+        due_K = owed_SxK[step] - given_SxK[step]
+        rows_K = np.maximum(np.floor(due_K), 0).astype(np.int64)
+        missing = batch - int(rows_K.sum())
+        by_rest = np.argsort(rows_K - due_K, kind="stable")  # who is owed most after these rows comes first
+        if missing >= 0:
+            rows_K[by_rest[:missing]] += 1
+        else:
+            rows_K[by_rest[rows_K[by_rest] > 0][missing:]] -= 1
+        given_SxK[step + 1] = given_SxK[step] + rows_K
+    return given_SxK
+
+
+class Mixture:
+    """Rows of steps -> sources and windows."""
+
+    def __init__(self, sources: Sequence[SourceConfig], windows: Sequence[int], steps: int, batch: int, seed: int):
+        """`windows` says how many windows each source has."""
+        self.batch, self.steps = batch, steps
+        self.windows = tuple(windows)
+        self._given_SxK = rows(weights(sources, steps), batch)
+        self._seed = seed
+
+    def at(self, step: int, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source and the window of rows of a step's batch, both int64."""
+        before_K, after_K = self._given_SxK[step], self._given_SxK[step + 1]
+        place_R = shuffled(self.batch, key(self._seed, _ROWS, step))[row_R]
+        edges_K = np.cumsum(after_K - before_K)
+        source_R = np.searchsorted(edges_K, place_R, side="right")
+        index_R = before_K[source_R] + place_R - (edges_K - after_K + before_K)[source_R]
+        window_R = np.empty(len(row_R), np.int64)
+        for source in np.unique(source_R).tolist():
+            mine = source_R == source
+            epoch_N, index_N = np.divmod(index_R[mine], self.windows[source])
+            window_R[mine] = permute(index_N, self.windows[source], key(self._seed, _WINDOWS, source, epoch_N))
+        return source_R, window_R
+
+    def shares(self, steps: int) -> np.ndarray:
+        """The share of each source in the first `steps` steps, K float64."""
+        return self._given_SxK[steps] / max(1, steps * self.batch)
+
+    def epochs(self, steps: int) -> np.ndarray:
+        """How often the first `steps` steps go through each source, K float64."""
+        return self._given_SxK[steps] / np.array(self.windows)
