@@ -1,13 +1,15 @@
 """The device mesh, and the one table that lays parameters and batches over it.
 
 Axes: `data` splits the batch, `fsdp` splits the batch and every parameter's width, `tensor` splits heads, feed-forward
-and vocabulary. Parameters name their axes by letter (`a3jax.model.parameters`); `RULES` maps letters to mesh axes.
+and vocabulary. Parameters name their axes by letter (`a3jax.model.parameters`); `RULES` maps letters to mesh axes. So do
+activations, whose batch takes `fsdp`: their width stays whole, and weights are gathered where they are used.
 """
 
 import math
 
 import jax
 from flax import nnx
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,6 +19,7 @@ from a3jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 RULES = {"N": None, "D": "fsdp", "F": "tensor", "H": "tensor", "K": "tensor", "E": None, "V": "tensor"}
 BATCH = P(("data", "fsdp"))
+ACTIVATIONS = {**RULES, "B": BATCH[0], "D": None, "L": None, "R": None}
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -54,6 +57,17 @@ def partition(axes: tuple[str, ...]) -> P:
     if len(used) != len(set(used)):
         raise ValueError(f"axes {'x'.join(axes)} use a mesh axis twice: {spec}")
     return P(*spec)
+
+
+def constrain(x: Array, axes: str) -> Array:
+    """An activation with axes such as "BxRxD", laid over the mesh in use; as it is where there is none.
+
+    Left to itself, the compiler may keep weights split over fsdp, and then every device computes the whole batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*(ACTIVATIONS[letter] for letter in axes.split("x"))))
 
 
 def parameter_shardings(parameters: nnx.State, mesh: Mesh) -> nnx.State:

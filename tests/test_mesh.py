@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from mesh_process import MESHES
 
 from a3jax.config import MeshConfig
 from a3jax.errors import UserError
-from a3jax.mesh import check_mesh, make_mesh, parameter_shardings, partition
+from a3jax.mesh import AXES, check_mesh, constrain, make_mesh, parameter_shardings, partition
 from a3jax.model.parameters import shapes
 
 
@@ -40,6 +41,7 @@ def simulated(tmp_path_factory):
     script = Path(__file__).with_name("mesh_process.py")
     done = subprocess.run([sys.executable, script, out], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Involuntary full rematerialization" not in done.stderr, "an array is put together whole on every device"
     results = {}
     with np.load(out) as arrays:
         for key in arrays:
@@ -104,6 +106,18 @@ def test_letters_become_mesh_axes():
     assert partition(("V", "D")) == P("tensor", "fsdp")
     with pytest.raises(ValueError, match="axes FxK use a mesh axis twice"):
         partition(("F", "K"))
+
+
+def test_activations_are_split_by_batch_and_keep_their_width():
+    """Nothing is done without a mesh, or on one device."""
+    x_BxRxF = np.zeros((4, 3, 2), np.float32)
+    assert constrain(x_BxRxF, "BxRxF") is x_BxRxF
+    for axes, spec in [("BxRxF", P(("data", "fsdp"), None, "tensor")), ("BxLxD", P(("data", "fsdp"), None, None))]:
+        with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2, 2), AXES)):
+            (equation,) = jax.make_jaxpr(lambda x, axes=axes: constrain(x, axes))(x_BxRxF).eqns
+        assert equation.params["sharding"].spec == spec
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1), AXES)):
+            assert not jax.make_jaxpr(lambda x, axes=axes: constrain(x, axes))(x_BxRxF).eqns
 
 
 def test_every_parameter_has_a_layout(tiny):

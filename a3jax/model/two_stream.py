@@ -20,6 +20,7 @@ from jax import Array
 from a3jax.attention import ATTENTION, attend
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
+from a3jax.mesh import constrain
 from a3jax.model.parameters import parameter
 from a3jax.model.projection import PROJECTION, project
 from a3jax.model.rope import angles, rotate
@@ -114,9 +115,9 @@ class Block(nnx.Module):
         x_BxRxD += out if pre else rms_norm(out, self.attention_norm, eps)
         normed = rms_norm(x_BxRxD, self.mlp_norm, eps) if pre else x_BxRxD
         hidden = jax.nn.silu(project(normed, self.gate[...])) * project(normed, self.up[...])
-        out = project(hidden, self.down[...])
+        out = project(constrain(hidden, "BxRxF"), self.down[...])
         x_BxRxD += out if pre else rms_norm(out, self.mlp_norm, eps)
-        return x_BxRxD, cache
+        return constrain(x_BxRxD, "BxRxD"), cache
 
     def _queries(self, normed: Array, turn: tuple[Array, ...]) -> Array:
         query = project(normed, self.query[...])
@@ -181,7 +182,7 @@ class TwoStream(nnx.Module):
 
     def embed(self, token: Array, how: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
-        return self.embedding[token].astype(how.dtype)
+        return constrain(self.embedding[...], "VxD")[token].astype(how.dtype)
 
     def embed_queries(self, predecessor: Array, committed: Array, how: Compute) -> Array:
         """What queries start from: x_{t-1} where it seeds the query, else the learned vector; ... x D."""
@@ -214,7 +215,8 @@ class TwoStream(nnx.Module):
         if cache is None:
             body = _remat(functools.partial(layer, skip=0), how.remat)
             tail = _remat(functools.partial(layer, skip=skip), how.remat)
-            x_BxRxD, _ = jax.lax.scan(body, rows.embedding, jax.tree.map(lambda p: p[:-1], parameters))
+            x_BxRxD = constrain(rows.embedding, "BxRxD")
+            x_BxRxD, _ = jax.lax.scan(body, x_BxRxD, jax.tree.map(lambda p: p[:-1], parameters))
             x_BxRxD, _ = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], parameters))
         else:
             # The cache is carried, so that it is updated in place. The last layer is not set apart: cutting it off would
