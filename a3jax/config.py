@@ -162,7 +162,9 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimizer step; must divide the batch."""
     loss_chunk: int = 1024
-    """Rows whose logits exist at one time."""
+    """Rows of one device whose logits exist at one time."""
+    executables: str | None = None
+    """A folder of compiled steps (`a3jax plan --save`) to be loaded; those of another experiment or machine are refused."""
     log_every: int = 1
     eval_every: int = 200
     eval_windows: int = 16
@@ -275,6 +277,17 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 def to_json(config: Any) -> str:
     """A configuration dataclass as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Dotted names and values of all leaves of `dataclasses.asdict`'s result."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    else:
+        return [(name, value)]
+    return [leaf for key, item in items for leaf in flat(item, f"{name}.{key}" if name else str(key))]
 
 
 def from_json(cls: type[T], text: str | bytes, where: str) -> T:

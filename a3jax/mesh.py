@@ -10,6 +10,7 @@ import math
 import jax
 from flax import nnx
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,7 +33,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         sizes[sizes.index(-1)] = max(1, len(devices) // -math.prod(sizes))
     if math.prod(sizes) != len(devices):
         raise UserError(f"mesh {dict(zip(AXES, sizes))} does not cover {len(devices)} devices; change mesh.data/fsdp/tensor")
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    except NotImplementedError:  # an axis takes part of one of the torus's, such as 32 of 4 x 4 x 4
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
 
 
 def check_mesh(mesh: Mesh, model: ModelConfig, batch: int) -> None:

@@ -11,13 +11,11 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import find
-from a3jax.config import Config, ModelConfig, Stage
+from a3jax.config import Config, ModelConfig
 from a3jax.errors import UserError, first_line
 from a3jax.mesh import check_mesh, make_mesh
 from a3jax.plan.topology import Topology
-from a3jax.train import remat
-from a3jax.train.compiled import abstract_batch
-from a3jax.train.step import abstract_state, make_step
+from a3jax.train.step import abstract_state
 
 
 @dataclass(frozen=True)
@@ -66,24 +64,6 @@ def mesh_over(config: Config, model: ModelConfig, topology: Topology) -> Mesh:
     mesh = make_mesh(config.mesh, list(topology.devices))
     check_mesh(mesh, model, config.data.batch // config.train.accumulate)
     return mesh
-
-
-def settled(config: Config, model: ModelConfig, mesh: Mesh, topology: Topology) -> Config:
-    """The experiment with what a run would decide by its devices' memory already decided: what is rematerialized."""
-    chosen = remat.choose(config, model, mesh, topology.chip.hbm_bytes)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, remat=chosen))
-
-
-def lower(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of `stage` as the compiler gets it, from shapes alone."""
-    with jax.set_mesh(mesh):
-        state, batch = abstract_state(config, model, mesh), abstract_batch(config, mesh)
-        return make_step(config, model, stage, mesh).lower(state, batch)
-
-
-def same_but_for_constants(lowered: jax.stages.Lowered) -> str:
-    """The program with its constants left out: steps that share it need the same memory and do the same work."""
-    return re.sub(r"dense<[^>]*>", "dense<>", lowered.as_text())
 
 
 def fit(lowered: jax.stages.Lowered, config: Config, model: ModelConfig, mesh: Mesh) -> Fits | TooLarge:

@@ -114,6 +114,9 @@ def _hbm_bytes(program: Program, computation: Computation, instruction: Instruct
     if opcode == "fusion":
         return _fusion_bytes(program, computation, instruction)
     operands = computation.operands(instruction)
+    if opcode == "slice-start":
+        taken = instruction.arrays[len(operands)]
+        return taken.hbm_bytes + (taken.bytes if operands[0].arrays[0].in_hbm else 0)
     if opcode.endswith("-start"):  # the result holds the operands as well, and what the transfer needs
         read = sum(_hbm(operand) for operand in operands)
         return read + max(0, _hbm(instruction) - read)

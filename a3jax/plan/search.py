@@ -18,11 +18,12 @@ from a3jax.config import Config, MeshConfig, ModelConfig
 from a3jax.errors import UserError
 from a3jax.mesh import AXES
 from a3jax.model.parameters import count
-from a3jax.plan.compile import Fits, fit, lower, mesh_over, model_of, settled
+from a3jax.plan.compile import Fits, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline
 from a3jax.plan.topology import Topology
 from a3jax.progress import Progress
-from a3jax.train import flops
+from a3jax.train import flops, remat
+from a3jax.train.compiled import lower
 from a3jax.train.step import single_stream
 
 
@@ -133,7 +134,7 @@ def _larger(one: Config, other: Config) -> bool:
 def _try(config: Config, model: ModelConfig, topology: Topology) -> Candidate:
     stage = config.curriculum[0]
     mesh = mesh_over(config, model, topology)
-    config = settled(config, model, mesh, topology)
+    config = remat.settled(config, model, mesh, topology.chip.hbm_bytes)
     result = fit(lower(config, model, stage, mesh), config, model, mesh)
     if isinstance(result, Fits):
         bound = roofline(read_costs(result.compiled), config, model, stage, topology)

@@ -27,7 +27,7 @@ def show_plan(plan: Plan) -> None:
     )
     bounds = [(stage, stage.bound) for stage in plan.stages if stage.bound is not None]
     _table(
-        "a step at its bound: useful and executed PFLOP of all devices, seconds of each resource, the slowest of them",
+        "a step at its bound: PFLOP of all devices, seconds",
         ("stage", "steps", "useful", "executed", "compute", "memory", "communication", "bound by", "tokens/s", "MFU"),
         (
             (
@@ -44,7 +44,7 @@ def show_plan(plan: Plan) -> None:
     )
     kinds = sorted({kind for _, bound in bounds for kind in bound.sent_bytes})
     _table(
-        "GB that a device moves in a step: to and from its memory, and sent by kind of collective",
+        "GB of a device in a step: memory traffic, and what it sends",
         ("stage", "memory", *kinds),
         (
             (stage.name, f"{bound.hbm_bytes / 1e9:.1f}", *(f"{bound.sent_bytes.get(kind, 0) / 1e9:.2f}" for kind in kinds))

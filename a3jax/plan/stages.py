@@ -1,9 +1,10 @@
 """The plan of an experiment: every stage compiled for a topology, its memory, its bound, and whether all of them fit."""
 
+import contextlib
 import dataclasses
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.model.parameters import count as parameter_count
-from a3jax.plan import executable
-from a3jax.plan.compile import Fits, Memory, TooLarge, fit, lower, mesh_over, model_of, same_but_for_constants, settled
+from a3jax.plan.compile import Fits, Memory, TooLarge, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline
 from a3jax.plan.topology import Topology
 from a3jax.progress import Progress
+from a3jax.train import executable, remat
+from a3jax.train.compiled import lower
+from a3jax.train.step import single_stream
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class StagePlan:
     name: str
     steps: int
     compiled_as: str
-    """The stage whose program this one shares but for constants; its own name where it was compiled itself."""
+    """The stage whose program was compiled; another one's stands for this where they have as many streams."""
     compile_seconds: float
     memory: Memory
     bytes_over: int
@@ -93,28 +96,35 @@ class Plan:
 
 
 def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
-    """Compile the step of every stage, one of each kind, or each of them where they are to be saved.
+    """Compile the step of one stage with one stream and of one with two, or of every stage where they are to be saved.
 
-    Raises `UserError` for a mesh that does not divide the topology or the model, and where the compiler fails for another
-    reason than memory.
+    Stages with as many streams have one program but for how they draw orders, which takes a few integers a token where the
+    rest takes thousands of floats: kernels read ranges as data, so that not even attention differs. The last of a kind
+    stands for the others; that FLOPs, traffic and memory agree, a test holds. Raises `UserError` for a mesh that does not
+    divide the topology or the model, and where the compiler fails for another reason than memory.
     """
     model = model_of(config)
     mesh = mesh_over(config, model, topology)
-    config = settled(config, model, mesh, topology)
-    work: dict[str, Future[StagePlan]] = {}
-    results = []
-    # The compiler leaves a core idle for much of its time, so stages are compiled side by side.
-    with ThreadPoolExecutor(os.cpu_count()) as compilers, Progress("plan", len(config.curriculum), "stages") as bar:
+    config = remat.settled(config, model, mesh, topology.chip.hbm_bytes)
+
+    def kind(stage: Stage) -> Stage | bool:
+        return single_stream(stage, model) if save is None else dataclasses.replace(stage, steps=1)
+
+    kinds = {kind(stage): stage for stage in config.curriculum}  # the last of a kind stands for the others
+    stages = []
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress("plan", len(config.curriculum), "stages"))
+        # Side by side, as the compiler leaves cores idle for much of its time; it cannot be stopped, only waited for.
+        compilers = ThreadPoolExecutor(os.cpu_count())
+        stack.callback(compilers.shutdown, cancel_futures=True)
+        compiled = {
+            key: compilers.submit(_compiled, config, model, stage, lower(config, model, stage, mesh), topology, mesh, save)
+            for key, stage in kinds.items()
+        }
         for stage in config.curriculum:
-            lowered = lower(config, model, stage, mesh)
-            key = lowered.as_text() if save else same_but_for_constants(lowered)
-            if key not in work:
-                work[key] = compilers.submit(_compiled, config, model, stage, lowered, topology, mesh, save)
-            results.append(work[key])
-        stages = []
-        for stage, result in zip(config.curriculum, results):
             bar.note(f"compiling {stage.name}")
-            stages.append(dataclasses.replace(result.result(), name=stage.name, steps=stage.steps))
+            result = compiled[kind(stage)].result()
+            stages.append(dataclasses.replace(result, name=stage.name, steps=stage.steps))
             bar.advance()
     return Plan(topology, dict(mesh.shape), parameter_count(model), config.train.remat, tuple(stages))
 
@@ -138,5 +148,5 @@ def _compiled(
         case Fits(compiled, memory):
             bound = roofline(read_costs(compiled), config, model, stage, topology)
             if save is not None:
-                executable.save(save, stage, lowered, compiled, mesh)
+                executable.save(save, stage, executable.fingerprint(config, model, lowered, mesh), compiled)
     return StagePlan(stage.name, stage.steps, stage.name, seconds, memory, over, bound)

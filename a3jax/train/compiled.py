@@ -1,7 +1,11 @@
-"""The compiled steps of a run: one for each kind of stage, the next one compiled in the background while this one runs."""
+"""The compiled steps of a run: one for each kind of stage, the next one compiled in the background while this one runs.
+
+With `train.executables` they are loaded instead, all of them before the first step, so that none is found missing later.
+"""
 
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +15,7 @@ from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
+from a3jax.train import executable, remat
 from a3jax.train.step import Batch, abstract_state, make_step
 
 
@@ -23,6 +28,10 @@ class CompiledSteps:
         self._steps: dict[Stage, Future[jax.stages.Compiled]] = {}
 
     def __enter__(self) -> Self:
+        """Raises `UserError` where steps are to be loaded and one of them cannot be."""
+        if self._config.train.executables is not None:
+            for stage in self._config.curriculum:
+                self._begin(stage).result()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -49,10 +58,19 @@ class CompiledSteps:
 
 
 def compile_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile the step of one stage, from shapes alone."""
+    """The step of one stage, compiled from shapes alone, or loaded; `UserError` if that is asked for and cannot be."""
+    lowered, folder = lower(config, model, stage, mesh), config.train.executables
+    if folder is None:
+        return lowered.compile()
+    config = remat.settled(config, model, mesh, remat.device_memory(mesh.devices.flat[0]))
+    return executable.load(Path(folder), stage, executable.fingerprint(config, model, lowered, mesh), lowered, mesh)
+
+
+def lower(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of `stage` as the compiler gets it, from shapes alone."""
     with jax.set_mesh(mesh):
         state, batch = abstract_state(config, model, mesh), abstract_batch(config, mesh)
-        return make_step(config, model, stage, mesh).lower(state, batch).compile()
+        return make_step(config, model, stage, mesh).lower(state, batch)
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> Batch:

@@ -6,6 +6,7 @@ offload  the same, kept in the host's memory (accelerators only)
 full     each layer's input; the whole forward pass is computed again
 """
 
+import dataclasses
 import os
 from typing import cast
 
@@ -34,6 +35,11 @@ def choose(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -
     if memory is None:
         return "full"
     return "dots" if state_bytes(model, mesh) + saved_bytes(config, model, mesh) <= SHARE * memory else "full"
+
+
+def settled(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -> Config:
+    """The experiment with `auto` replaced by what it chooses."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, remat=choose(config, model, mesh, memory)))
 
 
 def state_bytes(model: ModelConfig, mesh: Mesh) -> int:

@@ -15,12 +15,11 @@ import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL, Checkpoint, find
-from a3jax.config import Config, ModelConfig, read, to_json
+from a3jax.config import Config, ModelConfig, flat, read, to_json
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import load_codec
@@ -30,7 +29,7 @@ from a3jax.record import Record
 
 CONFIG = "config.json"
 
-_FREE_TO_CHANGE = ("name", "run", "mesh", "train.attention", "train.remat", "train.loss_chunk",
+_FREE_TO_CHANGE = ("name", "run", "mesh", "train.attention", "train.remat", "train.loss_chunk", "train.executables",
                    "train.log_every", "train.eval_every", "train.eval_windows", "train.save_every", "train.keep")  # fmt: skip
 """Fields that a resumed run may set anew, since the steps stay the same steps."""
 
@@ -116,8 +115,8 @@ def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...],
 
 
 def _check_same(folder: Path, config: Config) -> None:
-    before = dict(_flat(dataclasses.asdict(read(Config, folder / CONFIG))))
-    now = dict(_flat(dataclasses.asdict(config)))
+    before = dict(flat(dataclasses.asdict(read(Config, folder / CONFIG))))
+    now = dict(flat(dataclasses.asdict(config)))
     for name in sorted(before.keys() | now.keys()):
         free = any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)
         if before.get(name) != now.get(name) and not free:
@@ -125,14 +124,3 @@ def _check_same(folder: Path, config: Config) -> None:
                 f"{folder} holds a run with {name} = {before.get(name)}, not {now.get(name)}; "
                 f"give another --name or --run, or remove the folder"
             )
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Dotted names of all leaves."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    else:
-        return [(name, value)]
-    return [leaf for key, item in items for leaf in _flat(item, f"{name}.{key}" if name else str(key))]

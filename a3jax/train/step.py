@@ -77,10 +77,11 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
     how, parts = compute(config), config.train.accumulate
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
+    chunk = config.train.loss_chunk * mesh.shape["data"] * mesh.shape["fsdp"]
 
     def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
         differentiate = jax.value_and_grad(summed_loss, has_aux=True)
-        (total, count), grads = differentiate(params, batch, keys, model, stage, how, config.train.loss_chunk)
+        (total, count), grads = differentiate(params, batch, keys, model, stage, how, chunk)
         return total, count, grads
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:

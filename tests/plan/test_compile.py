@@ -9,7 +9,8 @@ from a3jax.config import Config, DataConfig, MeshConfig, Stage, TrainConfig
 from a3jax.errors import UserError
 from a3jax.mesh import make_mesh
 from a3jax.model.parameters import count
-from a3jax.plan.compile import Fits, TooLarge, _bytes_per_device, fit, lower, model_of, same_but_for_constants
+from a3jax.plan.compile import Fits, TooLarge, _bytes_per_device, fit, model_of
+from a3jax.train.compiled import lower
 
 GIB = 2**30
 
@@ -82,19 +83,6 @@ def test_other_failures_are_one_line(message, config, mesh):
     with pytest.raises(UserError, match=r"^the compiler fails: (INTERNAL|Ran out of memory in memory space vmem)") as error:
         fit(Refusing(message), config, config.model, mesh)
     assert "\n" not in str(error.value)
-
-
-def test_stages_share_a_program_where_only_constants_differ(config, mesh):
-    def program(stage, **changes):
-        other = dataclasses.replace(config, **changes)
-        return same_but_for_constants(lower(other, other.model, stage, mesh))
-
-    assert program(Stage(1, "in_order", 2)) == program(Stage(9, "in_order", 4))
-    assert program(Stage(1, "random", 4)) == program(Stage(1, "random", 8))
-    assert program(Stage(1, "random", 8)) == program(Stage(1, "random", 8), seed=5)
-    kinds = [Stage(1), Stage(1, "in_order", 2), Stage(1, "random", 2), Stage(1, "random", 2, given=0.5), Stage(1, "spans", 2)]
-    programs = {program(stage) for stage in kinds} | {program(kinds[0], data=DataConfig(length=16, batch=4))}
-    assert len(programs) == len(kinds) + 1
 
 
 def test_a_shape_comes_from_the_experiment_or_its_source(config, tmp_path):

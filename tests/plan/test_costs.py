@@ -115,6 +115,23 @@ def test_what_stays_on_the_chip_is_free():
     assert count(Program(FUSION)).hbm_bytes - count(Program(on_chip)).hbm_bytes == 64 * 16 * 4
 
 
+ASYNCHRONOUS = """HloModule asynchronous
+
+ENTRY %main (a: f32[64,128]) -> f32[8,128] {
+  %a = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[64,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[8:16], [0:128]}
+  %part = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%start)
+  %back = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%part)
+  ROOT %r = f32[8,128]{1,0:T(8,128)} copy-done(%back)
+}
+"""
+
+
+def test_transfers_in_the_background_count_once_at_each_end():
+    """A slice into on-chip memory is read from the main one; a copy back is written there."""
+    assert count(Program(ASYNCHRONOUS)).hbm_bytes == 2 * 8 * 128 * 4
+
+
 def test_a_scan_multiplies_the_bytes_of_its_layers():
     def bytes_of(layers):
         def scan(x, stack):
