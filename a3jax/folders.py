@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ _MADE_FROM = ".made_from"
 
 
 @contextlib.contextmanager
-def resumable(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
+def resumable(
+    out: Path, made_from: dict[str, Any], worth_keeping: Callable[[Path], bool] = lambda partial: False
+) -> Iterator[Path]:
     """A folder to write into, renamed to `out` at the end. Stopped on the way, it stays as `OUT.partial` to go on from.
 
     `made_from` is all that the contents follow from, as JSON values; a partial folder made from anything else is begun
-    anew. Raises `UserError` if `out` exists, is being written by another process, or outgrows the disk.
+    anew. After an error it stays too if it is `worth_keeping`. Raises `UserError` if `out` exists, is being written by
+    another process, or outgrows the disk.
     """
     check_new(out)
     partial = out.with_name(f"{out.name}.partial")
@@ -39,6 +42,10 @@ def resumable(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
                 raise UserError(
                     f"{out} could not be written: the disk is full; make room and run it again: it goes on from {partial}"
                 ) from None
+            if worth_keeping(partial):
+                if isinstance(error, UserError):
+                    raise UserError(f"{error}; the same command goes on from {partial}") from None
+                raise
             remove(partial)
             raise
 

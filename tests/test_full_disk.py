@@ -64,9 +64,15 @@ def test_import_goes_on_when_there_is_room(model, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_prepare_leaves_nothing(workers, tmp_path):
+def test_prepare_goes_on_when_there_is_room(workers, tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.txt").write_text(f"{i}" * 100_000)
-    with no_file_larger_than(20_000), pytest.raises(UserError, match="corpus could not be written: the disk is full"):
-        prepare(sorted(tmp_path.glob("*.txt")), tmp_path / "corpus", "bytes", workers=workers)
-    assert len(list(tmp_path.iterdir())) == 4
+    sources, out = sorted(tmp_path.glob("*.txt")), tmp_path / "corpus"
+    with (
+        no_file_larger_than(20_000),
+        pytest.raises(UserError, match=r"corpus could not be written: the disk is full.*partial"),
+    ):
+        prepare(sources, out, "bytes", workers=workers)
+    assert sorted(path.name for path in tmp_path.glob("corpus*")) == ["corpus.partial"]
+    prepare(sources, out, "bytes", workers=workers)
+    assert sorted(path.name for path in tmp_path.glob("corpus*")) == ["corpus"]

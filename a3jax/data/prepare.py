@@ -1,96 +1,112 @@
-"""Text and JSONL -> tokenized ArrayRecord shards, in parallel.
+"""Sources -> a corpus: documents are dealt into shards, which workers tokenize and write, and which are then joined.
 
-Files are dealt into shards of about equal size by a rule that knows neither the number of processes nor the clock, and
-a document's split depends only on the seed and its text; so the same sources always give the same corpus.
+Parts of sources are dealt by a rule that knows neither the number of workers nor the clock, and each document's split
+depends on its text and the seed alone; so the same sources always give the same corpus, byte for byte. A shard that is
+finished stays when a run is stopped, killed or fails, and the same command goes on with the others.
 """
 
-import contextlib
 import hashlib
-import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from a3jax.data.corpus import SPLITS, VERSION, Dtype, Manifest, ShardWriter, join_shards, write_manifest
+import numpy as np
+from rich.filesize import decimal
+
+from a3jax.data.corpus import SPLITS, VERSION, Dtype, Manifest, join_shards, write_manifest
+from a3jax.data.duplicates import find_duplicates
+from a3jax.data.filters import KEEP_ALL, Filters
+from a3jax.data.shards import Counts, Recipe, Task, fault_error, finished, hash_documents, write_shard
+from a3jax.data.sources.array_record import TokenDtype
+from a3jax.data.sources.interface import Fault, Part, Source
+from a3jax.data.sources.opening import Reading, open_source
 from a3jax.data.tokenizer import load_codec
+from a3jax.data.workers import in_processes
 from a3jax.errors import UserError
-from a3jax.folders import check_new, complete_or_nothing
+from a3jax.folders import check_new, resumable
 from a3jax.progress import Progress, console
 
-SHARD_BYTES = 32 * 2**20
-"""Source bytes per shard."""
-JSONL = (".jsonl", ".ndjson")
+LARGEST_SHARD, SMALLEST_SHARD = 64 * 2**20, 2**20
+"""Source bytes, about, of a shard where there are many, and where there are few."""
+SHARDS = 64
+"""How many there are in between."""
+LISTERS = 16
+"""Threads that list parts: for many files in a bucket."""
 
-
-@dataclass(frozen=True)
-class _Task:
-    """One shard's work, small enough to send to another process."""
-
-    index: int
-    files: tuple[Path, ...]
-    out: Path
-    tokenizer: str
-    start: str | None
-    end: str | None
-    text_field: str
-    seed: int
-    held_out: float
-    dtype: Dtype
-
-
-@dataclass(frozen=True)
-class _Done:
-    characters: int
-    skipped: int
+Work = list[tuple[Source, Part]]
 
 
 def prepare(
-    sources: Sequence[Path],
+    sources: Sequence[str | Path],
     out: Path,
     tokenizer: str,
     start: str | None = None,
     end: str | None = None,
+    column: str = "text",
+    split: str = "train",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    text_field: str = "text",
+    token_dtype: TokenDtype = "uint16",
     held_out: float = 0.01,
     seed: int = 0,
+    deduplicate: bool = False,
+    filters: Filters = KEEP_ALL,
+    on_error: Literal["stop", "skip"] = "stop",
     workers: int | None = None,
 ) -> Manifest:
-    """Tokenize files or folders into a corpus folder `out`, and return its manifest.
+    """Tokenize sources into a corpus folder `out`, and return its manifest.
 
-    A text file is one document; every line of a JSONL file is one, in its `text_field`. `include` and `exclude` are
-    shell patterns matched against paths found inside folders. `held_out` is the fraction of documents kept for
-    evaluation. Files that are not UTF-8 text are passed over, counted and reported; empty documents are passed over.
-    Raises `UserError`, with nothing written, for a source that is absent or has no text.
+    sources      files, folders and URLs, `hf:` and `tfds:` with a name, as for `a3jax.data.sources.opening.open_source`
+    column       field or column that holds the text, or token ids
+    split        of data sets that have splits
+    include      shell patterns of files to read inside folders, and `exclude` of those to pass over
+    token_dtype  of ArrayRecord files of token ids
+    held_out     the fraction of documents kept for evaluation; which ones follows from `seed` and their texts
+    deduplicate  keep only the first of identical documents
+    on_error     whether the first document that cannot be read ends it, or all are passed over and counted by reason
+
+    Empty documents, and files in folders that are not text, are passed over and counted. Raises `UserError`, with what is
+    finished kept in `OUT.partial` for the next try, for a source that is absent, broken or without text.
     """
+    reading = Reading(column, split, tuple(include), tuple(exclude), token_dtype)
     check_new(out)
     if not 0 <= held_out < 1:
         raise UserError(f"held-out is {held_out}; it must be at least 0 and below 1")
-    codec = load_codec(tokenizer, start, end)
-    files = list(_find(sources, include, exclude))
-    if not files:
-        raise UserError(f"no file to read in {', '.join(map(str, sources))}; check the path and --include")
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
+    codec = load_codec(tokenizer, start, end)
+    named = [str(source) for source in sources]
+    opened = [source for name in named for source in open_source(name, reading)]
+    if not opened:
+        raise UserError(f"no file to read in {', '.join(named)}; check the path and --include")
+    work, faults = _list_parts(opened)
+    if faults and on_error == "stop":
+        raise fault_error(faults[0])
     dtype: Dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
-    with complete_or_nothing(out) as partial:
+    recipe = Recipe(tokenizer, start, end, dtype, seed, held_out, filters.limits())
+    settings = {**asdict(reading), **filters.limits(), "deduplicate": deduplicate, "on_error": on_error}
+    made_from = {"version": VERSION, **asdict(recipe), "tokenizer": codec.sha256}
+    with resumable(out, made_from, _begun) as partial:
         tasks = [
-            _Task(i, tuple(shard), partial, tokenizer, start, end, text_field, seed, held_out, dtype)
-            for i, shard in enumerate(_deal(files))
+            Task(number, tuple(shard), _identity(shard), partial, recipe, on_error == "skip")
+            for number, shard in enumerate(_deal(work))
         ]
-        done = _run(tasks, workers or os.cpu_count() or 1)
+        processes = workers or os.cpu_count() or 1
+        if deduplicate:
+            tasks = _with_repeats(tasks, processes)
+        counts = _write(tasks, processes, np.dtype(dtype).itemsize)
         train, held = (join_shards(partial, split, range(len(tasks))) for split in SPLITS)
+        passed_over = sum((each.passed_over for each in counts), Counter(fault.reason for fault in faults))
         if not train.documents:
-            raise UserError(f"{', '.join(map(str, sources))}: no text for training was found; the corpus would be empty")
+            _tidy(partial, set())
+            why = f" (passed over: {_listed(passed_over)})" if passed_over else ""
+            raise UserError(f"{', '.join(named)}: no text for training was found{why}; the corpus would be empty")
         for name, content in codec.files.items():
             (partial / name).write_bytes(content)
-        skipped = sum(result.skipped for result in done)
         manifest = Manifest(
             version=VERSION,
             train=train,
@@ -102,138 +118,99 @@ def prepare(
             held_out_fraction=held_out,
             start_token=codec.start,
             end_token=codec.end,
-            sources=tuple(map(str, sources)),
-            settings={},
-            characters=sum(result.characters for result in done),
-            passed_over={"not UTF-8 text": skipped} if skipped else {},
+            sources=tuple(named),
+            settings={name: _written(value) for name, value in settings.items()},
+            characters=sum(each.characters for each in counts),
+            passed_over=dict(sorted(passed_over.items())),
         )
+        _tidy(partial, {shard.name for split in (train, held) for shard in split.shards})
         write_manifest(partial, manifest)
-    for reason, count in manifest.passed_over.items():
-        console.print(f"files passed over because they are {reason}: {count}")
+    if manifest.passed_over:
+        console.print(f"passed over: {_listed(manifest.passed_over)}")
     return manifest
 
 
-def _find(sources: Sequence[Path], include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
-    """Files in a fixed order; hidden ones inside folders are passed over."""
-    for source in sources:
-        if source.is_file():
-            yield source
-        elif source.is_dir():
-            for path in sorted(source.rglob("*")):
-                name = str(path.relative_to(source))
-                hidden = any(part.startswith(".") for part in Path(name).parts)
-                wanted = any(fnmatch(name, pattern) for pattern in include)
-                if wanted and not hidden and not any(fnmatch(name, p) for p in exclude) and path.is_file():
-                    yield path
-        else:
-            raise UserError(f"{source} does not exist")
+def _list_parts(sources: Sequence[Source]) -> tuple[Work, list[Fault]]:
+    """All parts of all sources, in order, and what cannot be opened."""
+    work, faults = [], []
+    with ThreadPoolExecutor(LISTERS) as pool:
+        for source, parts in zip(sources, pool.map(lambda source: source.parts(), sources)):
+            if isinstance(parts, Fault):
+                faults.append(parts)
+            else:
+                work += [(source, part) for part in parts]
+    return work, faults
 
 
-def _deal(files: list[Path]) -> list[list[Path]]:
-    """Consecutive files in shards of at least `SHARD_BYTES`; at least two shards where there are two files."""
-    limit = min(SHARD_BYTES, 1 + sum(path.stat().st_size for path in files) // 2)
-    shards: list[list[Path]] = [[]]
-    size = 0
-    for path in files:
+def _deal(work: Work) -> list[Work]:
+    """Consecutive parts in shards: about `SHARDS` of them, two at least where there are two parts."""
+    total = sum(part.bytes for _, part in work)
+    limit = min(LARGEST_SHARD, max(1 + total // SHARDS, min(SMALLEST_SHARD, 1 + total // 2)))
+    shards: list[Work] = []
+    size = limit
+    for source, part in work:
         if size >= limit:
             shards.append([])
             size = 0
-        shards[-1].append(path)
-        size += path.stat().st_size
+        shards[-1].append((source, part))
+        size += part.bytes
     return shards
 
 
-def _run(tasks: list[_Task], workers: int) -> list[_Done]:
-    total = sum(path.stat().st_size for task in tasks for path in task.files)
-    with Progress("prepare", total, "bytes") as progress:
-        if min(workers, len(tasks)) == 1:
-            return [_write_shard(task, progress.advance) for task in tasks]
-        context = multiprocessing.get_context("spawn")
-        done = context.Value("q", 0)
-        with ProcessPoolExecutor(min(workers, len(tasks)), context, _share, (done,)) as pool:
-            futures = [pool.submit(_write_shared, task) for task in tasks]
-            shown = 0
-            while True:
-                finished, waiting = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-                progress.advance(done.value - shown)
-                shown = done.value
-                if failed := next((future for future in finished if future.exception()), None):
-                    pool.shutdown(cancel_futures=True)
-                    failed.result()
-                if not waiting:
-                    return [future.result() for future in futures]
+def _identity(work: Work) -> str:
+    told = [(source.name, source.identity, asdict(part)) for source, part in work]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-_bytes_done: Any = None
-"""In a worker process: how much of the sources all of them have read."""
+def _with_repeats(tasks: Sequence[Task], workers: int) -> list[Task]:
+    """The tasks, knowing which of their documents repeat earlier ones."""
+    new = [task for task in tasks if not task.digests.is_file()]
+    total = sum(task.bytes for task in tasks)
+    with Progress("find duplicates", total, "bytes", total - sum(task.bytes for task in new)) as progress:
+        in_processes(hash_documents, new, workers, lambda read, _: progress.advance(read))
+    found = find_duplicates([task.digests for task in tasks])
+    return [replace(task, repeats=tuple(repeats.tolist())) for task, repeats in zip(tasks, found)]
 
 
-def _share(counter: Any) -> None:
-    global _bytes_done
-    _bytes_done = counter
+def _write(tasks: Sequence[Task], workers: int, token_bytes: int) -> list[Counts]:
+    """Write every shard that no earlier run has; the counts of all."""
+    counts = {task.number: finished(task) for task in tasks}
+    new = [task for task in tasks if counts[task.number] is None]
+    total = sum(task.bytes for task in tasks)
+    read = tokens = 0
+    with Progress("prepare", total, "bytes", total - sum(task.bytes for task in new)) as progress:
+
+        def report(more_read: int, more_tokens: int) -> None:
+            nonlocal read, tokens
+            read, tokens = read + more_read, tokens + more_tokens
+            progress.advance(more_read)
+            if read and tokens:
+                whole = round(tokens / read * total)
+                progress.note(f"about {whole:,} tokens, at most {decimal(whole * token_bytes)}")
+
+        for task, found in zip(new, in_processes(write_shard, new, workers, report)):
+            counts[task.number] = found
+    return [found for found in counts.values() if found]
 
 
-def _write_shared(task: _Task) -> _Done:
-    def advance(size: int) -> None:
-        with _bytes_done.get_lock():
-            _bytes_done.value += size
-
-    return _write_shard(task, advance)
+def _begun(partial: Path) -> bool:
+    """Whether a partial folder has something to go on from."""
+    return any(path.suffix == ".digests" or path.name.endswith(".done.json") for path in partial.iterdir())
 
 
-def _write_shard(task: _Task, advance: Callable[[int], None]) -> _Done:
-    codec = load_codec(task.tokenizer, task.start, task.end)
-    characters = skipped = 0
-    with contextlib.ExitStack() as stack:
-        train, held = (stack.enter_context(ShardWriter(task.out, split, task.index, task.dtype)) for split in SPLITS)
-        for path in task.files:
-            texts, before = _documents(path, task.text_field), characters
-            skipped += texts is None
-            for text in texts or ():
-                (held if _held_out(text, task.seed, task.held_out) else train).write(codec.document(text))
-                characters += len(text)
-                advance(len(text))
-            advance(path.stat().st_size - (characters - before))  # what is not a character of its own
-    return _Done(characters, skipped)
+def _tidy(partial: Path, shards: set[str]) -> None:
+    """Remove what only the work needed, and shards of an earlier run whose sources are gone."""
+    for pattern in ("*.digests", "*.done.json", "*.partial"):
+        for path in partial.glob(pattern):
+            path.unlink()
+    for path in partial.glob("*.array_record"):
+        if path.name not in shards:
+            path.unlink()
 
 
-def _documents(path: Path, text_field: str) -> Iterable[str] | None:
-    """The texts of one file, empty ones passed over; None for a file that is not UTF-8 text."""
-    if path.suffix in JSONL:
-        return filter(str.strip, _lines(path, text_field))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return None
-    return [text] if text.strip() else []
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items()))
 
 
-def _lines(path: Path, text_field: str) -> Iterator[str]:
-    """The texts of a JSONL file, read line by line."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _text_of(line, text_field, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}; convert it, or leave it out with --exclude") from None
-
-
-def _text_of(line: str, text_field: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    text = value.get(text_field) if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise UserError(f"{where} has no text in field '{text_field}'; name the right one with --text-field")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair, which is no character
-        raise UserError(f"{where} is not Unicode text in field '{text_field}': {error}") from None
-    return text
-
-
-def _held_out(text: str, seed: int, fraction: float) -> bool:
-    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+def _written(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

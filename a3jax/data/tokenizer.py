@@ -40,9 +40,13 @@ class TextCodec:
 
     def document(self, text: str) -> list[int]:
         """Token ids of a whole document: start, text, end."""
+        return self.enclosed(self.encode(text))
+
+    def enclosed(self, ids: list[int]) -> list[int]:
+        """Token ids of a document's text, between its start and end."""
         start = [] if self.start is None else [self.start]
         end = [] if self.end is None else [self.end]
-        return start + self.encode(text) + end
+        return start + ids + end
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens included."""

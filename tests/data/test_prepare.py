@@ -2,14 +2,23 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from a3jax.data import prepare as module
+from a3jax.data import shards
 from a3jax.data.corpus import TokenStream, read_manifest
+from a3jax.data.filters import Filters
 from a3jax.data.prepare import prepare
+from a3jax.data.sources.interface import Part
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 
@@ -53,25 +62,30 @@ def test_every_document_is_written_once_with_its_start_and_end_and_counted_exact
         assert (split.documents, split.tokens) == (len(found), sum(map(len, found)))
         assert split.documents > 0
     assert manifest.characters == sum(map(len, texts))
-    assert (manifest.vocab, manifest.dtype, manifest.passed_over) == (258, "uint16", {})
+    assert (manifest.vocab, manifest.dtype, manifest.passed_over) == (258, "uint16", {"empty": 1})
     assert (manifest.start_token, manifest.end_token) == (256, 257)
     assert read_manifest(tmp_path / "out") == manifest
 
 
 @pytest.mark.slow
-def test_the_corpus_is_bit_equal_for_one_worker_and_two(source, tmp_path):
-    prepare([source], tmp_path / "one", "bytes", held_out=0.3, workers=1)
-    prepare([source], tmp_path / "two", "bytes", held_out=0.3, workers=2)
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
-    assert len(read_manifest(tmp_path / "one").train.shards) == 2
+def test_the_corpus_is_bit_equal_for_one_worker_and_more(source, tmp_path):
+    (source / "more.jsonl").write_text("".join(json.dumps({"text": f"line {i % 40}"}) + "\n" for i in range(100)))
+    for name, workers in {"one": 1, "two": 2, "five": 5}.items():
+        manifest = prepare([source], tmp_path / name, "bytes", held_out=0.3, workers=workers, deduplicate=True)
+        assert manifest.train.documents + manifest.held_out.documents == 70
+        assert manifest.passed_over == {"duplicate": 60, "empty": 1}
+    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "five")
+    assert len(read_manifest(tmp_path / "one").train.shards) > 1
 
 
 @pytest.mark.slow
-def test_a_mistake_found_by_a_worker_reaches_the_user(source, tmp_path):
+def test_a_mistake_found_by_a_worker_reaches_the_user_and_ends_the_others(source, tmp_path):
     (source / "zz.jsonl").write_text('{"text": "good"}\nbad\n')
-    with pytest.raises(UserError, match=r"zz\.jsonl:2 is not JSON"):
+    with pytest.raises(UserError, match=r"zz\.jsonl:2 is not JSON") as caught:
         prepare([source], tmp_path / "out", "bytes", workers=2)
-    assert not list(tmp_path.glob("out*"))
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_documents_split_depends_on_its_text_and_the_seed_alone(source, tmp_path):
@@ -88,16 +102,16 @@ def test_a_documents_split_depends_on_its_text_and_the_seed_alone(source, tmp_pa
 
 
 def test_the_held_out_fraction_is_kept_roughly():
-    share = np.mean([module._held_out(f"text {i}", 0, 0.1) for i in range(5000)])
+    share = np.mean([shards.held_out(i.to_bytes(16, "big"), 0, 0.1) for i in range(5000)])
     assert abs(share - 0.1) < 0.02  # standard deviation 0.004
-    assert not any(module._held_out(f"text {i}", 0, 0.0) for i in range(100))
+    assert not any(shards.held_out(i.to_bytes(16, "big"), 0, 0.0) for i in range(100))
 
 
 def test_jsonl_gives_a_document_per_line_and_passes_over_empty_ones(tmp_path):
     file = tmp_path / "lines.jsonl"
     rows = [{"body": "one"}, {"body": "two\u2028 lines", "more": 1}, {"body": ""}, {"body": " \n"}, {"body": "ünï"}]
     file.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
-    manifest = prepare([file], tmp_path / "out", "bytes", text_field="body", held_out=0.0, workers=1)
+    manifest = prepare([file], tmp_path / "out", "bytes", column="body", held_out=0.0, workers=1)
     assert manifest.train.documents == 3
     assert manifest.held_out.documents == 0
     expected = [load_codec("bytes").document(text) for text in ("one", "two\u2028 lines", "ünï")]
@@ -120,28 +134,172 @@ def test_files_that_are_not_text_are_counted_and_reported(source, tmp_path, monk
     (source / "picture.txt").write_bytes(b"\x89PNG\xff\xfe\x00")
     (source / "zz.bin").write_bytes(bytes(range(256)))
     manifest = prepare([source], tmp_path / "out", "bytes", held_out=0.0, workers=1)
-    assert (manifest.train.documents, manifest.passed_over) == (30, {"not UTF-8 text": 2})
-    assert said == ["files passed over because they are not UTF-8 text: 2"]
+    assert (manifest.train.documents, manifest.passed_over) == (30, {"empty": 1, "not UTF-8 text": 2})
+    assert said == ["passed over: empty 1, not UTF-8 text 2"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n\n{"text": \n', r"x\.jsonl:3 is not JSON"),
-        (b'{"text": "a"}\n{"body": "b"}\n', r"x\.jsonl:2 has no text in field 'text'; name the right one with --text-field"),
-        (b'{"text": "a"}\n{"text": 3}\n', r"x\.jsonl:2 has no text in field 'text'"),
-        (b'["text"]\n', r"x\.jsonl:1 has no text in field 'text'"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', r"x\.jsonl is not UTF-8"),
-        (b'{"text": "a"}\n{"text": "half \\ud83d"}\n', r"x\.jsonl:2 is not Unicode text in field 'text'"),
+        (b'{"text": "a"}\n\n{"text": \n', r"x\.jsonl:3 is not JSON: .*; mend that, or pass over .* --on-error skip"),
+        (b'{"text": "a"}\n{"body": "b"}\n', r"x\.jsonl:2 has no 'text'; it has body: name one with --column"),
+        (
+            b'{"text": "a"}\n{"text": [2, 258]}\n',
+            r"x\.jsonl, line 2 has the token id 258, and the tokenizer ids from 0 to 257",
+        ),
+        (b'{"text": "a"}\n{"text": [-1]}\n', r"x\.jsonl, line 2 has the token id -1"),
+        (b"", r"x\.jsonl: no text for training was found; the corpus would be empty"),
         (b"\n\n", r"x\.jsonl: no text for training was found; the corpus would be empty"),
+        (b'{"text": " "}', r"x\.jsonl: no text for training was found \(passed over: empty 1\); the corpus would be empty"),
     ],
 )
-def test_a_broken_jsonl_file_is_named_with_its_line(content, message, tmp_path):
+def test_a_broken_document_ends_it_and_is_named(content, message, tmp_path):
     file = tmp_path / "x.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         prepare([file], tmp_path / "out", "bytes", held_out=0.0, workers=1)
     assert not list(tmp_path.glob("out*")), "nothing half-written is left"
+
+
+def test_broken_documents_are_passed_over_and_counted_where_the_user_asks(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(
+        b'{"text": "a"}\nbad\n{"body": 1}\n{"text": "\xff"}\n{"text": [999]}\n\n{"text": ""}\n{"text": "b"}'
+    )
+    (tmp_path / "y.parquet").write_bytes(b"PAR1 and no more")
+    manifest = prepare([tmp_path], tmp_path / "out", "bytes", held_out=0.0, workers=1, on_error="skip")
+    assert documents(tmp_path / "out", "train") == [load_codec("bytes").document(text) for text in "ab"]
+    counted = {"damaged file": 1, "empty": 1, "foreign token ids": 1, "no text": 1, "not JSON": 1, "not UTF-8 text": 1}
+    assert manifest.passed_over == counted
+    with pytest.raises(UserError, match=r"y\.parquet cannot be read"):
+        prepare([tmp_path], tmp_path / "again", "bytes", workers=1)
+
+
+def test_token_ids_are_written_as_they_are(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"ids": [5, 6]}\n{"ids": []}\n{"ids": [257]}\n{"ids": [5, 6]}')
+    manifest = prepare([tmp_path], tmp_path / "out", "bytes", column="ids", held_out=0.0, workers=1, deduplicate=True)
+    assert documents(tmp_path / "out", "train") == [[5, 6], [257]]
+    assert manifest.passed_over == {"duplicate": 1, "empty": 1}
+    assert manifest.characters == 0
+
+
+def test_of_identical_documents_the_first_is_kept_wherever_they_are(source, tmp_path):
+    texts = texts_of(source)
+    for i, text in enumerate(texts[::2]):
+        (source / f"again{i}.txt").write_text(text, encoding="utf-8")
+    (source / "zz.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "new", "new"]))
+    manifest = prepare([source], tmp_path / "out", "bytes", held_out=0.0, workers=1, deduplicate=True)
+    assert sorted(documents(tmp_path / "out", "train")) == sorted(map(load_codec("bytes").document, [*texts, "new"]))
+    assert manifest.passed_over == {"duplicate": 15 + 30 + 1, "empty": 1}
+    assert not list((tmp_path / "out").glob("*.d*")), "nothing of the work is left"
+
+
+def test_documents_outside_the_limits_are_passed_over_by_reason(tmp_path):
+    texts = ["short", "two words", "many words that make a longer document", "x" * 50, "ééééé ééééé"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    limits = Filters(min_words=2, max_characters=30, max_tokens=15)
+    manifest = prepare([tmp_path], tmp_path / "out", "bytes", held_out=0.0, filters=limits, workers=1)
+    assert documents(tmp_path / "out", "train") == [load_codec("bytes").document("two words")]
+    assert manifest.passed_over == {"characters above 30": 2, "tokens above 15": 1, "words below 2": 1}
+    assert manifest.settings["min_words"] == "2"
+
+
+class Killed(BaseException):
+    """What stands for a process that is gone."""
+
+
+def stopping_before(monkeypatch, shard):
+    """`write_shard` as it is, but for one shard, at whose beginning the process is killed."""
+    written = []
+
+    def write_shard(task, report):
+        if task.number == shard:
+            raise Killed
+        written.append(task.number)
+        return shards.write_shard(task, report)
+
+    monkeypatch.setattr(module, "write_shard", write_shard)
+    return written
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_what_was_finished_stays_and_the_corpus_is_the_same(source, tmp_path, monkeypatch, deduplicate):
+    options = {"held_out": 0.3, "workers": 1, "deduplicate": deduplicate}
+    monkeypatch.setattr(module, "SMALLEST_SHARD", 200)
+    prepare([source], tmp_path / "whole", "bytes", **options)
+    stopping_before(monkeypatch, 5)
+    with pytest.raises(Killed):
+        prepare([source], tmp_path / "out", "bytes", **options)
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
+    (tmp_path / "out.partial" / "train-00005.array_record").write_bytes(b"half a shard")
+    rest = stopping_before(monkeypatch, None)
+    prepare([source], tmp_path / "out", "bytes", **options)
+    assert rest[0] == 5
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_a_file_that_was_mended_and_no_other_is_read_again(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_SHARD", 200)
+    (source / "zz.jsonl").write_text('{"text": "good"}\nbad\n')
+    with pytest.raises(UserError, match=r"zz\.jsonl:2 is not JSON.*; the same command goes on from .*out\.partial"):
+        prepare([source], tmp_path / "out", "bytes", workers=1)
+    written = stopping_before(monkeypatch, None)
+    (source / "zz.jsonl").write_text('{"text": "good"}\n{"text": "now"}\n')
+    manifest = prepare([source], tmp_path / "out", "bytes", workers=1)
+    assert len(written) == 1
+    prepare([source], tmp_path / "anew", "bytes", workers=1)
+    assert digests(tmp_path / "out") == digests(tmp_path / "anew")
+    assert manifest.train.documents + manifest.held_out.documents == 32
+
+
+def test_with_other_settings_nothing_is_taken_over(source, tmp_path, monkeypatch):
+    stopping_before(monkeypatch, 1)
+    with pytest.raises(Killed):
+        prepare([source], tmp_path / "out", "bytes", workers=1)
+    written = stopping_before(monkeypatch, None)
+    prepare([source], tmp_path / "out", "bytes", workers=1, seed=1)
+    assert written == [0, 1]
+
+
+def test_what_was_skipped_is_not_taken_over_where_faults_are_to_end_it(source, tmp_path, monkeypatch):
+    (source / "00.jsonl").write_text("bad\n")
+    stopping_before(monkeypatch, 1)
+    with pytest.raises(Killed):
+        prepare([source], tmp_path / "out", "bytes", workers=1, on_error="skip")
+    stopping_before(monkeypatch, None)
+    with pytest.raises(UserError, match=r"00\.jsonl:1 is not JSON"):
+        prepare([source], tmp_path / "out", "bytes", workers=1)
+
+
+@pytest.mark.slow
+def test_after_a_kill_no_process_stays_and_the_corpus_is_the_same(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        (tmp_path / "in" / f"{i}.txt").write_text(" ".join(map(str, range(i, 170_000 + i))))
+    command = [sys.executable, "-m", "a3jax.cli", "prepare", "in", "out", "--tokenizer", "bytes", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("out.partial/*.done.json")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()  # the workers are not told
+    process.wait()
+    assert list(tmp_path.glob("out.partial/*.done.json"))
+    while _alive(process.pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not _alive(process.pid)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    prepare([tmp_path / "in"], tmp_path / "anew", "bytes", workers=1)
+    found, anew = digests(tmp_path / "out"), digests(tmp_path / "anew")
+    del found["manifest.json"], anew["manifest.json"]  # which says where the source was
+    assert found == anew
+
+
+def _alive(session: int) -> bool:
+    """Whether any process of a session is left."""
+    try:
+        os.killpg(session, signal.SIG_DFL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_sources_that_hold_nothing_are_refused(source, tmp_path):
@@ -168,15 +326,17 @@ def test_an_existing_folder_is_not_touched(source, tmp_path):
     assert digests(out).keys() == {"mine"}
 
 
-def test_files_are_dealt_into_shards_in_order_by_size(tmp_path, monkeypatch):
-    files = []
-    for i, size in enumerate([10, 50, 1, 1, 1, 90, 5]):
-        files.append(tmp_path / f"{i}")
-        files[-1].write_bytes(b"x" * size)
-    assert [file for shard in module._deal(files) for file in shard] == files
-    monkeypatch.setattr(module, "SHARD_BYTES", 50)
-    assert [len(shard) for shard in module._deal(files)] == [2, 4, 1]
-    assert module._deal(files[:1]) == [files[:1]]
+def test_parts_are_dealt_into_shards_in_order_by_size(monkeypatch):
+    work = [(None, Part(i, i + 1, size)) for i, size in enumerate([10, 50, 1, 1, 1, 90, 5])]
+    monkeypatch.setattr(module, "SMALLEST_SHARD", 50)
+    assert [part for shard in module._deal(work) for part in shard] == work
+    assert [len(shard) for shard in module._deal(work)] == [2, 4, 1]
+    assert module._deal(work[:1]) == [work[:1]]
+    monkeypatch.undo()
+    assert len(module._deal(work)) == 2
+    many = [(None, Part(i, i + 1, 2**24)) for i in range(2000)]
+    assert [len(shard) for shard in module._deal(many[:128])] == [3] * 42 + [2]
+    assert {len(shard) for shard in module._deal(many)} == {4}
 
 
 def test_a_corpus_folder_without_manifest_or_with_a_wrong_one_is_refused(source, tmp_path):

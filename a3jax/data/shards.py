@@ -1,0 +1,218 @@
+"""What one worker does: read the documents of a shard, choose, tokenize in batches, and write them.
+
+A document is known by the digest of its text: whether it is held out follows from that and the seed alone.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from a3jax.data import duplicates
+from a3jax.data.corpus import SPLITS, Dtype, ShardWriter
+from a3jax.data.filters import measures, refused
+from a3jax.data.sources.interface import Fault, Part, Source, Tokens
+from a3jax.data.tokenizer import TextCodec, load_codec
+from a3jax.data.workers import Report
+from a3jax.errors import UserError
+
+BATCH_CHARACTERS = 2**18
+"""About how much text is tokenized in one call."""
+BATCH_DOCUMENTS = 256
+DIGEST_BYTES = duplicates.DIGEST.itemsize
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the contents of a shard follow from, beside its sources."""
+
+    tokenizer: str
+    start: str | None
+    end: str | None
+    dtype: Dtype
+    seed: int
+    held_out: float
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard's work, small enough to send to another process."""
+
+    number: int
+    parts: tuple[tuple[Source, Part], ...]
+    identity: str
+    """Of the sources."""
+    folder: Path
+    recipe: Recipe
+    skip_faults: bool
+    repeats: tuple[int, ...] = ()
+    """Numbers of documents that repeat earlier ones; empty documents and faults have none."""
+
+    @property
+    def bytes(self) -> int:
+        """About how much there is to read."""
+        return sum(part.bytes for _, part in self.parts)
+
+    @property
+    def digests(self) -> Path:
+        """Where the digests of its documents are kept, for as long as the sources stay the same."""
+        return self.folder / f"{self.number:05d}-{self.identity[:16]}.digests"
+
+    @property
+    def done(self) -> Path:
+        """What says that the shard is written, and what it was made of."""
+        return self.folder / f"{self.number:05d}.done.json"
+
+    @property
+    def made_of(self) -> str:
+        """A digest of sources and repeats."""
+        return hashlib.sha256(f"{self.identity} {self.repeats}".encode()).hexdigest()
+
+
+@dataclass
+class Counts:
+    """What came of the documents of a shard, those that the corpus counts itself aside."""
+
+    characters: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    faults: int = 0
+    """How many of those are mistakes."""
+
+
+def finished(task: Task) -> Counts | None:
+    """The counts of a shard that an earlier run wrote, if it did, from the same sources, with nothing now forbidden."""
+    try:
+        found = json.loads(task.done.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if found.pop("made_of") != task.made_of or (found["faults"] and not task.skip_faults):
+        return None
+    return Counts(found["characters"], Counter(found["passed_over"]), found["faults"])
+
+
+def hash_documents(task: Task, report: Report) -> None:
+    """Write the digests of a shard's documents."""
+    found = bytearray()
+    for _, digest in _read(task, Counts(), report):
+        found += digest
+    duplicates.save_digests(task.digests, bytes(found))
+
+
+def write_shard(task: Task, report: Report) -> Counts:
+    """Write a shard of both splits. Raises `UserError` for a fault, unless faults are to be skipped."""
+    recipe = task.recipe
+    codec = _codec(recipe.tokenizer, recipe.start, recipe.end)
+    counts, repeats = Counts(), frozenset(task.repeats)
+    with contextlib.ExitStack() as stack:
+        train, held = (stack.enter_context(ShardWriter(task.folder, split, task.number, recipe.dtype)) for split in SPLITS)
+        for batch in _batches(_chosen(task, repeats, counts, report)):
+            tokens = 0
+            for (content, digest), ids in zip(batch, _encode(codec, [content for content, _ in batch])):
+                if isinstance(content, Tokens) and (fault := _foreign(content, codec.vocab)):
+                    _note(fault, task, counts)
+                    continue
+                if reason := refused(recipe.limits, {"tokens": len(ids)}) or ("" if len(ids) else "empty"):
+                    counts.passed_over[reason] += 1
+                    continue
+                whole = codec.enclosed(ids) if isinstance(ids, list) else ids
+                (held if held_out(digest, recipe.seed, recipe.held_out) else train).write(whole)
+                counts.characters += len(content) if isinstance(content, str) else 0
+                tokens += len(whole)
+            report(0, tokens)
+    unfinished = task.done.with_suffix(".partial")
+    unfinished.write_text(json.dumps({"made_of": task.made_of, **vars(counts)}))
+    unfinished.rename(task.done)
+    return counts
+
+
+def held_out(digest: bytes, seed: int, fraction: float) -> bool:
+    """Whether a document is kept for evaluation: drawn by its digest and the seed, with probability `fraction`."""
+    drawn = hashlib.sha256(seed.to_bytes(8, "little", signed=True) + digest).digest()
+    return int.from_bytes(drawn[:8], "little") < fraction * 2**64
+
+
+def _read(task: Task, counts: Counts, report: Report) -> Iterator[tuple[str | Tokens, bytes]]:
+    """The documents of a shard that are well-formed and not empty, in order, with their digests."""
+    for source, part in task.parts:
+        unreported = part.bytes
+        for document in source.documents(part):
+            if isinstance(document, Fault):
+                _note(document, task, counts)
+                continue
+            if isinstance(document, str) and not document.strip():
+                counts.passed_over["empty"] += 1
+                continue
+            content = document.encode() if isinstance(document, str) else document.ids.astype("<i8").tobytes()
+            read = min(len(content), unreported)
+            unreported -= read
+            report(read, 0)
+            yield document, hashlib.sha256(content).digest()[:DIGEST_BYTES]
+        report(unreported, 0)
+
+
+def _chosen(task: Task, repeats: frozenset[int], counts: Counts, report: Report) -> Iterator[tuple[str | Tokens, bytes]]:
+    """Those of `_read` that neither repeat earlier ones nor are refused for their text."""
+    shaped = any(not name.endswith("_tokens") for name in task.recipe.limits)
+    for number, (content, digest) in enumerate(_read(task, counts, report)):
+        if number in repeats:
+            counts.passed_over["duplicate"] += 1
+        elif shaped and isinstance(content, str) and (reason := refused(task.recipe.limits, measures(content))):
+            counts.passed_over[reason] += 1
+        else:
+            yield content, digest
+
+
+def _batches(documents: Iterator[tuple[str | Tokens, bytes]]) -> Iterator[list[tuple[str | Tokens, bytes]]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[0]) if isinstance(document[0], str) else len(document[0].ids)
+        if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(codec: TextCodec, contents: Sequence[str | Tokens]) -> Iterator[list[int] | np.ndarray]:
+    """The token ids of each, those that have theirs among them; one at a time in memory as Python integers."""
+    texts = [content for content in contents if isinstance(content, str)]
+    encoded = collections.deque(codec.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    for content in contents:
+        yield encoded.popleft().ids if isinstance(content, str) else content.ids
+
+
+def _foreign(tokens: Tokens, vocab: int) -> Fault | None:
+    """The fault of ids that no tokenizer of this vocabulary made."""
+    low, high = int(tokens.ids.min()), int(tokens.ids.max())
+    if low >= 0 and high < vocab:
+        return None
+    which = f"has the token id {low if low < 0 else high}, and the tokenizer ids from 0 to {vocab - 1}"
+    return Fault("foreign token ids", f"{tokens.where} {which}: check --token-dtype and --tokenizer")
+
+
+def _note(fault: Fault, task: Task, counts: Counts) -> None:
+    """Count a fault, or stop because of it."""
+    if not fault.expected and not task.skip_faults:
+        raise fault_error(fault)
+    counts.passed_over[fault.reason] += 1
+    counts.faults += not fault.expected
+
+
+def fault_error(fault: Fault) -> UserError:
+    """What a user is told who did not ask to skip faults."""
+    return UserError(f"{fault.message}; mend that, or pass over what is broken with --on-error skip")
+
+
+@functools.lru_cache(maxsize=1)
+def _codec(tokenizer: str, start: str | None, end: str | None) -> TextCodec:
+    return load_codec(tokenizer, start, end)

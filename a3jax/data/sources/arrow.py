@@ -1,0 +1,24 @@
+"""What Parquet files and `datasets` have in common: documents out of an Arrow column."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from a3jax.data.sources.interface import Document, document
+
+
+def documents(column: pa.Array | pa.ChunkedArray, first: int, name: str, title: str) -> Iterator[Document]:
+    """The documents of a column called `title`, whose first row is number `first` of the file or data set `name`."""
+    for row, value in enumerate(_values(column), first):
+        yield document(value, f"{name}, row {row}", title)
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Text as bytes, so that what is not UTF-8 spoils one row and not the batch; everything else as it is."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
