@@ -169,7 +169,7 @@ def _with_repeats(tasks: Sequence[Task], workers: int) -> list[Task]:
     with Progress("find duplicates", total, "bytes", total - sum(task.bytes for task in new)) as progress:
         in_processes(hash_documents, new, workers, lambda read, _: progress.advance(read))
     found = find_duplicates([task.digests for task in tasks])
-    return [replace(task, repeats=tuple(repeats.tolist())) for task, repeats in zip(tasks, found)]
+    return [replace(task, repeats=repeats) for task, repeats in zip(tasks, found)]
 
 
 def _write(tasks: Sequence[Task], workers: int, token_bytes: int) -> list[Counts]:

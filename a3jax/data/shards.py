@@ -53,7 +53,7 @@ class Task:
     folder: Path
     recipe: Recipe
     skip_faults: bool
-    repeats: tuple[int, ...] = ()
+    repeats: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Numbers of documents that repeat earlier ones; empty documents and faults have none."""
 
     @property
@@ -74,7 +74,7 @@ class Task:
     @property
     def made_of(self) -> str:
         """A digest of sources and repeats."""
-        return hashlib.sha256(f"{self.identity} {self.repeats}".encode()).hexdigest()
+        return hashlib.sha256(self.identity.encode() + self.repeats.tobytes()).hexdigest()
 
 
 @dataclass
@@ -111,7 +111,7 @@ def write_shard(task: Task, report: Report) -> Counts:
     """Write a shard of both splits. Raises `UserError` for a fault, unless faults are to be skipped."""
     recipe = task.recipe
     codec = _codec(recipe.tokenizer, recipe.start, recipe.end)
-    counts, repeats = Counts(), frozenset(task.repeats)
+    counts, repeats = Counts(), frozenset(task.repeats.tolist())
     with contextlib.ExitStack() as stack:
         train, held = (stack.enter_context(ShardWriter(task.folder, split, task.number, recipe.dtype)) for split in SPLITS)
         for batch in _batches(_chosen(task, repeats, counts, report)):
