@@ -148,16 +148,21 @@ def best_fit(sizes: Sequence[int], length: int) -> np.ndarray:
 
 def read_windows(packing: Packing, window_B: np.ndarray) -> Windows:
     """The windows of these numbers."""
-    row_N, begin_N, end_N, context_N = packing.pieces(window_B)
+    pieces = packing.pieces(window_B)
+    tokens_T, first_T = packing.stream.read(pieces.begin_N, pieces.end_N)
+    return fill(pieces, tokens_T, first_T, len(window_B), packing.length)
+
+
+def fill(pieces: Pieces, tokens_T: np.ndarray, first_T: np.ndarray, rows: int, length: int) -> Windows:
+    """Windows of pieces, whose tokens follow one another in `tokens_T`; `first_T` marks where documents begin."""
+    row_N, begin_N, end_N, context_N = pieces
     size_N = end_N - begin_N
-    tokens_T, first_T = packing.stream.read(begin_N, end_N)
     place_N = np.cumsum(size_N) - size_N
     first_T[place_N] = True
-    windows = lay_out(tokens_T, first_T, np.repeat(row_N, size_N), len(window_B), packing.length)
+    windows = lay_out(tokens_T, first_T, np.repeat(row_N, size_N), rows, length)
     if context_N.any():
         context_T = np.arange(len(tokens_T)) - np.repeat(place_N, size_N) < np.repeat(context_N, size_N)
-        filled = windows["segments"] > 0
-        windows["segments"][filled] *= np.where(context_T, -1, 1)
+        windows["segments"][windows["segments"] > 0] *= np.where(context_T, -1, 1)
     return windows
 
 
