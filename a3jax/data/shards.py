@@ -111,10 +111,15 @@ def write_shard(task: Task, report: Report) -> Counts:
     """Write a shard of both splits. Raises `UserError` for a fault, unless faults are to be skipped."""
     recipe = task.recipe
     codec = _codec(recipe.tokenizer, recipe.start, recipe.end)
-    counts, repeats = Counts(), frozenset(task.repeats.tolist())
+    counts, repeats, read = Counts(), frozenset(task.repeats.tolist()), 0
+
+    def note_read(more: int, _: int) -> None:  # reported with the tokens made of it, so that one can be told by the other
+        nonlocal read
+        read += more
+
     with contextlib.ExitStack() as stack:
         train, held = (stack.enter_context(ShardWriter(task.folder, split, task.number, recipe.dtype)) for split in SPLITS)
-        for batch in _batches(_chosen(task, repeats, counts, report)):
+        for batch in _batches(_chosen(task, repeats, counts, note_read)):
             tokens = 0
             for (content, digest), ids in zip(batch, _encode(codec, [content for content, _ in batch])):
                 if isinstance(content, Tokens) and (fault := _foreign(content, codec.vocab)):
@@ -127,7 +132,9 @@ def write_shard(task: Task, report: Report) -> Counts:
                 (held if held_out(digest, recipe.seed, recipe.held_out) else train).write(whole)
                 counts.characters += len(content) if isinstance(content, str) else 0
                 tokens += len(whole)
-            report(0, tokens)
+            report(read, tokens)
+            read = 0
+    report(read, 0)
     unfinished = task.done.with_suffix(".partial")
     unfinished.write_text(json.dumps({"made_of": task.made_of, **vars(counts)}))
     unfinished.rename(task.done)
@@ -136,7 +143,7 @@ def write_shard(task: Task, report: Report) -> Counts:
 
 def held_out(digest: bytes, seed: int, fraction: float) -> bool:
     """Whether a document is kept for evaluation: drawn by its digest and the seed, with probability `fraction`."""
-    drawn = hashlib.sha256(seed.to_bytes(8, "little", signed=True) + digest).digest()
+    drawn = hashlib.sha256(f"{seed} ".encode() + digest).digest()
     return int.from_bytes(drawn[:8], "little") < fraction * 2**64
 
 

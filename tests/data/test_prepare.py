@@ -275,8 +275,11 @@ def test_what_was_skipped_is_not_taken_over_where_faults_are_to_end_it(source, t
 @pytest.mark.slow
 def test_after_a_kill_no_process_stays_and_the_corpus_is_the_same(tmp_path):
     (tmp_path / "in").mkdir()
-    for i in range(6):
-        (tmp_path / "in" / f"{i}.txt").write_text(" ".join(map(str, range(i, 170_000 + i))))
+    for name, size in {
+        "0.txt": 150_000,
+        "1.txt": 40_000,
+    }.items():  # a shard each; the second is finished long before the first
+        (tmp_path / "in" / name).write_text(" ".join(map(str, range(size))))
     command = [sys.executable, "-m", "a3jax.cli", "prepare", "in", "out", "--tokenizer", "bytes", "--workers", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
     until = time.monotonic() + 60
@@ -355,8 +358,8 @@ def test_a_corpus_folder_without_manifest_or_with_a_wrong_one_is_refused(source,
 _PEAK = r"""
 import pathlib, re, sys
 from a3jax.data.prepare import prepare
-from a3jax.data.sources import jsonl, parquet
-jsonl.PART_BYTES = parquet.PART_BYTES = 2**18  # what is held at a time is a part, and so it can be small here
+from a3jax.data.sources import interface
+interface.PART_BYTES = 2**18  # what is held at a time is a part, and so it can be small here
 prepare([sys.argv[1]], pathlib.Path(sys.argv[2]), "bytes", column="ids", workers=1, deduplicate=True)
 print(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 """

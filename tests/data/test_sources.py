@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a3jax.data.sources import huggingface, interface, jsonl, parquet
+from a3jax.data.sources import huggingface, interface
 from a3jax.data.sources.files import File
 from a3jax.data.sources.interface import Fault, Tokens, document, ranges
 from a3jax.data.sources.jsonl import Jsonl
@@ -97,7 +97,7 @@ def test_every_line_belongs_to_exactly_one_part_wherever_parts_are_cut(texts, si
     path = tmp_path_factory.mktemp("cut") / "x.jsonl"
     path.write_bytes(lines_of(texts).rstrip(b"\n") + end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "PART_BYTES", size)
+        patch.setattr(interface, "PART_BYTES", 16 * size)
         source = Jsonl(File(str(path), path.stat().st_size, ""), "text")
         parts = source.parts()
         assert [d for part in parts for d in source.documents(part)] == texts
@@ -120,7 +120,7 @@ def test_every_line_belongs_to_exactly_one_part_wherever_parts_are_cut(texts, si
 )
 @pytest.mark.parametrize("size", [7, 10**6])
 def test_a_broken_line_is_named_by_its_number_and_the_others_are_read(line, reason, message, size, tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "PART_BYTES", size)
+    monkeypatch.setattr(interface, "PART_BYTES", 16 * size)
     found = read(as_text(tmp_path / "x.jsonl", b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}'))
     assert [found[0], found[2]] == ["a", "b"]
     assert found[1].reason == reason
@@ -150,7 +150,7 @@ def test_token_ids_and_nothing_are_documents_too():
 
 
 def test_parquet_gives_a_column_row_group_by_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "PART_BYTES", 10_000)
+    monkeypatch.setattr(interface, "PART_BYTES", 10_000)
     path = as_parquet(tmp_path / "x.parquet", kind=pa.array(["a", "b"] * 350).dictionary_encode())
     (source,) = open_source(str(path), Reading())
     parts = source.parts()

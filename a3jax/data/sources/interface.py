@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 PART_BYTES = 16 * 2**20
-"""About how much of a source is read in one go, where its format can be entered in the middle."""
+"""About how much of a source is read in one go, at most, where its format can be entered in the middle."""
 ROWS = 256
 """Rows that a columnar format hands over at a time."""
 
@@ -69,9 +69,14 @@ class Source(Protocol):
         """The documents of a part, in order."""
 
 
+def part_bytes(size: int) -> int:
+    """How large the parts of a file are: those of a small one are small too, so that several workers can share it."""
+    return min(PART_BYTES, max(PART_BYTES // 16, size // 16))
+
+
 def ranges(rows: int, size: int) -> list[Part]:
-    """`rows` rows that take `size` bytes together, in parts of about `PART_BYTES`."""
-    count = max(1, min(rows, round(size / PART_BYTES)))
+    """`rows` rows that take `size` bytes together, in parts of about `part_bytes`."""
+    count = max(1, min(rows, round(size / part_bytes(size))))
     edges = [rows * i // count for i in range(count + 1)]
     return [Part(begin, end, size * (end - begin) // max(rows, 1)) for begin, end in itertools.pairwise(edges) if end > begin]
 

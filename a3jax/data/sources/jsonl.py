@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from a3jax.data.sources.files import UNREADABLE, FileSource, open_bytes
-from a3jax.data.sources.interface import PART_BYTES, Document, Fault, Part, Tokens, document, no_column, not_utf8
+from a3jax.data.sources.interface import Document, Fault, Part, Tokens, document, no_column, not_utf8, part_bytes
 from a3jax.errors import first_line
 
 _BLOCK = 2**20
@@ -21,7 +21,8 @@ class Jsonl(FileSource):
         size = self.file.bytes
         if self.file.compressed:
             return [Part(0, 1, size)]
-        return [Part(at, min(at + PART_BYTES, size), min(PART_BYTES, size - at)) for at in range(0, size, PART_BYTES)]
+        step = part_bytes(size)
+        return [Part(at, min(at + step, size), min(step, size - at)) for at in range(0, size, step)]
 
     def documents(self, part: Part) -> Iterator[Document]:  # noqa: D102, the interface says it
         number, at, whole = 0, 0, self.file.compressed

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from a3jax.data.sources import arrow
 from a3jax.data.sources.files import FileSource, open_raw
-from a3jax.data.sources.interface import PART_BYTES, ROWS, Document, Fault, Part, no_column
+from a3jax.data.sources.interface import ROWS, Document, Fault, Part, no_column, part_bytes
 from a3jax.errors import UserError, first_line
 
 _BUFFER = 2**20
@@ -30,12 +30,12 @@ class Parquet(FileSource):
             return self._damaged(f"{self.name} cannot be read", error)
         if self.column not in names:
             raise UserError(f"{self.name} {no_column(self.column, names)}")
-        parts, begin, size = [], 0, 0
+        parts, begin, size, step = [], 0, 0, part_bytes(self.file.bytes)
         for i in range(metadata.num_row_groups):
             group = metadata.row_group(i)
             columns = (group.column(j) for j in range(group.num_columns))
             size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == self.column)
-            if size >= PART_BYTES or i == metadata.num_row_groups - 1:
+            if size >= step or i == metadata.num_row_groups - 1:
                 parts.append(Part(begin, i + 1, size))
                 begin, size = i + 1, 0
         return parts

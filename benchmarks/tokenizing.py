@@ -1,0 +1,88 @@
+"""How fast `a3jax prepare` is, next to the tokenizers library alone on the same text, with as many threads as workers.
+
+python benchmarks/tokenizing.py --tokenizer models/smollm2
+
+The library is given texts that are in memory already, all of them in one call, and what it makes is thrown away; prepare is
+the whole command, from starting its processes to the manifest. The text is Python's standard library unless one is given.
+"""
+
+import os
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from common import run, show
+
+from a3jax.data.corpus import read_manifest
+from a3jax.data.prepare import prepare
+from a3jax.data.sources.opening import Reading, open_source
+
+
+@dataclass(frozen=True)
+class Options:
+    """Prepare, and the tokenizers library alone.
+
+    python benchmarks/tokenizing.py --tokenizer models/smollm2
+    """
+
+    tokenizer: str
+    """A folder with tokenizer.json."""
+    source: str = sysconfig.get_path("stdlib")
+    include: tuple[str, ...] = ("*.py",)
+    exclude: tuple[str, ...] = ("site-packages/*", "test/*")
+    workers: int = os.cpu_count() or 1
+    """And threads of the library."""
+    repeats: int = 2
+    """The best of so many."""
+    json: bool = False
+
+
+def main(options: Options) -> None:
+    """Measure both in turn, and show them."""
+    os.environ["RAYON_NUM_THREADS"] = str(options.workers)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    found = open_source(options.source, Reading(include=options.include, exclude=options.exclude))
+    documents = [document for source in found for part in source.parts() for document in source.documents(part)]
+    texts = [text for text in documents if isinstance(text, str) and text.strip()]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    seconds: dict[str, list[float]] = {"tokenizers alone": [], "a3jax prepare": []}
+    tokens: dict[str, int] = {}
+    for _ in range(options.repeats):
+        for name, measured in (("tokenizers alone", _library), ("a3jax prepare", _prepare)):
+            begun = time.perf_counter()
+            tokens[name] = measured(options, texts)
+            seconds[name].append(time.perf_counter() - begun)
+    rows: list[dict[str, Any]] = [
+        {
+            "what": name,
+            "seconds": min(times),
+            "MB/s": megabytes / min(times),
+            "tokens/s": round(tokens[name] / min(times)),
+            "of the library": min(seconds["tokenizers alone"]) / min(times),
+        }
+        for name, times in seconds.items()
+    ]
+    what = f"{len(texts)} documents, {megabytes:.1f} MB, {options.workers} workers or threads"
+    show(f"Tokenizing {what}, tokenizers {tokenizers.__version__}", rows, options.json)
+
+
+def _library(options: Options, texts: list[str]) -> int:
+    tokenizer = tokenizers.Tokenizer.from_file(str(Path(options.tokenizer) / "tokenizer.json"))
+    return sum(len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+
+
+def _prepare(options: Options, texts: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "corpus"
+        choice: dict[str, Any] = {"include": options.include, "exclude": options.exclude, "workers": options.workers}
+        prepare([options.source], out, options.tokenizer, **choice)
+        manifest = read_manifest(out)
+        return manifest.train.tokens + manifest.held_out.tokens
+
+
+if __name__ == "__main__":
+    run(main, Options)
