@@ -89,7 +89,8 @@ def prepare(
     dtype: Dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
     recipe = Recipe(tokenizer, start, end, dtype, seed, held_out, filters.limits())
     settings = {**asdict(reading), **filters.limits(), "deduplicate": deduplicate, "on_error": on_error}
-    made_from = {"version": VERSION, **asdict(recipe), "tokenizer": codec.sha256}
+    made_from = {"version": VERSION, "column": column, "split": split, "token_dtype": token_dtype}
+    made_from |= {**asdict(recipe), "tokenizer": codec.sha256}
     with resumable(out, made_from, _begun) as partial:
         tasks = [
             Task(number, tuple(shard), _identity(shard), partial, recipe, on_error == "skip")
@@ -145,7 +146,7 @@ def _list_parts(sources: Sequence[Source]) -> tuple[Work, list[Fault]]:
 def _deal(work: Work) -> list[Work]:
     """Consecutive parts in shards: about `SHARDS` of them, two at least where there are two parts."""
     total = sum(part.bytes for _, part in work)
-    limit = min(LARGEST_SHARD, max(1 + total // SHARDS, min(SMALLEST_SHARD, 1 + total // 2)))
+    limit = min(LARGEST_SHARD, max(1, -(-total // SHARDS), min(SMALLEST_SHARD, -(-total // 2))))
     shards: list[Work] = []
     size = limit
     for source, part in work:

@@ -253,12 +253,16 @@ def test_a_file_that_was_mended_and_no_other_is_read_again(source, tmp_path, mon
     assert manifest.train.documents + manifest.held_out.documents == 32
 
 
-def test_with_other_settings_nothing_is_taken_over(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("other", [{"seed": 1}, {"column": "more"}, {"start": "a"}, {"filters": Filters(min_characters=1)}])
+def test_with_other_settings_nothing_is_taken_over(other, tmp_path, monkeypatch):
+    for i in range(2):
+        (tmp_path / f"{i}.jsonl").write_text(json.dumps({"text": f"one {i}", "more": f"two {i}"}))
+    sources = sorted(tmp_path.glob("*.jsonl"))
     stopping_before(monkeypatch, 1)
     with pytest.raises(Killed):
-        prepare([source], tmp_path / "out", "bytes", workers=1)
+        prepare(sources, tmp_path / "out", "bytes", workers=1)
     written = stopping_before(monkeypatch, None)
-    prepare([source], tmp_path / "out", "bytes", workers=1, seed=1)
+    prepare(sources, tmp_path / "out", "bytes", workers=1, **other)
     assert written == [0, 1]
 
 
@@ -339,8 +343,10 @@ def test_parts_are_dealt_into_shards_in_order_by_size(monkeypatch):
     assert module._deal(work[:1]) == [work[:1]]
     monkeypatch.undo()
     assert len(module._deal(work)) == 2
+    assert [len(shard) for shard in module._deal([(None, Part(0, 1, 9)), (None, Part(0, 1, 9))])] == [1, 1]
+    assert [len(shard) for shard in module._deal([(None, Part(0, 1, 0))] * 9)] == [9]
     many = [(None, Part(i, i + 1, 2**24)) for i in range(2000)]
-    assert [len(shard) for shard in module._deal(many[:128])] == [3] * 42 + [2]
+    assert [len(shard) for shard in module._deal(many[:128])] == [2] * 64
     assert {len(shard) for shard in module._deal(many)} == {4}
 
 
