@@ -89,7 +89,7 @@ class SourceConfig:
     """One of the sources of a mixture."""
 
     path: str
-    """A folder written by `a3jax prepare`."""
+    """A folder written by `a3jax prepare`, or what it could read, which is then prepared into the run folder first."""
     weight: float = 1.0
     """Its share of the windows, relative to the weights of the other sources."""
     schedule: tuple[WeightAt, ...] = ()
@@ -101,7 +101,7 @@ class DataConfig:
     """Where training tokens come from, and how they are cut into windows."""
 
     path: str = "data"
-    """A folder written by `a3jax prepare`."""
+    """A folder written by `a3jax prepare`, or what it could read, which is then prepared into the run folder first."""
     length: int = 2048
     """L, tokens per packed window."""
     batch: int = 8

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from a3jax.config import Config, Stage
+from a3jax.data.direct import with_corpora
 from a3jax.data.packing import Pieces, fill, padding
 from a3jax.data.pipeline import Batches, open_corpora, training_batches
 from a3jax.errors import UserError
@@ -50,7 +51,7 @@ def bench(config: Config, steps: int | None = None) -> Bench:
     if steps is not None and steps < 1:
         raise UserError(f"steps is {steps}; it must be at least 1")
     steps = steps or max(2, 8_000_000 // (data.batch * data.length))
-    batches = Batches(open_corpora(data), data, steps + 1, config.seed)
+    batches = Batches(open_corpora(with_corpora(config)), data, steps + 1, config.seed)
     stage = config.curriculum[-1]
     draw = _drawer(config, stage)
     for batch in (batches[steps], batches[0]):  # files are opened, and programs compiled, before the clock runs

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from a3jax.config import Config
 from a3jax.curriculum import stage_at
+from a3jax.data.direct import with_corpora
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
@@ -71,7 +72,7 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
         raise UserError(f"windows is {windows}; it must be from 1 to data.batch {config.data.batch}")
     if token is not None and not 0 <= token < config.data.length:
         raise UserError(f"token is {token}; it must be from 0 to {config.data.length - 1}")
-    corpora = open_corpora(config.data)
+    corpora = open_corpora(with_corpora(config))
     rows = np.arange(windows)
     batches = Batches(corpora, config.data, config.steps, config.seed, rows)
     batch, (source_R, _) = batches[step], batches.mixture.at(step, rows)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL, Checkpoint, find
 from a3jax.config import Config, ModelConfig, flat, read, to_json
+from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import load_codec
@@ -53,7 +54,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
 
     Raises `UserError` with nothing written where they do not.
     """
-    corpora = open_corpora(config.data)
+    corpora = open_corpora(with_corpora(config))
     weights(config.data.sources, config.steps)
     if config.source is None:
         assert config.model is not None, "check() asks for a source or a model"

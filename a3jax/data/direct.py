@@ -1,0 +1,39 @@
+"""Sources used directly: an experiment may name texts where it would name a corpus. They are prepared into its run folder
+once, and read from there ever after, so that the stream is as exact as any."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from a3jax.config import Config, DataConfig
+from a3jax.data.corpus import MANIFEST
+from a3jax.data.prepare import prepare
+from a3jax.progress import console
+
+FOLDER = "data"
+"""Of a run folder."""
+
+
+def with_corpora(config: Config) -> DataConfig:
+    """The experiment's data with a prepared corpus in place of every source that is none.
+
+    Texts are tokenized as the model's are, or as bytes where weights are random; all else is as `a3jax prepare` does it
+    unless told otherwise. Raises `UserError` for a source that it cannot read. A path where nothing is stays as it is.
+    """
+    sources = [
+        dataclasses.replace(source, path=str(_corpus(config, source.path, number)))
+        for number, source in enumerate(config.data.sources)
+    ]
+    return dataclasses.replace(config.data, path=DataConfig.path, mixture=tuple(sources))
+
+
+def _corpus(config: Config, path: str, number: int) -> Path | str:
+    is_source = Path(path).exists() or re.match(r"\w+:", path)
+    if (Path(path) / MANIFEST).is_file() or not is_source:
+        return path
+    name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
+    folder = config.run_folder / FOLDER / f"{number}-{name}"
+    if not folder.is_dir():
+        console.print(f"{path} is no prepared corpus: preparing it into {folder}, once", markup=False, highlight=False)
+        prepare([path], folder, config.source or "bytes")
+    return folder
