@@ -485,7 +485,8 @@ def main(args: Sequence[str] | None = None) -> None:
         command = kind.parse(args[1:], prog) if kind in (Train, Plan, Data) else parse(kind, args[1:], prog)
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
-            importlib.import_module("a3jax.compilation").keep_compiled_programs()
+            if "jax" in sys.modules:  # commands that compile nothing do not wait for it
+                importlib.import_module("a3jax.compilation").keep_compiled_programs()
         if stopped_by():
             sys.exit(128 + stopped_by())
         result = command.run()

@@ -2,11 +2,16 @@
 
 python benchmarks/tokenizing.py --tokenizer models/smollm2
 
-The library is given texts that are in memory already, all of them in one call, and what it makes is thrown away; prepare is
-the whole command, from starting its processes to the manifest. The text is Python's standard library unless one is given.
+The library is given texts that are in memory already, all of them in one call, and what it makes is thrown away; prepare
+reads them from a JSONL file, and is timed as the command that a user types. The text is Python's standard library unless
+another is given.
 """
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -17,8 +22,6 @@ from typing import Any
 import tokenizers
 from common import run, show
 
-from a3jax.data.corpus import read_manifest
-from a3jax.data.prepare import prepare
 from a3jax.data.sources.opening import Reading, open_source
 
 
@@ -33,7 +36,7 @@ class Options:
     """A folder with tokenizer.json."""
     source: str = sysconfig.get_path("stdlib")
     include: tuple[str, ...] = ("*.py",)
-    exclude: tuple[str, ...] = ("site-packages/*", "test/*")
+    exclude: tuple[str, ...] = ("site-packages/*",)
     workers: int = os.cpu_count() or 1
     """And threads of the library."""
     repeats: int = 2
@@ -51,11 +54,14 @@ def main(options: Options) -> None:
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     seconds: dict[str, list[float]] = {"tokenizers alone": [], "a3jax prepare": []}
     tokens: dict[str, int] = {}
-    for _ in range(options.repeats):
-        for name, measured in (("tokenizers alone", _library), ("a3jax prepare", _prepare)):
-            begun = time.perf_counter()
-            tokens[name] = measured(options, texts)
-            seconds[name].append(time.perf_counter() - begun)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "texts.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        for _ in range(options.repeats):
+            for name in seconds:
+                begun = time.perf_counter()
+                tokens[name] = _prepare(options, file) if name == "a3jax prepare" else _library(options, texts)
+                seconds[name].append(time.perf_counter() - begun)
     rows: list[dict[str, Any]] = [
         {
             "what": name,
@@ -75,13 +81,15 @@ def _library(options: Options, texts: list[str]) -> int:
     return sum(len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
 
 
-def _prepare(options: Options, texts: list[str]) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "corpus"
-        choice: dict[str, Any] = {"include": options.include, "exclude": options.exclude, "workers": options.workers}
-        prepare([options.source], out, options.tokenizer, **choice)
-        manifest = read_manifest(out)
-        return manifest.train.tokens + manifest.held_out.tokens
+def _prepare(options: Options, file: Path) -> int:
+    out = file.with_name("corpus")
+    command = [sys.executable, "-m", "a3jax.cli", "prepare", str(file), str(out), "--tokenizer", options.tokenizer]
+    printed = subprocess.run(
+        [*command, "--workers", str(options.workers), "--json"], check=True, stdout=subprocess.PIPE
+    ).stdout
+    shutil.rmtree(out)
+    facts = json.loads(printed.splitlines()[-1])
+    return facts["train"]["tokens"] + facts["held_out"]["tokens"]
 
 
 if __name__ == "__main__":
