@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from a3jax.config import Config, DataConfig
-from a3jax.data.corpus import MANIFEST
+from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.prepare import prepare
 from a3jax.progress import console
 
@@ -18,8 +18,11 @@ def with_corpora(config: Config) -> DataConfig:
     """The experiment's data with a prepared corpus in place of every source that is none.
 
     Texts are tokenized as the model's are, or as bytes where weights are random; all else is as `a3jax prepare` does it
-    unless told otherwise. Raises `UserError` for a source that it cannot read. A path where nothing is stays as it is.
+    unless told otherwise. Raises `UserError` for a source that it cannot read, and for a path where nothing is.
     """
+    for source in config.data.sources:  # before any of them is prepared
+        if not _is_source(source.path):
+            read_manifest(Path(source.path))
     sources = [
         dataclasses.replace(source, path=str(_corpus(config, source.path, number)))
         for number, source in enumerate(config.data.sources)
@@ -27,9 +30,12 @@ def with_corpora(config: Config) -> DataConfig:
     return dataclasses.replace(config.data, path=DataConfig.path, mixture=tuple(sources))
 
 
+def _is_source(path: str) -> bool:
+    return not (Path(path) / MANIFEST).is_file() and (Path(path).exists() or re.match(r"\w+:", path) is not None)
+
+
 def _corpus(config: Config, path: str, number: int) -> Path | str:
-    is_source = Path(path).exists() or re.match(r"\w+:", path)
-    if (Path(path) / MANIFEST).is_file() or not is_source:
+    if not _is_source(path):
         return path
     name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
     folder = config.run_folder / FOLDER / f"{number}-{name}"

@@ -54,4 +54,5 @@ def test_a_source_that_cannot_be_read_is_one_line_and_a_path_of_nothing_no_sourc
         with_corpora(config(tmp_path, texts / "x.jsonl"))
     assert not (tmp_path / "run" / "data" / "0-x.jsonl").exists()
     with pytest.raises(UserError, match="nowhere is not a prepared corpus"):
-        open_corpora(with_corpora(config(tmp_path, "nowhere")))
+        with_corpora(config(tmp_path, texts, "nowhere"))
+    assert not (tmp_path / "run" / "data" / "0-my-texts").exists(), "found before anything is prepared"
