@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 CACHE_BYTES = 5 * 2**30
 """How large the cache on disk may grow before the programs used longest ago are dropped."""
@@ -18,3 +20,38 @@ def keep_compiled_programs() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "a3jax" / "xla"))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+
+
+class Option(NamedTuple):
+    """One option of XLA that is not what it would be by itself."""
+
+    name: str
+    value: bool
+    reason: str
+
+
+OPTIONS: dict[str, tuple[Option, ...]] = {
+    "tpu": (
+        Option(
+            "xla_tpu_prefer_async_allgather_to_allreduce",
+            True,
+            "over 64 devices and more, libtpu gathers weights by an all-reduce of mostly zeros, which sends twice as much",
+        ),
+    ),
+    "gpu": (
+        Option("xla_gpu_enable_latency_hiding_scheduler", True, "collectives begin early, and arithmetic runs while they do"),
+        Option("xla_gpu_enable_pipelined_all_gather", True, "a layer's weights are gathered while the layer before it runs"),
+        Option("xla_gpu_enable_pipelined_all_reduce", True, "a layer's gradients are summed while the layer before it runs"),
+        Option(
+            "xla_gpu_enable_while_loop_double_buffering", True, "two layers a turn: the scan over layers hinders no overlap"
+        ),
+    ),
+}
+"""By platform. What is on by default is not listed: on TPUs the latency hiding scheduler and asynchronous collectives, on
+GPUs asynchronous collectives and pipelined reduce-scatters. The GPU's are those that XLA's guide to optimization levels
+(openxla.org/xla/gpu_optimization_levels) names for training over several devices."""
+
+
+def options(mesh: Mesh) -> dict[str, str | bool]:
+    """XLA's options for a program over `mesh`; none for one device, which has no communication to hide."""
+    return {option.name: option.value for option in OPTIONS.get(mesh.devices.flat[0].platform, ()) if mesh.size > 1}

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import find
+from a3jax.compilation import options
 from a3jax.config import Config, ModelConfig
 from a3jax.errors import UserError, first_line
 from a3jax.mesh import check_mesh, make_mesh
@@ -20,7 +21,7 @@ from a3jax.train.step import abstract_state
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device while a step runs."""
+    """Bytes on one device when a step needs most."""
 
     parameters: int
     """Float32, as they are kept between steps."""
@@ -71,13 +72,15 @@ def fit(lowered: jax.stages.Lowered, config: Config, model: ModelConfig, mesh: M
     state = abstract_state(config, model, mesh)
     parameters, optimizer = (_bytes_per_device(part) for part in (state.params, state.optimizer))
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(options(mesh))
     except jax.errors.JaxRuntimeError as error:
         needed, available = _out_of_memory(str(error))
         return TooLarge(Memory(parameters, optimizer, needed - parameters - optimizer, 0), available)
     stats = compiled.memory_analysis()
     assert stats is not None, "the TPU compiler tells how much memory its programs take"
-    used = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    # Two bounds from above: the sum of temporaries, which may share their places, and the peak, coarse on small steps.
+    used = min(arguments + stats.temp_size_in_bytes, stats.peak_memory_in_bytes)
     program = stats.generated_code_size_in_bytes
     return Fits(compiled, Memory(parameters, optimizer, used - parameters - optimizer, program))
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
+from a3jax.compilation import options
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.train import executable, remat
 from a3jax.train.step import Batch, abstract_state, make_step
@@ -61,7 +62,7 @@ def compile_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -
     """The step of one stage, compiled from shapes alone, or loaded; `UserError` if that is asked for and cannot be."""
     lowered, folder = lower(config, model, stage, mesh), config.train.executables
     if folder is None:
-        return lowered.compile()
+        return lowered.compile(options(mesh))
     config = remat.settled(config, model, mesh, remat.device_memory(mesh.devices.flat[0]))
     return executable.load(Path(folder), stage, executable.fingerprint(config, model, lowered, mesh), lowered, mesh)
 

@@ -61,6 +61,9 @@ def test_a_run_that_fits(config, planned):
     memory = first["memory"]
     assert answer["bytes_per_chip"] == sum(third["memory"].values()) < answer["hbm_bytes"]
     assert memory["parameters"] == pytest.approx(4 * count(MODEL) / 4, rel=0.01)  # norms are split over fsdp alone
+    logits = 8 * 128 * MODEL.vocab * 4 / 4  # float32, split by fsdp and tensor
+    gradients = memory["parameters"]
+    assert gradients < memory["temporaries"] < 20 * logits + 2 * gradients
     assert {"all-gather", "all-reduce"} <= set(first["sent_bytes"])
 
 
