@@ -39,7 +39,9 @@ class Options:
     exclude: tuple[str, ...] = ("site-packages/*",)
     workers: int = os.cpu_count() or 1
     """And threads of the library."""
-    repeats: int = 2
+    copies: int = 3
+    """Of the text, since starting the processes takes about two seconds whatever there is to tokenize."""
+    repeats: int = 1
     """The best of so many."""
     json: bool = False
 
@@ -50,7 +52,7 @@ def main(options: Options) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     found = open_source(options.source, Reading(include=options.include, exclude=options.exclude))
     documents = [document for source in found for part in source.parts() for document in source.documents(part)]
-    texts = [text for text in documents if isinstance(text, str) and text.strip()]
+    texts = [text for text in documents if isinstance(text, str) and text.strip()] * options.copies
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     seconds: dict[str, list[float]] = {"tokenizers alone": [], "a3jax prepare": []}
     tokens: dict[str, int] = {}

@@ -1,6 +1,7 @@
 """The tokenizer that lies beside a model or a corpus, and the tokens that begin and end a document."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class TextCodec:
     start: int | None
     end: int | None
 
-    @property
+    @functools.cached_property
     def vocab(self) -> int:
         """One more than the largest id."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1

@@ -71,7 +71,7 @@ class Source(Protocol):
 
 def part_bytes(size: int) -> int:
     """How large the parts of a file are: those of a small one are small too, so that several workers can share it."""
-    return min(PART_BYTES, max(PART_BYTES // 16, size // 16))
+    return min(PART_BYTES, max(PART_BYTES // 16, size // 64))
 
 
 def ranges(rows: int, size: int) -> list[Part]:
