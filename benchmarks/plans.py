@@ -15,7 +15,6 @@ PLANS = (
     "llama_3b v5p:2x2x2",
     "llama_3b v6e:4x4",
     "llama_8b v5p:4x4x4",
-    "llama_8b v6e:8x8",
     "llama_8b tpu7x:2x2x4",
     "llama_8b v5e:2x4",
 )
