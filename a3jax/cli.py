@@ -4,9 +4,11 @@ import dataclasses
 import importlib
 import json
 import logging
+import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from a3jax.config import Config, check, from_json, nearest, to_json
 from a3jax.data.filters import KEEP_ALL, Filters
 from a3jax.errors import UserError
 from a3jax.interrupt import stop_requests
+from a3jax.processes import Processes, continue_in_child, several
 
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 
@@ -232,28 +235,34 @@ class Train:
     """Adapt a model. The same command resumes a run that was stopped."""
 
     config: Config
+    processes: Processes
     json: bool = False
 
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Train":
-        """`EXPERIMENT [--field value ...] [--json]`."""
+        """`EXPERIMENT [--field value ...] [--coordinator HOST:PORT --processes N --process I] [--json]`."""
         if not args or args[0] in ("-h", "--help"):
             print(_TRAIN_HELP)
             sys.exit(0 if args else 2)
         name, *options = args
         experiment = load_experiment(name)
-        fields = [option for option in options if option != "--json"]
+        own, rest = _divide(options, [f"--{field.name}" for field in dataclasses.fields(Processes)])
+        fields = [option for option in rest if option != "--json"]
         config = parse(Config, fields, f"{prog} {name}", experiment, _TRAIN_HELP)
         check(config)
-        return cls(config, "--json" in options)
+        return cls(config, parse(Processes, own, prog), "--json" in options)
 
     def run(self) -> dict[str, Any]:  # noqa: D102
+        import jax
+
         from a3jax.train.loop import train
 
-        return dataclasses.asdict(train(self.config))
+        summary = train(self.config, self.processes)
+        return dataclasses.asdict(summary) if jax.process_index() == 0 else {"stopped_by": summary.stopped_by}
 
 
 _TRAIN_HELP = """usage: a3jax train EXPERIMENT [--field value ...] [--json]
+       a3jax train EXPERIMENT --coordinator HOST:PORT --processes N --process I [--field value ...] [--json]
 
 Adapt a model. EXPERIMENT is a Python file with a function `experiment()` that returns a Config, or the name of one in
 experiments/. Any field can be set by its dotted name. The same command resumes a run that was stopped.
@@ -483,6 +492,8 @@ def main(args: Sequence[str] | None = None) -> None:
         kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
         command = kind.parse(args[1:], prog) if kind in (Train, Plan, Data) else parse(kind, args[1:], prog)
+        if isinstance(command, Train) and several(command.processes):
+            continue_in_child()
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
             if "jax" in sys.modules:  # commands that compile nothing do not wait for it
@@ -495,12 +506,16 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    if command.json:
+    if command.json and result:
         print(json.dumps(result))
     else:
         _show(result)
     if result.get("stopped_by"):
-        sys.exit(128 + result["stopped_by"])
+        status = 128 + result["stopped_by"]
+        if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
     if result.get("fits") is False:
         sys.exit(1)
 

@@ -172,6 +172,41 @@ class TrainConfig:
     save_every: int = 200
     keep: int = 2
     """Checkpoints kept besides the newest."""
+    keep_hours: float | None = None
+    """Beyond those, one checkpoint every so many hours stays for good."""
+    keep_best: int = 0
+    """Beyond those, so many with the lowest held-out NLL in the order `best_order` stay."""
+    best_order: str = "random_4"
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What becomes of a bad step: one whose loss or gradient is not finite, or whose loss jumps. It changes no parameter."""
+
+    action: Literal["stop", "skip", "rollback"] = "stop"
+    """`stop` the run; `skip` the step; or roll back to the last checkpoint and go on with the batches that come next."""
+    spike: float | None = None
+    """Nats above the running mean of the losses of this kind of stage that make a jump; None: only what is not finite."""
+    limit: int = 10
+    """Bad steps one after the other, or rollbacks to one checkpoint, after which the run stops all the same."""
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Tracing of a few steps, to be looked at in TensorBoard or XProf."""
+
+    steps: str | None = None
+    """`10:13` traces steps 10, 11 and 12 into `RUN/events`."""
+
+    @property
+    def range(self) -> range:
+        """The steps. Raises `UserError` for what is none."""
+        if self.steps is None:
+            return range(0)
+        first, colon, last = self.steps.partition(":")
+        if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
+            raise UserError(f"profile.steps is {self.steps!r}; it must be FIRST:LAST with 0 < FIRST < LAST, such as 10:13")
+        return range(int(first), int(last))
 
 
 @dataclass(frozen=True)
@@ -193,6 +228,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     @property
     def steps(self) -> int:
@@ -216,6 +253,7 @@ def check(config: Config) -> None:
         "train.eval_windows": config.train.eval_windows,
         "train.eval_every": config.train.eval_every,
         "train.save_every": config.train.save_every,
+        "guard.limit": config.guard.limit,
     }
     for i, stage in enumerate(config.curriculum):
         positive |= {f"curriculum.{i}.steps": stage.steps, f"curriculum.{i}.group-size": stage.group_size}
@@ -225,11 +263,15 @@ def check(config: Config) -> None:
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     _check_data(config.data)
+    _ = config.profile.range
     optimizer = config.optimizer
     for name, number, high in [
         ("seed", config.seed, 2**32 - 1),
         ("data.workers", config.data.workers, None),
         ("train.keep", config.train.keep, None),
+        ("train.keep_best", config.train.keep_best, None),
+        ("train.keep_hours", config.train.keep_hours or 0, None),
+        ("guard.spike", config.guard.spike or 0, None),
         ("optimizer.peak_lr", optimizer.peak_lr, None),
         ("optimizer.warmup", optimizer.warmup, None),
         ("optimizer.decay", optimizer.decay, 1),

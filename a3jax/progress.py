@@ -38,3 +38,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Replace the text beside the bar."""
         self._bar.update(self._task, note=text)
+
+    def set(self, completed: int) -> None:
+        """Go to another place."""
+        self._bar.update(self._task, completed=completed)

@@ -4,6 +4,8 @@
                          optimizer/   moments and counts
                          record/      `Record` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
+                         metrics/     held-out NLL by order, where the step was evaluated
+        damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
 
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
 """
@@ -18,13 +20,17 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from a3jax.checkpoint import STEPS
-from a3jax.config import from_json
+from a3jax.config import TrainConfig, from_json
 from a3jax.errors import UserError, first_line
 from a3jax.folders import is_full_disk, remove
+from a3jax.progress import console
 from a3jax.record import Record
 from a3jax.train.step import State
+
+DAMAGED = "damaged"
 
 
 class Restored(NamedTuple):
@@ -38,22 +44,32 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The steps saved in a run folder: the newest, and `keep` before it."""
+    """The steps saved in a run folder, and which of them stay."""
 
-    def __init__(self, run: Path, keep: int):
+    def __init__(self, run: Path, config: TrainConfig):
         self._folder = (run / STEPS).resolve()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep + 1, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=_policy(config),
+            best_fn=lambda metrics: metrics[config.best_order],
+            best_mode="min",
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as error:
+            raise UserError(f"{self._folder} cannot be used: {first_line(error)}") from None
 
     @property
     def newest(self) -> int | None:
         """The last step that was saved whole, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: State, record: Record, data: dict[str, Any]) -> None:
-        """Begin to save `step`, after the one before is written. Raises `UserError` if that one could not be."""
+    def save(self, step: int, state: State, record: Record, data: dict[str, Any], nll: dict[str, float] | None) -> None:
+        """Begin to save `step`, after the one before is written. Raises `UserError` if that one could not be.
+
+        `nll` is the held-out NLL by order at this very step, if it was evaluated.
+        """
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(
                 _plain(state.params), _plain(jax.tree.map(_by_layer, state.params, is_leaf=_is_variable))
@@ -63,25 +79,42 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
         )
         try:
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=items, metrics=nll or None)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
-    def restore(self, abstract: State) -> Restored:
-        """The newest step, laid out as `abstract` (shapes with shardings) says."""
+    def restore(self, abstract: State) -> Restored | None:
+        """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
+
+        A damaged step is reported, set aside, and the one before it is taken. With several processes the others cannot
+        know what one of them failed to read: it raises `UserError` once the step is set aside, so that all start again.
+        """
+        while (step := self.newest) is not None:
+            try:
+                return self._restore(step, abstract)
+            except Exception as error:  # a damaged file can fail anywhere inside Orbax
+                aside = self._set_aside(step)
+                what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
+                if jax.process_count() > 1:
+                    raise UserError(f"{what}: start the same command again on all hosts") from None
+                console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
+        return None
+
+    def wait(self) -> None:
+        """Until the last save is written. Raises `UserError` if it could not be."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def _restore(self, step: int, abstract: State) -> Restored:
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(_plain(abstract.params)),
             optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
             record=ocp.args.JsonRestore(),
             data=ocp.args.JsonRestore(),
         )
-        step = self.newest
-        assert step is not None, "nothing to restore; ask `newest` first"
-        try:
-            saved = self._manager.restore(step, args=items)
-        except Exception as error:  # a damaged file can fail anywhere inside Orbax
-            where = self._folder / str(step)
-            raise UserError(f"{where} is damaged ({first_line(error)}); remove it to go on from the one before") from None
+        saved = self._manager.restore(step, args=items)
         plain = (saved["params"], saved["optimizer"])
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
@@ -89,15 +122,22 @@ class Checkpoints:
         count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
         return Restored(step, State(params, optimizer, count), record, saved["data"])
 
+    def _set_aside(self, step: int) -> Path:
+        aside = self._folder / DAMAGED / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        if aside.exists():
+            remove(aside)
+        (self._folder / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Wait for the last save. Raises `UserError` if it could not be written."""
         try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as failed:
-            raise self._failed(failed) from failed
+            self.wait()
         finally:
             self._manager.close()
 
@@ -107,6 +147,22 @@ class Checkpoints:
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+
+
+def _policy(config: TrainConfig) -> policies.PreservationPolicy:
+    """Which steps stay."""
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep + 1)]
+    if config.keep_hours is not None:
+        kept.append(policies.EveryNSeconds(round(config.keep_hours * 3600)))
+    if config.keep_best:
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[config.best_order],
+            reverse=True,
+            n=config.keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept.append(best)
+    return policies.AnyPreservationPolicy(kept)
 
 
 def _by_layer(variable: nnx.Variable) -> nnx.Variable:

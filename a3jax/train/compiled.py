@@ -3,7 +3,9 @@
 With `train.executables` they are loaded instead, all of them before the first step, so that none is found missing later.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -36,20 +38,26 @@ class CompiledSteps:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Forget what is waiting; what is being compiled cannot be stopped, and is waited for."""
-        self._compiler.shutdown(wait=True, cancel_futures=True)
+        """Forget what is waiting; what is being compiled cannot be stopped, and ends when it ends."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def ready(self, stage: Stage) -> bool:
         """Whether `at` would return at once."""
         step = self._steps.get(_kind(stage))
         return step is not None and step.done()
 
-    def at(self, stage: Stage, then: Stage | None) -> jax.stages.Compiled:
-        """The step of `stage`, (State, Batch) -> (State, Metrics); that of the stage `then` is begun behind it."""
+    def at(self, stage: Stage, then: Stage | None, give_up: Callable[[], int] = lambda: 0) -> jax.stages.Compiled | None:
+        """The step of `stage`, (State, Batch) -> (State, Metrics); that of the stage `then` is begun behind it.
+
+        None if `give_up` says so before it is there.
+        """
         step = self._begin(stage)
         if then is not None:
             self._begin(then)
-        return step.result()
+        while not give_up():
+            with contextlib.suppress(TimeoutError):
+                return step.result(timeout=0.1)
+        return None
 
     def _begin(self, stage: Stage) -> Future[jax.stages.Compiled]:
         kind = _kind(stage)

@@ -21,16 +21,23 @@ from a3jax.checkpoint import load_params
 from a3jax.config import Config, Stage, check
 from a3jax.curriculum import stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
+from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
+from a3jax.processes import Processes, connect
 from a3jax.record import Record
+from a3jax.train.agreement import AgreedStop, barrier
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
+from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run
 from a3jax.train.step import State, abstract_state, compute, init_state, random_params
+from a3jax.train.tracing import Tracing
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -48,30 +55,41 @@ class Summary:
     """Held-out nats per predicted token by order, at the last evaluation; empty where nothing is held out."""
     stopped_by: int
     """Signal that ended the run early, or 0."""
+    goodput: float | None
+    """Useful step time over wall time since the run began; process 0 knows it."""
 
 
-def train(config: Config) -> Summary:
+def train(config: Config, processes: Processes = ALONE) -> Summary:
     """Train an experiment to the end of its curriculum, resuming it if its run folder holds a checkpoint.
 
-    Raises `UserError` for a configuration that cannot work, a loss that is not finite, and a checkpoint that cannot be
+    Called in every process of a run that has several, which `processes` or the environment introduces to each other.
+
+    Raises `UserError` for a configuration that cannot work, a bad step that ends the run, and a checkpoint that cannot be
     written; what was saved before stays.
     """
     check(config)
     with contextlib.ExitStack() as stack:
-        stopped_by = stack.enter_context(stop_requests())
+        caught = stack.enter_context(stop_requests())
+        connect(processes)
         mesh = meshes.make_mesh(config.mesh)
+        stop = AgreedStop(mesh, caught)
         run = open_run(config, mesh)
         stack.enter_context(only_process(config.run_folder))
+        hosts = stack.enter_context(Hosts(config.run_folder))
+        barrier("hosts")
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
-        checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train.keep))
-        source = Batches(run.corpora, config.data, config.steps, config.seed, _rows_here(mesh, config.data.batch))
+        checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
+        source = Batches(run.corpora, config.data, _batches_read(config), config.seed, _rows_here(mesh, config.data.batch))
+        stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
-        report = stack.enter_context(Report(config, run.model, mesh, position.step, source))
-        steps = _steps(run, mesh, position, compiled, checkpoints, report, stopped_by)
+        report = stack.enter_context(Report(config, run.model, mesh, position.step, source, hosts))
+        tracing = stack.enter_context(Tracing(config))
+        steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop)
     folder = config.run_folder
-    return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stopped_by())
+    goodput = report.goodput.facts()["goodput"] if report.goodput else None
+    return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stop.agreed, goodput)
 
 
 class _Position(NamedTuple):
@@ -87,12 +105,22 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
     """The newest checkpoint of the run, or its first step."""
     config = run.config
     batches = iter(training_batches(source, config.data.workers))
-    if checkpoints.newest is not None:
-        saved = checkpoints.restore(abstract_state(config, run.model, mesh))
-        go_on_from(batches, saved.data, saved.step)
-        return _Position(saved.step, saved.state, saved.record, batches)
-    params = load_params(run.source, mesh) if run.source else random_params(config, run.model, mesh)
-    return _Position(0, init_state(config, params, run.model, mesh), run.record, batches)
+    saved = checkpoints.restore(abstract_state(config, run.model, mesh))
+    if saved is None:
+        return _Position(0, _first_state(run, mesh), run.record, batches)
+    go_on_from(batches, saved.data, saved.step)
+    return _Position(saved.step, saved.state, saved.record, batches)
+
+
+def _first_state(run: Run, mesh: Mesh) -> State:
+    params = load_params(run.source, mesh) if run.source else random_params(run.config, run.model, mesh)
+    return init_state(run.config, params, run.model, mesh)
+
+
+def _batches_read(config: Config) -> int:
+    """How many batches there must be: every rollback passes over some."""
+    spare = config.guard.limit * config.train.save_every if config.guard.action == "rollback" else 0
+    return config.steps + spare
 
 
 def _steps(
@@ -102,7 +130,8 @@ def _steps(
     compiled: CompiledSteps,
     checkpoints: Checkpoints,
     report: Report,
-    stopped_by: Callable[[], int],
+    tracing: Tracing,
+    stop: AgreedStop,
 ) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings = run.config, run.config.train
@@ -111,27 +140,54 @@ def _steps(
     put_rows = _put_rows(mesh, config.data.batch)
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
+    saved, rollbacks = step, 0
+    report.started()
+
+    def save(nll: dict[str, float] | None) -> None:
+        with report.pause("saving"):
+            checkpoints.save(step, state, record, batches.get_state(), nll)
+
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
-    if stopped_by():
+    if stop.now():
         return step
     while step < config.steps:
         index, stage = stage_at(config.curriculum, step)
-        batch = {name: put_rows(array) for name, array in next(batches).items()}
-        with contextlib.nullcontext() if compiled.ready(stage) else report.pause(f"compiling {stage.name}"):
-            run_step = compiled.at(stage, then=next(iter(config.curriculum[index + 1 :]), None))
+        with report.input():
+            batch = {name: put_rows(array) for name, array in next(batches).items()}
+        with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
+            then = next(iter(config.curriculum[index + 1 :]), None)
+            run_step = compiled.at(stage, then, stop.now if stop.alone else lambda: 0)
+        if run_step is None:  # a signal came while the step was compiled
+            if step > saved:
+                save(None)
+            break
+        tracing.before(step + 1)
         state, metrics = run_step(state, batch)
         step += 1
         report.step(step, stage, metrics)
+        tracing.after(step, report.flush)
         record = _after(record, stage, config)
-        last, stop = step == config.steps, bool(stopped_by())
-        if last or step % settings.eval_every == 0:
-            report.evaluation(step, functools.partial(held_out.nll, state.params))
-        if last or step % settings.save_every == 0 or stop:
-            report.flush()  # a loss that is not finite stops the run before it is saved
-            with report.pause("saving"):
-                checkpoints.save(step, state, record, batches.get_state())
-        if stop:
+        ending = step == config.steps or bool(stop.after(metrics.predicted))
+        nll = None
+        if step == config.steps or step % settings.eval_every == 0:
+            nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
+        if ending or step % settings.save_every == 0:
+            report.flush()  # a bad step is not saved
+        if report.roll_back:
+            checkpoints.wait()
+            before = checkpoints.restore(abstract_state(config, run.model, mesh))
+            rollbacks = rollbacks + 1 if (before.step if before else 0) == saved else 1
+            if rollbacks > config.guard.limit:
+                raise UserError(f"{rollbacks - 1} rollbacks to step {saved} did not help; lower optimizer.peak-lr")
+            step, state, record = before[:3] if before else (0, _first_state(run, mesh), run.record)
+            saved = step
+            report.rewind(step)
+            continue
+        if ending or step % settings.save_every == 0:
+            save(nll)
+            saved = step
+        if ending:
             break
     report.flush()
     return step

@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-METRICS = "metrics.jsonl"
+METRICS, EVENTS = "metrics.jsonl", "events"
 
 
 class Log:
@@ -17,7 +17,7 @@ class Log:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         path.write_text("".join(kept))
         self._file = path.open("a")
-        self._events = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None)
+        self._events = SummaryWriter(str(run / EVENTS), purge_step=step + 1 if step else None)
 
     def write(self, **values: Any) -> None:
         """Record values of one step; `step` must be among them, numbers are drawn, the rest is written only."""
@@ -45,6 +45,11 @@ def last_nll(run: Path) -> dict[str, float]:
         if nll:
             return nll
     return {}
+
+
+def seconds_after(run: Path, step: int) -> float:
+    """How long the logged steps after `step` took: those that a run which goes on from it does again."""
+    return sum(line.get("seconds", 0.0) for line in read(run) if line["step"] > step)
 
 
 def _lines(path: Path) -> list[str]:

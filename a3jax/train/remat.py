@@ -63,6 +63,9 @@ def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
 
 def device_memory(device: jax.Device) -> int | None:
     """Bytes of a device, an equal share of the host's for simulated ones on the CPU; None where it cannot be asked."""
+    here = jax.local_devices()[0]
+    if device.process_index != here.process_index and device.platform == here.platform:
+        device = here  # those of other processes are of the same kind, and do not answer
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     try:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: the live bar, the metrics files, and the stop at a loss that is not finite."""
+"""What a run tells while it goes on: the live bar, the metrics files, where its time goes, and what is wrong with a step."""
 
 import contextlib
 import math
@@ -16,7 +16,9 @@ from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.progress import Progress
 from a3jax.train import flops
-from a3jax.train.metrics import Log
+from a3jax.train.goodput import USEFUL, Goodput
+from a3jax.train.hosts import Hosts
+from a3jax.train.metrics import Log, seconds_after
 from a3jax.train.step import Metrics
 
 
@@ -29,21 +31,27 @@ class _Pending(NamedTuple):
 
 
 class Report:
-    """Reads every step's metrics one step late, so that reading never holds up the device."""
+    """Reads every step's metrics one step late, so that reading never holds up the device. Process 0 writes the files."""
 
-    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh, step: int, batches: Batches):
+    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh, step: int, batches: Batches, hosts: Hosts):
         """`step` is how many steps are done, `batches` what they read."""
-        self._config, self._model, self._batches = config, model, batches
+        self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
         self._tokens = config.data.batch * config.data.length
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
-        self._log = Log(config.run_folder, step)
+        writes = jax.process_index() == 0
+        self.goodput = Goodput(config.run_folder, seconds_after(config.run_folder, step)) if writes else None
+        self._log = Log(config.run_folder, step) if writes else None
         self._bar = Progress("train", config.steps, "steps", step)
         self._pending: _Pending | None = None
-        self._clock = time.perf_counter()
+        self._clock = self._free = time.perf_counter()
+        self._own = self._waited = 0.0
+        self._bad = 0
         self._speeds: list[float] = []
         self.loss: float | None = None
         """Of the last step read."""
+        self.roll_back = False
+        """Whether the step read last asks for the last checkpoint."""
 
     def __enter__(self) -> Self:
         self._bar.__enter__()
@@ -51,67 +59,126 @@ class Report:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.__exit__(kind, error, trace)
-        self._log.close()
+        if self._log and self.goodput:
+            self._log.close()
+            self.goodput.save(at_once=True)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Median over the steps read so far."""
         return statistics.median(self._speeds) if self._speeds else None
 
+    @contextlib.contextmanager
+    def input(self) -> Iterator[None]:
+        """Around the wait for a batch. It costs nothing as long as the device is busy with the step before."""
+        before = time.perf_counter()
+        yield
+        if self._pending is None or self._pending.metrics.loss.is_ready():  # type: ignore[attr-defined]
+            self._waited += time.perf_counter() - before
+
     def step(self, step: int, stage: Stage, metrics: Metrics) -> None:
         """Note a step that was dispatched; read the one before it."""
+        self._own = time.perf_counter() - self._free
         self.flush()
         self._pending = _Pending(step, stage, metrics)
+        self._free = time.perf_counter()
 
     def flush(self) -> None:
-        """Wait for the noted step, if any, and report it. Raises `UserError` if its loss is not finite."""
+        """Wait for the noted step, if any, and report it. Raises `UserError` if it is bad and that ends the run."""
         if self._pending is None:
             return
         (step, stage, metrics), self._pending = self._pending, None
-        loss, norm, predicted, rate = (float(value) for value in jax.device_get(metrics))
+        loss, norm, predicted, rate, bad = (float(value) for value in jax.device_get(metrics))
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
+        self._spent(USEFUL)
+        waited, self._waited = min(self._waited, seconds), 0.0
         speed = self._tokens / seconds
         self._speeds.append(speed)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UserError(
-                f"step {step}: loss {loss}, gradient norm {norm}; the run stopped before saving it. "
-                f"Lower optimizer.peak-lr and run again: it goes on from the last checkpoint"
-            )
-        self.loss = loss
-        mfu = {}
+        self._hosts.step(step, self._own, seconds)
+        facts = {"input_wait": waited / seconds}
         if self._peak:
             needed = self._config.data.batch * flops.per_window(self._model, stage, self._config.data.length)
-            mfu = {"mfu": needed / seconds / self._peak}
-        if step % self._config.train.log_every == 0 or step == self._config.steps:
+            facts["mfu"] = needed / seconds / self._peak
+        if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.steps):
+            slow = self._hosts.straggler()
             self._log.write(
                 step=step,
                 stage=stage.name,
-                loss=loss,
-                gradient_norm=norm,
+                loss=loss if math.isfinite(loss) else None,
+                gradient_norm=norm if math.isfinite(norm) else None,
                 learning_rate=rate,
                 tokens_per_second=speed,
                 predicted=int(predicted),
                 seconds=seconds,
-                **mfu,
+                **facts,
+                **({"bad": True} if bad else {}),
+                **({"straggler": slow} if slow else {}),
                 **self._batches.progress(step),
+                **self.goodput.facts(),
             )
-        share = f" mfu {mfu['mfu']:.0%}" if mfu else ""
+            self.goodput.save()
         self._bar.advance()
+        share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
         self._bar.note(f"{stage.name} loss {loss:.3f} {speed:,.0f} tok/s{share}")
+        self._judge(step, loss, norm, bool(bad))
 
-    def evaluation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
+    def evaluation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Run and report an evaluation: NLL by order."""
         self.flush()
         with self.pause("evaluating"):
             nll = evaluate()
-        if nll:
+        if nll and self._log:
             self._log.write(step=step, **{f"nll/{order}": value for order, value in nll.items()})
+        return nll
+
+    def rewind(self, step: int) -> None:
+        """Go on from an earlier step: what was logged after it is dropped."""
+        if self._log and self.goodput:
+            self._log.close()
+            self.goodput.lost(seconds_after(self._config.run_folder, step))
+            self._log = Log(self._config.run_folder, step)
+        self._bar.set(step)
+        self._pending, self.roll_back = None, False
 
     @contextlib.contextmanager
-    def pause(self, why: str) -> Iterator[None]:
-        """Say what takes time now, and keep it out of the steps' tokens per second."""
+    def pause(self, cause: str, what: str = "") -> Iterator[None]:
+        """Say what takes time now, one of `goodput.CAUSES`, and keep it out of the steps' tokens per second."""
         self.flush()
-        self._bar.note(why)
+        self._spent(USEFUL)
+        self._bar.note(f"{cause} {what}")
         yield
-        self._clock = time.perf_counter()
+        self._spent(cause)
+        self._clock = self._free = time.perf_counter()
+
+    def started(self) -> None:
+        """All time before this call was needed to start."""
+        self._spent("starting")
+        self._clock = self._free = time.perf_counter()
+
+    def _spent(self, cause: str) -> None:
+        if not self.goodput:
+            return
+        if cause == USEFUL and self._waited:
+            self.goodput.spent_of(USEFUL, "input", self._waited)
+        else:
+            self.goodput.spent(cause)
+
+    def _judge(self, step: int, loss: float, norm: float, bad: bool) -> None:
+        """What a step that was read means for the run. Raises `UserError` if that is its end."""
+        guard = self._config.guard
+        if not bad:
+            self.loss, self._bad = loss, 0
+            return
+        self._bad += 1
+        jump = math.isfinite(loss) and math.isfinite(norm)
+        what = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}"
+        what += f", more than {guard.spike} above the mean of those before it" if jump else ""
+        if guard.action == "stop":
+            raise UserError(
+                f"{what}; the run stopped before saving it. Lower optimizer.peak-lr, or give --guard.action skip or "
+                f"rollback, and run again: it goes on from the last checkpoint"
+            )
+        if self._bad > guard.limit:
+            raise UserError(f"{what}; it is bad step {self._bad} in a row, more than guard.limit {guard.limit}")
+        self.roll_back = guard.action == "rollback"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL, Checkpoint, find
@@ -23,15 +24,19 @@ from a3jax.config import Config, ModelConfig, flat, read, to_json
 from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
-from a3jax.data.tokenizer import load_codec
+from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.errors import UserError
 from a3jax.mesh import check_mesh
 from a3jax.record import Record
+from a3jax.train.agreement import barrier
 
 CONFIG = "config.json"
 
-_FREE_TO_CHANGE = ("name", "run", "mesh", "train.attention", "train.remat", "train.loss_chunk", "train.executables",
-                   "train.log_every", "train.eval_every", "train.eval_windows", "train.save_every", "train.keep")  # fmt: skip
+_FREE_TO_CHANGE = (
+    *("name", "run", "mesh", "guard", "profile"),
+    *(f"train.{name}" for name in ("attention", "remat", "loss_chunk", "executables", "log_every", "eval_every")),
+    *(f"train.{name}" for name in ("eval_windows", "save_every", "keep", "keep_hours", "keep_best", "best_order")),
+)
 """Fields that a resumed run may set anew, since the steps stay the same steps."""
 
 
@@ -54,6 +59,9 @@ def open_run(config: Config, mesh: Mesh) -> Run:
 
     Raises `UserError` with nothing written where they do not.
     """
+    if jax.process_index() == 0:
+        with_corpora(config)  # what has to be prepared, one process prepares
+    barrier("prepared")
     corpora = open_corpora(with_corpora(config))
     weights(config.data.sources, config.steps)
     if config.source is None:
@@ -71,7 +79,14 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     folder = config.run_folder
     if (folder / CONFIG).is_file():
         _check_same(folder, config)
-    codec = load_codec(source.folder if source else corpora[0].folder)
+    barrier("checked")
+    if jax.process_index() == 0:
+        _write(folder, config, model, load_codec(source.folder if source else corpora[0].folder))
+    barrier("written")
+    return Run(config, model, corpora, source, record)
+
+
+def _write(folder: Path, config: Config, model: ModelConfig, codec: TextCodec) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MODEL).write_text(to_json(model))
@@ -80,12 +95,14 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         (folder / CONFIG).write_text(to_json(config))
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
-    return Run(config, model, corpora, source, record)
 
 
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process. Raises `UserError` if another one on this machine trains in it."""
+    """Hold the run folder for this process, the first of its run. Raises `UserError` if another run trains in it."""
+    if jax.process_index():
+        yield
+        return
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

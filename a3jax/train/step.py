@@ -5,10 +5,13 @@ of the state and the batch, whatever the mesh. Micro-batches add sums, not means
 all predicted tokens of the whole batch.
 """
 
+import functools
+import zlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -19,7 +22,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
-from a3jax.train import remat
+from a3jax.train import guard, remat
 from a3jax.train.loss import nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
 
@@ -30,7 +33,7 @@ class State(NamedTuple):
     """Everything that a step changes."""
 
     params: nnx.State
-    optimizer: optax.OptState
+    optimizer: guard.GuardedState
     step: Array
 
 
@@ -43,6 +46,8 @@ class Metrics(NamedTuple):
     predicted: Array
     """Tokens that counted."""
     learning_rate: Array
+    bad: Array
+    """Whether the step changed nothing (`a3jax.train.guard`)."""
 
 
 def compute(config: Config) -> Compute:
@@ -78,6 +83,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     how, parts = compute(config), config.train.accumulate
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     chunk = config.train.loss_chunk * mesh.shape["data"] * mesh.shape["fsdp"]
+    kind = np.uint32(zlib.crc32(repr((stage.family, stage.group_size, stage.given)).encode()))
 
     def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
         differentiate = jax.value_and_grad(summed_loss, has_aux=True)
@@ -98,9 +104,12 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
             (total, count, grads), _ = jax.lax.scan(add, zeros, micro)
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        loss, norm = total / count, optax.tree.norm(grads)
+        updates, optimizer_state, bad = guard.update(
+            optimizer, grads, state.optimizer, state.params, loss, norm, jnp.asarray(kind), config.guard
+        )
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(total / count, optax.tree.norm(grads), count, jnp.asarray(rate(state.step)))
+        metrics = Metrics(loss, norm, count, jnp.asarray(rate(state.step)), bad)
         return State(params, optimizer_state, state.step + 1), metrics
 
     layout = state_shardings(config, model, mesh)
@@ -115,7 +124,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     """The state's shapes and where every part of it lies, without arrays."""
     params = shapes(model)
-    optimizer = jax.eval_shape(make_optimizer(config.optimizer, config.steps).init, params)
+    optimizer = jax.eval_shape(functools.partial(guard.init, make_optimizer(config.optimizer, config.steps)), params)
     tree = State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
@@ -139,7 +148,8 @@ def _layout(tree: State, mesh: Mesh) -> State:
 def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh) -> State:
     """A fresh state around `params`, which are already laid over the mesh."""
     layout = state_shardings(config, model, mesh)
-    init = jax.jit(make_optimizer(config.optimizer, config.steps).init, out_shardings=layout.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    init = jax.jit(functools.partial(guard.init, optimizer), out_shardings=layout.optimizer)
     return State(params, init(params), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
 
 

@@ -1,0 +1,158 @@
+"""The processes of one run: how they find each other, and what becomes of the others when one is lost.
+
+JAX runs the same program in every process, each with devices of its own (multi-controller). Who starts them is not our
+business: Slurm, GKE and the TPU VM service do, and tell each process its place in the environment; or three options do.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from a3jax.errors import UserError
+
+TRY_AGAIN = 75
+"""Exit status of a process whose run lost another one (EX_TEMPFAIL): the same command goes on from the last checkpoint."""
+CONNECT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How this process finds the others; without any of it, from the environment."""
+
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None
+    """An address of process 0 that the others reach. Else JAX_COORDINATOR_ADDRESS."""
+    processes: int | None = None
+    """How many there are. Else JAX_NUM_PROCESSES."""
+    process: int | None = None
+    """Which one this is, from 0. Else JAX_PROCESS_ID, or JOB_COMPLETION_INDEX of a Kubernetes job."""
+
+
+def several(given: Processes, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several, as far as options and environment say."""
+    if (found := _explicit(given, environment)) is not None:
+        return found[1] > 1
+    return _cluster(environment)
+
+
+def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> None:
+    """Join the others, if there are any; before the first use of a device. Raises `UserError` if they cannot be reached."""
+    import jax
+
+    found = _explicit(given, environment)
+    if found is None and not _cluster(environment):
+        return
+    address, count, index = found or (None, None, None)
+    if count == 1:
+        return
+    try:
+        # A lost process is found by `a3jax.train.hosts`, which names it; this is for what it cannot see.
+        jax.distributed.initialize(
+            address, count, index, heartbeat_timeout_seconds=100, initialization_timeout=CONNECT_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        if found is None and not _told(environment):
+            return  # chips that no service looks after: this machine alone
+        where = (
+            f"process {index} of {count} could not join the others at {address}" if found else "the cluster could not start"
+        )
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+def _explicit(given: Processes, environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Address, count and index, if any of them is given. Raises `UserError` unless all are, and make sense."""
+    address = given.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    count = _number(given.processes, environment, "JAX_NUM_PROCESSES")
+    index = _number(given.process, environment, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
+    if address is None and count is None and (given.process is None and "JAX_PROCESS_ID" not in environment):
+        return None
+    if _managed(environment) and count is None and index is None:
+        return None  # Slurm and the TPU VM service know the rest
+    for name, value in [("coordinator", address), ("processes", count), ("process", index)]:
+        if value is None:
+            raise UserError(f"--{name} is missing: several processes need --coordinator, --processes and --process")
+    assert address is not None
+    assert count is not None
+    assert index is not None
+    if not address.rpartition(":")[2].isdigit() or ":" not in address:
+        raise UserError(f"--coordinator is {address}; it must be HOST:PORT")
+    if not 0 <= index < count:
+        raise UserError(f"--process is {index}; of {count} processes it must be from 0 to {count - 1}")
+    return address, count, index
+
+
+def _number(given: int | None, environment: Mapping[str, str], *names: str) -> int | None:
+    if given is not None:
+        return given
+    name = next((name for name in names if name in environment), None)
+    if name is None:
+        return None
+    if not environment[name].isdigit():
+        raise UserError(f"{name} is {environment[name]!r}; it must be a number")
+    return int(environment[name])
+
+
+def _cluster(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm, or the TPU VM service or GKE with TPUs, started several processes."""
+    if environment.get("JAX_PLATFORMS") == "cpu" and not _slurm(environment):
+        return False
+    return _managed(environment)
+
+
+def _managed(environment: Mapping[str, str]) -> bool:
+    """On a TPU VM only the metadata service knows the others: where there are chips, it is asked."""
+    chips = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    asked = chips and importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
+    return _told(environment) or asked
+
+
+def _told(environment: Mapping[str, str]) -> bool:
+    """Whether the environment itself speaks of several processes."""
+    hosts = environment.get("TPU_WORKER_HOSTNAMES") or environment.get("TPU_PROCESS_ADDRESSES") or ""
+    return _slurm(environment) or "," in hosts or environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
+
+
+def _slurm(environment: Mapping[str, str]) -> bool:
+    """Whether `srun` started several tasks, this one among them."""
+    return "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
+
+
+def continue_in_child() -> None:
+    """Return in a child process only; this one waits for it, passes signals on, and exits as it does.
+
+    JAX ends a process by an abort, in the midst of any work, once its coordinator is gone; the parent then still says
+    what happened. To be called before JAX is imported, since its threads do not survive a fork.
+    """
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone, which passes it on once
+        _die_with(parent)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == -signal.SIGABRT:
+        print(
+            "a3jax: process 0, where all processes meet, was lost; start the same command again on all hosts: it goes on "
+            "from the last checkpoint",
+            file=sys.stderr,
+        )
+        status = TRY_AGAIN
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def _die_with(parent: int) -> None:
+    """Have Linux kill this process when its parent is gone, for nobody would be left who knows of it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(TRY_AGAIN)

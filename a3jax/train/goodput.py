@@ -1,0 +1,67 @@
+"""Where the time of a run goes, over all the processes it took: useful steps, and everything else by cause.
+
+    RUN/time.json
+
+Goodput is useful step time over wall time since the run first began.
+"""
+
+import json
+import time
+from pathlib import Path
+
+FILE = "time.json"
+USEFUL = "training"
+CAUSES = (USEFUL, "starting", "compiling", "input", "evaluating", "saving", "repeated", "down")
+"""`input`: the host waited for the next batch; `repeated`: steps that were done and lost; `down`: no process was running."""
+
+
+class Goodput:
+    """Seconds by cause. `repeated` are the seconds of steps after the checkpoint that the run goes on from."""
+
+    def __init__(self, run: Path, repeated: float):
+        self._file = run / FILE
+        now = time.time()
+        try:
+            before = json.loads(self._file.read_text())
+            self._began = float(before["began"])
+            self._seconds = {cause: float(before["seconds"].get(cause, 0.0)) for cause in CAUSES}
+            self._seconds["down"] += max(0.0, now - float(before["until"]))
+        except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
+            self._began, self._seconds = now, dict.fromkeys(CAUSES, 0.0)
+        repeated = min(repeated, self._seconds[USEFUL])
+        self._seconds[USEFUL] -= repeated
+        self._seconds["repeated"] += repeated
+        self._clock = time.perf_counter()
+        self._saved = 0.0
+
+    def spent(self, cause: str) -> None:
+        """All time since the last call went into `cause`."""
+        now = time.perf_counter()
+        self._seconds[cause] += now - self._clock
+        self._clock = now
+
+    def spent_of(self, cause: str, other: str, seconds: float) -> None:
+        """The same, but for `seconds` of it, which went into another."""
+        self.spent(cause)
+        self._seconds[cause] -= seconds
+        self._seconds[other] += seconds
+
+    def lost(self, seconds: float) -> None:
+        """So much of the training so far will be done again."""
+        self._seconds[USEFUL] -= seconds
+        self._seconds["repeated"] += seconds
+
+    def facts(self) -> dict[str, float]:
+        """For the metrics: `goodput`, and the seconds of every cause that took any."""
+        wall = max(1e-9, time.time() - self._began)
+        causes = {f"time/{cause}": seconds for cause, seconds in self._seconds.items() if seconds}
+        return {"goodput": self._seconds[USEFUL] / wall, **causes}
+
+    def save(self, at_once: bool = False) -> None:
+        """Write the file, at most once a second."""
+        if not at_once and time.monotonic() - self._saved < 1:
+            return
+        self._saved = time.monotonic()
+        new = self._file.with_suffix(".json.new")
+        new.write_text(json.dumps({"began": self._began, "until": time.time(), "seconds": self._seconds}))
+        new.replace(self._file)

@@ -1,0 +1,62 @@
+"""Bad steps: a loss or a gradient that is not finite, or a loss that jumps above those before it.
+
+Whether a step is bad is decided inside it, on all devices alike, and a bad step changes neither parameters nor moments;
+counts go on, so that the learning rate follows the step. What then happens (stop, skip, roll back) is the loop's to do.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from a3jax.config import GuardConfig
+
+MEMORY = 0.95
+"""The running mean keeps this share of itself per step, once there are enough steps."""
+ENOUGH = 10
+"""Steps of one kind of stage before a jump can be told."""
+
+
+class GuardedState(NamedTuple):
+    """The optimizer's state, and the losses seen."""
+
+    optimizer: optax.OptState
+    mean: Array
+    """Of the losses of good steps, nats."""
+    good: Array
+    """How many there were since the kind of stage changed."""
+    stage: Array
+    """Which kind that is."""
+
+
+def init(optimizer: optax.GradientTransformation, params: nnx.State) -> GuardedState:
+    """Nothing seen yet."""
+    return GuardedState(optimizer.init(params), jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32))
+
+
+def update(
+    optimizer: optax.GradientTransformation,
+    grads: nnx.State,
+    state: GuardedState,
+    params: nnx.State,
+    loss: Array,
+    gradient_norm: Array,
+    stage: Array,
+    config: GuardConfig,
+) -> tuple[nnx.State, GuardedState, Array]:
+    """The updates (zero for a bad step), the new state, and whether the step is bad. `stage` numbers its kind."""
+    good = jnp.where(state.stage == stage, state.good, 0)
+    bad = ~jnp.isfinite(loss) | ~jnp.isfinite(gradient_norm)
+    if config.spike is not None:
+        bad |= (good >= ENOUGH) & (loss > state.mean + config.spike)
+    updates, new = optimizer.update(grads, state.optimizer, params)
+    updates = jax.tree.map(lambda u: jnp.where(bad, jnp.zeros_like(u), u), updates)
+    new = jax.tree.map(
+        lambda n, old: n if jnp.issubdtype(n.dtype, jnp.integer) else jnp.where(bad, old, n), new, state.optimizer
+    )
+    weight = jnp.maximum(1 / (good + 1), 1 - MEMORY)
+    mean = jnp.where(bad, state.mean, jnp.where(good == 0, loss, state.mean + weight * (loss - state.mean)))
+    return updates, GuardedState(new, mean, jnp.where(bad, good, good + 1), stage), bad

@@ -1,0 +1,40 @@
+"""Traces of a few steps, for TensorBoard's profile tab or XProf."""
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import jax
+
+from a3jax.config import Config
+from a3jax.train.metrics import EVENTS
+
+
+class Tracing:
+    """Records the steps of `profile.steps` into RUN/events, from the dispatch of the first to the end of the last."""
+
+    def __init__(self, config: Config):
+        self._steps, self._folder = config.profile.range, config.run_folder / EVENTS
+        self._running = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._running:
+            with contextlib.suppress(RuntimeError):
+                jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        """To be called before `step` is dispatched."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, finish: Callable[[], None]) -> None:
+        """To be called once `step` is dispatched; `finish` waits for its end."""
+        if self._running and step + 1 not in self._steps:
+            finish()
+            jax.profiler.stop_trace()
+            self._running = False
