@@ -4,6 +4,7 @@
                          optimizer/   moments and counts
                          record/      `Record` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
+                         checksums/   of all these (`a3jax.train.checksums`), as JSON
                          metrics/     held-out NLL by order, where the step was evaluated
         damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
 
@@ -28,6 +29,7 @@ from a3jax.errors import UserError, first_line
 from a3jax.folders import is_full_disk, remove
 from a3jax.progress import console
 from a3jax.record import Record
+from a3jax.train.checksums import checksums
 from a3jax.train.step import State
 
 DAMAGED = "damaged"
@@ -77,6 +79,7 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(_plain(state.optimizer)),
             record=ocp.args.JsonSave(dataclasses.asdict(record)),
             data=ocp.args.JsonSave(data),
+            checksums=ocp.args.JsonSave(checksums(state, record=dataclasses.asdict(record), data=data)),
         )
         try:
             self._manager.save(step, args=items, metrics=nll or None)
@@ -113,14 +116,18 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
             record=ocp.args.JsonRestore(),
             data=ocp.args.JsonRestore(),
+            checksums=ocp.args.JsonRestore(),
         )
         saved = self._manager.restore(step, args=items)
         plain = (saved["params"], saved["optimizer"])
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
+        state = State(params, optimizer, jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding))
+        for name, value in checksums(state, record=saved["record"], data=saved["data"]).items():
+            if saved["checksums"].get(name) != value:
+                raise ValueError(f"{name} is not what was saved")
         record = from_json(Record, json.dumps(saved["record"]), str(self._folder / str(step) / "record"))
-        count = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        return Restored(step, State(params, optimizer, count), record, saved["data"])
+        return Restored(step, state, record, saved["data"])
 
     def _set_aside(self, step: int) -> Path:
         aside = self._folder / DAMAGED / str(step)

@@ -18,9 +18,10 @@ CAUSES = (USEFUL, "starting", "compiling", "input", "evaluating", "saving", "rep
 class Goodput:
     """Seconds by cause. `repeated` are the seconds of steps after the checkpoint that the run goes on from."""
 
-    def __init__(self, run: Path, repeated: float):
+    def __init__(self, run: Path, repeated: float, started: float):
+        """`started`: when this process began, by `time.perf_counter`."""
         self._file = run / FILE
-        now = time.time()
+        now = time.time() - (time.perf_counter() - started)
         try:
             before = json.loads(self._file.read_text())
             self._began = float(before["began"])
@@ -31,7 +32,7 @@ class Goodput:
         repeated = min(repeated, self._seconds[USEFUL])
         self._seconds[USEFUL] -= repeated
         self._seconds["repeated"] += repeated
-        self._clock = time.perf_counter()
+        self._clock = started
         self._saved = 0.0
 
     def spent(self, cause: str) -> None:

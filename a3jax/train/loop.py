@@ -7,6 +7,7 @@ never waits for the host. Each curriculum stage has a step of its own, compiled 
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,6 +68,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     Raises `UserError` for a configuration that cannot work, a bad step that ends the run, and a checkpoint that cannot be
     written; what was saved before stays.
     """
+    started = time.perf_counter()
     check(config)
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(stop_requests())
@@ -84,7 +86,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
-        report = stack.enter_context(Report(config, run.model, mesh, position.step, source, hosts))
+        report = stack.enter_context(Report(config, run.model, mesh, position.step, source, hosts, started))
         tracing = stack.enter_context(Tracing(config))
         steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop)
     folder = config.run_folder

@@ -33,14 +33,16 @@ class _Pending(NamedTuple):
 class Report:
     """Reads every step's metrics one step late, so that reading never holds up the device. Process 0 writes the files."""
 
-    def __init__(self, config: Config, model: ModelConfig, mesh: Mesh, step: int, batches: Batches, hosts: Hosts):
-        """`step` is how many steps are done, `batches` what they read."""
+    def __init__(
+        self, config: Config, model: ModelConfig, mesh: Mesh, step: int, batches: Batches, hosts: Hosts, started: float
+    ):
+        """`step` is how many steps are done, `batches` what they read, `started` when (`time.perf_counter`) all began."""
         self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
         self._tokens = config.data.batch * config.data.length
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
         writes = jax.process_index() == 0
-        self.goodput = Goodput(config.run_folder, seconds_after(config.run_folder, step)) if writes else None
+        self.goodput = Goodput(config.run_folder, seconds_after(config.run_folder, step), started) if writes else None
         self._log = Log(config.run_folder, step) if writes else None
         self._bar = Progress("train", config.steps, "steps", step)
         self._pending: _Pending | None = None
