@@ -53,6 +53,7 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
     address, count, index = found or (None, None, None)
     if count == 1:
         return
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see `a3jax.interrupt`
     try:
         # A lost process is found by `a3jax.train.hosts`, which names it; this is for what it cannot see.
         jax.distributed.initialize(
