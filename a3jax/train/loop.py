@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
-from a3jax.checkpoint import load_params
 from a3jax.config import Config, Stage, check
 from a3jax.curriculum import stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
@@ -91,7 +90,7 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
         saved = checkpoints.restore(abstract_state(config, run.model, mesh))
         go_on_from(batches, saved.data, saved.step)
         return _Position(saved.step, saved.state, saved.record, batches)
-    params = load_params(run.source, mesh) if run.source else random_params(config, run.model, mesh)
+    params = run.source.load(mesh) if run.source else random_params(config, run.model, mesh)
     return _Position(0, init_state(config, params, run.model, mesh), run.record, batches)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from a3jax.checkpoint import MODEL, Checkpoint, find
+from a3jax.checkpoint import MODEL
 from a3jax.config import Config, ModelConfig, flat, read, to_json
 from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
@@ -26,6 +26,7 @@ from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 from a3jax.mesh import check_mesh
+from a3jax.pretrained import Pretrained, pretrained
 from a3jax.record import Record
 
 CONFIG = "config.json"
@@ -43,7 +44,7 @@ class Run:
     model: ModelConfig
     corpora: tuple[Corpus, ...]
     """What it trains on, in the order of the experiment's sources."""
-    source: Checkpoint | None
+    source: Pretrained | None
     """Where the weights come from; None for random ones."""
     record: Record
     """What had happened to them before."""
@@ -60,7 +61,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         assert config.model is not None, "check() asks for a source or a model"
         source, model, record = None, config.model, Record(source="random")
     else:
-        source = find(Path(config.source))
+        source = pretrained(config.source)
         model, record = source.config, source.record
         if config.model is not None:
             _check_model(config.model, source)
@@ -71,7 +72,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     folder = config.run_folder
     if (folder / CONFIG).is_file():
         _check_same(folder, config)
-    codec = load_codec(source.folder if source else corpora[0].folder)
+    codec = source.codec if source else load_codec(corpora[0].folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MODEL).write_text(to_json(model))
@@ -94,15 +95,15 @@ def only_process(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check_model(expected: ModelConfig, source: Checkpoint) -> None:
+def _check_model(expected: ModelConfig, source: Pretrained) -> None:
     for field in dataclasses.fields(ModelConfig):
         here, there = getattr(expected, field.name), getattr(source.config, field.name)
         if here != there and field.name != "seeding":
             raise UserError(f"model.{field.name} is {here}, but {source.folder} has {there}; correct the experiment's model")
 
 
-def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Checkpoint | None) -> None:
-    model_sha256 = load_codec(source.folder).sha256 if source else corpora[0].manifest.tokenizer_sha256
+def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Pretrained | None) -> None:
+    model_sha256 = source.codec.sha256 if source else corpora[0].manifest.tokenizer_sha256
     for folder, manifest, _ in corpora:
         if load_codec(folder).sha256 != manifest.tokenizer_sha256:
             raise UserError(f"{folder}/tokenizer.json is not the one it was prepared with; prepare it again")
