@@ -47,7 +47,7 @@ def compare(*args: str) -> dict:
             assert all(len(found[key].addressable_shards) == 8 for key in expected)
             wrong = [key for key in expected if not _parts_equal(found[key], np.asarray(expected[key]))]
             # Devices that hold the same part share one buffer: an update that is given it must not write there.
-            if not _parts_equal(update(found["embedding"]), np.asarray(expected["embedding"]) * 2):
+            if name == "data x fsdp" and not _parts_equal(update(found["embedding"]), np.asarray(expected["embedding"]) * 2):
                 wrong.append("embedding, updated")
             differ[f"{Path(source).name} {dtype} {name}"] = wrong
     return differ
