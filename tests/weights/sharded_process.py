@@ -1,10 +1,10 @@
 """What test_sharded.py runs in processes of their own, over simulated devices.
 
-    python sharded_process.py compare SOURCE IMPORTED DTYPE ...             8 devices, several models
-    python sharded_process.py share PROCESS PORT SOURCE IMPORTED            one of two processes, 4 devices each
-    python sharded_process.py memory PROCESS PORT SOURCE IMPORTED SMALL     the same; SMALL loads what is loaded once
+    python sharded_process.py OUT.json compare SOURCE IMPORTED DTYPE ...          8 devices, several models
+    python sharded_process.py OUT.json share PROCESS PORT SOURCE IMPORTED         one of two processes, 4 devices each
+    python sharded_process.py OUT.json memory PROCESS PORT SOURCE IMPORTED SMALL  the same; SMALL loads what is loaded once
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 or 4 makes the devices. The last line printed is the result as JSON.
+XLA_FLAGS=--xla_force_host_platform_device_count=8 or 4 makes the devices.
 """
 
 import collections
@@ -120,4 +120,5 @@ def _anonymous() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"compare": compare, "share": share, "memory": memory}[sys.argv[1]](*sys.argv[2:])))
+    out, what, *args = sys.argv[1:]
+    Path(out).write_text(json.dumps({"compare": compare, "share": share, "memory": memory}[what](*args)))

@@ -29,32 +29,34 @@ from a3jax.weights.table import entries
 PROCESS = Path(__file__).with_name("sharded_process.py")
 
 
-def start(devices: int, *args: object) -> subprocess.Popen:
+def start(devices: int, out: Path, *args: object) -> subprocess.Popen:
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(PROCESS), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
+    command = [sys.executable, str(PROCESS), str(out), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
 
 
-def result(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=240)
+def result(process: subprocess.Popen, out: Path) -> dict:
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    return json.loads(out.read_text())
 
 
-def two_processes(what: str, *args: object) -> list[dict]:
+def two_processes(tmp_path: Path, what: str, *args: object) -> list[dict]:
     """What each of two processes on this machine says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [start(4, what, number, port, *args) for number in range(2)]
-    return [result(process) for process in started]
+    outs = [tmp_path / f"{number}.json" for number in range(2)]
+    started = [start(4, out, what, number, port, *args) for number, out in enumerate(outs)]
+    return [result(process, out) for process, out in zip(started, outs)]
 
 
-def test_over_any_mesh_the_parameters_are_those_of_an_import_bit_for_bit(pretrained, imported):
+def test_over_any_mesh_the_parameters_are_those_of_an_import_bit_for_bit(pretrained, imported, tmp_path):
     cases = [("llama", "float32", "float32"), ("qwen2", "bfloat16", "float32"), ("qwen3", "float32", "float32"),
              ("olmo2", "float32", "bfloat16")]  # fmt: skip
     args = [(pretrained(case, dtype), imported(case, dtype).folder, load_as) for case, dtype, load_as in cases]
-    differ = result(start(8, "compare", *itertools.chain(*args)))
+    out = tmp_path / "differ.json"
+    differ = result(start(8, out, "compare", *itertools.chain(*args)), out)
     assert len(differ) == 3 * len(cases)
     assert {key: wrong for key, wrong in differ.items() if wrong} == {}
 
@@ -66,12 +68,12 @@ def test_on_one_device_too(case, pretrained, imported):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_each_process_copies_its_own_part_and_no_other(pretrained, imported):
+def test_each_process_copies_its_own_part_and_no_other(pretrained, imported, tmp_path):
     """Half of what is split over the devices of two processes, once, and of the embedding again for the query seed."""
     tensors = load_file(pretrained("qwen2") / "model.safetensors")
     expected = {name: x.nbytes if name.endswith("bias") else x.nbytes // 2 for name, x in tensors.items()}
     expected["model.embed_tokens.weight"] *= 2
-    for process in two_processes("share", pretrained("qwen2"), imported("qwen2").folder):
+    for process in two_processes(tmp_path, "share", pretrained("qwen2"), imported("qwen2").folder):
         assert process["wrong"] == []
         assert process["read"] == expected
 
@@ -83,7 +85,7 @@ def test_memory_is_that_of_the_shards_and_a_part_of_one_tensor(large, pretrained
     monkeypatch.setattr(parameter_files, "CHUNK_BYTES", 2**17)
     import_model(open_source(large), tmp_path / "model")
     total, largest, slack = sum(file.stat().st_size for file in large.glob("*.safetensors")), 4 * 512 * 2048, 8e6
-    for process in two_processes("memory", large, tmp_path / "model", pretrained("llama")):
+    for process in two_processes(tmp_path, "memory", large, tmp_path / "model", pretrained("llama")):
         assert process["kept"] == pytest.approx(total / 2, rel=0.01)
         assert process["kept"] < process["grown"] < total / 2 + largest + slack
         # Chunks are cut along two axes only: halves of query, key, value, gate and up, but all of output and down.
