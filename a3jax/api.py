@@ -22,9 +22,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.checkpoint import Checkpoint, find, load_params
 from a3jax.config import ModelConfig
-from a3jax.data.tokenizer import TextCodec, fillable, load_codec
+from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.decode.groups import decode, draw, plan
 from a3jax.decode.sampling import checked
 from a3jax.decode.template import Document, lay_out, parse
@@ -33,6 +32,7 @@ from a3jax.evaluate import likelihood
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order
+from a3jax.pretrained import Pretrained, pretrained
 from a3jax.record import Record
 
 
@@ -44,7 +44,7 @@ class Model:
     params: nnx.State
     codec: TextCodec
     record: Record
-    checkpoint: Checkpoint
+    checkpoint: Pretrained
     how: Compute
     fillable: Array
     """V bool: tokens that may stand in a blank, which are those of plain text."""
@@ -97,18 +97,18 @@ class Likelihood:
 
 
 def load(path: str | Path, dtype: str = "float32", step: int | None = None) -> Model:
-    """Load a model folder, or a run folder at its newest step or the one asked for.
+    """Load a model folder, a run folder at its newest step or the one asked for, or what `a3jax import` takes.
 
     `dtype` is "float32" or "bfloat16", for weights and computation. Raises `UserError` for anything else, and for a
     folder that holds no model.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype '{dtype}' is unknown; choose float32 or bfloat16")
-    checkpoint = find(Path(path), step)
-    codec = load_codec(checkpoint.folder)
+    checkpoint = pretrained(path, step)
+    codec = checkpoint.codec
     if codec.vocab > checkpoint.config.vocab:
         raise UserError(f"{path}: the tokenizer has {codec.vocab} tokens, the model only {checkpoint.config.vocab}")
-    params = load_params(checkpoint, dtype=dtype)
+    params = checkpoint.load(dtype=dtype)
     how = Compute(jnp.dtype(dtype))
     may_fill = jnp.asarray(fillable(codec, checkpoint.config))
     return Model(checkpoint.config, params, codec, checkpoint.record, checkpoint, how, may_fill)

@@ -69,15 +69,18 @@ def saved_steps(run: Path) -> list[int]:
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
     """The weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
     tree = shapes(checkpoint.config)
-    if mesh is None:
-        where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
-    else:
-        where = parameter_shardings(tree, mesh)
-    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, where)
+    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
     saved(checkpoint)
     with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
         nnx.replace_by_pure_dict(tree, checkpointer.restore(checkpoint.params.resolve(), nnx.to_pure_dict(abstract)))
     return tree
+
+
+def layout(tree: nnx.State, mesh: Mesh | None) -> nnx.State:
+    """A sharding for every leaf of a parameter tree: over `mesh`, or on one device."""
+    if mesh is None:
+        return jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
+    return parameter_shardings(tree, mesh)
 
 
 def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:

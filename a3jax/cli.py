@@ -133,7 +133,7 @@ class Generate:
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A model folder or a run folder."""
+    """A model folder, a run folder, or what a3jax import takes."""
     text: str
     """A text in which [[n]] is a blank of n tokens."""
     order: str = "ar"

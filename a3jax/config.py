@@ -216,7 +216,7 @@ class Config:
     name: str
     """The run folder is `runs/NAME` unless `run` says otherwise."""
     source: str | None = None
-    """A folder written by `a3jax import`, or None to start from random weights of shape `model`."""
+    """A folder written by `a3jax import`, or what that reads; None to start from random weights of shape `model`."""
     model: ModelConfig | None = None
     """The shape of random weights; beside a source its own shape, from which `a3jax plan` works before it is there."""
     seeding: Seeding | None = None

@@ -1,13 +1,18 @@
 """Sources used directly: an experiment may name texts where it would name a corpus. They are prepared into its run folder
 once, and read from there ever after, so that the stream is as exact as any."""
 
+import contextlib
 import dataclasses
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from a3jax.checkpoint import Checkpoint, write_description
 from a3jax.config import Config, DataConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.prepare import prepare
+from a3jax.pretrained import pretrained
 from a3jax.progress import console
 
 FOLDER = "data"
@@ -41,5 +46,17 @@ def _corpus(config: Config, path: str, number: int) -> Path | str:
     folder = config.run_folder / FOLDER / f"{number}-{name}"
     if not folder.is_dir():
         console.print(f"{path} is no prepared corpus: preparing it into {folder}, once", markup=False, highlight=False)
-        prepare([path], folder, config.source or "bytes")
+        with _tokenizer(config) as tokenizer:
+            prepare([path], folder, tokenizer)
     return folder
+
+
+@contextlib.contextmanager
+def _tokenizer(config: Config) -> Iterator[str]:
+    """A name of the model's tokenizer; of a published model, which may be a file, a folder as an import would write it."""
+    if config.source is None or isinstance((model := pretrained(config.source)).origin, Checkpoint):
+        yield config.source or "bytes"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_description(Path(folder), model.config, model.record, model.origin.tokenizer)
+        yield folder

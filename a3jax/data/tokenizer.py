@@ -79,13 +79,9 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; give a model folder, a tokenizer's folder, or 'bytes'")
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    try:
-        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+    tokenizer = _opened(files, str(folder / "tokenizer.json"))
     if (folder / "model.json").is_file():
-        config = read(ModelConfig, folder / "model.json")
-        begins, ends = config.start_token, config.end_tokens[0] if config.end_tokens else None
+        begins, ends = _enclosing(read(ModelConfig, folder / "model.json"))
     else:
         try:
             settings = json.loads(files.get("tokenizer_config.json", b"{}"))
@@ -93,6 +89,11 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
             raise UserError(f"{folder / 'tokenizer_config.json'} is not JSON: {error}") from None
         begins, ends = (_special(tokenizer, settings.get(name)) for name in ("bos_token", "eos_token"))
     return TextCodec(tokenizer, files, _named(tokenizer, start, begins), _named(tokenizer, end, ends))
+
+
+def codec_of(files: dict[str, bytes], config: ModelConfig, where: str) -> TextCodec:
+    """The tokenizer of a model from the contents of its files; `where` names `tokenizer.json` in errors."""
+    return TextCodec(_opened(files, where), files, *_enclosing(config))
 
 
 def fillable(codec: TextCodec, config: ModelConfig) -> np.ndarray:
@@ -103,6 +104,17 @@ def fillable(codec: TextCodec, config: ModelConfig) -> np.ndarray:
     named = [token for token in (codec.start, codec.end, *config.end_tokens) if token is not None]
     result_V[special + named] = False
     return result_V
+
+
+def _opened(files: dict[str, bytes], where: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{where} cannot be read: {error}") from None
+
+
+def _enclosing(config: ModelConfig) -> tuple[int | None, int | None]:
+    return config.start_token, config.end_tokens[0] if config.end_tokens else None
 
 
 def _special(tokenizer: Tokenizer, token: str | dict | None) -> int | None:

@@ -4,18 +4,17 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from a3jax.checkpoint import find
 from a3jax.compilation import options
 from a3jax.config import Config, ModelConfig
 from a3jax.errors import UserError, first_line
 from a3jax.mesh import check_mesh, make_mesh
 from a3jax.plan.topology import Topology
+from a3jax.pretrained import pretrained
 from a3jax.train.step import abstract_state
 
 
@@ -56,7 +55,7 @@ def model_of(config: Config) -> ModelConfig:
         model = config.model
     else:
         assert config.source is not None, "check() asks for a source or a model"
-        model = find(Path(config.source)).config
+        model = pretrained(config.source).config
     return model if config.seeding is None else dataclasses.replace(model, seeding=config.seeding)
 
 

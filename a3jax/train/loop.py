@@ -18,7 +18,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
-from a3jax.checkpoint import load_params
 from a3jax.config import Config, Stage, check
 from a3jax.curriculum import stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
@@ -115,7 +114,7 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
-    params = load_params(run.source, mesh) if run.source else random_params(run.config, run.model, mesh)
+    params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
     return init_state(run.config, params, run.model, mesh)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from a3jax.checkpoint import MODEL, Checkpoint, find
+from a3jax.checkpoint import MODEL
 from a3jax.config import Config, ModelConfig, flat, read, to_json
 from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
@@ -27,6 +27,7 @@ from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.errors import UserError
 from a3jax.mesh import check_mesh
+from a3jax.pretrained import Pretrained, pretrained
 from a3jax.record import Record
 from a3jax.train.agreement import barrier
 
@@ -48,7 +49,7 @@ class Run:
     model: ModelConfig
     corpora: tuple[Corpus, ...]
     """What it trains on, in the order of the experiment's sources."""
-    source: Checkpoint | None
+    source: Pretrained | None
     """Where the weights come from; None for random ones."""
     record: Record
     """What had happened to them before."""
@@ -68,7 +69,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         assert config.model is not None, "check() asks for a source or a model"
         source, model, record = None, config.model, Record(source="random")
     else:
-        source = find(Path(config.source))
+        source = pretrained(config.source)
         model, record = source.config, source.record
         if config.model is not None:
             _check_model(config.model, source)
@@ -81,7 +82,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         _check_same(folder, config)
     barrier("checked")
     if jax.process_index() == 0:
-        _write(folder, config, model, load_codec(source.folder if source else corpora[0].folder))
+        _write(folder, config, model, source.codec if source else load_codec(corpora[0].folder))
     barrier("written")
     return Run(config, model, corpora, source, record)
 
@@ -111,15 +112,15 @@ def only_process(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check_model(expected: ModelConfig, source: Checkpoint) -> None:
+def _check_model(expected: ModelConfig, source: Pretrained) -> None:
     for field in dataclasses.fields(ModelConfig):
         here, there = getattr(expected, field.name), getattr(source.config, field.name)
         if here != there and field.name != "seeding":
             raise UserError(f"model.{field.name} is {here}, but {source.folder} has {there}; correct the experiment's model")
 
 
-def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Checkpoint | None) -> None:
-    model_sha256 = load_codec(source.folder).sha256 if source else corpora[0].manifest.tokenizer_sha256
+def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Pretrained | None) -> None:
+    model_sha256 = source.codec.sha256 if source else corpora[0].manifest.tokenizer_sha256
     for folder, manifest, _ in corpora:
         if load_codec(folder).sha256 != manifest.tokenizer_sha256:
             raise UserError(f"{folder}/tokenizer.json is not the one it was prepared with; prepare it again")

@@ -36,7 +36,11 @@ class HuggingFaceFolder(Source):
 
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
-        return self._tensors.read(name).astype(self.dtype(name), copy=False)
+        return self.read_part(name, (slice(None),))
+
+    def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """See `Source`."""
+        return self._tensors.read(name, index).astype(self.dtype(name), copy=False)
 
     def dtype(self, name: str) -> np.dtype:
         """See `Source`."""

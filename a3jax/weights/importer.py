@@ -32,12 +32,7 @@ def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelCo
     """
     check_new(out)
     config = source.config
-    if (size := tokenizer_size(source.tokenizer["tokenizer.json"], "tokenizer.json")) > config.vocab:
-        raise UserError(
-            f"tokenizer.json has ids up to {size - 1}, but the weights have {config.vocab} embeddings; "
-            "use the tokenizer that belongs to the weights"
-        )
-    _check_shapes(source)
+    check_source(source)
     sha256.check(source.checksums())
     target = np.dtype(dtype) if dtype else None
     with resumable(out, _made_from(source, dtype)) as partial:
@@ -50,6 +45,16 @@ def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelCo
                 _write(source, part, writer)
                 progress.advance(part.bytes)
     return config
+
+
+def check_source(source: Source) -> None:
+    """Raise `UserError` for a missing, unexpected or misshapen tensor, and a tokenizer that does not fit; reads none."""
+    if (size := tokenizer_size(source.tokenizer["tokenizer.json"], "tokenizer.json")) > source.config.vocab:
+        raise UserError(
+            f"tokenizer.json has ids up to {size - 1}, but the weights have {source.config.vocab} embeddings; "
+            "use the tokenizer that belongs to the weights"
+        )
+    _check_shapes(source)
 
 
 class _Part(NamedTuple):
@@ -69,7 +74,7 @@ def _parts(source: Source, dtype: np.dtype | None) -> Iterator[_Part]:
     """Every tensor in the order of the table. Layers of one parameter that differ in dtype are all saved in float32."""
     config, found = source.config, source.shapes()
     tree = nnx.to_pure_dict(shapes(config))
-    for entry in _table(source):
+    for entry in table_of(source):
         names, shape = entry.names(config.layers), entry.get(tree).shape
         dtypes = {source.dtype(name) for name in names}
         saved_as = dtype or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
@@ -79,7 +84,8 @@ def _parts(source: Source, dtype: np.dtype | None) -> Iterator[_Part]:
             yield _Part(name, entry, layer if entry.per_layer else None, form, size)
 
 
-def _table(source: Source) -> tuple[Entry, ...]:
+def table_of(source: Source) -> tuple[Entry, ...]:
+    """The table, with the query seed if the source has one."""
     return entries(source.config) + ((QUERY_SEED,) if QUERY_SEED.theirs in source.shapes() else ())
 
 
@@ -94,21 +100,31 @@ def _write(source: Source, part: _Part, writer: ParameterWriter) -> None:
     if writer.has(part.entry.ours, part.layer):
         return
     tensor = source.read(part.name)
-    if not is_finite(tensor):
-        raise UserError(f"{source.where(part.name)} holds NaN or infinity; the file is damaged")
     with np.errstate(over="ignore"):
         cast = tensor.astype(part.form.dtype, copy=False)
-    if cast is not tensor and not is_finite(cast):
-        raise UserError(f"{source.where(part.name)} does not fit into {part.form.dtype}; choose bfloat16 or float32")
+    check_finite(tensor, cast, source.where(part.name))
     ours = part.entry.to_ours(cast, part.form.shape if part.layer is None else part.form.shape[1:])
     if part.entry.ours == "embedding" and QUERY_SEED.theirs not in source.shapes():
-        writer.write(QUERY_SEED.ours, ours.mean(0, dtype=np.float32).astype(ours.dtype))  # first: it is there if this one is
+        writer.write(QUERY_SEED.ours, mean_embedding(ours))  # first: it is there if this one is
     writer.write(part.entry.ours, ours, part.layer)
 
 
+def check_finite(tensor: np.ndarray, cast: np.ndarray, where: str) -> None:
+    """Raise `UserError`, beginning with `where`, if a tensor or a part of one is not finite, or not in another dtype."""
+    if not is_finite(tensor):
+        raise UserError(f"{where} holds NaN or infinity; the file is damaged")
+    if cast.dtype != tensor.dtype and not is_finite(cast):
+        raise UserError(f"{where} does not fit into {cast.dtype}; choose bfloat16 or float32")
+
+
+def mean_embedding(embedding_VxD: np.ndarray) -> np.ndarray:
+    """Where the query seed starts, D, or some columns of it: each is summed by itself, row after row."""
+    return embedding_VxD.mean(0, dtype=np.float32).astype(embedding_VxD.dtype)
+
+
 def is_finite(tensor: np.ndarray) -> bool:
-    """Whether no number of a tensor, bfloat16 included, is NaN or infinite."""
-    return bool(np.isfinite(tensor).all())
+    """Whether no number of a tensor, bfloat16 included, is NaN or infinite; a part at a time, to take little memory."""
+    return all(bool(np.isfinite(part).all()) for part in np.array_split(tensor, 16))
 
 
 def _made_from(source: Source, dtype: str | None) -> dict[str, Any]:
@@ -121,7 +137,7 @@ def _check_shapes(source: Source) -> None:
     config, found = source.config, source.shapes()
     tree = nnx.to_pure_dict(shapes(config))
     expected: dict[str, tuple[int, ...]] = {}
-    for entry in _table(source):
+    for entry in table_of(source):
         shape = entry.get(tree).shape
         expected |= dict.fromkeys(entry.names(config.layers), entry.their_shape(shape[1:] if entry.per_layer else shape))
     for name, shape in expected.items():

@@ -30,6 +30,10 @@ class Source(ABC):
     def read(self, name: str) -> np.ndarray:
         """One tensor, of `dtype(name)`. Raises `UserError` naming the file if it cannot be read."""
 
+    def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of one tensor, one slice an axis. Reads no more than that where the format allows. Raises as `read`."""
+        return self.read(name)[index]
+
     def dtype(self, name: str) -> np.dtype:
         """What `read` gives."""
         return np.dtype(np.float32)

@@ -1,9 +1,11 @@
 """One invertible table: where each of our parameters stands in a Hugging Face checkpoint, and in which layout.
 
 Their matrices are [out, in]; ours keep input axes first and split heads. An entry therefore only says how many of a
-parameter's leading axes are inputs; both directions follow from that, so import and export cannot disagree.
+parameter's leading axes are inputs; both directions follow from that, so import and export cannot disagree, and so does
+where a part of ours lies in theirs.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +46,38 @@ class Entry:
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Their tensor's shape, from ours (without the layer axis)."""
-        if self.inputs:
-            return int(np.prod(shape[self.inputs :])), int(np.prod(shape[: self.inputs]))
-        return shape if self.ours in _MATRICES else (int(np.prod(shape)),)
+        return tuple(math.prod(shape[axes]) for axes in self._axes())
+
+    def their_index(self, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+        """Where a part of ours lies in theirs; `shape` is all of ours, `index` one slice an axis, both without layers.
+
+        Of our axes that are one in theirs (heads and head width), only the first may be cut; else raises `ValueError`.
+        """
+        return tuple(_merged(index[axes], shape[axes]) for axes in self._axes())
 
     def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Their tensor in our layout; `shape` is ours, without the layer axis."""
+        """Their tensor, or the part of it at `their_index`, in our layout; `shape` is ours, without the layer axis."""
         return (tensor.T if self.inputs else tensor).reshape(shape)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         """Our array (one layer of it) in their layout; the inverse of `to_ours`."""
         theirs = self.their_shape(array.shape)
         return np.ascontiguousarray(array.reshape(theirs[::-1]).T if self.inputs else array.reshape(theirs))
+
+    def _axes(self) -> tuple[slice, ...]:
+        """Which of our axes make each axis of theirs."""
+        if self.inputs:
+            return slice(self.inputs, None), slice(self.inputs)
+        return (slice(1), slice(1, None)) if self.ours in _MATRICES else (slice(None),)
+
+
+def _merged(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
+    """One slice of the axis that several, row-major, become."""
+    first, *rest = (range(n)[part] for part, n in zip(index, shape, strict=True))
+    if any(len(part) < n for part, n in zip(rest, shape[1:])):
+        raise ValueError(f"{index} of {shape} is not one stretch of numbers")
+    size = math.prod(shape[1:])
+    return slice(first.start * size, first.stop * size)
 
 
 _MATRICES = ("embedding", "head")

@@ -43,11 +43,11 @@ class TensorFiles:
         """All of them, by name."""
         return sorted({file for file, _ in self._tensors.values()})
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor. Raises `UserError` if it cannot be read."""
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """The part of one tensor, without the rest of it. Raises `UserError` if it cannot be read."""
         file, tensor = self._tensors[name]
         try:
-            return tensor[:]
+            return tensor[index]
         except (safetensors.SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from None
 
@@ -74,12 +74,11 @@ class _TorchTensor:
     def get_dtype(self) -> str:
         return str(self._tensor.dtype)
 
-    def __getitem__(self, _: slice) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         import torch
 
-        if self._tensor.dtype == torch.bfloat16:
-            return self._tensor.contiguous().view(torch.uint16).numpy().view(np.dtype("bfloat16"))
-        return self._tensor.contiguous().numpy()
+        part = self._tensor[index].contiguous()
+        return part.view(torch.uint16).numpy().view(np.dtype("bfloat16")) if part.dtype == torch.bfloat16 else part.numpy()
 
 
 def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:

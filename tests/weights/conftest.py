@@ -1,5 +1,6 @@
 """Small random models of every family, made and saved by transformers, and what they become here."""
 
+import json
 import os
 import tempfile
 
@@ -9,9 +10,11 @@ os.environ["HF_MODULES_CACHE"] = (MODULES := tempfile.TemporaryDirectory(prefix=
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import save_file
 from small_models import CASES
 
 from a3jax.checkpoint import Checkpoint, find
@@ -65,3 +68,27 @@ def imported(pretrained, tmp_path_factory) -> Callable[..., Checkpoint]:
         return made[case, dtype]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def large(pretrained, tmp_path_factory) -> Path:
+    """A Llama of 270 MB in 16 layers, its largest tensor 4 MB, a file a layer."""
+    D, F, layers = 512, 2048, 16
+    raw = json.loads((pretrained("llama") / "config.json").read_text())
+    raw |= {"hidden_size": D, "intermediate_size": F, "num_hidden_layers": layers, "num_attention_heads": 8}
+    raw |= {"num_key_value_heads": 8, "head_dim": 64}
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "config.json").write_text(json.dumps(raw))
+    for file, content in byte_codec().files.items():
+        (folder / file).write_bytes(content)
+    layer = {f"self_attn.{letter}_proj": (D, D) for letter in "qkvo"}
+    layer |= {"mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}
+    layer |= {"input_layernorm": (D,), "post_attention_layernorm": (D,)}
+    shards = [{f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()} for i in range(layers)]
+    rest = {"model.embed_tokens.weight": (300, D), "model.norm.weight": (D,), "lm_head.weight": (300, D)}
+    draw = np.random.default_rng(0)
+    for i, shard in enumerate([*shards, rest]):
+        tensors = {name: draw.standard_normal(shape, np.float32) for name, shape in shard.items()}
+        save_file(tensors, folder / f"model-{i}.safetensors")
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) > 250e6
+    return folder

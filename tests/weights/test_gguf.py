@@ -11,6 +11,7 @@ import tokenize
 from pathlib import Path
 
 import gguf
+import jax
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from a3jax.checkpoint import find, load_arrays
 from a3jax.config import RopeScaling
 from a3jax.errors import UserError
 from a3jax.model.rope import frequencies
+from a3jax.pretrained import pretrained as pretrained_model
 from a3jax.weights.exporter import export_model
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
@@ -83,6 +85,15 @@ def test_a_file_equals_the_folder_it_was_made_from(pretrained, imported, tmp_pat
     for name, array in load_arrays(expected)["blocks"].items():
         np.testing.assert_array_equal(load_arrays(found)["blocks"][name], array)
     np.testing.assert_array_equal(load_arrays(found)["head"], load_arrays(expected)["head"])
+
+
+def test_a_file_loads_as_its_import_does(pretrained, tmp_path):
+    file = _write(tmp_path / "model.gguf", pretrained("llama"), quantized=True)
+    import_model(open_source(file), tmp_path / "out")
+    direct, imported = pretrained_model(file), pretrained_model(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, direct.load(), imported.load())
+    assert direct.codec.files == imported.codec.files
+    assert direct.codec.document("the") == imported.codec.document("the")
 
 
 def test_quantized_blocks_are_dequantized(pretrained, tmp_path):

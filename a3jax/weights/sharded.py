@@ -1,0 +1,100 @@
+"""Pretrained weights straight onto a mesh: every process reads its own part of every tensor, and no copy lies on disk.
+
+A parameter is filled shard by shard, and a shard layer by layer, in the place where it stays: JAX on the CPU takes such a
+buffer as it is, an accelerator's runtime copies from it. On the host there is never more beside the shards than one part
+of one tensor, as read. Checksums, which need all of a file, are left to `a3jax import`.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, Sharding
+
+from a3jax.checkpoint import layout
+from a3jax.model.parameters import shapes
+from a3jax.parameter_files import flat, nested
+from a3jax.progress import Progress
+from a3jax.weights.importer import check_finite, check_source, mean_embedding, table_of
+from a3jax.weights.source import Source
+from a3jax.weights.table import QUERY_SEED, Entry
+
+Index = tuple[slice, ...]
+
+_ALIGNMENT = 64
+"""Bytes; JAX on the CPU copies a buffer that does not begin at a multiple of it."""
+
+
+def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
+    """The parameters of `source`, cast to `dtype`, laid over `mesh` or on one device: what an import and a load give.
+
+    That holds bit for bit; of the query seed where a device has more than one column of it, since numpy sums a single
+    column in another order. A source without a query seed has its embedding read a second time, for the mean.
+    Raises `UserError` for a missing, unexpected, misshapen or, within what this process reads, non-finite tensor.
+    """
+    check_source(source)
+    tree, target = shapes(source.config), np.dtype(dtype)
+    leaves, shardings = flat(nnx.to_pure_dict(tree)), flat(nnx.to_pure_dict(layout(tree, mesh)))
+    arrays: dict[str, jax.Array] = {}
+    with Progress("load", len(leaves), "parameters") as progress:
+        for name, read in _readers(source, target):
+            # Wait, or parameters whose copy to the device is under way would add up.
+            arrays[name] = _lay_out(leaves[name].shape, shardings[name], read).block_until_ready()
+            progress.advance()
+    nnx.replace_by_pure_dict(tree, nested(arrays))
+    return tree
+
+
+def _readers(source: Source, dtype: np.dtype) -> Iterator[tuple[str, Callable[[Index], np.ndarray]]]:
+    """Every parameter, and what reads a part of it."""
+    tree, table = nnx.to_pure_dict(shapes(source.config)), table_of(source)
+    for entry in table:
+        yield entry.ours, functools.partial(_read, source, entry, entry.get(tree).shape, dtype)
+    if QUERY_SEED not in table:
+        embedding = next(entry.theirs for entry in table if entry.ours == "embedding")
+        yield QUERY_SEED.ours, lambda index: mean_embedding(source.read_part(embedding, (slice(None), *index))).astype(dtype)
+
+
+def _lay_out(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """An array of parts, each read once however many devices of this process hold it."""
+    parts: dict[tuple[range, ...], np.ndarray] = {}
+
+    def part(index: Index | None) -> np.ndarray:
+        assert index is not None, "the array has a shape"
+        place = _ranges(index, shape)
+        if place not in parts:
+            parts[place] = read(index)
+        return parts[place]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype, index: Index) -> np.ndarray:
+    """A part of a parameter whose whole shape is `shape`."""
+    result = _empty(tuple(map(len, _ranges(index, shape))), dtype)
+    names = entry.names(source.config.layers)
+    if entry.per_layer:
+        names, parts, index, shape = names[index[0]], list(result), index[1:], shape[1:]
+    else:
+        parts = [result]
+    for name, part in zip(names, parts, strict=True):
+        tensor = source.read_part(name, entry.their_index(index, shape))
+        with np.errstate(over="ignore"):
+            part[...] = entry.to_ours(tensor, part.shape)
+        check_finite(tensor, part, source.where(name))
+    return result
+
+
+def _ranges(index: Index, shape: tuple[int, ...]) -> tuple[range, ...]:
+    return tuple(range(n)[axis] for axis, n in zip(index, shape, strict=True))
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + size].view(dtype).reshape(shape)
