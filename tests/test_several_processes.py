@@ -1,4 +1,4 @@
-"""Several real processes on this machine: the same run as one process makes, together to the last step, and not without each other."""
+"""Several real processes on this machine: the run that one process makes, together to the last step, and never alone."""
 
 import dataclasses
 import json
