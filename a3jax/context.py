@@ -37,10 +37,10 @@ def gathered(x_BxlxKxE: Array) -> Array:
     """Inside a `shard_map`: this device's slots -> all slots of its windows, in slot order."""
     if (count := devices()) == 1:
         return x_BxlxKxE
-    B, l, K, E = x_BxlxKxE.shape
-    pairs_BxCx2xlxKxE = jax.lax.all_gather(x_BxlxKxE, "context", axis=1).reshape(B, count, 2, l // 2, K, E)
+    B, slots, K, E = x_BxlxKxE.shape
+    pairs_BxCx2xlxKxE = jax.lax.all_gather(x_BxlxKxE, "context", axis=1).reshape(B, count, 2, slots // 2, K, E)
     low, high = pairs_BxCx2xlxKxE[:, :, 0], pairs_BxCx2xlxKxE[:, ::-1, 1]
-    return jnp.concatenate([low, high], axis=1).reshape(B, count * l, K, E)
+    return jnp.concatenate([low, high], axis=1).reshape(B, count * slots, K, E)
 
 
 def streams(content_BxLx: Array, query_BxLx: Array) -> Array:

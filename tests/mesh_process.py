@@ -2,14 +2,16 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python mesh_process.py OUT.npz
 
-For every mesh the file holds the losses and gradient norms of both steps, the gradients of the first and the parameters
-after the second; for those that split windows, the shapes that the compiled step gathers and adds up.
+For every mesh the file holds the losses and gradient norms of both steps, the gradients of the first, the parameters after
+the second, the bytes of temporaries on a device, and the shapes that the compiled step sends around.
 """
 
 import dataclasses
+import functools
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -17,16 +19,15 @@ import optax
 from flax import nnx
 
 from a3jax import mesh as meshes
-from a3jax.compilation import options
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.model.parameters import graph
+from a3jax.ordering import example_keys
 from a3jax.train import step as steps
 from a3jax.train.compiled import lower
 
 MESHES = {
     "one device": MeshConfig(fsdp=1),
-    "data": MeshConfig(data=8, fsdp=1),
     "fsdp": MeshConfig(fsdp=8),
     "tensor": MeshConfig(fsdp=1, tensor=2),
     "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
@@ -34,23 +35,24 @@ MESHES = {
     "context x tensor x fsdp": MeshConfig(fsdp=2, context=2, tensor=2),
     "slices x data x context": MeshConfig(data=2, fsdp=1, context=2, slices=2),
 }
-SPLIT_IN_TWO = ("data x fsdp x tensor", "slices x data x context")
-"""Meshes that also compute chunked attention and two micro-batches."""
+IN_TWO = ("data x fsdp x tensor", "slices x data x context")
+"""Meshes that compute chunked attention and two micro-batches."""
+THOROUGH = ("one device", "context x tensor x fsdp")
+"""Meshes that also draw their own parameters, and on which one stream and held-out windows are computed."""
 MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
 BATCH, L = 8, 32
-STAGES = {"two streams": Stage(2, "random", 4, 0.5), "one stream": Stage(2, "in_order", 1)}
-ORDERS = ("ar", "random_4")
+STAGE, ONE_STREAM, HELD_OUT = Stage(2, "random", 4, 0.5), Stage(2, "in_order", 1), "random_4"
 
 
-def experiment(name, **train):
+def experiment(name):
     """What runs on the mesh `name`. AdamW's `eps` is large, so that an update is a smooth function of the gradient."""
-    in_two = name in SPLIT_IN_TWO
+    in_two = name in IN_TWO
     return Config(
         name="mesh",
         model=MODEL,
         mesh=MESHES[name],
         data=DataConfig(length=L, batch=BATCH),
-        curriculum=tuple(STAGES.values()),
+        curriculum=(STAGE,),
         optimizer=OptimizerConfig(peak_lr=1e-2, warmup=0, schedule="constant", eps=1e-2, clip=1e9),
         train=TrainConfig(
             compute_dtype="float32",
@@ -58,7 +60,6 @@ def experiment(name, **train):
             accumulate=2 if in_two else 1,
             loss_chunk=64,
             remat="none",
-            **train,
         ),
     )
 
@@ -72,39 +73,40 @@ def windows():
     return {"tokens": rng.integers(0, MODEL.vocab, (BATCH, L)).astype(np.int32), "segments": segments.astype(np.int32)}
 
 
-def devices(mesh):
-    """As many as the mesh needs."""
-    return jax.devices()[: int(np.prod(dataclasses.astuple(mesh)))]
+def mesh_of(name):
+    """Over as many of the simulated devices as it needs."""
+    mesh = meshes.make_mesh(MESHES[name], jax.devices()[: int(np.prod(dataclasses.astuple(MESHES[name])))])
+    meshes.check_mesh(mesh, MODEL, BATCH // experiment(name).train.accumulate, L)
+    return mesh
 
 
-def run(name):
-    """Everything worth comparing after two steps of each kind on one mesh."""
-    config = experiment(name)
-    mesh = meshes.make_mesh(config.mesh, devices(config.mesh))
-    meshes.check_mesh(mesh, MODEL, BATCH // config.train.accumulate, L)
-    found = {}
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(windows(), meshes.batch_sharding(mesh))
-        for kind, stage in STAGES.items():
-            state = steps.init_state(config, steps.random_params(config, MODEL, mesh), MODEL, mesh)
-            layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-            step = lower(config, MODEL, stage, mesh).compile(options(mesh))
-            if config.mesh.context > 1:
-                found[f"{kind}/collectives"] = np.array(json.dumps(collectives(step.as_text())))
-            state, first = step(state, placed)
-            (moments,) = optax.tree.get_all_with_path(state.optimizer, "mu")
-            for path, moment in nnx.to_flat_state(moments[1]):
-                found[f"{kind}/gradient/{'/'.join(path)}"] = np.asarray(moment[...]) / (1 - config.optimizer.b1)
-            state, second = step(state, placed)
-            assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout, "the layout is kept"
-            for path, leaf in nnx.to_flat_state(state.params):
-                check_layout(path, leaf, config.mesh)
-                found[f"{kind}/parameter/{'/'.join(path)}"] = np.asarray(leaf[...])
-            for number, metrics in enumerate((first, second)):
-                found |= {f"{kind}/{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
-        put = lambda array: jax.device_put(array, meshes.batch_sharding(mesh))  # noqa: E731
+def run(name, step, params):
+    """Everything worth comparing after two steps on one mesh."""
+    config, mesh = experiment(name), mesh_of(name)
+    found = {"temporaries": np.array(step.memory_analysis().temp_size_in_bytes)}
+    found["collectives"] = np.array(json.dumps(collectives(step.as_text())))
+    state = steps.init_state(config, jax.tree.map(jax.numpy.copy, params), MODEL, mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch = jax.device_put(windows(), meshes.batch_sharding(mesh))
+    state, first = step(state, batch)
+    ((_, moments),) = optax.tree.get_all_with_path(state.optimizer, "mu")
+    for path, moment in nnx.to_flat_state(moments):
+        found[f"gradient/{'/'.join(path)}"] = np.asarray(moment[...]) / (1 - config.optimizer.b1)
+    state, second = step(state, batch)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout, "the layout is kept"
+    for path, leaf in nnx.to_flat_state(state.params):
+        check_layout(path, leaf, config.mesh)
+        found[f"parameter/{'/'.join(path)}"] = np.asarray(leaf[...])
+    for number, metrics in enumerate((first, second)):
+        found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
+    if name in THOROUGH:
+        put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
         held_out = HeldOut(graph(MODEL), MODEL, windows(), steps.compute(config), BATCH, put)
-        found |= {f"held out/{order}": np.array(nll) for order, nll in held_out.nll(state.params, ORDERS).items()}
+        found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT])}
+        one_stream = jax.jit(steps.summed_loss, static_argnums=(3, 4, 5, 6))
+        keys = example_keys(0, 0, BATCH)
+        loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
+        found |= {"one_stream": np.asarray(loss / count)}
     return {f"{name}:{key}": value for key, value in found.items()}
 
 
@@ -126,22 +128,20 @@ def collectives(text):
     ]
 
 
-def temporaries(context):
-    """Bytes of temporaries on each of `context` devices of a step over windows of 2048 tokens."""
-    config = experiment("one device")
-    config = dataclasses.replace(
-        config,
-        mesh=MeshConfig(fsdp=1, context=context),
-        data=DataConfig(length=2048, batch=1),
-        train=dataclasses.replace(config.train, attention="chunked", remat="full"),
-    )
-    mesh = meshes.make_mesh(config.mesh, jax.devices()[:context])
-    return lower(config, MODEL, STAGES["two streams"], mesh).compile(options(mesh)).memory_analysis().temp_size_in_bytes
+def main(out):
+    """Programs are compiled side by side and run one after the other."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    results = {}
+    with ThreadPoolExecutor(2) as compilers:
+        compiled = {name: compilers.submit(lower(experiment(name), MODEL, STAGE, mesh_of(name)).compile) for name in MESHES}
+        drawn = {name: steps.random_params(experiment(name), MODEL, mesh_of(name)) for name in THOROUGH}
+        for name in MESHES:
+            layout = steps.state_shardings(experiment(name), MODEL, mesh_of(name)).params
+            params = drawn.get(name) or jax.device_put(drawn["one device"], layout)
+            with jax.set_mesh(mesh_of(name)):
+                results |= run(name, compiled[name].result(), params)
+    np.savez(out, **results)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", True)
-    results = {f"temporaries:{context}": np.array(temporaries(context)) for context in (1, 4)}
-    for name in MESHES:
-        results |= run(name)
-    np.savez(sys.argv[1], **results)
+    main(sys.argv[1])

@@ -14,7 +14,7 @@ from a3jax.plan.topology import GIB, Topology
 
 def show_plan(plan: Plan) -> None:
     """Memory, bound and traffic of every stage, then the answer."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "unsplit"
     where = f"{plan.topology.name}: {len(plan.topology.devices)} devices, {mesh}"
     _print(f"{plan.parameters / 1e9:.2f} B parameters on {where}, remat {plan.remat}")
     _table(
