@@ -3,7 +3,7 @@
 There are more meshes than anyone wants to compile, so an estimate decides which to compile first; what is reported is
 what the compiler found. The estimate knows the usual traffic of such a mesh (Rajbhandari et al., arXiv 1910.02054;
 Shoeybi et al., arXiv 1909.08053): weights gathered over `fsdp` forward and backward and their gradients scattered,
-gradients summed over `data`, activations summed over `tensor` twice a layer and pass, keys and values gathered over `context`.
+gradients summed over `data`, activations summed over `tensor` twice a layer and pass, keys gathered over `context`.
 The search tries `data`, `fsdp` and `tensor`; `context` and `slices` stay as the experiment has them.
 """
 
