@@ -27,7 +27,9 @@ def go(losses, config=GuardConfig(), stages=None, norms=None):
         norm = norms[i] if norms else 1.0
         grads = {"w": jnp.full(2, 0.5 if math.isfinite(loss) and math.isfinite(norm) else math.nan)}
         stage = jnp.uint32(stages[i] if stages else 7)
-        updates, state, bad = guard.update(OPTIMIZER, grads, state, params, jnp.float32(loss), jnp.float32(norm), stage, config)
+        updates, state, bad = guard.update(
+            OPTIMIZER, grads, state, params, jnp.float32(loss), jnp.float32(norm), stage, config
+        )
         params = optax.apply_updates(params, updates)
         found.append(bool(bad))
         history.append(np.asarray(params["w"]))
@@ -104,7 +106,9 @@ def test_too_many_bad_steps_end_the_run_all_the_same(experiment, monkeypatch):
 
 
 def test_a_bad_step_costs_no_second_program():
-    step = jax.jit(lambda g, s, p, loss: guard.update(OPTIMIZER, g, s, p, loss, loss, jnp.uint32(1), GuardConfig("skip", 1.0)))
+    step = jax.jit(
+        lambda g, s, p, loss: guard.update(OPTIMIZER, g, s, p, loss, loss, jnp.uint32(1), GuardConfig("skip", 1.0))
+    )
     state = guard.init(OPTIMIZER, PARAMS)
     for loss in (1.0, math.nan, 2.0):
         _, state, _ = step(PARAMS, state, PARAMS, jnp.float32(loss))
