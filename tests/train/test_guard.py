@@ -17,10 +17,11 @@ from a3jax.train.loop import train
 from a3jax.train.metrics import read
 
 OPTIMIZER = optax.adam(0.1)
+STOP = GuardConfig()
 PARAMS = {"w": jnp.asarray([1.0, -2.0])}
 
 
-def go(losses, config=GuardConfig(), stages=None, norms=None):
+def go(losses, config=STOP, stages=None, norms=None):
     """Whether each step was bad, and the parameters after each."""
     state, params, found, history = guard.init(OPTIMIZER, PARAMS), PARAMS, [], []
     for i, loss in enumerate(losses):
