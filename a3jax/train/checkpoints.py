@@ -55,6 +55,8 @@ class Checkpoints:
             best_fn=lambda metrics: metrics[config.best_order],
             best_mode="min",
             enable_async_checkpointing=True,
+            # Made in the background, a folder that cannot be made leaves threads that wait for it for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
         )
         try:

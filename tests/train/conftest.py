@@ -1,6 +1,7 @@
 """A small corpus of bytes, and an experiment that trains a small model on it."""
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.data.prepare import prepare
+from a3jax.train.loop import train
 
 
 @pytest.fixture(scope="session")
@@ -23,21 +25,30 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "prepared"
 
 
+def make_experiment(corpus: Path, folder: Path, run: str = "run", **train) -> Config:
+    """A run of eight steps through two stages in `folder`; keyword arguments replace fields of `TrainConfig`."""
+    sizes = {"vocab": 258, "width": 16, "ff_width": 24, "layers": 2, "query_heads": 2, "kv_heads": 1, "head_width": 8}
+    settings = {"compute_dtype": "float32", "remat": "none", "eval_every": 4, "eval_windows": 3, "save_every": 3}
+    return Config(
+        name="test",
+        run=str(folder / run),
+        model=ModelConfig(family="llama", context=64, start_token=256, end_tokens=(257,), **sizes),
+        data=DataConfig(str(corpus), length=32, batch=4),
+        curriculum=(Stage(3, "in_order", 1), Stage(5, "random", 4, given=0.5)),
+        optimizer=OptimizerConfig(peak_lr=1e-2, warmup=2),
+        train=dataclasses.replace(TrainConfig(), **{**settings, **train}),
+    )
+
+
 @pytest.fixture
 def experiment(corpus: Path, tmp_path: Path) -> Callable[..., Config]:
-    """A run of eight steps through two stages; keyword arguments replace fields of `TrainConfig`."""
+    """`make_experiment` in the test's own folder."""
+    return functools.partial(make_experiment, corpus, tmp_path)
 
-    def make(run: str = "run", **train) -> Config:
-        sizes = {"vocab": 258, "width": 16, "ff_width": 24, "layers": 2, "query_heads": 2, "kv_heads": 1, "head_width": 8}
-        settings = {"compute_dtype": "float32", "remat": "none", "eval_every": 4, "eval_windows": 3, "save_every": 3}
-        return Config(
-            name="test",
-            run=str(tmp_path / run),
-            model=ModelConfig(family="llama", context=64, start_token=256, end_tokens=(257,), **sizes),
-            data=DataConfig(str(corpus), length=32, batch=4),
-            curriculum=(Stage(3, "in_order", 1), Stage(5, "random", 4, given=0.5)),
-            optimizer=OptimizerConfig(peak_lr=1e-2, warmup=2),
-            train=dataclasses.replace(TrainConfig(), **{**settings, **train}),
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the experiment, trained without a break; not to be changed."""
+    summary = train(make_experiment(corpus, tmp_path_factory.mktemp("whole"), "whole"))
+    assert (summary.steps, summary.stopped_by) == (8, 0)
+    return Path(summary.run)

@@ -33,15 +33,15 @@ ENVIRONMENT = {
 }
 
 
-def parameters(config: Config) -> list[np.ndarray]:
-    return jax.tree.leaves(load_arrays(find(config.run_folder)))
+def parameters(run: Path) -> list[np.ndarray]:
+    return jax.tree.leaves(load_arrays(find(run)))
 
 
-def losses(config: Config) -> list[float]:
-    return [row["loss"] for row in read(config.run_folder) if "loss" in row]
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read(run) if "loss" in row]
 
 
-def assert_same(a: Config, b: Config) -> None:
+def assert_same(a: Path, b: Path) -> None:
     assert losses(a) == losses(b)
     for x, y in zip(parameters(a), parameters(b), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -65,7 +65,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_if_nothing_had_happened(e
     reached = json.loads(done.stdout.splitlines()[-1])
     assert len(reached) == 20
     assert [r["saved"] for r in reached] == sorted(r["saved"] for r in reached), "a saved step was lost"
-    assert_same(killed, whole)
+    assert_same(killed.run_folder, whole.run_folder)
 
 
 def signal_during(monkeypatch, owner, name: str, call: int = 1) -> None:
@@ -92,8 +92,8 @@ def signal_during(monkeypatch, owner, name: str, call: int = 1) -> None:
         (Batches, "__getitem__", 3, None),
     ],
 )
-def test_a_signal_during(owner, name, call, steps, experiment, monkeypatch):
-    whole, config = experiment("whole"), experiment("stopped")
+def test_a_signal_during(owner, name, call, steps, whole_run, experiment, monkeypatch):
+    config = experiment("stopped")
     signal_during(monkeypatch, owner, name, call)
     summary = train(config)
     assert summary.stopped_by == signal.SIGTERM
@@ -102,50 +102,46 @@ def test_a_signal_during(owner, name, call, steps, experiment, monkeypatch):
     assert saved_steps(config.run_folder)[-1:] == ([summary.steps] if summary.steps else [])
     monkeypatch.undo()
     assert train(config).steps == 8
-    train(whole)
-    assert_same(config, whole)
+    assert_same(config.run_folder, whole_run)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
-def test_a_read_only_folder_while_saving_as_a_user(experiment):
-    _read_only(experiment, lambda folder: folder.chmod(0o500), lambda folder: folder.chmod(0o700))
+def read_only(folder: Path) -> None:
+    folder.chmod(0o500)
 
 
-def test_checkpoints_that_can_no_longer_be_written_stop_the_run_and_leave_the_last(experiment, monkeypatch):
-    """As in a read-only folder, for root too: a file stands where the next step's folder would be made."""
+def writable(folder: Path) -> None:
+    folder.chmod(0o700)
+
+
+def gone(folder: Path) -> None:
+    """A file is in its place, which stops root too."""
+    folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("")
+
+
+def back(folder: Path) -> None:
+    folder.unlink()
+    folder.with_name("elsewhere").rename(folder)
+
+
+@pytest.mark.parametrize(("close", "reopen"), [(read_only, writable), (gone, back)])
+def test_a_folder_that_cannot_be_written_stops_the_run_and_leaves_the_last_checkpoint(close, reopen, experiment, monkeypatch):
+    if close is read_only and os.geteuid() == 0:
+        pytest.skip("root may write into read-only folders")
     config = experiment(save_every=3)
-    original = Checkpoints.save
-
-    def save(self, step, *rest):
-        if step == 6:
-            raise UserError("checkpoints could not be written (Read-only file system); the last whole checkpoint is step 3")
-        original(self, step, *rest)
-
-    monkeypatch.setattr(Checkpoints, "save", save)
-    with pytest.raises(UserError, match="last whole checkpoint is step 3"):
-        train(config)
-    monkeypatch.undo()
-    assert train(config).steps == 8
-
-
-def _read_only(experiment, close, reopen) -> None:
-    config = experiment(save_every=3)
-    original = Report.step
     folder = config.run_folder / "checkpoints"
+    original = Report.step
 
-    with pytest.MonkeyPatch.context() as patch:
+    def step(self, number, stage, metrics):
+        original(self, number, stage, metrics)
+        if number == 5:
+            close(folder)
 
-        def step(self, number, stage, metrics):
-            original(self, number, stage, metrics)
-            if number == 5:
-                close(folder)
-
-        patch.setattr(Report, "step", step)
-        try:
-            with pytest.raises(UserError, match=r"could not be written .*last whole checkpoint is step 3"):
-                train(config)
-        finally:
-            reopen(folder)
+    monkeypatch.setattr(Report, "step", step)
+    with pytest.raises(UserError, match=r"could not be written .*last whole checkpoint is step 3"):
+        train(config)
+    reopen(folder)
+    monkeypatch.undo()
     assert train(config).steps == 8
 
 
@@ -209,9 +205,7 @@ def test_input_that_does_not_come_is_in_the_metrics_and_input_that_does_is_not(e
     assert max(waits) > 0.5
 
 
-def test_a_guard_that_nobody_asked_for_changes_nothing(experiment):
-    plain = experiment("plain")
+def test_a_guard_that_never_acts_changes_nothing(whole_run, experiment):
     guarded = dataclasses.replace(experiment("guarded"), guard=GuardConfig("skip", spike=50.0))
-    train(plain)
     train(guarded)
-    assert_same(plain, guarded)
+    assert_same(guarded.run_folder, whole_run)
