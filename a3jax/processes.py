@@ -50,7 +50,7 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
     found = _explicit(given, environment)
     if found is None and not _cluster(environment):
         return
-    address, count, index = found or (None, None, None)
+    address, count, index = found or (given.coordinator, None, None)
     if count == 1:
         return
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see `a3jax.interrupt`
@@ -70,49 +70,54 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
 
 def _explicit(given: Processes, environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     """Address, count and index, if any of them is given. Raises `UserError` unless all are, and make sense."""
-    address = given.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    address = given.coordinator or environment.get("JAX_COORDINATOR_ADDRESS") or None
     count = _number(given.processes, environment, "JAX_NUM_PROCESSES")
-    index = _number(given.process, environment, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
-    if address is None and count is None and (given.process is None and "JAX_PROCESS_ID" not in environment):
-        return None
-    if _managed(environment) and count is None and index is None:
+    index = _number(given.process, environment, "JAX_PROCESS_ID")
+    if count is None and index is None and (address is None or _cluster(environment)):
         return None  # Slurm and the TPU VM service know the rest
+    if index is None:
+        index = _number(None, environment, "JOB_COMPLETION_INDEX")
     for name, value in [("coordinator", address), ("processes", count), ("process", index)]:
         if value is None:
-            raise UserError(f"--{name} is missing: several processes need --coordinator, --processes and --process")
+            raise UserError(
+                f"--{name} is missing: several processes need --coordinator, --processes and --process, or "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            )
     assert address is not None
     assert count is not None
     assert index is not None
-    if not address.rpartition(":")[2].isdigit() or ":" not in address:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator is {address}; it must be HOST:PORT")
+    if count < 1:
+        raise UserError(f"--processes is {count}; it must be at least 1")
     if not 0 <= index < count:
         raise UserError(f"--process is {index}; of {count} processes it must be from 0 to {count - 1}")
     return address, count, index
 
 
-def _number(given: int | None, environment: Mapping[str, str], *names: str) -> int | None:
-    if given is not None:
+def _number(given: int | None, environment: Mapping[str, str], name: str) -> int | None:
+    if given is not None or name not in environment:
         return given
-    name = next((name for name in names if name in environment), None)
-    if name is None:
-        return None
-    if not environment[name].isdigit():
+    if not environment[name].isdecimal():
         raise UserError(f"{name} is {environment[name]!r}; it must be a number")
     return int(environment[name])
 
 
 def _cluster(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm, or the TPU VM service or GKE with TPUs, started several processes."""
-    if environment.get("JAX_PLATFORMS") == "cpu" and not _slurm(environment):
-        return False
-    return _managed(environment)
+    """Whether Slurm, or the TPU VM service or GKE with TPUs, started several processes.
+
+    On a TPU VM only the metadata service knows the others: where there are chips, it is asked.
+    """
+    if environment.get("JAX_PLATFORMS") == "cpu":
+        return _slurm(environment)
+    return _told(environment) or (_chips() and "TPU_SKIP_MDS_QUERY" not in environment)
 
 
-def _managed(environment: Mapping[str, str]) -> bool:
-    """On a TPU VM only the metadata service knows the others: where there are chips, it is asked."""
-    chips = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    asked = chips and importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
-    return _told(environment) or asked
+def _chips() -> bool:
+    """Whether this machine has TPUs, and what JAX needs to use them."""
+    devices = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return devices and importlib.util.find_spec("libtpu") is not None
 
 
 def _told(environment: Mapping[str, str]) -> bool:
@@ -122,8 +127,10 @@ def _told(environment: Mapping[str, str]) -> bool:
 
 
 def _slurm(environment: Mapping[str, str]) -> bool:
-    """Whether `srun` started several tasks, this one among them."""
-    return "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
+    """Whether `srun` started several tasks, this one among them; a batch script itself has no list of a step's nodes."""
+    if not {"SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environment.keys():
+        return False
+    return (_number(None, environment, "SLURM_NTASKS") or 1) > 1
 
 
 def continue_in_child() -> None:
