@@ -279,7 +279,7 @@ class PlanOptions:
     """The options of `a3jax plan` beside the fields of the experiment."""
 
     topology: str
-    """CHIP:AxB or CHIP:AxBxC; chips are v4, v5e, v5p, v6e and tpu7x."""
+    """CHIP:AxB or CHIP:AxBxC, one of `mesh.slices`; chips are v4, v5e, v5p, v6e and tpu7x."""
     search: bool = False
     """Try meshes and batches instead, and rank those that fit."""
     batches: tuple[int, ...] = ()
@@ -319,7 +319,7 @@ class Plan(PlanOptions):
 
         jax.config.update("jax_platforms", "cpu")  # a machine with TPUs need not give them up for a plan
         jax.config.update("jax_enable_compilation_cache", False)  # it cannot read back what is for absent devices
-        chips = topology(self.topology)
+        chips = topology(self.topology, max(1, self.config.mesh.slices))
         if self.search:
             batch = self.config.data.batch
             found = search(self.config, chips, self.batches or (batch, 2 * batch, 4 * batch), self.limit)

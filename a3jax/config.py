@@ -148,6 +148,10 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    context: int = 1
+    """Splits the slots of a window: for windows too long for one device."""
+    slices: int = 1
+    """Parts of the machine that only a data-centre network joins: TPU slices, or groups of processes."""
 
 
 @dataclass(frozen=True)

@@ -2,77 +2,146 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python mesh_process.py OUT.npz
 
-For every mesh the file holds the losses and gradient norms of both steps and the parameters after them.
+For every mesh the file holds the losses and gradient norms of both steps, the gradients of the first, the parameters after
+the second, the bytes of temporaries on a device, and the shapes that the compiled step sends around.
 """
 
+import dataclasses
+import functools
+import json
+import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.evaluate.likelihood import HeldOut
+from a3jax.model.parameters import graph
+from a3jax.ordering import example_keys
 from a3jax.train import step as steps
+from a3jax.train.compiled import lower
 
 MESHES = {
-    "one device": (1, 1, 1),
-    "data": (8, 1, 1),
-    "fsdp": (1, 8, 1),
-    "tensor": (1, 1, 2),
-    "all": (2, 2, 2),
+    "one device": MeshConfig(fsdp=1),
+    "fsdp": MeshConfig(fsdp=8),
+    "tensor": MeshConfig(fsdp=1, tensor=2),
+    "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+    "context": MeshConfig(fsdp=1, context=8),
+    "context x tensor x fsdp": MeshConfig(fsdp=2, context=2, tensor=2),
+    "slices x data x context": MeshConfig(data=2, fsdp=1, context=2, slices=2),
 }
-"""Devices along data, fsdp, tensor. The last also uses chunked attention and two micro-batches."""
-MODEL = ModelConfig("llama", 32, 16, 24, 2, 4, 2, 8, 24, qkv_bias=True, query_key_norm="full")
-BATCH, L = 16, 24
+IN_TWO = ("data x fsdp x tensor", "slices x data x context")
+"""Meshes that compute chunked attention and two micro-batches."""
+THOROUGH = ("one device", "context x tensor x fsdp")
+"""Meshes that also draw their own parameters, and on which one stream and held-out windows are computed."""
+MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
+BATCH, L = 8, 32
+STAGE, ONE_STREAM, HELD_OUT = Stage(2, "random", 4, 0.5), Stage(2, "in_order", 1), "random_4"
 
 
-def run(name):
-    """Everything worth comparing after two steps on one mesh."""
-    axes = MeshConfig(*MESHES[name])
-    mesh = meshes.make_mesh(axes, jax.devices()[: int(np.prod(MESHES[name]))])
-    config = Config(
-        name=name,
+def experiment(name):
+    """What runs on the mesh `name`. AdamW's `eps` is large, so that an update is a smooth function of the gradient."""
+    in_two = name in IN_TWO
+    return Config(
+        name="mesh",
         model=MODEL,
-        mesh=axes,
+        mesh=MESHES[name],
         data=DataConfig(length=L, batch=BATCH),
-        curriculum=(Stage(2, "random", 4, 0.5),),
-        optimizer=OptimizerConfig(peak_lr=1e-3, warmup=0, schedule="constant"),
+        curriculum=(STAGE,),
+        optimizer=OptimizerConfig(peak_lr=1e-2, warmup=0, schedule="constant", eps=1e-2, clip=1e9),
         train=TrainConfig(
             compute_dtype="float32",
-            attention="chunked" if name == "all" else "dense",
-            accumulate=2 if name == "all" else 1,
+            attention="chunked" if in_two else "dense",
+            accumulate=2 if in_two else 1,
             loss_chunk=64,
             remat="none",
         ),
     )
-    meshes.check_mesh(mesh, MODEL, BATCH // config.train.accumulate)
+
+
+def windows():
+    """Windows of one to five documents, some with padding."""
     rng = np.random.default_rng(0)
-    segments = np.where(np.arange(L) < rng.integers(4, L, (BATCH, 1)), 1, rng.integers(0, 2, (BATCH, 1)) * 2).astype(np.int32)
-    batch = {"tokens": rng.integers(0, MODEL.vocab, (BATCH, L)).astype(np.int32), "segments": segments}
-    with jax.set_mesh(mesh):
-        state = steps.init_state(config, steps.random_params(config, MODEL, mesh), MODEL, mesh)
-        step = steps.make_step(config, MODEL, config.curriculum[0], mesh)
-        placed = jax.device_put(batch, meshes.batch_sharding(mesh))
-        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        state, first = step(state, placed)
-        state, second = step(state, placed)
+    starts = rng.random((BATCH, L)) < np.linspace(0, 0.2, BATCH)[:, None]
+    segments = 1 + np.cumsum(starts, axis=1)
+    segments[::2, rng.integers(L - 6, L) :] = 0
+    return {"tokens": rng.integers(0, MODEL.vocab, (BATCH, L)).astype(np.int32), "segments": segments.astype(np.int32)}
+
+
+def mesh_of(name):
+    """Over as many of the simulated devices as it needs."""
+    mesh = meshes.make_mesh(MESHES[name], jax.devices()[: int(np.prod(dataclasses.astuple(MESHES[name])))])
+    meshes.check_mesh(mesh, MODEL, BATCH // experiment(name).train.accumulate, L)
+    return mesh
+
+
+def run(name, step, params):
+    """Everything worth comparing after two steps on one mesh."""
+    config, mesh = experiment(name), mesh_of(name)
+    found = {"temporaries": np.array(step.memory_analysis().temp_size_in_bytes)}
+    found["collectives"] = np.array(json.dumps(collectives(step.as_text())))
+    state = steps.init_state(config, jax.tree.map(jax.numpy.copy, params), MODEL, mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch = jax.device_put(windows(), meshes.batch_sharding(mesh))
+    state, first = step(state, batch)
+    ((_, moments),) = optax.tree.get_all_with_path(state.optimizer, "mu")
+    for path, moment in nnx.to_flat_state(moments):
+        found[f"gradient/{'/'.join(path)}"] = np.asarray(moment[...]) / (1 - config.optimizer.b1)
+    state, second = step(state, batch)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout, "the layout is kept"
-    parts = {"D": axes.fsdp, "F": axes.tensor, "H": axes.tensor, "K": axes.tensor, "V": axes.tensor}
-    found = {}
     for path, leaf in nnx.to_flat_state(state.params):
-        letters = leaf.get_metadata()["axes"]
-        local = leaf[...].addressable_shards[0].data.shape
-        assert local == tuple(n // parts.get(a, 1) for n, a in zip(leaf.shape, letters)), (path, "is not split as declared")
-        found["/".join(path)] = np.asarray(leaf[...])
+        check_layout(path, leaf, config.mesh)
+        found[f"parameter/{'/'.join(path)}"] = np.asarray(leaf[...])
     for number, metrics in enumerate((first, second)):
         found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
+    if name in THOROUGH:
+        put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
+        held_out = HeldOut(graph(MODEL), MODEL, windows(), steps.compute(config), BATCH, put)
+        found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT])}
+        one_stream = jax.jit(steps.summed_loss, static_argnums=(3, 4, 5, 6))
+        keys = example_keys(0, 0, BATCH)
+        loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
+        found |= {"one_stream": np.asarray(loss / count)}
     return {f"{name}:{key}": value for key, value in found.items()}
 
 
-if __name__ == "__main__":
+def check_layout(path, leaf, mesh):
+    """Every device holds just the part that the parameter's letters say."""
+    parts = {"D": mesh.fsdp * mesh.context, "F": mesh.tensor, "H": mesh.tensor, "K": mesh.tensor, "V": mesh.tensor}
+    local = leaf[...].addressable_shards[0].data.shape
+    letters = leaf.get_metadata()["axes"]
+    assert local == tuple(n // parts.get(a, 1) for n, a in zip(leaf.shape, letters)), (path, "is not split as declared")
+
+
+def collectives(text):
+    """Shapes of floats that collectives of a compiled program return, by kind."""
+    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    return [
+        [kind, [int(size) for size in shape.split(",") if size]]
+        for result, kind in re.findall(pattern, text)
+        for shape in re.findall(r"(?:f32|bf16)\[([\d,]*)\]", result)
+    ]
+
+
+def main(out):
+    """Programs are compiled side by side and run one after the other."""
     jax.config.update("jax_disable_most_optimizations", True)
     results = {}
-    for name in MESHES:
-        results |= run(name)
-    np.savez(sys.argv[1], **results)
+    with ThreadPoolExecutor(2) as compilers:
+        compiled = {name: compilers.submit(lower(experiment(name), MODEL, STAGE, mesh_of(name)).compile) for name in MESHES}
+        drawn = {name: steps.random_params(experiment(name), MODEL, mesh_of(name)) for name in THOROUGH}
+        for name in MESHES:
+            layout = steps.state_shardings(experiment(name), MODEL, mesh_of(name)).params
+            params = drawn.get(name) or jax.device_put(drawn["one device"], layout)
+            with jax.set_mesh(mesh_of(name)):
+                results |= run(name, compiled[name].result(), params)
+    np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

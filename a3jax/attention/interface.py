@@ -10,7 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
+from a3jax.context import gathered
 from a3jax.errors import UserError
+from a3jax.mesh import BATCH
 
 Implementation = Literal["auto", "dense", "chunked", "splash", "flash"]
 
@@ -31,7 +33,9 @@ def attend(
     """Softmax attention of each row over keys [start, end), scaled by E**-0.5; a row with an empty range gives zero.
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
-    softmax statistics are float32. Under a mesh, batch is split over (data, fsdp) and heads over tensor.
+    softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
+    and keys over context, keys as `a3jax.context.spread` lays them: a device gathers the keys of its windows and computes its
+    own rows, and the gradients of keys are summed and scattered. That holds for every implementation.
 
     Ranges are those of documents, `splash` relies on it: within an example, ranges that start at different keys do not
     overlap. Raises `UserError` where a named implementation cannot run.
@@ -40,9 +44,12 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
-    batch = ("data", "fsdp")
-    heads, rows = P(batch, None, "tensor", None), P(batch, None)
-    split = jax.shard_map(function, mesh=mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
+
+    def device(query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
+        return function(query, gathered(key), gathered(value), start, end)
+
+    heads, rows = P(BATCH, "context", "tensor", None), P(BATCH, "context")
+    split = jax.shard_map(device, mesh=mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
     return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
+from a3jax.context import spread
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys, parse_order
 from a3jax.train.loss import token_nll
@@ -22,6 +23,7 @@ ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8")
 
 def log_probs(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, chunk: int = 1024) -> Array:
     """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding."""
+    order = jax.tree.map(spread, order)
     hidden_BxLxD = network.query_hidden(tokens_BxL, order, how)
     targets_BxL = sort(tokens_BxL, order.token_index)
     nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], targets_BxL, chunk)

@@ -20,6 +20,7 @@ from jax import Array
 from a3jax.attention import ATTENTION, attend
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
+from a3jax.context import first, rest, streams
 from a3jax.mesh import constrain
 from a3jax.model.parameters import parameter
 from a3jax.model.projection import PROJECTION, project
@@ -104,13 +105,13 @@ class Block(nnx.Module):
         x_BxRxD = rows.embedding
         eps, pre = self.config.norm_eps, not self.config.post_norm
         normed = rms_norm(x_BxRxD, self.attention_norm, eps) if pre else x_BxRxD
-        key, value = self._keys_values(normed[:, :content], tuple(t[:, :content] for t in turn))
+        key, value = self._keys_values(first(normed, content), tuple(first(t, content) for t in turn))
         cache = None if cached is None else cached.write(key, value)
         if cached is not None and cache is not None:
             key, value = cache.key[cached.layer], cache.value[cached.layer]
-        x_BxRxD, normed = x_BxRxD[:, skip:], normed[:, skip:]
-        query = self._queries(normed, tuple(t[:, skip:] for t in turn))
-        seen = attend(query, key, value, rows.start[:, skip:], rows.end[:, skip:], how.attention)
+        x_BxRxD, normed = rest(x_BxRxD, skip), rest(normed, skip)
+        query = self._queries(normed, tuple(rest(t, skip) for t in turn))
+        seen = attend(query, key, value, rest(rows.start, skip), rest(rows.end, skip), how.attention)
         out = project(seen, self.output[...])
         x_BxRxD += out if pre else rms_norm(out, self.attention_norm, eps)
         normed = rms_norm(x_BxRxD, self.mlp_norm, eps) if pre else x_BxRxD
@@ -162,15 +163,16 @@ class TwoStream(nnx.Module):
         """The normalized last hidden state of every slot's query, B x L x D in slot order.
 
         `token_BxL` is in window order. The head applied to slot i gives logits of the slot's token, from the tokens
-        of earlier groups of its document alone.
+        of earlier groups of its document alone. Over a mesh with `context`, orders come and slots go as
+        `a3jax.context.spread` lays them; so for `content_hidden`.
         """
         content = self.embed(sort(token_BxL, order.token_index), how)
         predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))
         rows = Rows(
-            jnp.concatenate([content, self.embed_queries(predecessor_BxL, order.predecessor >= 0, how)], axis=1),
-            jnp.concatenate([order.position, order.query_position], axis=1),
-            jnp.concatenate([order.start, order.start], axis=1),
-            jnp.concatenate([order.group_end, order.group_start], axis=1),
+            streams(content, self.embed_queries(predecessor_BxL, order.predecessor >= 0, how)),
+            streams(order.position, order.query_position),
+            streams(order.start, order.start),
+            streams(order.group_end, order.group_start),
         )
         return self.run(rows, token_BxL.shape[1], how)[0]
 

@@ -3,7 +3,8 @@
 There are more meshes than anyone wants to compile, so an estimate decides which to compile first; what is reported is
 what the compiler found. The estimate knows the usual traffic of such a mesh (Rajbhandari et al., arXiv 1910.02054;
 Shoeybi et al., arXiv 1909.08053): weights gathered over `fsdp` forward and backward and their gradients scattered,
-gradients summed over `data`, activations summed over `tensor` twice a layer and pass.
+gradients summed over `data`, activations summed over `tensor` twice a layer and pass, keys gathered over `context`.
+The search tries `data`, `fsdp` and `tensor`; `context` and `slices` stay as the experiment has them.
 """
 
 import dataclasses
@@ -79,7 +80,8 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
 
 def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Sequence[int]) -> list[Config]:
     """Every mesh and batch that divides, and whose parameters and saved activations alone do not fill a device."""
-    devices = len(topology.devices)
+    context, slices = (max(1, size) for size in (config.mesh.context, config.mesh.slices))
+    devices = len(topology.devices) // (context * slices)
     sizes = [size for size in range(1, devices + 1) if devices % size == 0]
     found = []
     for data, fsdp, batch in itertools.product(sizes, sizes, batches):
@@ -87,7 +89,7 @@ def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Se
             continue
         one = dataclasses.replace(
             config,
-            mesh=MeshConfig(data, fsdp, devices // (data * fsdp)),
+            mesh=MeshConfig(data, fsdp, devices // (data * fsdp), context, slices),
             data=dataclasses.replace(config.data, batch=batch),
         )
         try:
@@ -102,25 +104,33 @@ def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Se
 def _least_bytes(config: Config, model: ModelConfig) -> int:
     """Of a device: parameters and two moments, and what every layer leaves for the backward pass."""
     mesh = config.mesh
-    state = 3 * jnp.dtype("float32").itemsize * count(model) // (mesh.fsdp * mesh.tensor)
+    state = 3 * jnp.dtype("float32").itemsize * count(model) // (mesh.fsdp * mesh.context * mesh.tensor)
     return state + model.layers * _rows(config, model) * model.width * jnp.dtype(config.train.compute_dtype).itemsize
 
 
 def _rows(config: Config, model: ModelConfig) -> int:
     """Rows of both streams on one device at one time."""
-    windows = config.data.batch // (config.train.accumulate * config.mesh.data * config.mesh.fsdp)
-    return windows * config.data.length * (1 if single_stream(config.curriculum[0], model) else 2)
+    return _tokens(config) // config.mesh.context * (1 if single_stream(config.curriculum[0], model) else 2)
+
+
+def _tokens(config: Config) -> int:
+    """Of the windows that a device computes, or its share of them, at one time."""
+    mesh = config.mesh
+    return config.data.batch // (config.train.accumulate * mesh.slices * mesh.data * mesh.fsdp) * config.data.length
 
 
 def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -> tuple[float, float]:
     """The larger of arithmetic and communication as estimated, then their sum to decide between equals."""
     mesh, parts = config.mesh, config.train.accumulate
+    sharing, copies = mesh.fsdp * mesh.context, mesh.slices * mesh.data
     width = jnp.dtype(config.train.compute_dtype).itemsize
     weights = width * count(model) / mesh.tensor
-    gathered = 3 * parts * weights * (mesh.fsdp - 1) / mesh.fsdp
-    reduced = 2 * parts * weights / mesh.fsdp * (mesh.data - 1) / mesh.data
+    gathered = 3 * parts * weights * (sharing - 1) / sharing
+    reduced = 2 * parts * weights / sharing * (copies - 1) / copies
     summed = 4 * model.layers * parts * _rows(config, model) * model.width * width * 2 * (mesh.tensor - 1) / mesh.tensor
-    communication = (gathered + reduced + summed) / topology.chip.ici_bytes_per_second
+    token = 2 * model.layers * model.kv_heads * model.head_width * width / mesh.tensor
+    keys = 3 * parts * _tokens(config) * token * (mesh.context - 1) / mesh.context
+    communication = (gathered + reduced + summed + keys) / topology.chip.ici_bytes_per_second
     useful = config.data.batch * flops.per_window(model, config.curriculum[0], config.data.length)
     arithmetic = useful / len(topology.devices) / topology.flops_per_second
     tokens = config.data.batch * config.data.length

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from a3jax.mesh import AXES
 from a3jax.plan.search import Candidate
 from a3jax.plan.stages import Plan
 from a3jax.plan.topology import GIB, Topology
@@ -13,7 +14,7 @@ from a3jax.plan.topology import GIB, Topology
 
 def show_plan(plan: Plan) -> None:
     """Memory, bound and traffic of every stage, then the answer."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "unsplit"
     where = f"{plan.topology.name}: {len(plan.topology.devices)} devices, {mesh}"
     _print(f"{plan.parameters / 1e9:.2f} B parameters on {where}, remat {plan.remat}")
     _table(
@@ -61,10 +62,10 @@ def show_search(candidates: Sequence[Candidate], topology: Topology) -> None:
     """Those that fit, fastest first, then the others."""
     _table(
         f"{topology.name}: meshes and batches, fastest first",
-        ("data", "fsdp", "tensor", "batch", "remat", "GiB", "seconds", "tokens/s", "MFU", "bound by"),
+        (*AXES, "batch", "remat", "GiB", "seconds", "tokens/s", "MFU", "bound by"),
         (
             (
-                *(str(size) for size in (one.config.mesh.data, one.config.mesh.fsdp, one.config.mesh.tensor)),
+                *(str(getattr(one.config.mesh, axis)) for axis in AXES),
                 str(one.config.data.batch),
                 one.config.train.remat,
                 f"{one.bytes_per_chip / GIB:.2f}",

@@ -54,8 +54,11 @@ class Topology:
         return peak
 
 
-def topology(name: str) -> Topology:
-    """The topology `name`, such as v5p:4x4x4. Raises `UserError` for one that does not exist, or without libtpu."""
+def topology(name: str, slices: int = 1) -> Topology:
+    """The topology `name`, such as v5p:4x4x4, or several of them that the data-centre network joins.
+
+    Raises `UserError` for one that does not exist, or without libtpu.
+    """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+){0,2})", name)
     if not found:
         raise UserError(f"topology '{name}' is not of the form CHIP:AxB or CHIP:AxBxC, such as v5e:2x4 or v5p:4x4x4")
@@ -72,7 +75,9 @@ def topology(name: str) -> Topology:
     sizes = [int(size) for size in shape.split("x")]
     host = [min(2, size) for size in sizes[:2]] + [1] * (3 - len(sizes[:2]))
     try:
-        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=tuple(host), **dict(CHIPS[kind].options))
+        found = topologies.get_topology_desc(
+            name, "tpu", num_slices=slices, chips_per_host_bounds=tuple(host), **dict(CHIPS[kind].options)
+        )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"topology '{name}' cannot be had: {first_line(error)}") from None
-    return Topology(name, CHIPS[kind], tuple(found.devices))
+    return Topology(name if slices == 1 else f"{slices} x {name}", CHIPS[kind], tuple(found.devices))

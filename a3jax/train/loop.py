@@ -154,15 +154,15 @@ def _steps(
         return step
     while step < config.steps:
         index, stage = stage_at(config.curriculum, step)
-        with report.input():
-            batch = {name: put_rows(array) for name, array in next(batches).items()}
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
             then = next(iter(config.curriculum[index + 1 :]), None)
             run_step = compiled.at(stage, then, stop.now if stop.alone else lambda: 0)
-        if run_step is None:  # a signal came while the step was compiled
+        if run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
                 save(None)
             break
+        with report.input():
+            batch = {name: put_rows(array) for name, array in next(batches).items()}
         tracing.before(step + 1)
         state, metrics = run_step(state, batch)
         step += 1

@@ -4,7 +4,8 @@ Logits exist for `chunk` rows at a time. The loss is one scalar whose gradient w
 known as soon as they are (softmax minus one-hot, times the row's weight), so the backward pass is computed together
 with the forward one and no logits are computed twice. Rows without weight (given tokens, padding) are brought together
 at the end, where chunks of nothing else are skipped. Gradients are exact. Memory: chunk x V float32 logits and as much
-again for their gradient, plus V x D float32 for the head's.
+again for their gradient, plus V x D float32 for the head's. Over a mesh with `context` every device cuts its own share of
+a window's rows into chunks, as if it were a window of its own; no hidden state leaves its device.
 """
 
 import functools
@@ -13,10 +14,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from a3jax.context import shares, whole
+
 
 def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
     """-log p(target) in nats for every row, B x L float32. Not meant to be differentiated."""
+    return whole(_token_nll(shares(hidden_BxLxD), head_VxD, shares(target_BxL), chunk))
 
+
+def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int) -> Array:
+    """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`."""
+    return _nll_sum(shares(hidden_BxLxD), head_VxD, shares(target_BxL), shares(weight_BxL), chunk)
+
+
+def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
     def rows(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden_BxcxD, target_Bxc = xs
         logits = _logits(hidden_BxcxD, head_VxD)
@@ -27,9 +38,8 @@ def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: in
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int) -> Array:
-    """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`."""
-    return (token_nll(hidden_BxLxD, head_VxD, target_BxL, chunk) * weight_BxL).sum()
+def _nll_sum(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> Array:
+    return (_token_nll(hidden, head, target, chunk) * weight).sum()
 
 
 def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> tuple[Array, tuple]:
@@ -69,7 +79,7 @@ def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tup
     return (d_hidden * d_total).astype(d_hidden.dtype), (d_head * d_total).astype(d_head.dtype), None, None
 
 
-nll_sum.defvjp(_forward, _backward)
+_nll_sum.defvjp(_forward, _backward)
 
 
 def _logits(hidden_BxcxD: Array, head_VxD: Array) -> Array:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig
 from a3jax.errors import UserError
+from a3jax.mesh import batch_parts, width_parts
 from a3jax.model.parameters import count
 from a3jax.model.two_stream import Remat
 
@@ -44,7 +45,7 @@ def settled(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) 
 
 def state_bytes(model: ModelConfig, mesh: Mesh) -> int:
     """Float32 parameters, gradients and both moments on one device."""
-    return 4 * 4 * count(model) // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    return 4 * 4 * count(model) // (width_parts(mesh) * mesh.shape["tensor"])
 
 
 def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
@@ -55,7 +56,7 @@ def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
     query rows only.
     """
     itemsize = jnp.dtype(config.train.compute_dtype).itemsize
-    windows = config.data.batch // config.train.accumulate / (mesh.shape["data"] * mesh.shape["fsdp"])
+    windows = config.data.batch // config.train.accumulate / (batch_parts(mesh) * mesh.shape["context"])
     split = 2 * model.query_heads * model.head_width + 2 * model.ff_width + model.kv_heads * model.head_width
     row = 3 * model.width + split / mesh.shape["tensor"]
     return int(itemsize * 2 * windows * config.data.length * row * (model.layers - 0.5))

@@ -181,6 +181,6 @@ class Report:
                 f"{what}; the run stopped before saving it. Lower optimizer.peak-lr, or give --guard.action skip or "
                 f"rollback, and run again: it goes on from the last checkpoint"
             )
-        if self._bad > guard.limit:
-            raise UserError(f"{what}; it is bad step {self._bad} in a row, more than guard.limit {guard.limit}")
         self.roll_back = guard.action == "rollback"
+        if guard.action == "skip" and self._bad > guard.limit:
+            raise UserError(f"{what}; it is bad step {self._bad} in a row, more than guard.limit {guard.limit}")

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
+from a3jax.context import spread
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
@@ -67,13 +68,13 @@ def summed_loss(
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
     order = draw_order(keys_B, batch["segments"], stage.family, stage.group_size, stage.given, model.seeding)
-    if single_stream(stage, model):
-        hidden_BxLxD = jnp.roll(network.content_hidden(tokens_BxL, order, how), 1, axis=1)
+    target_BxL, weight_BxL = sort(tokens_BxL, order.token_index), order.predicted.astype(jnp.float32)
+    if single_stream(stage, model):  # a slot's content predicts the token of the next
+        target_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, weight_BxL))
+        hidden_BxLxD = network.content_hidden(tokens_BxL, jax.tree.map(spread, order), how)
     else:
-        hidden_BxLxD = network.query_hidden(tokens_BxL, order, how)
-    weight_BxL = order.predicted.astype(jnp.float32)
-    head_VxD = network.output_matrix[...]
-    total = nll_sum(hidden_BxLxD, head_VxD, sort(tokens_BxL, order.token_index), weight_BxL, chunk)
+        hidden_BxLxD = network.query_hidden(tokens_BxL, jax.tree.map(spread, order), how)
+    total = nll_sum(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), spread(weight_BxL), chunk)
     return total, weight_BxL.sum()
 
 
@@ -82,7 +83,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
     how, parts = compute(config), config.train.accumulate
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
-    chunk = config.train.loss_chunk * mesh.shape["data"] * mesh.shape["fsdp"]
+    chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
     kind = np.uint32(zlib.crc32(repr((stage.family, stage.group_size, stage.given)).encode()))
 
     def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:

@@ -20,6 +20,8 @@ KERNELS = {"splash": "tpu", "flash": "gpu"}
 L, HEADS, KV_HEADS, WIDTH = 600, 3, 1, 16
 PACKED = np.repeat([1, 2, 3, 4, 0], [210, 3, 297, 40, 50])
 SEGMENTS = np.stack([np.ones(L, int), PACKED])
+OF_A_DEVICE = np.concatenate([np.arange(n, n + L // 8) for n in (L // 8, 6 * L // 8, 9 * L // 8, 14 * L // 8)])
+"""Rows of both streams that the second of four devices has (`a3jax.context`), most documents' being elsewhere."""
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,9 @@ def test_equals_dense_for_mixed_sizes_and_a_first_group_that_sees_nothing(value_
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("rows", [slice(0, L), slice(L, 2 * L), slice(7, 40)], ids=["content", "queries", "a few"])
+@pytest.mark.parametrize(
+    "rows", [slice(0, L), slice(L, 2 * L), slice(7, 40), OF_A_DEVICE], ids=["content", "queries", "a few", "of a device"]
+)
 def test_rows_need_not_be_both_streams(value_and_gradients, kernel, rows):
     check(value_and_gradients, kernel, *(x[:, rows] for x in drawn(4)))
 
@@ -212,7 +216,7 @@ def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_h
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     ranges = [jax.ShapeDtypeStruct((2, 2 * length), jnp.int32)] * 2
     device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, abstract_device=device)
+    mesh = AbstractMesh((1,) * 5, AXES, (AxisType.Auto,) * 5, abstract_device=device)
 
     def loss(*args):
         return attend(*args).astype(jnp.float32).sum()

@@ -21,14 +21,14 @@ B, L, H, K = 4, 1280, 8, 4
 KERNELS = ("splash_mha_fwd_segmented_residuals", "splash_mha_dq_segmented", "splash_mha_dkv_segmented")
 
 
-def compiled(topology, width):
-    """Text of the gradient of attention over both streams, batch and heads each split over two chips."""
+def compiled(topology, width, sizes):
+    """Text of the gradient of attention over both streams, split over fsdp, context and tensor as `sizes` say."""
     from jax.experimental import topologies
 
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # compiling holds no TPU, so another process may compile too
     devices = topologies.get_topology_desc(topology, "tpu").devices
-    mesh = jax.make_mesh((1, 2, 2), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
-    heads, ranges = NamedSharding(mesh, P(*BATCH, None, "tensor")), NamedSharding(mesh, BATCH)
+    mesh = jax.make_mesh((1, 1, *sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 5)
+    heads, ranges = NamedSharding(mesh, P(BATCH, "context", "tensor")), NamedSharding(mesh, P(BATCH, "context"))
 
     def loss(*args):
         return attend(*args).astype(jnp.float32).sum()
@@ -43,9 +43,9 @@ def compiled(topology, width):
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
-@pytest.mark.parametrize("width", [64, 128])
-def test_forward_and_backward_are_splash_kernels_and_no_scores_exist(topology, width):
-    text = compiled(topology, width)
+@pytest.mark.parametrize(("width", "sizes"), [(64, (2, 1, 2)), (128, (2, 1, 2)), (64, (1, 2, 2))])
+def test_forward_and_backward_are_splash_kernels_and_no_scores_exist(topology, width, sizes):
+    text = compiled(topology, width, sizes)
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     assert len(calls) == len(KERNELS)
     assert all(kernel in text for kernel in KERNELS)

@@ -53,7 +53,7 @@ def test_a_run_that_fits(config, planned):
     answer = planned.as_dict()
     assert json.loads(json.dumps(answer)) == answer
     assert (answer["fits"], answer["bytes_over"], answer["devices"]) == (True, 0, 4)
-    assert answer["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert answer["mesh"] == {"slices": 1, "data": 1, "fsdp": 2, "context": 1, "tensor": 2}
     first, second, third = answer["stages"]
     assert answer["seconds"] == pytest.approx(10 * first["seconds"] + 30 * second["seconds"] + 5 * third["seconds"])
     assert first["bound_by"] in ("compute", "memory", "communication")
@@ -111,13 +111,13 @@ def test_steps_that_are_the_same_are_saved_once(planned, steps):
     assert [name.split("-")[0] for name in names] == ["in_order_2"] * 2 + ["random_8"] * 2
     binary, facts = (steps / name for name in names[:2])
     assert binary.stat().st_size > 10_000
-    assert json.loads(facts.read_text())["devices"] == "data 1 x fsdp 2 x tensor 2 of TPU v5 lite"
+    assert json.loads(facts.read_text())["devices"] == "slices 1 x data 1 x fsdp 2 x context 1 x tensor 2 of TPU v5 lite"
 
 
 def test_tables_for_people(planned, capsys):
     show_plan(planned)
     printed = capsys.readouterr().out
-    assert "0.01 B parameters on v5e:2x2: 4 devices, data 1 x fsdp 2 x tensor 2" in printed
+    assert "0.01 B parameters on v5e:2x2: 4 devices, fsdp 2 x tensor 2" in printed
     assert "memory of a device, GiB of 16" in printed
     assert "fits; the whole curriculum takes at least" in printed
     show_plan(

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from a3jax.config import MeshConfig
 from a3jax.errors import UserError
+from a3jax.mesh import make_mesh
 from a3jax.plan.topology import topology
 
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")
@@ -45,6 +47,16 @@ def test_devices_are_those_of_real_machines(name, devices):
     assert len(found.devices) == devices  # two a chip on tpu7x, one on the others
     assert found.devices[0].platform == "tpu"
     assert found.flops_per_second > 100e12
+
+
+@libtpu
+def test_several_slices_are_several_topologies_and_the_mesh_keeps_each_together():
+    found = topology("v5e:2x2", slices=2)
+    assert (found.name, len(found.devices)) == ("2 x v5e:2x2", 8)
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, slices=2), found.devices)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match=r"mesh\.slices = 1, but the devices lie in 2 TPU slices"):
+        make_mesh(MeshConfig(), found.devices)
 
 
 @libtpu

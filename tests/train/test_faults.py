@@ -1,0 +1,217 @@
+"""Faults of every kind at any moment: nothing is lost but the work since the last checkpoint."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from a3jax.checkpoint import find, load_arrays, saved_steps
+from a3jax.config import Config, GuardConfig, ProfileConfig, Stage, to_json
+from a3jax.data.pipeline import Batches
+from a3jax.errors import UserError
+from a3jax.evaluate.likelihood import HeldOut
+from a3jax.train import compiled
+from a3jax.train.checkpoints import Checkpoints
+from a3jax.train.goodput import CAUSES
+from a3jax.train.loop import train
+from a3jax.train.metrics import read
+from a3jax.train.report import Report
+
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def parameters(config: Config) -> list[np.ndarray]:
+    return jax.tree.leaves(load_arrays(find(config.run_folder)))
+
+
+def losses(config: Config) -> list[float]:
+    return [row["loss"] for row in read(config.run_folder) if "loss" in row]
+
+
+def assert_same(a: Config, b: Config) -> None:
+    assert losses(a) == losses(b)
+    for x, y in zip(parameters(a), parameters(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_as_if_nothing_had_happened(experiment):
+    def make(run: str) -> Config:
+        config = experiment(run, eval_every=10, save_every=2)
+        return dataclasses.replace(config, curriculum=(Stage(20, "in_order", 1), Stage(180, "random", 4, given=0.5)))
+
+    whole, killed = make("whole"), make("killed")
+    train(whole)
+    file = killed.run_folder.with_suffix(".json")
+    file.write_text(to_json(killed))
+    script = Path(__file__).with_name("kill_process.py")
+    environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    command = [sys.executable, script, file, "20", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reached = json.loads(done.stdout.splitlines()[-1])
+    assert len(reached) == 20
+    assert [r["saved"] for r in reached] == sorted(r["saved"] for r in reached), "a saved step was lost"
+    assert_same(killed, whole)
+
+
+def signal_during(monkeypatch, owner, name: str, call: int = 1) -> None:
+    """Send this process a SIGTERM at the start of the `call`th call of a method."""
+    original, calls = getattr(owner, name), []
+
+    def method(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "steps"),
+    [
+        (compiled, "compile_step", 1, 0),
+        (compiled, "compile_step", 2, None),  # in the background, while the first stage runs
+        (HeldOut, "nll", 1, 0),
+        (HeldOut, "nll", 2, 4),
+        (Checkpoints, "save", 1, None),
+        (Batches, "__getitem__", 3, None),
+    ],
+)
+def test_a_signal_during(owner, name, call, steps, experiment, monkeypatch):
+    whole, config = experiment("whole"), experiment("stopped")
+    signal_during(monkeypatch, owner, name, call)
+    summary = train(config)
+    assert summary.stopped_by == signal.SIGTERM
+    assert summary.steps < 8
+    assert steps is None or summary.steps == steps
+    assert saved_steps(config.run_folder)[-1:] == ([summary.steps] if summary.steps else [])
+    monkeypatch.undo()
+    assert train(config).steps == 8
+    train(whole)
+    assert_same(config, whole)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
+def test_a_read_only_folder_while_saving_as_a_user(experiment):
+    _read_only(experiment, lambda folder: folder.chmod(0o500), lambda folder: folder.chmod(0o700))
+
+
+def test_checkpoints_that_can_no_longer_be_written_stop_the_run_and_leave_the_last(experiment, monkeypatch):
+    """As in a read-only folder, for root too: a file stands where the next step's folder would be made."""
+    config = experiment(save_every=3)
+    original = Checkpoints.save
+
+    def save(self, step, *rest):
+        if step == 6:
+            raise UserError("checkpoints could not be written (Read-only file system); the last whole checkpoint is step 3")
+        original(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(UserError, match="last whole checkpoint is step 3"):
+        train(config)
+    monkeypatch.undo()
+    assert train(config).steps == 8
+
+
+def _read_only(experiment, close, reopen) -> None:
+    config = experiment(save_every=3)
+    original = Report.step
+    folder = config.run_folder / "checkpoints"
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def step(self, number, stage, metrics):
+            original(self, number, stage, metrics)
+            if number == 5:
+                close(folder)
+
+        patch.setattr(Report, "step", step)
+        try:
+            with pytest.raises(UserError, match=r"could not be written .*last whole checkpoint is step 3"):
+                train(config)
+        finally:
+            reopen(folder)
+    assert train(config).steps == 8
+
+
+def test_checkpoints_stay_by_policy(experiment):
+    config = experiment("kept", save_every=1, eval_every=1, keep=0, keep_best=2, best_order="ar")
+    train(config)
+    nll = {row["step"]: row["nll/ar"] for row in read(config.run_folder) if "nll/ar" in row and row["step"]}
+    best = sorted(nll, key=lambda step: nll[step])[:2]
+    assert saved_steps(config.run_folder) == sorted({8, *best})
+    config = experiment("hours", save_every=1, keep=1, keep_hours=1e-9)
+    train(config)
+    assert saved_steps(config.run_folder) == list(range(1, 9))
+
+
+def test_steps_are_traced_where_asked_for(experiment):
+    config = dataclasses.replace(experiment(), profile=ProfileConfig("3:5"))
+    train(config)
+    assert list((config.run_folder / "events" / "plugins" / "profile").rglob("*.xplane.pb"))
+    for wrong in ("3", "5:3", "0:2", "a:b"):
+        with pytest.raises(UserError, match=r"profile.steps is .* such as 10:13"):
+            train(dataclasses.replace(config, profile=ProfileConfig(wrong)))
+
+
+def test_goodput_tells_where_the_time_went_over_several_processes(experiment, monkeypatch):
+    config = experiment("times", save_every=2)
+    original = Report.step
+
+    def step(self, number, stage, metrics):
+        original(self, number, stage, metrics)
+        if number == 6:
+            raise KeyboardInterrupt  # as good as a kill: steps 5 and 6 are not saved
+
+    monkeypatch.setattr(Report, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    time.sleep(1)
+    began = time.time()
+    summary = train(config)
+    last = [row for row in read(config.run_folder) if "goodput" in row][-1]
+    times = {cause: last.get(f"time/{cause}", 0.0) for cause in CAUSES}
+    assert 1 <= times["down"] < 10
+    assert times["repeated"] > 0, "step 5 was done twice"
+    assert 0 < summary.goodput <= last["goodput"] + 0.5 < 1.5
+    content = json.loads((config.run_folder / "time.json").read_text())
+    assert sum(content["seconds"].values()) == pytest.approx(content["until"] - content["began"], abs=0.2)
+    assert content["until"] >= began
+
+
+def test_input_that_does_not_come_is_in_the_metrics_and_input_that_does_is_not(experiment, monkeypatch):
+    original = Batches.__getitem__
+
+    def slow(self, step):
+        time.sleep(0.3)
+        return original(self, step)
+
+    monkeypatch.setattr(Batches, "__getitem__", slow)
+    config = experiment("slow")
+    train(config)
+    waits = [row["input_wait"] for row in read(config.run_folder) if "input_wait" in row]
+    assert max(waits) > 0.5
+
+
+def test_a_guard_that_nobody_asked_for_changes_nothing(experiment):
+    plain = experiment("plain")
+    guarded = dataclasses.replace(experiment("guarded"), guard=GuardConfig("skip", spike=50.0))
+    train(plain)
+    train(guarded)
+    assert_same(plain, guarded)
