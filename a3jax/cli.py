@@ -503,7 +503,7 @@ def main(args: Sequence[str] | None = None) -> None:
         result = command.run()
     except UserError as error:
         print(f"a3jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
     if command.json and result:

@@ -17,11 +17,17 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from a3jax.errors import UserError
+from a3jax.errors import UserError, first_line
 
 TRY_AGAIN = 75
 """Exit status of a process whose run lost another one (EX_TEMPFAIL): the same command goes on from the last checkpoint."""
 CONNECT_SECONDS = 300
+
+
+class NotJoined(UserError):
+    """The others were not there in time: their hosts may still be starting, so trying again can help."""
+
+    status = TRY_AGAIN
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,10 @@ def several(given: Processes, environment: Mapping[str, str] = os.environ) -> bo
 
 
 def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the others, if there are any; before the first use of a device. Raises `UserError` if they cannot be reached."""
+    """Join the others, if there are any; before the first use of a device.
+
+    Raises `NotJoined` if they cannot be reached, and `UserError` where neither options nor environment say who they are.
+    """
     import jax
 
     found = _explicit(given, environment)
@@ -59,13 +68,14 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
         jax.distributed.initialize(
             address, count, index, heartbeat_timeout_seconds=100, initialization_timeout=CONNECT_SECONDS
         )
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
+        who = f"process {index} of {count}" if found else "this process"
+        where = f" at {address}" if address else ""
+        raise NotJoined(f"{who} could not join the others{where}: {first_line(error)}") from None
+    except (ValueError, OSError) as error:
         if found is None and not _told(environment):
             return  # chips that no service looks after: this machine alone
-        where = (
-            f"process {index} of {count} could not join the others at {address}" if found else "the cluster could not start"
-        )
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the processes could not find each other: {first_line(error)}") from None
 
 
 def _explicit(given: Processes, environment: Mapping[str, str]) -> tuple[str, int, int] | None:
@@ -136,8 +146,8 @@ def _slurm(environment: Mapping[str, str]) -> bool:
 def continue_in_child() -> None:
     """Return in a child process only; this one waits for it, passes signals on, and exits as it does.
 
-    JAX ends a process by an abort, in the midst of any work, once its coordinator is gone; the parent then still says
-    what happened. To be called before JAX is imported, since its threads do not survive a fork.
+    JAX ends a process by an abort, in the midst of any work, once its coordinator is gone or others did not come in time;
+    the parent then still says what happened. To be called before JAX is imported, since its threads do not survive a fork.
     """
     parent = os.getpid()
     child = os.fork()
@@ -150,8 +160,8 @@ def continue_in_child() -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == -signal.SIGABRT:
         print(
-            "a3jax: process 0, where all processes meet, was lost; start the same command again on all hosts: it goes on "
-            "from the last checkpoint",
+            "a3jax: process 0, where all processes meet, was lost, or not all of them were there within "
+            f"{CONNECT_SECONDS} s; start the same command again on all hosts: it goes on from the last checkpoint",
             file=sys.stderr,
         )
         status = TRY_AGAIN

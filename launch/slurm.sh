@@ -3,7 +3,7 @@
 #
 #     sbatch --nodes=4 launch/slurm.sh a3jax train llama_8b
 #
-# Options of sbatch take the place of the resources below. A task has one GPU: JAX takes that of the task's number on its node.
+# Options of sbatch take the place of the resources below. A task has one GPU: JAX takes that of its number on the node.
 #SBATCH --job-name=a3jax
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8

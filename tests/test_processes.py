@@ -1,5 +1,6 @@
 """How a process learns its place among others, and what a parent makes of how its child ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from a3jax import processes
 from a3jax.errors import UserError
-from a3jax.processes import Processes, connect, several
+from a3jax.processes import NotJoined, Processes, connect, several
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
 PLACED = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
@@ -82,6 +83,41 @@ def test_the_service_of_a_tpu_vm_is_asked_where_there_are_chips_unless_it_is_for
     assert several(Processes(), {})
     assert not several(Processes(), {"TPU_SKIP_MDS_QUERY": "1"})
     assert not several(Processes(), {"JAX_PLATFORMS": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "error", "said"),
+    [
+        (Processes("host:1234", 2, 1), {}, RuntimeError("DEADLINE"), "process 1 of 2 could not join the others at host:1234"),
+        (Processes(), SLURM, RuntimeError("DEADLINE"), "this process could not join the others: DEADLINE"),
+        (Processes(), GKE, ValueError("undefined"), "the processes could not find each other: undefined"),
+    ],
+)
+def test_others_that_are_not_there_are_worth_another_try_but_not_an_unknown_place(
+    given, environment, error, said, monkeypatch
+):
+    import jax
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(UserError, match=said) as refused:
+        connect(given, environment)
+    assert refused.value.status == (75 if isinstance(error, RuntimeError) else 2)
+
+
+@pytest.mark.parametrize("error", [ValueError("no cluster"), ConnectionError("no service"), RuntimeError("DEADLINE")])
+def test_chips_without_a_service_are_used_alone_but_never_when_others_are_late(error, monkeypatch):
+    import jax
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(processes, "_chips", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(NotJoined) if isinstance(error, RuntimeError) else contextlib.nullcontext():
+        connect(Processes(), {})
 
 
 @pytest.mark.parametrize(
