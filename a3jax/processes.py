@@ -149,15 +149,23 @@ def continue_in_child() -> None:
     JAX ends a process by an abort, in the midst of any work, once its coordinator is gone or others did not come in time;
     the parent then still says what happened. To be called before JAX is imported, since its threads do not survive a fork.
     """
+    global _status_pipe
     parent = os.getpid()
+    status_pipe, _status_pipe = os.pipe()
     child = os.fork()
     if not child:
         os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone, which passes it on once
+        os.close(status_pipe)
         _die_with(parent)
         return
+    os.close(_status_pipe)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os.kill(child, number))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.set_blocking(status_pipe, False)  # a worker of the child may outlive it, and hold the other end
+    with contextlib.suppress(BlockingIOError):
+        if status == -signal.SIGABRT and (told := os.read(status_pipe, 1)):
+            status = told[0]
     if status == -signal.SIGABRT:
         print(
             "a3jax: process 0, where all processes meet, was lost, or not all of them were there within "
@@ -166,6 +174,16 @@ def continue_in_child() -> None:
         )
         status = TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
+
+
+_status_pipe: int | None = None
+
+
+def failing(status: int) -> int:
+    """`status`, told to the parent as well: a process that fails alone waits for others that wait for it, and is aborted."""
+    if _status_pipe is not None:
+        os.write(_status_pipe, bytes([status]))
+    return status
 
 
 def _die_with(parent: int) -> None:

@@ -219,6 +219,24 @@ def test_an_abort_means_that_process_0_was_lost_and_the_command_is_to_be_tried_a
     assert [line for line in errors.splitlines() if line.startswith("a3jax: process 0") and "was lost" in line]
 
 
+def test_an_abort_on_the_way_out_leaves_the_status_that_the_child_was_to_end_with(tmp_path):
+    """And a process that outlives the child, as its workers may, keeps nobody waiting."""
+    program = """
+        from a3jax.processes import failing
+        if not os.fork():
+            os.close(1), os.close(2)
+            time.sleep(5)
+            os._exit(0)
+        failing(2)
+        os.abort()
+    """
+    process = parent(tmp_path, program)
+    begun = time.monotonic()
+    assert process.wait(20) == 2
+    assert time.monotonic() - begun < 4
+    assert "was lost" not in process.communicate()[1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_the_child_dies_with_its_parent(tmp_path):
     process = parent(tmp_path, WAITING)
