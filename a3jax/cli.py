@@ -21,7 +21,7 @@ from a3jax.config import Config, check, from_json, nearest, to_json
 from a3jax.data.filters import KEEP_ALL, Filters
 from a3jax.errors import UserError
 from a3jax.interrupt import stop_requests
-from a3jax.processes import Processes, continue_in_child, several
+from a3jax.processes import Processes, continue_in_child, failing, several
 
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 
@@ -503,9 +503,12 @@ def main(args: Sequence[str] | None = None) -> None:
         result = command.run()
     except UserError as error:
         print(f"a3jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(failing(error.status))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        failing(1)
+        raise
     if command.json and result:
         print(json.dumps(result))
     else:

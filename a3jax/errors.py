@@ -4,6 +4,9 @@
 class UserError(Exception):
     """Bad input: the message names the file, field or value, and says what to do."""
 
+    status = 2
+    """Exit status of the command."""
+
 
 def first_line(error: BaseException) -> str:
     """What a library's exception says at its root, for use inside a `UserError`: one line, not too long, never empty."""

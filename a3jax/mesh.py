@@ -57,7 +57,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         return Mesh(hybrid, AXES, axis_types=types)
     try:
         return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
-    except NotImplementedError:  # an axis takes part of one of the torus's, such as 32 of 4 x 4 x 4
+    except (NotImplementedError, ValueError):
+        # An axis takes part of one of the torus's, such as 32 of 4 x 4 x 4; or GPUs are those of several hosts, which
+        # `jax.make_mesh` refuses, although their numbers go host by host.
         return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
 
 

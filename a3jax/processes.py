@@ -17,11 +17,17 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from a3jax.errors import UserError
+from a3jax.errors import UserError, first_line
 
 TRY_AGAIN = 75
 """Exit status of a process whose run lost another one (EX_TEMPFAIL): the same command goes on from the last checkpoint."""
 CONNECT_SECONDS = 300
+
+
+class NotJoined(UserError):
+    """The others were not there in time: their hosts may still be starting, so trying again can help."""
+
+    status = TRY_AGAIN
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,16 @@ def several(given: Processes, environment: Mapping[str, str] = os.environ) -> bo
 
 
 def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the others, if there are any; before the first use of a device. Raises `UserError` if they cannot be reached."""
+    """Join the others, if there are any; before the first use of a device.
+
+    Raises `NotJoined` if they cannot be reached, and `UserError` where neither options nor environment say who they are.
+    """
     import jax
 
     found = _explicit(given, environment)
     if found is None and not _cluster(environment):
         return
-    address, count, index = found or (None, None, None)
+    address, count, index = found or (given.coordinator, None, None)
     if count == 1:
         return
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see `a3jax.interrupt`
@@ -59,60 +68,66 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
         jax.distributed.initialize(
             address, count, index, heartbeat_timeout_seconds=100, initialization_timeout=CONNECT_SECONDS
         )
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
+        who = f"process {index} of {count}" if found else "this process"
+        where = f" at {address}" if address else ""
+        raise NotJoined(f"{who} could not join the others{where}: {first_line(error)}") from None
+    except (ValueError, OSError) as error:
         if found is None and not _told(environment):
             return  # chips that no service looks after: this machine alone
-        where = (
-            f"process {index} of {count} could not join the others at {address}" if found else "the cluster could not start"
-        )
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the processes could not find each other: {first_line(error)}") from None
 
 
 def _explicit(given: Processes, environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     """Address, count and index, if any of them is given. Raises `UserError` unless all are, and make sense."""
-    address = given.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    address = given.coordinator or environment.get("JAX_COORDINATOR_ADDRESS") or None
     count = _number(given.processes, environment, "JAX_NUM_PROCESSES")
-    index = _number(given.process, environment, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
-    if address is None and count is None and (given.process is None and "JAX_PROCESS_ID" not in environment):
-        return None
-    if _managed(environment) and count is None and index is None:
+    index = _number(given.process, environment, "JAX_PROCESS_ID")
+    if count is None and index is None and (address is None or _cluster(environment)):
         return None  # Slurm and the TPU VM service know the rest
+    if index is None:
+        index = _number(None, environment, "JOB_COMPLETION_INDEX")
     for name, value in [("coordinator", address), ("processes", count), ("process", index)]:
         if value is None:
-            raise UserError(f"--{name} is missing: several processes need --coordinator, --processes and --process")
+            raise UserError(
+                f"--{name} is missing: several processes need --coordinator, --processes and --process, or "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            )
     assert address is not None
     assert count is not None
     assert index is not None
-    if not address.rpartition(":")[2].isdigit() or ":" not in address:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator is {address}; it must be HOST:PORT")
+    if count < 1:
+        raise UserError(f"--processes is {count}; it must be at least 1")
     if not 0 <= index < count:
         raise UserError(f"--process is {index}; of {count} processes it must be from 0 to {count - 1}")
     return address, count, index
 
 
-def _number(given: int | None, environment: Mapping[str, str], *names: str) -> int | None:
-    if given is not None:
+def _number(given: int | None, environment: Mapping[str, str], name: str) -> int | None:
+    if given is not None or name not in environment:
         return given
-    name = next((name for name in names if name in environment), None)
-    if name is None:
-        return None
-    if not environment[name].isdigit():
+    if not environment[name].isdecimal():
         raise UserError(f"{name} is {environment[name]!r}; it must be a number")
     return int(environment[name])
 
 
 def _cluster(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm, or the TPU VM service or GKE with TPUs, started several processes."""
-    if environment.get("JAX_PLATFORMS") == "cpu" and not _slurm(environment):
-        return False
-    return _managed(environment)
+    """Whether Slurm, or the TPU VM service or GKE with TPUs, started several processes.
+
+    On a TPU VM only the metadata service knows the others: where there are chips, it is asked.
+    """
+    if environment.get("JAX_PLATFORMS") == "cpu":
+        return _slurm(environment)
+    return _told(environment) or (_chips() and "TPU_SKIP_MDS_QUERY" not in environment)
 
 
-def _managed(environment: Mapping[str, str]) -> bool:
-    """On a TPU VM only the metadata service knows the others: where there are chips, it is asked."""
-    chips = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    asked = chips and importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
-    return _told(environment) or asked
+def _chips() -> bool:
+    """Whether this machine has TPUs, and what JAX needs to use them."""
+    devices = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return devices and importlib.util.find_spec("libtpu") is not None
 
 
 def _told(environment: Mapping[str, str]) -> bool:
@@ -122,33 +137,53 @@ def _told(environment: Mapping[str, str]) -> bool:
 
 
 def _slurm(environment: Mapping[str, str]) -> bool:
-    """Whether `srun` started several tasks, this one among them."""
-    return "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
+    """Whether `srun` started several tasks, this one among them; a batch script itself has no list of a step's nodes."""
+    if not {"SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environment.keys():
+        return False
+    return (_number(None, environment, "SLURM_NTASKS") or 1) > 1
 
 
 def continue_in_child() -> None:
     """Return in a child process only; this one waits for it, passes signals on, and exits as it does.
 
-    JAX ends a process by an abort, in the midst of any work, once its coordinator is gone; the parent then still says
-    what happened. To be called before JAX is imported, since its threads do not survive a fork.
+    JAX ends a process by an abort, in the midst of any work, once its coordinator is gone or others did not come in time;
+    the parent then still says what happened. To be called before JAX is imported, since its threads do not survive a fork.
     """
+    global _status_pipe
     parent = os.getpid()
+    status_pipe, _status_pipe = os.pipe()
     child = os.fork()
     if not child:
         os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone, which passes it on once
+        os.close(status_pipe)
         _die_with(parent)
         return
+    os.close(_status_pipe)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os.kill(child, number))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.set_blocking(status_pipe, False)  # a worker of the child may outlive it, and hold the other end
+    with contextlib.suppress(BlockingIOError):
+        if status == -signal.SIGABRT and (told := os.read(status_pipe, 1)):
+            status = told[0]
     if status == -signal.SIGABRT:
         print(
-            "a3jax: process 0, where all processes meet, was lost; start the same command again on all hosts: it goes on "
-            "from the last checkpoint",
+            "a3jax: process 0, where all processes meet, was lost, or not all of them were there within "
+            f"{CONNECT_SECONDS} s; start the same command again on all hosts: it goes on from the last checkpoint",
             file=sys.stderr,
         )
         status = TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
+
+
+_status_pipe: int | None = None
+
+
+def failing(status: int) -> int:
+    """`status`, told to the parent as well: a process that fails alone waits for others that wait for it, and is aborted."""
+    if _status_pipe is not None:
+        os.write(_status_pipe, bytes([status]))
+    return status
 
 
 def _die_with(parent: int) -> None:

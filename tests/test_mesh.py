@@ -133,8 +133,8 @@ def numbers(mesh):
     return np.vectorize(lambda device: device.id)(mesh.devices).squeeze().tolist()
 
 
-def laid(monkeypatch, config, devices):
-    """The mesh over stand-ins, which JAX's own class would refuse."""
+def laid(monkeypatch, config, devices, make=None):
+    """The mesh over stand-ins, which JAX's own class would refuse; `make` in place of JAX's `make_mesh`."""
 
     @dataclasses.dataclass
     class Plain:
@@ -143,9 +143,11 @@ def laid(monkeypatch, config, devices):
         axis_types: tuple
 
     monkeypatch.setattr(meshes, "Mesh", Plain)
-    monkeypatch.setattr(
-        jax, "make_mesh", lambda sizes, axes, devices, axis_types: Plain(np.reshape(devices, sizes), axes, axis_types)
-    )
+
+    def in_order(sizes, axes, devices, axis_types):
+        return Plain(np.reshape(devices, sizes), axes, axis_types)
+
+    monkeypatch.setattr(jax, "make_mesh", make or in_order)
     return numbers(make_mesh(config, devices))
 
 
@@ -157,6 +159,18 @@ def test_slices_are_the_parts_that_the_slow_network_joins(monkeypatch):
     assert laid(monkeypatch, MeshConfig(fsdp=4, slices=2), one_process) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     two_a_slice = [Device(n, "gpu", process=n // 2) for n in range(8)]
     assert laid(monkeypatch, MeshConfig(fsdp=4, slices=2), two_a_slice) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("per_process", [1, 4])
+def test_gpus_of_several_hosts_are_laid_out_host_by_host(per_process, monkeypatch):
+    """JAX counts a host's GPUs as a slice, and its own `make_mesh` refuses several."""
+    make = jax.make_mesh
+    gpus = [Device(n, "gpu", process=n // per_process, part=n // 4) for n in (6, 7, 4, 5, 0, 1, 2, 3)]
+    with pytest.raises(ValueError, match="multi-slice"):
+        make((1, 8), ("data", "fsdp"), devices=gpus)
+    assert laid(monkeypatch, MeshConfig(), gpus, make) == list(range(8))
+    assert laid(monkeypatch, MeshConfig(fsdp=4, data=2), gpus, make) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert laid(monkeypatch, MeshConfig(fsdp=4, slices=2), gpus, make) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_slices_that_the_devices_do_not_have_are_refused():

@@ -76,7 +76,7 @@ class Hosts:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._mine.ended = True
+        self._mine.ended = kind is None  # after an error the others must not wait for this one
         self._write()
 
     @contextlib.contextmanager
