@@ -5,6 +5,7 @@
 Goodput is useful step time over wall time since the run first began.
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -64,5 +65,6 @@ class Goodput:
             return
         self._saved = time.monotonic()
         new = self._file.with_suffix(".json.new")
-        new.write_text(json.dumps({"began": self._began, "until": time.time(), "seconds": self._seconds}))
-        new.replace(self._file)
+        with contextlib.suppress(OSError):  # a full disk is for the metrics and the checkpoint to report
+            new.write_text(json.dumps({"began": self._began, "until": time.time(), "seconds": self._seconds}))
+            new.replace(self._file)

@@ -77,7 +77,8 @@ class Hosts:
         self._stop.set()
         self._thread.join()
         self._mine.ended = kind is None  # after an error the others must not wait for this one
-        self._write()
+        with contextlib.suppress(OSError):
+            self._write()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

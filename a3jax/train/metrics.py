@@ -1,10 +1,13 @@
 """What a run reports: one JSON object a line in `metrics.jsonl`, and the same numbers as TensorBoard events."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from a3jax.errors import UserError
 
 METRICS, EVENTS = "metrics.jsonl", "events"
 
@@ -15,21 +18,32 @@ class Log:
     def __init__(self, run: Path, step: int):
         path = run / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+        new = path.with_suffix(".jsonl.new")
+        new.write_text("".join(kept))
+        new.replace(path)  # whole at any moment
         self._file = path.open("a")
         self._events = SummaryWriter(str(run / EVENTS), purge_step=step + 1 if step else None)
 
     def write(self, **values: Any) -> None:
-        """Record values of one step; `step` must be among them, numbers are drawn, the rest is written only."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Record values of one step. Raises `UserError` if the file cannot be written.
+
+        `step` must be among them, numbers are drawn, the rest is written only.
+        """
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} could not be written ({error.strerror}); make room and run it again"
+            ) from None
         for name, value in values.items():
             if name != "step" and isinstance(value, int | float):
                 self._events.add_scalar(name, value, values["step"])
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # told when it was written
+            self._file.close()
         self._events.close()
 
 
