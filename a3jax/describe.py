@@ -13,6 +13,7 @@ from a3jax.curriculum import stage_at
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.errors import UserError
 from a3jax.record import Record
+from a3jax.train import hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder
@@ -51,8 +52,21 @@ def _run_folder(path: Path, step: int | None) -> Facts:
         "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.curriculum)}",
         "saved_steps": ", ".join(map(str, steps)),
         "nll": last_nll(path),
+        **_hosts(path),
     }
     return {**facts, **_network(checkpoint.config), **_saved(checkpoint), **_history(checkpoint.record)}
+
+
+def _hosts(run: Path) -> Facts:
+    """What each process took of every step for itself, as a histogram: who holds the others up has the longer times."""
+    facts: Facts = {}
+    for process, beat in hosts.read(run).items():
+        counts = ", ".join(
+            f"{bucket} s x {n}" for bucket, n in sorted(beat.histogram.items(), key=lambda item: float(item[0]))
+        )
+        median = f"{beat.own_seconds:.2g} of {beat.step_seconds:.2g} s a step its own"
+        facts[f"process_{process}"] = f"{beat.host}, step {beat.step:,}, {median} ({counts})"
+    return facts
 
 
 def _hugging_face_folder(path: Path, _: int | None) -> Facts:
