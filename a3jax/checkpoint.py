@@ -20,13 +20,14 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from a3jax.config import ModelConfig, read, to_json
+from a3jax.config import ModelConfig
 from a3jax.errors import UserError, first_line
 from a3jax.folders import complete_or_nothing
 from a3jax.mesh import parameter_shardings
 from a3jax.model.parameters import shapes
 from a3jax.parameter_files import Form, ParameterWriter, SavedParameter, flat, nested, saved_parameters
 from a3jax.record import Record
+from a3jax.strict import read, to_json
 
 MODEL, RECORD, PARAMS, STEPS = "model.json", "record.json", "params", "checkpoints"
 

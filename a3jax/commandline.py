@@ -6,14 +6,17 @@ import inspect
 import io
 import itertools
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.conf import arg
 
-from a3jax.config import nearest
 from a3jax.errors import UserError
+from a3jax.strict import nearest
 
 T = TypeVar("T")
+
+Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 
 
 def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = None, description: str | None = None) -> T:
@@ -39,6 +42,18 @@ def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = N
         kind = "option" if unknown[0].startswith("-") else "argument"
         raise UserError(f"unknown {kind} '{unknown[0]}'{nearest(unknown[0], known)}; see {prog} --help")
     return value
+
+
+def divide(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line: the options named, each with the words up to the next option, and everything else."""
+    own: list[str] = []
+    others: list[str] = []
+    belongs = others
+    for word in words:
+        if word.startswith("--"):
+            belongs = own if word.partition("=")[0] in options else others
+        belongs.append(word)
+    return own, others
 
 
 def _message(printed: str) -> str:

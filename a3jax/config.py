@@ -1,19 +1,14 @@
 """Every choice a user makes, as frozen dataclasses.
 
 A `ModelConfig` describes the network and lives beside its weights. A `Config` describes one experiment: a Python file in
-`experiments/` returns one, the command line overrides its fields by dotted name, and the run folder keeps it as JSON.
-Both are strict: an unknown or ill-typed field is a `UserError` that names the nearest known one.
+`experiments/` returns one, the command line overrides its fields by dotted name, and the run folder keeps it as JSON
+(`a3jax.strict`).
 """
 
-import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from a3jax.errors import UserError
 
@@ -312,76 +307,3 @@ def _check_data(data: DataConfig) -> None:
             before = point.step
         if source.schedule and not any(point.weight for point in source.schedule):
             raise UserError(f"{where}.schedule is 0 at every step; leave the source out")
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something close to `name` is known, else an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{match[0]}'?" if match else ""
-
-
-def to_json(config: Any) -> str:
-    """A configuration dataclass as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Dotted names and values of all leaves of `dataclasses.asdict`'s result."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    else:
-        return [(name, value)]
-    return [leaf for key, item in items for leaf in flat(item, f"{name}.{key}" if name else str(key))]
-
-
-def from_json(cls: type[T], text: str | bytes, where: str) -> T:
-    """Rebuild a configuration dataclass from `to_json`'s text; `where` names the file in errors."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:  # not JSON, or not text
-        raise UserError(f"{where} is not JSON: {error}") from None
-    return _build(cls, value, where)
-
-
-def read(cls: type[T], path: Path) -> T:
-    """`from_json` of a file, with a `UserError` if it is not there."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    return from_json(cls, path.read_bytes(), str(path))
-
-
-def _build(expected: Any, value: Any, where: str) -> Any:
-    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
-        hints = typing.get_type_hints(expected)
-        for name in value:
-            if name not in hints:
-                raise UserError(f"{where}: unknown field '{name}'{nearest(name, hints)}")
-        missing = [
-            f.name
-            for f in dataclasses.fields(expected)
-            if f.name not in value and f.default is f.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise UserError(f"{where}: field '{missing[0]}' is missing")
-        return expected(**{name: _build(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _build(arguments[1], item, f"{where}[{key}]") for key, item in value.items()}
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise UserError(f"{where} is {value!r}; expected one of {', '.join(arguments)}{nearest(str(value), arguments)}")
-    if expected is float and type(value) is int:
-        return float(value)
-    if isinstance(expected, type) and type(value) is expected:
-        return value
-    raise UserError(f"{where} is {value!r}; expected {getattr(expected, '__name__', expected)}")

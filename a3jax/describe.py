@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from a3jax.checkpoint import MODEL, PARAMS, Checkpoint, find, saved, saved_steps
-from a3jax.config import Config, ModelConfig, read
+from a3jax.config import Config, ModelConfig
 from a3jax.curriculum import stage_at
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.errors import UserError
 from a3jax.record import Record
+from a3jax.strict import read
 from a3jax.train import hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import CONFIG

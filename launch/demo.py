@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from a3jax.cli import load_experiment
 from a3jax.data.pipeline import held_out_windows, open_corpora
+from a3jax.experiment import load_experiment
 
 DEMO = Path("demo")
 GGUF = Path(".cache/SmolLM2-135M-Instruct.Q4_1.gguf")

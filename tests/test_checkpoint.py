@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from a3jax.checkpoint import MODEL, find, load_arrays, load_params, save_model
-from a3jax.config import to_json
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.model.parameters import shapes
 from a3jax.record import Record
+from a3jax.strict import to_json
 
 
 @pytest.fixture(scope="module")

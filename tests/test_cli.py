@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from a3jax.cli import COMMANDS, load_experiment, main
+from a3jax.cli import COMMANDS, main
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
+from a3jax.experiment import load_experiment
 
 
 def run(*args: str) -> None:

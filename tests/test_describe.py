@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 
 from a3jax.checkpoint import find, save_model
-from a3jax.config import Config, DataConfig, Stage, to_json
+from a3jax.config import Config, DataConfig, Stage
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.describe import describe
 from a3jax.errors import UserError
 from a3jax.model.parameters import count, shapes
 from a3jax.record import Record
+from a3jax.strict import to_json
 from a3jax.train.loop import train
 from a3jax.weights.exporter import export_model
 

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from a3jax.config import Config, MeshConfig, to_json
+from a3jax.config import Config, MeshConfig
+from a3jax.strict import to_json
 from a3jax.train.metrics import read
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ class Processes:
         self.run.parent.mkdir(parents=True, exist_ok=True)
         experiment = self.run.with_suffix(".py")
         experiment.write_text(
-            "import json\nfrom a3jax.config import Config, from_json\n\n\ndef experiment():\n"
+            "from a3jax.config import Config\nfrom a3jax.strict import from_json\n\n\ndef experiment():\n"
             f"    return from_json(Config, {to_json(config)!r}, 'here')\n"
         )
         environment = {

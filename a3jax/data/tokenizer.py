@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from a3jax.config import ModelConfig, read
+from a3jax.config import ModelConfig
 from a3jax.errors import UserError
+from a3jax.strict import read
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

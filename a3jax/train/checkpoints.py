@@ -24,11 +24,12 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from a3jax.checkpoint import STEPS
-from a3jax.config import TrainConfig, from_json
+from a3jax.config import TrainConfig
 from a3jax.errors import UserError, first_line
 from a3jax.folders import is_full_disk, remove
 from a3jax.progress import console
 from a3jax.record import Record
+from a3jax.strict import from_json
 from a3jax.train.checksums import checksums
 from a3jax.train.step import State
 

@@ -18,8 +18,9 @@ import jax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
-from a3jax.config import Config, ModelConfig, Stage, flat, read, to_json
+from a3jax.config import Config, ModelConfig, Stage
 from a3jax.errors import UserError, first_line
+from a3jax.strict import flat, read, to_json
 
 
 @dataclass(frozen=True)

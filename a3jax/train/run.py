@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL
-from a3jax.config import Config, ModelConfig, flat, read, to_json
+from a3jax.config import Config, ModelConfig
 from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
@@ -29,6 +29,7 @@ from a3jax.errors import UserError
 from a3jax.mesh import check_mesh
 from a3jax.pretrained import Pretrained, pretrained
 from a3jax.record import Record
+from a3jax.strict import flat, read, to_json
 from a3jax.train.agreement import barrier
 
 CONFIG = "config.json"

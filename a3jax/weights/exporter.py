@@ -10,12 +10,13 @@ import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
 
 from a3jax.checkpoint import Checkpoint, damage_named, saved
-from a3jax.config import ModelConfig, nearest, to_json
+from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.errors import UserError
 from a3jax.folders import check_new, new_file, resumable
 from a3jax.parameter_files import SavedParameter
 from a3jax.progress import Progress
+from a3jax.strict import nearest, to_json
 from a3jax.weights import a3_folder, families, sha256
 from a3jax.weights.card import model_card
 from a3jax.weights.gguf.writer import write_gguf

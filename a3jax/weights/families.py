@@ -8,8 +8,9 @@ What a family has that our block lacks is refused by name.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from a3jax.config import ModelConfig, RopeScaling, nearest
+from a3jax.config import ModelConfig, RopeScaling
 from a3jax.errors import UserError
+from a3jax.strict import nearest
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from a3jax.config import Config, read
+from a3jax.config import Config
+from a3jax.strict import read
 from a3jax.train import loop
 from a3jax.train.metrics import read as read_metrics
 

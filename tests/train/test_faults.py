@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from a3jax.checkpoint import find, load_arrays, saved_steps
-from a3jax.config import Config, GuardConfig, ProfileConfig, Stage, to_json
+from a3jax.config import Config, GuardConfig, ProfileConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
+from a3jax.strict import to_json
 from a3jax.train import compiled
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.goodput import CAUSES

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from a3jax.checkpoint import find, load_arrays
-from a3jax.config import Config, MeshConfig, to_json
+from a3jax.config import Config, MeshConfig
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import ORDERS
+from a3jax.strict import to_json
 from a3jax.train.loop import train
 from a3jax.train.metrics import read
 from a3jax.train.report import Report

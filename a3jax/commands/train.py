@@ -1,0 +1,130 @@
+"""a3jax train and plan: an experiment here, or on chips that are not here."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from a3jax.commandline import Json, divide, parse
+from a3jax.config import Config, check
+from a3jax.experiment import load_experiment
+from a3jax.processes import Processes
+
+
+@dataclass(frozen=True)
+class Train:
+    """Adapt a model. The same command resumes a run that was stopped."""
+
+    config: Config
+    processes: Processes
+    json: bool = False
+
+    @classmethod
+    def parse(cls, args: Sequence[str], prog: str) -> "Train":
+        """`EXPERIMENT [--field value ...] [--coordinator HOST:PORT --processes N --process I] [--json]`."""
+        if not args or args[0] in ("-h", "--help"):
+            print(_TRAIN_HELP)
+            sys.exit(0 if args else 2)
+        name, *options = args
+        experiment = load_experiment(name)
+        own, rest = divide(options, [f"--{field.name}" for field in dataclasses.fields(Processes)])
+        fields = [option for option in rest if option != "--json"]
+        config = parse(Config, fields, f"{prog} {name}", experiment, _TRAIN_HELP)
+        check(config)
+        return cls(config, parse(Processes, own, prog), "--json" in options)
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        import jax
+
+        from a3jax.train.loop import train
+
+        summary = train(self.config, self.processes)
+        return dataclasses.asdict(summary) if jax.process_index() == 0 else {"stopped_by": summary.stopped_by}
+
+
+_TRAIN_HELP = """usage: a3jax train EXPERIMENT [--field value ...] [--json]
+       a3jax train EXPERIMENT --coordinator HOST:PORT --processes N --process I [--field value ...] [--json]
+
+Adapt a model. EXPERIMENT is a Python file with a function `experiment()` that returns a Config, or the name of one in
+experiments/. Any field can be set by its dotted name. The same command resumes a run that was stopped.
+
+    a3jax train tiny
+
+    a3jax train smollm2_python --optimizer.peak-lr 1e-4 --curriculum.0.steps 20
+
+The fields of an experiment:  a3jax train EXPERIMENT --help"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of `a3jax plan` beside the fields of the experiment."""
+
+    topology: str
+    """CHIP:AxB or CHIP:AxBxC, one of `mesh.slices`; chips are v4, v5e, v5p, v6e and tpu7x."""
+    search: bool = False
+    """Try meshes and batches instead, and rank those that fit."""
+    batches: tuple[int, ...] = ()
+    """Batches to search; the experiment's own, twice and four times that if not given."""
+    limit: int = 12
+    """How many a search compiles."""
+    save: Path | None = None
+    """A folder for the compiled steps."""
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanOptions):
+    """Whether a run fits a TPU topology, and how fast it can be; on any machine."""
+
+    config: Config
+
+    @classmethod
+    def parse(cls, args: Sequence[str], prog: str) -> "Plan":
+        """`EXPERIMENT --topology CHIP:AxB [option ...] [--field value ...]`."""
+        if not args or args[0] in ("-h", "--help"):
+            print(_PLAN_HELP)
+            sys.exit(0 if args else 2)
+        name, *words = args
+        own, fields = divide(words, [f"--{field.name}" for field in dataclasses.fields(PlanOptions)])
+        config = parse(Config, fields, f"{prog} {name}", load_experiment(name), _PLAN_HELP)
+        check(config)
+        return cls(config=config, **vars(parse(PlanOptions, own, prog)))
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        import jax
+
+        from a3jax.plan.search import search
+        from a3jax.plan.show import show_plan, show_search
+        from a3jax.plan.stages import plan
+        from a3jax.plan.topology import topology
+
+        jax.config.update("jax_platforms", "cpu")  # a machine with TPUs need not give them up for a plan
+        jax.config.update("jax_enable_compilation_cache", False)  # it cannot read back what is for absent devices
+        chips = topology(self.topology, max(1, self.config.mesh.slices))
+        if self.search:
+            batch = self.config.data.batch
+            found = search(self.config, chips, self.batches or (batch, 2 * batch, 4 * batch), self.limit)
+            if not self.json:
+                show_search(found, chips)
+            ranked = [candidate.as_dict() for candidate in found]
+            return {"topology": chips.name, "fits": any(not one.bytes_over for one in found), "ranked": ranked}
+        planned = plan(self.config, chips, self.save)
+        if not self.json:
+            show_plan(planned)
+            return {"saved": str(self.save) if self.save else None, "fits": planned.fits}
+        return planned.as_dict()
+
+
+_PLAN_HELP = """usage: a3jax plan EXPERIMENT --topology CHIP:AxB[xC] [--save FOLDER] [--field value ...] [--json]
+       a3jax plan EXPERIMENT --topology CHIP:AxB[xC] --search [--batches N ...] [--limit N] [--field value ...] [--json]
+
+Whether a run fits a TPU topology, and how fast it can be. The step of every stage is compiled as it would be on the chips
+(v4, v5e, v5p, v6e, tpu7x); this needs libtpu, not a TPU. Exit status 1 if it does not fit.
+
+    a3jax plan llama_8b --topology v5p:4x4x4
+
+    a3jax plan llama_1b --topology v5e:4x4 --search --batches 64 128
+
+The fields of an experiment:  a3jax plan EXPERIMENT --help"""
