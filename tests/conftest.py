@@ -86,3 +86,9 @@ def draw() -> Callable[..., tuple[np.ndarray, np.ndarray, Order]]:
         return jax.tree.map(np.asarray, compiled(key, segments, family, group_size, given, seeding))
 
     return draw
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two workers end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -60,8 +60,10 @@ class Goodput:
         return {"goodput": self._seconds[USEFUL] / wall, **causes}
 
     def save(self, at_once: bool = False) -> None:
-        """Write the file, at most once a second."""
-        if not at_once and time.monotonic() - self._saved < 1:
+        """Write the file, at most once a second; the end of a run is spent on saving."""
+        if at_once:
+            self.spent("saving")
+        elif time.monotonic() - self._saved < 1:
             return
         self._saved = time.monotonic()
         new = self._file.with_suffix(".json.new")

@@ -48,7 +48,7 @@ def test_memory_is_parameters_moments_and_the_rest_of_the_smaller_bound(peak, te
     assert isinstance(result, Fits)
     parameters = 4 * count(config.model)
     assert result.memory.parameters == parameters
-    assert result.memory.optimizer == 2 * parameters + 8  # two moments, and the two counts of the optimizer's steps
+    assert result.memory.optimizer == 2 * parameters + 20  # two moments, two counts of steps, and three numbers of the guard
     assert (result.memory.total, result.memory.program) == (total * GIB + 7, 7)
 
 

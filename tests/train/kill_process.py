@@ -36,7 +36,7 @@ def train_in_child(config: Config, seconds: float | None) -> bool:
 def main(file: str, kills: str, seed: str) -> None:
     config, moments = read(Config, Path(file)), random.Random(int(seed))
     reached = []
-    longest = 4.0
+    longest = 3.0
     while len(reached) < int(kills):
         if train_in_child(config, moments.uniform(0.2, longest)):
             longest /= 2  # too late to matter

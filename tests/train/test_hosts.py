@@ -26,9 +26,11 @@ def three(monkeypatch, tmp_path):
 
 
 def test_the_host_that_the_others_wait_for_is_named(three):
-    mine, other, _ = three
+    mine, other, run = three
     for _ in range(5):
         mine.step(3, own_seconds=0.01, step_seconds=0.5)
+    while read(run)[0].own_seconds != 0.01:  # the next heartbeat
+        time.sleep(0.01)
     other(1, own_seconds=0.012, step_seconds=0.5)
     other(2, own_seconds=0.011, step_seconds=0.5)
     assert mine.straggler() is None

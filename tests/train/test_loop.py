@@ -190,8 +190,9 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("part", ["params", "optimizer", "record", "data"])
-@pytest.mark.parametrize("damage", [halve, flip])
+@pytest.mark.parametrize(
+    ("part", "damage"), [("params", flip), ("params", halve), ("optimizer", flip), ("record", halve), ("data", flip)]
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(part, damage, uninterrupted, experiment, capsys):
     config = experiment("damaged")
     shutil.copytree(uninterrupted, config.run)
