@@ -94,7 +94,8 @@ def start_elsewhere(config: Config, devices: int = 1) -> subprocess.Popen:
     file = config.run_folder.with_suffix(".json")
     file.write_text(to_json(config))
     program = (
-        "import sys; from pathlib import Path; from a3jax.config import Config; from a3jax.strict import read; from a3jax.train.loop import train;"
+        "import sys; from pathlib import Path; from a3jax.config import Config; from a3jax.strict import read;"
+        "from a3jax.train.loop import train;"
         "train(read(Config, Path(sys.argv[1])))"
     )
     # The same compiler options, and its results, as in this process: bits depend on them.
