@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
         kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
         command = kind.parse(args[1:], prog) if kind in (Train, Plan, Data) else parse(kind, args[1:], prog)
-        if isinstance(command, Train) and several(command.processes):
+        if isinstance(command, Train) and several(command.options):
             continue_in_child()
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
@@ -66,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception:
         failing(1)
         raise
-    if command.json and result:
+    options: Any = getattr(command, "options", command)  # those that take an experiment keep theirs apart
+    if options.json and result:
         print(json.dumps(result))
     else:
         _show(result)

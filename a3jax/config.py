@@ -8,13 +8,14 @@ A `ModelConfig` describes the network and lives beside its weights. A `Config` d
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from a3jax.errors import UserError
 
 Family = Literal["in_order", "random", "spans", "infill"]
 Seeding = Literal["successor", "learned"]
-T = TypeVar("T")
+HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
+"""The orders by which held-out NLL is reported."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class TrainConfig:
     """Beyond those, one checkpoint every so many hours stays for good."""
     keep_best: int = 0
     """Beyond those, so many with the lowest held-out NLL in the order `best_order` stay."""
-    best_order: str = "random_4"
+    best_order: HeldOutOrder = "random_4"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,34 @@
-"""Experiments: Python files with a function `experiment()` that returns a Config."""
+"""Experiments: Python files with a function `experiment()` that returns a Config, and command lines that name one."""
 
+import dataclasses
 import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-from a3jax.config import Config
+from a3jax.commandline import divide, parse
+from a3jax.config import Config, check
 from a3jax.errors import UserError
 from a3jax.strict import from_json, nearest, to_json
+
+Options = TypeVar("Options")
+
+
+def parse_experiment(options: type[Options], args: Sequence[str], prog: str, usage: str) -> tuple[Config, Options]:
+    """`EXPERIMENT [option ...] [--field value ...]`: the experiment with its fields set, and the dataclass `options`.
+
+    Without an experiment, or for `--help` in its place, prints `usage` and exits. Raises `UserError` for a mistake.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0 if args else 2)
+    name, *words = args
+    known: Any = options
+    own, fields = divide(words, [f"--{field.name}" for field in dataclasses.fields(known)])
+    config = parse(Config, fields, f"{prog} {name}", load_experiment(name), usage)
+    check(config)
+    return config, parse(options, own, prog)
 
 
 def load_experiment(name: str) -> Config:

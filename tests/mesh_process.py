@@ -28,7 +28,9 @@ from a3jax.train.compiled import lower
 
 MESHES = {
     "one device": MeshConfig(fsdp=1),
+    "data": MeshConfig(data=8, fsdp=1),
     "fsdp": MeshConfig(fsdp=8),
+    "tensor": MeshConfig(fsdp=1, tensor=2),
     "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
     "context": MeshConfig(fsdp=1, context=8),
     "context x tensor x fsdp": MeshConfig(fsdp=2, context=2, tensor=2),

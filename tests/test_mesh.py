@@ -65,7 +65,7 @@ def simulated(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name):
-    """To 5e-6 of the largest element of an array, a few dozen float32 roundings."""
+    """To 5e-6 of the largest element of an array, a few dozen float32 roundings; parameters and losses to 1e-5 of each."""
     expected = simulated["one device"]
     actual = {key: value for key, value in simulated[name].items() if key not in ("temporaries", "collectives")}
     assert {key for key in actual if key.startswith("gradient/")} == {
@@ -74,6 +74,8 @@ def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name
     for key, value in actual.items():
         bound = 5e-6 * np.abs(expected[key]).max()
         np.testing.assert_allclose(value, expected[key], rtol=0, atol=bound, err_msg=key)
+        if not key.startswith("gradient/"):
+            np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=2e-6, err_msg=key)
     assert actual["loss1"] < actual["loss0"]
 
 

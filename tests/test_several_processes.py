@@ -81,10 +81,11 @@ def together(experiment):
     return make
 
 
-def test_two_processes_of_four_devices_make_the_run_of_one_device(together):
+def test_two_processes_of_four_devices_make_the_run_of_one_of_eight_and_of_one_device(together):
     whole = together("whole")
     runs = {
         "two processes": (whole, 2, 4),
+        "eight devices": (together("eight"), 1, 8),
         "one device": (together("one", mesh=MeshConfig()), 1, 1),
     }
     found = {}
@@ -94,6 +95,7 @@ def test_two_processes_of_four_devices_make_the_run_of_one_device(together):
         found[name] = losses(config.run_folder)
     assert len(found["one device"]) == 8
     np.testing.assert_allclose(found["two processes"], found["one device"], rtol=1e-5)
+    np.testing.assert_allclose(found["two processes"], found["eight devices"], rtol=1e-5)
     assert len(list((whole.run_folder / "hosts").glob("*.json"))) == 2
 
     # A signal to one process ends both after the same step; two devices go on, then one process of eight.

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json, divide, parse
-from a3jax.config import Config, check
+from a3jax.commandline import Json
+from a3jax.config import Config
 from a3jax.data.filters import KEEP_ALL, Filters
 from a3jax.errors import UserError
-from a3jax.experiment import load_experiment
+from a3jax.experiment import parse_experiment
 from a3jax.strict import nearest
 
 
@@ -100,11 +100,6 @@ class Data:
     config: Config
     options: ShowOptions | BenchOptions
 
-    @property
-    def json(self) -> bool:
-        """Whether the result is for machines."""
-        return self.options.json
-
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Data":
         """`show|bench EXPERIMENT [option ...] [--field value ...]`."""
@@ -114,15 +109,7 @@ class Data:
         kinds: dict[str, type[ShowOptions | BenchOptions]] = {"show": ShowOptions, "bench": BenchOptions}
         if args[0] not in kinds:
             raise UserError(f"unknown command 'data {args[0]}'{nearest(args[0], kinds)}; see a3jax data --help")
-        kind, rest, prog = kinds[args[0]], args[1:], f"{prog} {args[0]}"
-        if not rest or rest[0] in ("-h", "--help"):
-            print(_DATA_HELP)
-            sys.exit(0 if rest else 2)
-        name, *words = rest
-        own, fields = divide(words, [f"--{field.name}" for field in dataclasses.fields(kind)])
-        config = parse(Config, fields, f"{prog} {name}", load_experiment(name), _DATA_HELP)
-        check(config)
-        return cls(config, parse(kind, own, prog))
+        return cls(*parse_experiment(kinds[args[0]], args[1:], f"{prog} {args[0]}", _DATA_HELP))
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         options = self.options

@@ -1,16 +1,22 @@
 """a3jax train and plan: an experiment here, or on chips that are not here."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a3jax.commandline import Json, divide, parse
-from a3jax.config import Config, check
-from a3jax.experiment import load_experiment
+from a3jax.commandline import Json
+from a3jax.config import Config
+from a3jax.experiment import parse_experiment
 from a3jax.processes import Processes
+
+
+@dataclass(frozen=True)
+class TrainOptions(Processes):
+    """The options of `a3jax train` beside the fields of the experiment."""
+
+    json: Json = False
 
 
 @dataclass(frozen=True)
@@ -18,29 +24,19 @@ class Train:
     """Adapt a model. The same command resumes a run that was stopped."""
 
     config: Config
-    processes: Processes
-    json: bool = False
+    options: TrainOptions
 
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Train":
         """`EXPERIMENT [--field value ...] [--coordinator HOST:PORT --processes N --process I] [--json]`."""
-        if not args or args[0] in ("-h", "--help"):
-            print(_TRAIN_HELP)
-            sys.exit(0 if args else 2)
-        name, *options = args
-        experiment = load_experiment(name)
-        own, rest = divide(options, [f"--{field.name}" for field in dataclasses.fields(Processes)])
-        fields = [option for option in rest if option != "--json"]
-        config = parse(Config, fields, f"{prog} {name}", experiment, _TRAIN_HELP)
-        check(config)
-        return cls(config, parse(Processes, own, prog), "--json" in options)
+        return cls(*parse_experiment(TrainOptions, args, prog, _TRAIN_HELP))
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         import jax
 
         from a3jax.train.loop import train
 
-        summary = train(self.config, self.processes)
+        summary = train(self.config, self.options)
         return dataclasses.asdict(summary) if jax.process_index() == 0 else {"stopped_by": summary.stopped_by}
 
 
@@ -74,23 +70,17 @@ class PlanOptions:
     json: Json = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan(PlanOptions):
+@dataclass(frozen=True)
+class Plan:
     """Whether a run fits a TPU topology, and how fast it can be; on any machine."""
 
     config: Config
+    options: PlanOptions
 
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Plan":
         """`EXPERIMENT --topology CHIP:AxB [option ...] [--field value ...]`."""
-        if not args or args[0] in ("-h", "--help"):
-            print(_PLAN_HELP)
-            sys.exit(0 if args else 2)
-        name, *words = args
-        own, fields = divide(words, [f"--{field.name}" for field in dataclasses.fields(PlanOptions)])
-        config = parse(Config, fields, f"{prog} {name}", load_experiment(name), _PLAN_HELP)
-        check(config)
-        return cls(config=config, **vars(parse(PlanOptions, own, prog)))
+        return cls(*parse_experiment(PlanOptions, args, prog, _PLAN_HELP))
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         import jax
@@ -100,20 +90,21 @@ class Plan(PlanOptions):
         from a3jax.plan.stages import plan
         from a3jax.plan.topology import topology
 
+        options = self.options
         jax.config.update("jax_platforms", "cpu")  # a machine with TPUs need not give them up for a plan
         jax.config.update("jax_enable_compilation_cache", False)  # it cannot read back what is for absent devices
-        chips = topology(self.topology, max(1, self.config.mesh.slices))
-        if self.search:
+        chips = topology(options.topology, max(1, self.config.mesh.slices))
+        if options.search:
             batch = self.config.data.batch
-            found = search(self.config, chips, self.batches or (batch, 2 * batch, 4 * batch), self.limit)
-            if not self.json:
+            found = search(self.config, chips, options.batches or (batch, 2 * batch, 4 * batch), options.limit)
+            if not options.json:
                 show_search(found, chips)
             ranked = [candidate.as_dict() for candidate in found]
             return {"topology": chips.name, "fits": any(not one.bytes_over for one in found), "ranked": ranked}
-        planned = plan(self.config, chips, self.save)
-        if not self.json:
+        planned = plan(self.config, chips, options.save)
+        if not options.json:
             show_plan(planned)
-            return {"saved": str(self.save) if self.save else None, "fits": planned.fits}
+            return {"saved": str(options.save) if options.save else None, "fits": planned.fits}
         return planned.as_dict()
 
 

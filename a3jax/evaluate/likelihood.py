@@ -4,6 +4,7 @@ The order is data, so one compiled program serves every order family and group s
 """
 
 from collections.abc import Callable
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
+from a3jax.config import HeldOutOrder, ModelConfig
 from a3jax.context import spread
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys, parse_order
 from a3jax.train.loss import token_nll
 
-ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8")
-"""The orders by which held-out NLL is reported."""
+ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)
 
 
 def log_probs(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, chunk: int = 1024) -> Array:

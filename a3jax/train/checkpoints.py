@@ -5,7 +5,7 @@
                          record/      `Record` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
-                         metrics/     held-out NLL by order, where the step was evaluated
+                         metrics/     held-out NLL by order, where the step was evaluated, and the best are kept
         damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
 
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
@@ -53,7 +53,7 @@ class Checkpoints:
         self._folder = (run / STEPS).resolve()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(config),
-            best_fn=lambda metrics: metrics[config.best_order],
+            best_fn=(lambda metrics: metrics[config.best_order]) if config.keep_best else None,
             best_mode="min",
             enable_async_checkpointing=True,
             # Made in the background, a folder that cannot be made leaves threads that wait for it for minutes.

@@ -36,7 +36,7 @@ SLOW = 2.0
 """A host that needs so many times what the others do for its own part of a step holds them up."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Heartbeat:
     """What a process tells of itself."""
 
@@ -60,10 +60,13 @@ class Hosts:
     def __init__(self, run: Path):
         self._folder = run / FOLDER
         self._mine = Heartbeat(socket.gethostname(), jax.process_index(), os.getpid())
+        self._beat = 0
         self._own: list[float] = []
         self._whole: list[float] = []
         self._stop = threading.Event()
         self._watching = False
+        self.straggler: str | None = None
+        """The host that the others wait for, in words; None if there is none, or they are not watched."""
         self._seen: dict[int, tuple[int, float, Heartbeat]] = {}
         self._thread = threading.Thread(target=self._beat_and_watch, name="heartbeat", daemon=True)
 
@@ -76,7 +79,7 @@ class Hosts:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._mine.ended = kind is None  # after an error the others must not wait for this one
+        self._mine = dataclasses.replace(self._mine, ended=kind is None)  # after an error the others must not wait for it
         with contextlib.suppress(OSError):
             self._write()
 
@@ -99,47 +102,44 @@ class Hosts:
 
     def step(self, step: int, own_seconds: float, step_seconds: float) -> None:
         """Note a step that was dispatched."""
-        self._mine.step = step
         self._own.append(own_seconds)
         self._whole.append(step_seconds)
         power = math.floor(math.log2(max(own_seconds, 1e-4)))
         bucket = f"{2.0**power:.3g}"
-        self._mine.histogram[bucket] = self._mine.histogram.get(bucket, 0) + 1
         del self._own[:-100], self._whole[:-100]
-        self._mine.own_seconds, self._mine.step_seconds = statistics.median(self._own), statistics.median(self._whole)
-
-    def straggler(self) -> str | None:
-        """The host that the others wait for, in words; None if there is none."""
-        beats = list(self._read().values())
-        if len(beats) < 2:
-            return None
-        slowest = max(beats, key=lambda beat: beat.own_seconds)
-        others = statistics.median(beat.own_seconds for beat in beats if beat is not slowest)
-        if slowest.own_seconds > SLOW * others and slowest.own_seconds > 0.1 * slowest.step_seconds:
-            return f"{_name(slowest)} needs {slowest.own_seconds:.2g} s of its own for each step, the others {others:.2g} s"
-        return None
+        self._mine = dataclasses.replace(  # whole at any moment, for it is written by another thread
+            self._mine,
+            step=step,
+            own_seconds=statistics.median(self._own),
+            step_seconds=statistics.median(self._whole),
+            histogram={**self._mine.histogram, bucket: self._mine.histogram.get(bucket, 0) + 1},
+        )
 
     def lost(self, patience: float) -> str | None:
         """Wait up to twice `patience` for a host without a heartbeat; who it is, in words."""
         until = time.monotonic() + 2 * patience
         while time.monotonic() < until:
-            if (silent := self._silent(patience)) is not None:
+            if (silent := self._silent(self._read(), patience)) is not None:
                 return silent
             time.sleep(0.5)
         return None
 
     def _beat_and_watch(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            self._mine.beat += 1
+            self._beat += 1
             with contextlib.suppress(OSError):  # a full disk is for the checkpoint to report
                 self._write()
-            if self._watching and (silent := self._silent(LOST_SECONDS)) is not None:
+            if not self._watching:
+                continue
+            beats = self._read()
+            self.straggler = _straggler(list(beats.values()))
+            if (silent := self._silent(beats, LOST_SECONDS)) is not None:
                 # The main thread waits inside an exchange that will never end, and cannot be woken.
                 _end(silent)
 
-    def _silent(self, patience: float) -> str | None:
+    def _silent(self, beats: dict[int, Heartbeat], patience: float) -> str | None:
         now = time.monotonic()
-        for process, beat in self._read().items():
+        for process, beat in beats.items():
             before = self._seen.get(process)
             if before is None or before[0] != beat.beat:
                 self._seen[process] = (beat.beat, now, beat)
@@ -157,7 +157,7 @@ class Hosts:
     def _write(self) -> None:
         path = self._folder / f"{self._mine.process}.json"
         temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps(dataclasses.asdict(self._mine)))
+        temporary.write_text(json.dumps(dataclasses.asdict(self._mine) | {"beat": self._beat}))
         temporary.replace(path)
 
 
@@ -169,6 +169,16 @@ def read(run: Path) -> dict[int, Heartbeat]:
             content: dict[str, Any] = json.loads(path.read_text())
             beats[int(path.stem)] = Heartbeat(**content)
     return dict(sorted(beats.items()))
+
+
+def _straggler(beats: list[Heartbeat]) -> str | None:
+    if len(beats) < 2:
+        return None
+    slowest = max(beats, key=lambda beat: beat.own_seconds)
+    others = statistics.median(beat.own_seconds for beat in beats if beat is not slowest)
+    if slowest.own_seconds > SLOW * others and slowest.own_seconds > 0.1 * slowest.step_seconds:
+        return f"{_name(slowest)} needs {slowest.own_seconds:.2g} s of its own for each step, the others {others:.2g} s"
+    return None
 
 
 def _name(beat: Heartbeat) -> str:

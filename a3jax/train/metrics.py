@@ -17,7 +17,10 @@ class Log:
 
     def __init__(self, run: Path, step: int):
         path = run / METRICS
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        lines = [(line, json.loads(line)) for line in _lines(path)]
+        kept = [line for line, values in lines if values["step"] <= step]
+        self.dropped_seconds = sum(values.get("seconds", 0.0) for _, values in lines if values["step"] > step)
+        """How long the steps took that will be done again."""
         new = path.with_suffix(".jsonl.new")
         new.write_text("".join(kept))
         new.replace(path)  # whole at any moment
@@ -59,11 +62,6 @@ def last_nll(run: Path) -> dict[str, float]:
         if nll:
             return nll
     return {}
-
-
-def seconds_after(run: Path, step: int) -> float:
-    """How long the logged steps after `step` took: those that a run which goes on from it does again."""
-    return sum(line.get("seconds", 0.0) for line in read(run) if line["step"] > step)
 
 
 def _lines(path: Path) -> list[str]:

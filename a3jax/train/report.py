@@ -18,7 +18,7 @@ from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.goodput import USEFUL, Goodput
 from a3jax.train.hosts import Hosts
-from a3jax.train.metrics import Log, seconds_after
+from a3jax.train.metrics import Log
 from a3jax.train.step import Metrics
 
 
@@ -41,9 +41,8 @@ class Report:
         self._tokens = config.data.batch * config.data.length
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
-        writes = jax.process_index() == 0
-        self.goodput = Goodput(config.run_folder, seconds_after(config.run_folder, step), started) if writes else None
-        self._log = Log(config.run_folder, step) if writes else None
+        self._log = Log(config.run_folder, step) if jax.process_index() == 0 else None
+        self.goodput = Goodput(config.run_folder, self._log.dropped_seconds, started) if self._log else None
         self._bar = Progress("train", config.steps, "steps", step)
         self._pending: _Pending | None = None
         self._clock = self._free = time.perf_counter()
@@ -103,7 +102,7 @@ class Report:
             needed = self._config.data.batch * flops.per_window(self._model, stage, self._config.data.length)
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.steps):
-            slow = self._hosts.straggler()
+            slow = self._hosts.straggler
             self._log.write(
                 step=step,
                 stage=stage.name,
@@ -138,8 +137,8 @@ class Report:
         """Go on from an earlier step: what was logged after it is dropped."""
         if self._log and self.goodput:
             self._log.close()
-            self.goodput.lost(seconds_after(self._config.run_folder, step))
             self._log = Log(self._config.run_folder, step)
+            self.goodput.lost(self._log.dropped_seconds)
         self._bar.set(step)
         self._pending, self.roll_back = None, False
 

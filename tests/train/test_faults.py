@@ -18,7 +18,7 @@ from a3jax.config import Config, GuardConfig, ProfileConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
-from a3jax.strict import to_json
+from a3jax.strict import from_json, to_json
 from a3jax.train import compiled
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.goodput import CAUSES
@@ -155,6 +155,11 @@ def test_checkpoints_stay_by_policy(experiment):
     config = experiment("hours", save_every=1, keep=1, keep_hours=1e-9)
     train(config)
     assert saved_steps(config.run_folder) == list(range(1, 9))
+
+
+def test_an_order_that_is_not_evaluated_cannot_be_the_best(experiment):
+    with pytest.raises(UserError, match=r"best_order is 'random_5'; expected one of ar, .* did you mean 'random_"):
+        from_json(Config, to_json(experiment(keep_best=1, best_order="random_5")), "here")
 
 
 def test_steps_are_traced_where_asked_for(experiment):

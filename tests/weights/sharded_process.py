@@ -10,13 +10,12 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 or 4 makes the devices.
 import collections
 import json
 import sys
-import threading
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
+from memory import grown_by
 
 from a3jax.checkpoint import find, load_arrays, load_params
 from a3jax.config import MeshConfig
@@ -77,24 +76,11 @@ def memory(process: str, port: str, source: str, imported: str, small: str) -> d
     """
     mesh = _meet(process, port)
     load_source(open_source(small), mesh)
-    before = top = _anonymous()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal top
-        while not done.is_set():
-            top = max(top, _anonymous())
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    found = arrays(load_source(open_source(source), mesh))
-    done.set()
-    thread.join()
+    found, grown = grown_by(lambda: arrays(load_source(open_source(source), mesh)))
     kept = sum(shard.data.nbytes for array in found.values() for shard in array.addressable_shards)
     before_folder = _characters_read()
     load_params(find(Path(imported)), mesh)
-    return {"grown": top - before, "kept": kept, "read": _characters_read() - before_folder}
+    return {"grown": grown, "kept": kept, "read": _characters_read() - before_folder}
 
 
 def _meet(process: str, port: str) -> jax.sharding.Mesh:
@@ -111,12 +97,6 @@ def _parts_equal(array: jax.Array, whole: np.ndarray) -> bool:
 def _characters_read() -> int:
     """By system calls of this process, from anything."""
     return int(Path("/proc/self/io").read_text().split()[1])
-
-
-def _anonymous() -> int:
-    """Bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 if __name__ == "__main__":

@@ -149,35 +149,18 @@ def test_a_flipped_bit_in_a_model_folder_is_found_by_any_read(imported, tmp_path
 
 
 MEASURE = """
-import sys, threading, time
+import sys
 from pathlib import Path
 from a3jax.checkpoint import find
 from a3jax.weights import exporter, importer
 from a3jax.weights.source import open_source
-
-def anonymous():  # memory of the process's own; what is mapped from files can be dropped at any time
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
-
-def peak(work):
-    before = top = anonymous()
-    done = threading.Event()
-    def watch():
-        nonlocal top
-        while not done.is_set():
-            top = max(top, anonymous())
-            time.sleep(0.002)
-    thread = threading.Thread(target=watch)
-    thread.start()
-    work()
-    done.set()
-    thread.join()
-    return top - before
+from memory import grown_by
 
 small = Path(sys.argv[2])  # once to load what is loaded once
 importer.import_model(open_source(small), Path("small"))
 exporter.export_model(find(Path("small")), Path("small-out"))
-print(peak(lambda: importer.import_model(open_source(sys.argv[1]), Path("model"))))
-print(peak(lambda: exporter.export_model(find(Path("model")), Path("out"))))
+print(grown_by(lambda: importer.import_model(open_source(sys.argv[1]), Path("model")))[1])
+print(grown_by(lambda: exporter.export_model(find(Path("model")), Path("out")))[1])
 """
 
 
@@ -186,7 +169,8 @@ print(peak(lambda: exporter.export_model(find(Path("model")), Path("out"))))
 def test_memory_is_that_of_a_few_tensors_not_of_the_model(large, pretrained, tmp_path):
     total = sum(file.stat().st_size for file in large.glob("*.safetensors"))
     command = [sys.executable, "-c", MEASURE, str(large), str(pretrained("llama"))]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     for grown in map(int, ran.stdout.split()):
         assert grown < total / 4
