@@ -67,10 +67,14 @@ def main(args: Sequence[str] | None = None) -> None:
         failing(1)
         raise
     options: Any = getattr(command, "options", command)  # those that take an experiment keep theirs apart
-    if options.json and result:
-        print(json.dumps(result))
-    else:
-        _show(result)
+    try:
+        if options.json and result:
+            print(json.dumps(result))
+        else:
+            _show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if result.get("stopped_by"):
         status = 128 + result["stopped_by"]
         if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more

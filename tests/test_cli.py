@@ -1,11 +1,15 @@
 """The command line as a user types it: the whole road on a small model, and one line for every mistake."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from a3jax.cli import COMMANDS, main
+from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.experiment import load_experiment
@@ -154,3 +158,14 @@ def test_the_experiments_of_this_project_load(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     for path in Path("experiments").glob("*.py"):
         assert load_experiment(path.stem).steps > 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    (tmp_path / "text.txt").write_text("some text")
+    prepare([tmp_path / "text.txt"], tmp_path / "data", "bytes", workers=1)
+    command = [sys.executable, "-m", "a3jax.cli", "inspect", str(tmp_path / "data")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
