@@ -1,43 +1,51 @@
 """Any-order, any-subset language models from pretrained autoregressive ones, in JAX (arXiv 2601.13228)."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
-    from a3jax.api import (
-        Blank,
-        Infilled,
-        Likelihood,
-        Model,
-        infill,
-        infill_batch,
-        load,
-        log_likelihood,
-        token_log_likelihood,
-    )
+    from a3jax.decode.settings import Decoding
+    from a3jax.decode.template import Template
+    from a3jax.infilling import Blank, Infilled, complete, infill, infill_batch
+    from a3jax.loading import Model, load
+    from a3jax.scoring import Likelihood, log_likelihood, log_likelihoods, token_log_likelihood, token_log_likelihoods
 
 __all__ = [
     "Blank",
+    "Decoding",
     "Infilled",
     "Likelihood",
     "Model",
+    "Template",
     "UserError",
+    "complete",
     "infill",
     "infill_batch",
     "load",
     "log_likelihood",
+    "log_likelihoods",
     "token_log_likelihood",
+    "token_log_likelihoods",
 ]
+_WHERE = {
+    "a3jax.decode.settings": ["Decoding"],
+    "a3jax.decode.template": ["Template"],
+    "a3jax.infilling": ["Blank", "Infilled", "complete", "infill", "infill_batch"],
+    "a3jax.loading": ["Model", "load"],
+    "a3jax.scoring": [
+        "Likelihood", "log_likelihood", "log_likelihoods", "token_log_likelihood", "token_log_likelihoods"
+    ],
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import the interface, and JAX with it, when something of it is first used."""
-    if name not in __all__:
-        raise AttributeError(f"module 'a3jax' has no attribute '{name}'")
-    from a3jax import api
-
-    return getattr(api, name)
+    """Import what is asked for, and JAX with it, when it is first used."""
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'a3jax' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

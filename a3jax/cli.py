@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "data": (Data, "a3jax.data.pipeline", "look at an experiment's batches, or measure how fast they come"),
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
-    "generate": (Generate, "a3jax.api", "fill the blanks of a text in any order"),
+    "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
     "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
 """Name -> options, the module that does the work, and what it is for."""

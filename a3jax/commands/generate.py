@@ -43,15 +43,8 @@ class Generate:
         import a3jax
 
         model = a3jax.load(self.checkpoint, dtype=self.dtype, step=self.step)
-        result = a3jax.infill(
-            model,
-            self.text,
-            order=self.order,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-        )
+        options = ("order", "temperature", "top_k", "top_p", "seed")
+        result = a3jax.infill(model, self.text, **{name: getattr(self, name) for name in options})
         blanks = [dataclasses.asdict(blank) for blank in result.blanks]
         facts = {"blanks": blanks, "forwards": result.forwards, "seconds": result.seconds}
         if self.json:

@@ -1,4 +1,4 @@
-"""Text with blanks: `"def area(r): [[8]] * r"` holds one blank of eight tokens.
+"""Text with blanks: `"def area(r): [[8]] * r"` holds one blank of eight tokens, `[[4-12]]` one of four to twelve.
 
 The text around blanks is given. Every piece of it is tokenized by itself, so that what stands in a blank never changes
 how the text beside it is read. A document begins with the model's start token where it has one; without one, its first
@@ -21,12 +21,19 @@ LARGEST = 1_000_000
 _BLANK = re.compile(r"(?P<escape>\\?)\[\[\s*(?P<size>[^\s\[\],]*)\s*\]\]")
 
 
+class Range(NamedTuple):
+    """A blank's size where it is to be chosen."""
+
+    least: int
+    most: int
+
+
 @dataclass(frozen=True)
 class Template:
     """The given pieces of text, of which there is one more than blanks, and the blanks' sizes in tokens."""
 
     pieces: tuple[str, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[int | Range, ...]
 
 
 class Document(NamedTuple):
@@ -39,7 +46,7 @@ class Document(NamedTuple):
 
 
 def parse(text: str) -> Template:
-    r"""Cut `text` at its blanks, each `[[n]]` with n tokens. `\[[n]]` is plain text.
+    r"""Cut `text` at its blanks, each `[[n]]` with n tokens or `[[n-m]]` with n to m. `\[[n]]` is plain text.
 
     Raises `UserError` if there is no blank, or one whose size is not a whole number from 1 up to `LARGEST`.
     """
@@ -78,7 +85,17 @@ def lay_out(pieces: Sequence[str], blanks: Sequence[Sequence[int]], codec: TextC
     return Document(tuple(tokens), tuple(given), tuple(places))
 
 
-def _size(blank: str, digits: str) -> int:
+def _size(blank: str, words: str) -> int | Range:
+    least, dash, most = words.partition("-")
+    if not dash:
+        return _number(blank, words)
+    size = Range(_number(blank, least), _number(blank, most))
+    if size.least > size.most:
+        raise UserError(f"{blank} is no blank; write the smaller size first, as in [[{size.most}-{size.least}]]")
+    return size.least if size.least == size.most else size
+
+
+def _number(blank: str, digits: str) -> int:
     if not (digits.isascii() and digits.isdigit()):
         raise UserError(f"{blank} is no blank; write [[8]] for eight tokens, or \\{blank} if it is part of the text")
     significant = digits.lstrip("0")

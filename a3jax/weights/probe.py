@@ -13,8 +13,9 @@ from jax import Array
 from a3jax.checkpoint import Checkpoint, load_arrays
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec
-from a3jax.decode.groups import decode, plan
-from a3jax.decode.sampling import checked
+from a3jax.decode.cached import plan
+from a3jax.decode.loop import decode
+from a3jax.decode.settings import Decoding
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange
@@ -130,8 +131,9 @@ def _greedy(
     params: nnx.State, config: ModelConfig, tokens: np.ndarray, blank: np.ndarray, order: str, allowed_V: np.ndarray
 ) -> Greedy:
     tokens_T = np.where(blank, 0, tokens)
-    planned = plan([0], [tokens_T.tolist()], [(~blank).tolist()], order, config.seeding)
-    filled = decode(params, config, Compute(), planned, checked(0.0, 0, 1.0), jnp.asarray(allowed_V))
+    decoding = Decoding(order=order)
+    planned = plan([decoding], [tokens_T.tolist()], [(~blank).tolist()], config.seeding, jnp.asarray(allowed_V)[None])
+    filled = decode(params, config, Compute(), planned, decoding)
     rank_T = np.argsort(planned.order.token_index[0])[: len(tokens)]
     index_N = np.flatnonzero(blank)[np.argsort(rank_T[blank])]
     hidden_NxD = _hidden(params, jnp.asarray(filled.tokens_BxL), planned.order, config, query=True)[0, index_N]

@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from a3jax.decode import groups
-from a3jax.decode.groups import bucket, decode, plan
-from a3jax.decode.sampling import checked
+from a3jax.decode.cached import bucket, plan
+from a3jax.decode.loop import decode
+from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.evaluate import likelihood
 from a3jax.model.two_stream import Compute
@@ -26,13 +27,13 @@ def document(lengths, vocab=48, seed=0):
     return np.where(given, tokens, 0).tolist(), given.tolist()
 
 
-def fill(net, documents, order, sampling, allowed=None, seed=0):
+def fill(net, documents, order, allowed=None, seed=0, how=HOW, **options):
     """The plan, and what it became. Document i uses seed + i."""
     config, params = net.config, nnx.state(net, nnx.Param)
-    seeds = [seed + i for i in range(len(documents))]
-    drawn = plan(seeds, [d[0] for d in documents], [d[1] for d in documents], order, config.seeding)
+    decodings = [Decoding(order=order, seed=seed + i, **options) for i in range(len(documents))]
     allowed = np.ones(config.vocab, bool) if allowed is None else allowed
-    return drawn, decode(params, config, HOW, drawn, sampling, jnp.asarray(allowed))
+    drawn = plan(decodings, [d[0] for d in documents], [d[1] for d in documents], config.seeding, jnp.asarray(allowed)[None])
+    return drawn, decode(params, config, how, drawn, decodings[0])
 
 
 def window_groups(order, b=0):
@@ -61,7 +62,7 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
     net = network(config)
     tokens, given = document([3, 7, 4, 2, 5, 6, 2])
     allowed = np.arange(config.vocab) % 5 > 0
-    drawn, filled = fill(net, [(tokens, given)], order, checked(0.0, 0, 1.0), allowed, seed=3)
+    drawn, filled = fill(net, [(tokens, given)], order, allowed, seed=3)
 
     groups_N = window_groups(drawn.order)[: len(tokens)]
     expected, scores = np.array(tokens), np.zeros(len(tokens))
@@ -73,7 +74,9 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
         choice = np.where(allowed, logits, -np.inf).argmax(-1)
         scores[here] = np.take_along_axis(brute_force.log_softmax(logits), choice[:, None], -1)[here, 0]
         expected[here] = choice[here]
-    assert filled.forwards == len(open_groups)
+    assert filled.passes_BxL.max() == len(open_groups)
+    by_group = np.searchsorted(open_groups, groups_N) + 1
+    np.testing.assert_array_equal(filled.passes_BxL[0, : len(tokens)], np.where(given, 0, by_group))
     np.testing.assert_array_equal(filled.tokens_BxL[0, : len(tokens)], expected)
     np.testing.assert_allclose(filled.log_probs_BxL[0, : len(tokens)], scores, atol=1e-4)
 
@@ -86,7 +89,7 @@ def test_chain_rule(order, seeding, tiny, network):
     net = network(tiny(layers=2, seeding=seeding, context=256))
     # Several blanks of sizes that no group size divides; one blank to the end; a full window; more keys than one block.
     documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [200, 9, 30, 14, 3])]
-    drawn, filled = fill(net, documents, order, checked(1.0, 0, 1.0), seed=1)
+    drawn, filled = fill(net, documents, order, seed=1, temperature=1.0)
     teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
     np.testing.assert_allclose(filled.log_probs_BxL.sum(1), teacher.sum(1), atol=1e-4)
@@ -98,7 +101,8 @@ def test_chain_rule(order, seeding, tiny, network):
 
 def test_passes_are_groups():
     def passes(order):
-        return plan([0], [range(14)], [[True] * 4 + [False] * 10], order, "successor").groups
+        marks = [[True] * 4 + [False] * 10]
+        return plan([Decoding(order=order)], [range(14)], marks, "successor", jnp.ones((1, 48), bool)).groups
 
     # Slots 4 to 13; groups break at multiples of the size.
     found = {order: passes(order) for order in ("ar", "in_order_4", "random_4", "random_8", "random_10000000000")}
@@ -108,19 +112,17 @@ def test_passes_are_groups():
 
 def test_nothing_is_compiled_twice(tiny, network):
     net = network(tiny(layers=2, context=256))
-    fill(net, [document([4, 9, 3])], "random_4", checked(0.0, 0, 1.0))
-    before = groups.forward._cache_size()
+    fill(net, [document([4, 9, 3])], "random_4")
+    before = groups.decode_group._cache_size()
     for i, order in enumerate(["random_4", "in_order_4", "spans_4", "infill_4"]):
-        fill(net, [document([2 + i, 5, 1, 6 - i])], order, checked(0.5 * i, i, 1 - 0.1 * i), seed=i)
-    assert groups.forward._cache_size() == before
+        fill(net, [document([2 + i, 5, 1, 6 - i])], order, seed=i, temperature=0.5 * i, top_k=i, top_p=1 - 0.1 * i)
+    assert groups.decode_group._cache_size() == before
 
 
 def test_bfloat16_follows_single_precision(tiny, network):
     net, how = network(tiny(layers=2, context=256)), Compute(jnp.dtype("bfloat16"))
-    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), nnx.state(net, nnx.Param))
-    tokens, given = document([5, 11, 3])
-    drawn = plan([0], [tokens], [given], "random_4", "successor")
-    filled = decode(params, net.config, how, drawn, checked(1.0, 0, 1.0), jnp.ones(net.config.vocab, bool))
+    half = nnx.merge(nnx.graphdef(net), jax.tree.map(lambda p: p.astype(jnp.bfloat16), nnx.state(net, nnx.Param)))
+    drawn, filled = fill(half, [document([5, 11, 3])], "random_4", how=how, temperature=1.0)
     teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
     assert filled.log_probs_BxL.dtype == np.float32
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=0.15)
@@ -128,4 +130,4 @@ def test_bfloat16_follows_single_precision(tiny, network):
 
 def test_unknown_order():
     with pytest.raises(UserError, match="order 'sideways_2' is unknown"):
-        plan([0], [[1, 2]], [[True, False]], "sideways_2", "successor")
+        Decoding(order="sideways_2")

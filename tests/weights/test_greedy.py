@@ -11,8 +11,9 @@ import torch
 from small_models import CASES, load, query_logits, random_groups
 
 import a3jax
-from a3jax.decode.groups import decode, plan
-from a3jax.decode.sampling import checked
+from a3jax.decode.cached import plan
+from a3jax.decode.loop import decode
+from a3jax.decode.settings import Decoding
 from a3jax.weights.exporter import export_model
 
 PIECES = ([5, 6, 2, 3, 1, 9, 3, 5], [7, 4, 3, 12])
@@ -39,8 +40,9 @@ def _fill_here(model: a3jax.Model, order: str) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(2)
     given = [np.repeat(np.arange(len(n)) % 2 == 0, n) for n in PIECES]
     tokens = [np.where(row, draw.integers(0, 256, len(row)), 0) for row in given]
-    drawn = plan([4, 5], tokens, given, order, model.config.seeding)
-    filled = decode(model.params, model.config, model.how, drawn, checked(0.0, 0, 1.0), model.fillable)
+    decodings = [Decoding(order=order, seed=seed) for seed in (4, 5)]
+    drawn = plan(decodings, tokens, given, model.config.seeding, model.fillable[None])
+    filled = decode(model.params, model.config, model.how, drawn, decodings[0])
     T = max(map(len, tokens))
 
     def pad(rows):

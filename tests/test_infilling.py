@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import a3jax
+from a3jax import scoring
 from a3jax.checkpoint import save_model
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode import groups
@@ -113,10 +114,10 @@ def test_nothing_is_compiled_twice(model):
         a3jax.log_likelihood(model, filled.text, order="random_4", seed=seed)
 
     use(0, "ab [[6]] cd", order="random_4")
-    counts = [f._cache_size() for f in (groups.forward, a3jax.api._log_probs)]
+    counts = [f._cache_size() for f in (groups.decode_group, scoring._log_probs)]
     use(1, "abc [[4]] cd", order="in_order_4", temperature=0.7, top_k=3, top_p=0.9)
     use(2, "[[9]]", order="spans_4", temperature=1)
-    assert [f._cache_size() for f in (groups.forward, a3jax.api._log_probs)] == counts
+    assert [f._cache_size() for f in (groups.decode_group, scoring._log_probs)] == counts
 
 
 def test_log_likelihood_of_text(model):

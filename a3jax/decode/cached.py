@@ -1,0 +1,249 @@
+"""Decoding's state, and the one forward pass that every mode makes.
+
+What is decided never changes, so its keys and values are kept in a cache in generation order: a token's *slot* is its
+place in that order, its *place* is where it stands in the text. One pass does two things at once. Its content rows read
+the tokens decided since the last pass, and write their keys and values into the cache; its query rows predict open
+places from everything decided. Which places those are, and what becomes of the predictions, is a mode's own affair.
+
+A pass has a fixed number of rows. Rows beyond what there is to read see nothing, and what they write into the cache is
+overwritten before anything can see it. Who sees how much is data on the device, so that one compiled program serves
+every order, and sequences of one batch may differ in length, given tokens and order.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from a3jax.config import Family, ModelConfig, Seeding
+from a3jax.decode.sampling import Sampling, sampling_of
+from a3jax.decode.settings import Decoding, Prefill
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
+from a3jax.ordering import Order, arrange, draw_groups, example_keys, parse_order
+
+FEW_ROWS = 128
+"""Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""
+
+
+class Drawn(NamedTuple):
+    """One sequence, padded to a bucket of L tokens, with an order and a key for sampling."""
+
+    tokens_L: np.ndarray
+    order: Order
+    """Each array has L entries."""
+    key: Array
+
+
+class Plan(NamedTuple):
+    """What to decode: a batch of sequences, each with its order. Lengths are rounded up to one bucket L."""
+
+    tokens_BxL: Array
+    """By place; anything where a token is to be predicted."""
+    order: Order
+    length_B: Array
+    """Tokens of each sequence."""
+    given_B: Array
+    """Given tokens of each sequence."""
+    keys_B: Array
+    sampling: Sampling
+    allowed_BxV: Array
+    """Tokens that may be chosen."""
+    threshold_B: Array
+    groups: int
+    """Of the sequence that has most."""
+    prefill: int
+    """Content rows of the first pass, given tokens rounded up to a bucket."""
+    rows: int
+    """Tokens of the largest group."""
+
+
+class State(NamedTuple):
+    """Everything that a pass changes."""
+
+    cache: Cache
+    tokens_BxL: Array
+    """By place, as all of these but `place`."""
+    log_probs_BxL: Array
+    """Nats under the model's own distribution; zero where nothing was predicted."""
+    passes_BxL: Array
+    """The pass that decided a token, from 1; 0 where it was given, -1 where it is open."""
+    slot_BxL: Array
+    """A place's slot; L or more while it has none."""
+    place_BxL: Array
+    """A slot's place."""
+    read_B: Array
+    """Slots before this are in the cache."""
+    decided_B: Array
+    """Slots before this have their tokens."""
+
+
+class Kind(NamedTuple):
+    """What is fixed when a pass is compiled."""
+
+    config: ModelConfig
+    how: Compute
+    content_rows: int
+    causal: bool
+    """Whether a token being read sees those read before it only, or all that are read in the same pass."""
+
+
+def bucket(count: int) -> int:
+    """`count` rounded up to a power of two, at least 32, so that few sizes are ever compiled."""
+    return max(32, 1 << (count - 1).bit_length())
+
+
+def draw(
+    seed: int, tokens: Sequence[int], given: Sequence[bool], order: str, seeding: Seeding, prefill: Prefill = "ar"
+) -> Drawn:
+    """Draw the order of one sequence, padded to its bucket. Raises `UserError` for an unknown order.
+
+    It depends on the seed, the given mask and the seeding alone, not on what else is in a batch.
+    """
+    family, group_size = parse_order(order)
+    length = bucket(len(tokens))
+    padding = (0, length - len(tokens))
+    given_L = np.pad(np.asarray(given, bool), padding)
+    segment_L = np.pad(np.ones(len(tokens), np.int32), padding)
+    # A group never exceeds the window; a larger size means the same, and might not fit an int32.
+    size = min(group_size, length)
+    key, arranged = _draw(
+        np.uint32(seed), given_L, segment_L, size, family=family, seeding=seeding, together=prefill == "group"
+    )
+    return Drawn(np.pad(np.asarray(tokens, np.int32), padding), arranged, key)
+
+
+@functools.partial(jax.jit, static_argnames=("family", "seeding", "together"))
+def _draw(
+    seed: Array, given_L: Array, segment_L: Array, group_size: Array, family: Family, seeding: Seeding, together: bool
+) -> tuple[Array, Order]:
+    group_key, sample_key = jax.random.split(example_keys(seed, 0, 1)[0])
+    group_L = draw_groups(group_key, segment_L, given_L, family, group_size)  # type: ignore[arg-type]
+    return sample_key, arrange(jnp.where(given_L & together, 0, group_L), given_L, segment_L, seeding)
+
+
+def plan(
+    decodings: Sequence[Decoding],
+    tokens: Sequence[Sequence[int]],
+    given: Sequence[Sequence[bool]],
+    seeding: Seeding,
+    allowed_BxV: Array,
+) -> Plan:
+    """Draw every sequence's order and bring the batch to one shape."""
+    drawn = [draw(d.seed, *one, d.order, seeding, d.prefill) for d, *one in zip(decodings, tokens, given)]
+    length = max(len(one.tokens_L) for one in drawn)
+    order_BxL = jax.tree.map(lambda *rows: np.stack(rows), *[pad_order(one.order, length) for one in drawn])
+    starts = [start_L[wanted_L] for start_L, wanted_L in zip(order_BxL.group_start, order_BxL.predicted)]
+    given_B = np.array([sum(known) for known in given], np.int32)
+    return Plan(
+        tokens_BxL=jnp.asarray(np.stack([np.pad(one.tokens_L, (0, length - len(one.tokens_L))) for one in drawn])),
+        order=jax.tree.map(jnp.asarray, order_BxL),
+        length_B=jnp.asarray([len(one) for one in tokens], jnp.int32),
+        given_B=jnp.asarray(given_B),
+        keys_B=jnp.stack([one.key for one in drawn]),
+        sampling=sampling_of(decodings),
+        allowed_BxV=allowed_BxV,
+        threshold_B=jnp.asarray([d.threshold for d in decodings], jnp.float32),
+        groups=max(len(np.unique(start)) for start in starts),
+        prefill=bucket(int(given_B.max())),
+        rows=min(parse_order(decodings[0].order)[1], bucket(max(map(len, starts)))),
+    )
+
+
+def pad_order(order: Order, length: int) -> Order:
+    """The order of one sequence with padding up to `length`: slots that see nothing and are not predicted."""
+    own, end = len(order.position), int(order.group_end[-1])
+    fills = {"predecessor": -1, "start": end, "group_start": end, "group_end": end, "predicted": False}
+
+    def pad(name: str, x_L: Array) -> Any:
+        rest = np.arange(own, length) if name == "token_index" else np.full(length - own, fills.get(name, 0))
+        return np.concatenate([x_L, rest]).astype(x_L.dtype)
+
+    return Order(**{name: pad(name, x_L) for name, x_L in order._asdict().items()})
+
+
+def begin(config: ModelConfig, how: Compute, plan: Plan, planned: bool) -> State:
+    """The state before the first pass: given tokens are decided and not yet read.
+
+    Where the order is `planned` all places have their slots; otherwise open ones get theirs when they are decided.
+    """
+    batch, length = plan.tokens_BxL.shape
+    place_BxL = plan.order.token_index
+    slot_BxL = jnp.argsort(place_BxL, axis=1).astype(jnp.int32)
+    given_BxL = slot_BxL < plan.given_B[:, None]
+    return State(
+        cache=empty_cache(config, batch, length, how),
+        tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not
+        log_probs_BxL=jnp.zeros((batch, length)),
+        passes_BxL=jnp.where(given_BxL, 0, -1),
+        slot_BxL=slot_BxL if planned else jnp.where(given_BxL, slot_BxL, length),
+        place_BxL=jnp.copy(place_BxL),
+        read_B=jnp.zeros(batch, jnp.int32),
+        decided_B=jnp.copy(plan.given_B),
+    )
+
+
+def predict(
+    params: nnx.State, state: State, until_B: Array, place_BxS: Array, end_BxS: Array, kind: Kind
+) -> tuple[Array, Cache]:
+    """One pass: read slots [read, `until`), and predict the tokens of `place` from slots before `end`.
+
+    Returns logits B x S x V in float32, and the cache with what was read. Query rows whose end is 0 see nothing.
+    """
+    network = nnx.merge(graph(kind.config), params)
+    slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
+    place_BxC = at(state.place_BxL, slot_BxC)
+    content = network.embed(at(state.tokens_BxL, place_BxC), kind.how)
+    sees_BxC = slot_BxC + 1 if kind.causal else until_B[:, None]
+    end_BxC = jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0)
+
+    before_BxS = jnp.maximum(place_BxS - 1, 0)
+    known_BxS = (place_BxS > 0) & (at(state.slot_BxL, before_BxS) < end_BxS)
+    query = network.embed_queries(at(state.tokens_BxL, before_BxS), known_BxS, kind.how)
+    position_BxS = before_BxS if kind.config.seeding == "successor" else place_BxS
+
+    end = jnp.concatenate([end_BxC, end_BxS], axis=1)
+    position = jnp.concatenate([place_BxC, position_BxS], axis=1)
+    rows = Rows(jnp.concatenate([content, query], axis=1), position, jnp.zeros_like(end), end)
+    how = kind.how._replace(attention="dense") if position.shape[1] <= FEW_ROWS else kind.how
+    hidden_BxSxD, cache = network.run(rows, kind.content_rows, how, state.cache, state.read_B)
+    head_VxD = network.output_matrix[...].astype(hidden_BxSxD.dtype)
+    return jnp.einsum("bsd,vd->bsv", hidden_BxSxD, head_VxD, preferred_element_type=jnp.float32), cache
+
+
+def seen_tokens(state: State, vocab: int) -> Array:
+    """B x V bool: which tokens the decided text holds."""
+    decided_BxL = state.passes_BxL >= 0
+    batch = jnp.arange(len(decided_BxL))[:, None]
+    token_BxL = jnp.where(decided_BxL, state.tokens_BxL, vocab)
+    return jnp.zeros((len(decided_BxL), vocab), bool).at[batch, token_BxL].set(True, mode="drop")
+
+
+Purpose = Literal["choose", "accept", "replace", "rank"]
+
+
+def place_keys(keys_B: Array, place_BxS: Array, purpose: Purpose = "choose") -> Array:
+    """A key for every row. Noise belongs to a place in the text, so that it is the same whatever is decided together."""
+    number = {"choose": 0, "accept": 1, "replace": 2, "rank": 3}[purpose]
+    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B) if number else keys_B
+    return jax.vmap(lambda key, place_S: jax.vmap(lambda place: jax.random.fold_in(key, place))(place_S))(keys_B, place_BxS)
+
+
+def write(state: State, place_BxS: Array, decided_BxS: Array, token_BxS: Array, log_prob_BxS: Array, number: Array) -> State:
+    """The state with tokens put into places, where `decided`, by pass `number`. Slots and counts are left to the caller."""
+    index = (jnp.arange(len(place_BxS))[:, None], jnp.where(decided_BxS, place_BxS, state.tokens_BxL.shape[1]))
+    return state._replace(
+        tokens_BxL=state.tokens_BxL.at[index].set(token_BxS, mode="drop"),
+        log_probs_BxL=state.log_probs_BxL.at[index].set(log_prob_BxS, mode="drop"),
+        passes_BxL=state.passes_BxL.at[index].set(number, mode="drop"),
+    )
+
+
+def at(x_BxL: Array, index_BxR: Array) -> Array:
+    """Gather along L; an index beyond the end reads the last entry, which callers mask."""
+    return jnp.take_along_axis(x_BxL, index_BxR, axis=1, mode="clip")

@@ -1,0 +1,75 @@
+"""Deciding first what the model is most certain of, so that easy text takes few passes.
+
+Every pass predicts the first `window` open places from all that is decided, and decides those whose certainty reaches a
+threshold, at most `commit` and at least one (algorithm 2 of arXiv 2601.13228; the threshold is that of Fast-dLLM, Wu et
+al., arXiv 2505.22618). The places of one pass form a group of the order that so comes about, and the text has an exact
+log-probability under that order like any other.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.decode.cached import Kind, Plan, State, place_keys, predict, seen_tokens, write
+from a3jax.decode.sampling import choices, draw, log_prob
+from a3jax.decode.settings import Certainty
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "window", "commit", "certainty"), donate_argnames="state")
+def decode_certain(
+    params: nnx.State, state: State, plan: Plan, number: Array, kind: Kind, window: int, commit: int, certainty: Certainty
+) -> State:
+    """Pass `number`: read what was decided last, and decide up to `commit` of the first `window` open places."""
+    batch, length = state.tokens_BxL.shape
+    index_L = jnp.arange(length)
+    open_BxL = (state.passes_BxL < 0) & (index_L < plan.length_B[:, None])
+    place_BxW = jnp.sort(jnp.where(open_BxL, index_L, length), axis=1)[:, :window]
+    open_BxW = place_BxW < length
+    end_BxW = jnp.where(open_BxW, state.decided_B[:, None], 0)
+    logits_BxWxV, cache = predict(params, state, state.decided_B, place_BxW, end_BxW, kind)
+    seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
+    token_BxW = draw(
+        place_keys(plan.keys_B, place_BxW), choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV), plan.sampling
+    )
+    log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
+
+    if certainty == "random":
+        # A new number in every pass, or the same places would stay last however the window moves.
+        keys = place_keys(jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B), place_BxW, "rank")
+        certainty_BxW = jax.vmap(jax.vmap(jax.random.uniform))(keys)
+    else:
+        certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, certainty)
+    certainty_BxW = jnp.where(open_BxW, certainty_BxW, -1.0)
+    rank_BxW = jnp.argsort(jnp.argsort(-certainty_BxW, axis=1, stable=True), axis=1)
+    sure_BxW = (certainty_BxW >= plan.threshold_B[:, None]) | (rank_BxW == 0)
+    chosen_BxW = open_BxW & sure_BxW & (rank_BxW < commit)
+
+    slot_BxW = state.decided_B[:, None] + jnp.cumsum(chosen_BxW, axis=1) - chosen_BxW
+    row = jnp.arange(batch)[:, None]
+    state = write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)
+    return state._replace(
+        cache=cache,
+        slot_BxL=state.slot_BxL.at[row, jnp.where(chosen_BxW, place_BxW, length)].set(slot_BxW, mode="drop"),
+        place_BxL=state.place_BxL.at[row, jnp.where(chosen_BxW, slot_BxW, length)].set(place_BxW, mode="drop"),
+        read_B=state.decided_B,
+        decided_B=state.decided_B + chosen_BxW.sum(axis=1),
+    )
+
+
+def certainties(logits_BxWxV: Array, log_prob_BxW: Array, certainty: Certainty) -> Array:
+    """How certain the model is of each place, B x W, from 0 to 1, under its own distribution.
+
+    confidence  the probability of the token that was chosen
+    entropy     exp(-entropy): 1 / n for n tokens that are equally probable
+    margin      by how much the most probable token leads the next
+    """
+    if certainty == "confidence":
+        return jnp.exp(log_prob_BxW)
+    probability = jax.nn.softmax(logits_BxWxV, axis=-1)
+    if certainty == "entropy":
+        return jnp.exp(-jax.scipy.special.entr(probability).sum(axis=-1))
+    first_BxW, second_BxW = jnp.moveaxis(jax.lax.top_k(probability, 2)[0], -1, 0)
+    return first_BxW - second_BxW

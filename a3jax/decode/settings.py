@@ -1,0 +1,112 @@
+"""How blanks are to be filled: every choice a user has, checked in one place."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from a3jax.errors import UserError
+from a3jax.ordering import parse_order
+
+Mode = Literal["ar", "groups", "dynamic", "speculative"]
+Certainty = Literal["confidence", "entropy", "margin", "random"]
+Prefill = Literal["ar", "group"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How blanks are filled. Raises `UserError` for a value that means nothing, and for choices that contradict."""
+
+    mode: Mode = "groups"
+    """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
+    of first. speculative: as one token at a time in `order`, in fewer passes."""
+    order: str = "ar"
+    """ar, or in_order_N, random_N, spans_N with N tokens predicted at once. All blanks share one order."""
+    seed: int = 0
+    """Draws the order and the tokens; the same seed gives the same text."""
+    temperature: float = 0.0
+    """0 takes the most probable token, 1 draws from the model's distribution."""
+    top_k: int = 0
+    """Draw from the k most probable tokens only; 0 for all."""
+    top_p: float = 1.0
+    """Draw from the most probable tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw only tokens at least this many times as probable as the most probable one."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that are in the text already, and multiplies the negative ones."""
+    certainty: Certainty = "confidence"
+    """dynamic: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable token over
+    the next, or chance."""
+    threshold: float = 0.9
+    """dynamic: commit every place with at least this certainty, and always the best one."""
+    commit: int = 8
+    """dynamic: at most so many places a pass; exactly so many where the threshold is 0."""
+    window: int = 32
+    """dynamic: only the first so many open places are looked at."""
+    drafts: int = 4
+    """speculative: tokens drafted ahead."""
+    prefill: Prefill = "ar"
+    """How given text is read: as autoregressive text, or as one group whose tokens all see each other."""
+    revise: int = 0
+    """Afterwards open this many of the least probable tokens again and refill them, while the likelihood of the text rises."""
+    ends: bool = False
+    """The last blank stands at the end of the text and may end early, with the model's end token or a stop string."""
+    stop: tuple[str, ...] = ()
+    """Strings before which a blank that may end is cut."""
+
+    def __post_init__(self) -> None:
+        for name, choices in {"mode": Mode, "certainty": Certainty, "prefill": Prefill}.items():
+            value, known = getattr(self, name), get_args(choices)
+            if value not in known:
+                raise UserError(f"{name} '{value}' is unknown; choose {', '.join(known)}")
+        self._check_values()
+        self._check_choices()
+
+    def _check_values(self) -> None:
+        checks: dict[str, tuple[bool, str]] = {
+            "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (the most probable token) or more"),
+            "top_k": (0 <= self.top_k < 2**31, "0 (every token) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (every token)"),
+            "min_p": (0 <= self.min_p < 1, "at least 0 (every token) and below 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0; 1 changes nothing"),
+            "threshold": (0 <= self.threshold <= 1, "from 0 to 1"),
+            "commit": (1 <= self.commit <= 1024, "from 1 to 1024"),
+            "window": (1 <= self.window <= 1024, "from 1 to 1024"),
+            "drafts": (1 <= self.drafts <= 32, "from 1 to 32"),
+            "revise": (0 <= self.revise <= 1024, "from 0 to 1024"),
+            "stop": (all(self.stop), "strings of at least one character"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be {wanted}")
+
+    def _check_choices(self) -> None:
+        _, size = parse_order(self.order)
+        plain = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {name for name, default in plain.items() if getattr(self, name) != default}
+        if self.mode == "ar" and self.order not in ("ar", "in_order_1"):
+            raise UserError(f"mode ar fills from left to right; leave order '{self.order}' out, or choose mode groups")
+        if self.mode == "speculative" and size != 1:
+            raise UserError(f"mode speculative fills one token at a time; order '{self.order}' has groups of {size}")
+        if self.mode == "dynamic" and "order" in given:
+            raise UserError(f"mode dynamic finds its own order; leave order '{self.order}' out, or choose mode groups")
+        owners = {"dynamic": ("certainty", "threshold", "commit", "window"), "speculative": ("drafts",)}
+        for mode, names in owners.items():
+            foreign = [name for name in names if name in given and self.mode != mode]
+            if foreign:
+                raise UserError(f"{foreign[0]} belongs to mode {mode}, and the mode is {self.mode}")
+        if self.commit > self.window:
+            raise UserError(f"commit is {self.commit}; it must be at most the window of {self.window} places")
+        if self.certainty == "random" and self.threshold:
+            raise UserError("certainty random has no threshold; set threshold to 0")
+        if self.stop and not self.ends:
+            raise UserError("stop strings are for text that is continued; here every blank has a length")
+        if self.revise and self.ends:
+            raise UserError("revise is for blanks with text behind them; text that is continued is not revised")
+
+    @property
+    def program(self) -> tuple[Any, ...]:
+        """What sequences must have in common to be filled as one batch; all else is each one's own."""
+        size = parse_order(self.order)[1]
+        own = {"dynamic": (self.certainty, self.commit, self.window), "speculative": (self.drafts,)}
+        return (self.mode, size, self.prefill, self.revise, *own.get(self.mode, ()))

@@ -1,0 +1,150 @@
+"""One token at a time in distribution, several a pass: any-subset speculative decoding (Guo & Ermon, arXiv 2504.20456).
+
+Tokens further on are drafted from what is decided, each by itself; a pass that reads the drafts also says what their
+distributions truly are, and keeps the longest beginning that passes the test of speculative sampling (Leviathan et al.,
+arXiv 2211.17192): a draft with probability p stands with probability min(1, q / p), q being its true one, and in place of
+the first that falls a token is drawn from the positive part of q - p. What comes out is distributed exactly as one-by-one
+decoding, whatever the drafts were.
+
+Two things make it take fewer passes than scoring and drafting in turn would. A pass that scores k drafts does not know
+yet how many stand, but rows are cheap beside reading the weights, so it drafts the next k for every outcome at once: row
+(j, i) predicts the token i ranks after the j-th draft from what is decided and the first j drafts. Rows (j, 0) are the
+true distributions, rows (j, 1..k) the next drafts if j stand. Every pass decides at least one token. And where the two
+tokens left of a place occurred before in the text, what followed them then is the draft (as in prompt lookup decoding):
+a draft like any other, with p = 1.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.decode.cached import Kind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.sampling import choices, draw, log_prob
+
+
+class Drafts(NamedTuple):
+    """Tokens proposed for the next k slots, and the logits they were drawn from."""
+
+    token_BxK: Array
+    choices_BxKxV: Array
+    count: Array
+    """k, or 0 before the first pass."""
+
+
+def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
+    """What there is before the first pass."""
+    return Drafts(jnp.zeros((batch, ahead), jnp.int32), jnp.zeros((batch, ahead, vocab)), jnp.int32(0))
+
+
+@functools.partial(jax.jit, static_argnames="kind", donate_argnames=("state", "drafts"))
+def decode_drafted(
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number: Array, kind: Kind
+) -> tuple[State, Drafts]:
+    """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next."""
+    batch, ahead = drafts.token_BxK.shape
+    row = jnp.arange(batch)[:, None]
+    length_Bx1, decided_Bx1 = plan.length_B[:, None], state.decided_B[:, None]
+    count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.count)
+    drafted_BxK = jnp.arange(ahead) < count_Bx1
+
+    # J scorings, after j = 0..k drafts, each with I rows: the next token and k further on.
+    j_R, i_R = jnp.divmod(jnp.arange((ahead + 1) ** 2), ahead + 1)
+    slot_BxR = decided_Bx1 + j_R + i_R
+    live_BxR = (slot_BxR < length_Bx1) & (j_R <= count_Bx1)
+    place_BxJ = at(state.place_BxL, decided_Bx1 + jnp.arange(ahead + 1))
+    supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros((batch, ahead)), number)
+    until_B = state.decided_B + count_Bx1[:, 0]
+    end_BxR = jnp.where(live_BxR, decided_Bx1 + j_R, 0)
+    logits, cache = predict(params, supposed, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
+    vocab = logits.shape[-1]
+    logits_BxJxIxV = logits.reshape(batch, ahead + 1, ahead + 1, vocab)
+
+    seen_BxJxV = _seen_with_drafts(state, drafts.token_BxK, drafted_BxK, vocab)
+    true_BxJxV = choices(logits_BxJxIxV[:, :, 0], plan.sampling, plan.allowed_BxV, seen_BxJxV)
+    stand_B = _standing(drafts, true_BxJxV, drafted_BxK, place_keys(plan.keys_B, place_BxJ[:, :-1], "accept"))
+    stand_Bx1 = stand_B[:, None]
+
+    drafted = (stand_B < count_Bx1[:, 0])[:, None]
+    fallen_BxV = _row(jnp.pad(drafts.choices_BxKxV, ((0, 0), (0, 1), (0, 0))), stand_B)
+    replacing_BxV = jnp.where(drafted, _positive_part(_row(true_BxJxV, stand_B), fallen_BxV), _row(true_BxJxV, stand_B))
+    replace_keys = place_keys(plan.keys_B, at(place_BxJ, stand_Bx1), "replace")
+    replacement_Bx1 = draw(replace_keys, replacing_BxV[:, None], plan.sampling)
+
+    index_J = jnp.arange(ahead + 1)
+    token_BxJ = jnp.where(index_J < stand_Bx1, jnp.pad(drafts.token_BxK, ((0, 0), (0, 1))), replacement_Bx1)
+    new_BxJ = (index_J <= stand_Bx1) & (decided_Bx1 + index_J < length_Bx1)
+    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob(logits_BxJxIxV[:, :, 0], token_BxJ), number)
+    state = state._replace(
+        cache=cache,
+        read_B=jnp.minimum(state.decided_B + stand_B, plan.length_B),
+        decided_B=state.decided_B + new_BxJ.sum(axis=1),
+    )
+
+    next_BxKxV = logits_BxJxIxV[row[:, 0], stand_B, 1:]
+    next_BxKxV = choices(next_BxKxV, plan.sampling, plan.allowed_BxV, _row(seen_BxJxV, stand_B)[:, None])
+    next_place_BxK = at(state.place_BxL, state.decided_B[:, None] + jnp.arange(ahead))
+    token_BxK = draw(place_keys(plan.keys_B, next_place_BxK), next_BxKxV, plan.sampling)
+    token_BxK, found_BxK = looked_up(state, next_place_BxK, token_BxK)
+    certain_BxKxV = jnp.where(jnp.arange(vocab) == token_BxK[..., None], 0.0, -jnp.inf)
+    return state, Drafts(token_BxK, jnp.where(found_BxK[..., None], certain_BxKxV, next_BxKxV), jnp.int32(ahead))
+
+
+def looked_up(state: State, place_BxK: Array, token_BxK: Array) -> tuple[Array, Array]:
+    """Drafts taken from the text itself where it has the two tokens on their left elsewhere; and which those are.
+
+    A draft may be looked up from the drafts before it. Of several occurrences the last one serves.
+    """
+    batch, length = state.tokens_BxL.shape
+    index_L = jnp.arange(length)
+    row = jnp.arange(batch)
+
+    def one(text: tuple[Array, Array], draft: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        (tokens_BxL, known_BxL), (place_B, token_B) = text, draft
+        usable_BxL = known_BxL & (index_L >= 2) & (index_L != place_B[:, None])
+        asked_B = place_B >= 2
+        for back in (1, 2):
+            left_BxL, left_known_BxL = jnp.roll(tokens_BxL, back, axis=1), jnp.roll(known_BxL, back, axis=1)
+            before_Bx1 = jnp.maximum(place_B - back, 0)[:, None]
+            usable_BxL &= left_known_BxL & (left_BxL == at(tokens_BxL, before_Bx1))
+            asked_B &= at(known_BxL, before_Bx1)[:, 0]
+        source_B = jnp.where(usable_BxL, index_L, -1).max(axis=1)
+        found_B = asked_B & (source_B >= 0)
+        token_B = jnp.where(found_B, at(tokens_BxL, source_B[:, None])[:, 0], token_B)
+        text = tokens_BxL.at[row, place_B].set(token_B), known_BxL.at[row, place_B].set(True)
+        return text, (token_B, found_B)
+
+    text = state.tokens_BxL, state.passes_BxL >= 0
+    _, (token_KxB, found_KxB) = jax.lax.scan(one, text, (place_BxK.T, token_BxK.T))
+    return token_KxB.T, found_KxB.T
+
+
+def _seen_with_drafts(state: State, token_BxK: Array, drafted_BxK: Array, vocab: int) -> Array:
+    """B x J x V bool: what the text holds once its first j drafts are in it."""
+    none_Bx1xV = jnp.zeros((len(token_BxK), 1, vocab), bool)
+    draft_BxKxV = drafted_BxK[..., None] & (jnp.arange(vocab) == token_BxK[..., None])
+    added_BxJxV = jax.lax.cummax(jnp.concatenate([none_Bx1xV, draft_BxKxV], axis=1).astype(jnp.uint8), axis=1)
+    return seen_tokens(state, vocab)[:, None] | (added_BxJxV > 0)
+
+
+def _standing(drafts: Drafts, true_BxJxV: Array, drafted_BxK: Array, keys_BxK: Array) -> Array:
+    """How many drafts stand, up to the first that does not."""
+    token_BxKx1 = drafts.token_BxK[..., None]
+    p_BxK = jnp.take_along_axis(jax.nn.softmax(drafts.choices_BxKxV, axis=-1), token_BxKx1, axis=-1)[..., 0]
+    q_BxK = jnp.take_along_axis(jax.nn.softmax(true_BxJxV[:, :-1], axis=-1), token_BxKx1, axis=-1)[..., 0]
+    uniform_BxK = jax.vmap(jax.vmap(jax.random.uniform))(keys_BxK)
+    stands_BxK = drafted_BxK & (uniform_BxK * p_BxK < q_BxK)
+    return jnp.cumprod(stands_BxK, axis=1).sum(axis=1)
+
+
+def _positive_part(true_BxV: Array, drafted_BxV: Array) -> Array:
+    """Logits of the positive part of q - p. Equal up to rounding, p cannot have fallen: then q itself."""
+    rest_BxV = jnp.maximum(jax.nn.softmax(true_BxV, axis=-1) - jax.nn.softmax(drafted_BxV, axis=-1), 0)
+    return jnp.where(rest_BxV.any(axis=-1, keepdims=True), jnp.log(rest_BxV), true_BxV)
+
+
+def _row(x_BxJxV: Array, index_B: Array) -> Array:
+    return jnp.take_along_axis(x_BxJxV, index_B[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,178 @@
+"""Exact log-likelihood of texts in any order and grouping: `a3jax.log_likelihood` and its relatives."""
+
+import functools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from a3jax.config import ModelConfig
+from a3jax.decode.cached import bucket, draw, pad_order
+from a3jax.decode.settings import Prefill
+from a3jax.decode.template import lay_out, parse
+from a3jax.errors import UserError
+from a3jax.evaluate import likelihood
+from a3jax.loading import Model, check_context
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import Order, arrange
+
+BATCH = 8
+"""Texts of one forward pass."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Exact log-probability of a text, in nats; the mean over orders where there are several."""
+
+    total: float
+    tokens: tuple[int, ...]
+    """The tokens that were predicted, in the order of the text."""
+    log_probs: tuple[float, ...]
+    """One for each of `tokens`."""
+    totals: tuple[float, ...]
+    """`total` in each order."""
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of `totals`, 0 for one order."""
+        return statistics.stdev(self.totals) if len(self.totals) > 1 else 0.0
+
+
+def log_likelihood(
+    model: Model, text: str, order: str = "ar", seed: int = 0, blanks: Sequence[str] | None = None, orders: int = 1
+) -> Likelihood:
+    """Exact log-probability of a text, every token predicted from those that come before it in `order`.
+
+    The first token of the document is given: the model's start token, or the text's first where it has none. With
+    `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
+    written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
+
+    Raises `UserError` if there is nothing to score, or more than the model's context.
+    """
+    if blanks is None:
+        return log_likelihoods(model, [text], order, seed, orders)[0]
+    template = parse(text)
+    if len(blanks) != len(template.sizes):
+        raise UserError(f"the template has {len(template.sizes)} blanks, and {len(blanks)} texts are given for them")
+    document = lay_out(template.pieces, [model.codec.encode(blank) for blank in blanks], model.codec)
+    return token_log_likelihood(model, document.tokens, document.given, order, seed, orders)
+
+
+def log_likelihoods(
+    model: Model, texts: Sequence[str], order: str = "ar", seed: int = 0, orders: int = 1
+) -> list[Likelihood]:
+    """`log_likelihood` of several whole texts, a batch at a time. No text's result depends on the others."""
+    tokens = [lay_out([text], [], model.codec).tokens for text in texts]
+    return token_log_likelihoods(model, tokens, [[i == 0 for i in range(len(t))] for t in tokens], order, seed, orders)
+
+
+def token_log_likelihood(
+    model: Model,
+    tokens: Sequence[int],
+    given: Sequence[bool],
+    order: str = "ar",
+    seed: int = 0,
+    orders: int = 1,
+    groups: Sequence[int] | None = None,
+    prefill: Prefill = "ar",
+) -> Likelihood:
+    """`log_likelihood` of tokens, those that are `given` aside. The first must be.
+
+    With the `tokens` and `given` of an `Infilled`, and its order and seed, this is the log-probability with which the
+    blanks were filled: decoding and teacher forcing are one model. `groups` numbers each token's group and takes the place
+    of `order`: smaller numbers come first, equal ones are predicted at once; the `passes` of an `Infilled` are such
+    groups. `prefill` says how given tokens are read, as in `Decoding`.
+    """
+    marks = None if groups is None else [groups]
+    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill)[0]
+
+
+def token_log_likelihoods(
+    model: Model,
+    tokens: Sequence[Sequence[int]],
+    given: Sequence[Sequence[bool]],
+    order: str = "ar",
+    seed: int = 0,
+    orders: int = 1,
+    groups: Sequence[Sequence[int]] | None = None,
+    prefill: Prefill = "ar",
+) -> list[Likelihood]:
+    """`token_log_likelihood` of several texts, a batch at a time."""
+    if orders < 1:
+        raise UserError(f"orders is {orders}; it must be at least 1")
+    if not 0 <= seed <= 2**32 - orders:
+        raise UserError(f"seed is {seed}; it must be at least 0 and below {2**32}")
+    for i, (ids, known) in enumerate(zip(tokens, given)):
+        _check(model, ids, known, None if groups is None else groups[i])
+    rows: list[tuple[np.ndarray, Order]] = []
+    for i, (ids, known) in enumerate(zip(tokens, given)):
+        for number in range(orders):
+            if groups is not None:
+                rows.append(_grouped(ids, known, groups[i], model.config.seeding, prefill))
+            else:
+                drawn = draw(seed + number, ids, known, order, model.config.seeding, prefill)
+                rows.append((drawn.tokens_L, drawn.order))
+    log_probs = _batches(model, rows)
+    found = []
+    for i, (ids, known) in enumerate(zip(tokens, given)):
+        each = [row[: len(ids)][~np.asarray(known)] for row in log_probs[i * orders : (i + 1) * orders]]
+        totals = tuple(float(row.sum(dtype=np.float64)) for row in each)
+        predicted = tuple(int(token) for token, is_given in zip(ids, known) if not is_given)
+        found.append(Likelihood(statistics.fmean(totals), predicted, tuple(np.mean(each, axis=0).tolist()), totals))
+    return found
+
+
+def _check(model: Model, tokens: Sequence[int], given: Sequence[bool], groups: Sequence[int] | None) -> None:
+    if len(tokens) != len(given):
+        raise UserError(f"{len(tokens)} tokens but {len(given)} marks of what is given; give one for each token")
+    if groups is not None and len(groups) != len(tokens):
+        raise UserError(f"{len(tokens)} tokens but {len(groups)} groups; give one for each token")
+    if all(given):
+        raise UserError("there is nothing to score; give more text than the document's first token")
+    if not given[0]:
+        raise UserError("the first token of a document cannot be predicted; mark it as given")
+    check_context(model, len(tokens))
+    if not all(0 <= token < model.config.vocab for token in tokens):
+        raise UserError(f"token {max(tokens, key=abs)} is not in the model's vocabulary of {model.config.vocab}")
+
+
+def _grouped(
+    tokens: Sequence[int], given: Sequence[bool], groups: Sequence[int], seeding: str, prefill: Prefill
+) -> tuple[np.ndarray, Order]:
+    """Tokens and order of one text whose groups are known, padded to its bucket."""
+    length, own = bucket(len(tokens)), len(tokens)
+    _, rank = np.unique(np.asarray(groups), return_inverse=True)
+    known = np.zeros(own, int) if prefill == "group" else np.arange(own)
+    group_L = np.pad(np.where(given, known, own + rank), (0, length - own)).astype(np.int32)
+    given_L, segment_L = np.pad(np.asarray(given, bool), (0, length - own)), (np.arange(length) < own).astype(np.int32)
+    return np.pad(np.asarray(tokens, np.int32), (0, length - own)), _arranged(group_L, given_L, segment_L, seeding=seeding)
+
+
+_arranged = jax.jit(arrange, static_argnames="seeding")
+
+
+def _batches(model: Model, rows: Sequence[tuple[np.ndarray, Order]]) -> list[np.ndarray]:
+    """Log-probabilities of each row by place. Rows of one length share a pass, a few rows one that is as small."""
+    found: dict[int, np.ndarray] = {}
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    for begin in range(0, len(rows), BATCH):
+        chosen = by_length[begin : begin + BATCH]
+        size = BATCH if len(rows) > BATCH else len(rows)
+        chosen_B = chosen + [chosen[-1]] * (size - len(chosen))
+        length = max(len(rows[i][0]) for i in chosen)
+        tokens_BxL = np.stack([np.pad(rows[i][0], (0, length - len(rows[i][0]))) for i in chosen_B])
+        order = jax.tree.map(lambda *x: np.stack(x), *[pad_order(rows[i][1], length) for i in chosen_B])
+        log_prob_BxL = np.asarray(_log_probs(model.params, tokens_BxL, order, config=model.config, how=model.how))
+        found |= dict(zip(chosen, log_prob_BxL))
+    return [found[i] for i in range(len(rows))]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def _log_probs(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, how: Compute) -> Array:
+    return likelihood.log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, how)
