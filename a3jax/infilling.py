@@ -149,9 +149,7 @@ def _each(decoding: Decoding | Sequence[Decoding] | None, count: int, changes: d
 
 def _document(model: Model, template: Template) -> Document:
     sizes = [size.most if isinstance(size, Range) else size for size in template.sizes]
-    least = sum(sizes)
-    if least > model.config.context:  # before anything is laid out: a million blanks are refused at once
-        check_context(model, least)
+    check_context(model, sum(sizes) + (model.codec.start is not None))  # before a million blanks are laid out
     document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec)
     check_context(model, len(document.tokens))
     return document
@@ -161,7 +159,7 @@ def _fill(
     model: Model, documents: Sequence[Document], decodings: Sequence[Decoding], observe: Observe | None = None
 ) -> list[Tokens]:
     """Fill a batch of documents whose sizes are fixed."""
-    if any(d.ends and (not doc.blanks or doc.blanks[-1].stop < len(doc.tokens)) for d, doc in zip(decodings, documents)):
+    if any(one.ends and doc.blanks[-1].stop < len(doc.tokens) for one, doc in zip(decodings, documents)):
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
 
     def cut(filled: loop.Filled) -> list[Tokens]:
@@ -171,7 +169,10 @@ def _fill(
         texts = cut(filled)
         if observe is not None:
             observe(texts)
-        return all((t.passes >= 0).all() or _end(model, *one, t) is not None for t, *one in zip(texts, documents, decodings))
+        return all(
+            (text.passes >= 0).all() or _end(model, document, decoding, text) is not None
+            for text, document, decoding in zip(texts, documents, decodings)
+        )
 
     drawn = plan(
         decodings,

@@ -111,10 +111,8 @@ def draw(
     given_L = np.pad(np.asarray(given, bool), padding)
     segment_L = np.pad(np.ones(len(tokens), np.int32), padding)
     # A group never exceeds the window; a larger size means the same, and might not fit an int32.
-    size = min(group_size, length)
-    key, arranged = _draw(
-        np.uint32(seed), given_L, segment_L, size, family=family, seeding=seeding, together=prefill == "group"
-    )
+    size, together = min(group_size, length), prefill == "group"
+    key, arranged = _draw(np.uint32(seed), given_L, segment_L, size, family=family, seeding=seeding, together=together)
     return Drawn(np.pad(np.asarray(tokens, np.int32), padding), arranged, key)
 
 
@@ -135,7 +133,7 @@ def plan(
     allowed_BxV: Array,
 ) -> Plan:
     """Draw every sequence's order and bring the batch to one shape."""
-    drawn = [draw(d.seed, *one, d.order, seeding, d.prefill) for d, *one in zip(decodings, tokens, given)]
+    drawn = [draw(d.seed, ids, known, d.order, seeding, d.prefill) for d, ids, known in zip(decodings, tokens, given)]
     length = max(len(one.tokens_L) for one in drawn)
     order_BxL = jax.tree.map(lambda *rows: np.stack(rows), *[pad_order(one.order, length) for one in drawn])
     starts = [start_L[wanted_L] for start_L, wanted_L in zip(order_BxL.group_start, order_BxL.predicted)]

@@ -31,7 +31,7 @@ class Drafts(NamedTuple):
 
     token_BxK: Array
     choices_BxKxV: Array
-    count: Array
+    proposed: Array
     """k, or 0 before the first pass."""
 
 
@@ -48,7 +48,7 @@ def decode_drafted(
     batch, ahead = drafts.token_BxK.shape
     row = jnp.arange(batch)[:, None]
     length_Bx1, decided_Bx1 = plan.length_B[:, None], state.decided_B[:, None]
-    count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.count)
+    count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.proposed)
     drafted_BxK = jnp.arange(ahead) < count_Bx1
 
     # J scorings, after j = 0..k drafts, each with I rows: the next token and k further on.
