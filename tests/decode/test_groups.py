@@ -5,35 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filling import HOW, document, fill, log_probs
 from flax import nnx
 
 from a3jax.decode import groups
 from a3jax.decode.cached import bucket, plan
-from a3jax.decode.loop import decode
 from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
-from a3jax.evaluate import likelihood
 from a3jax.model.two_stream import Compute
 
-HOW = Compute()
 ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8", "spans_4", "random_1000")
-log_probs = jax.jit(likelihood.log_probs, static_argnames=("how",))
-
-
-def document(lengths, vocab=48, seed=0):
-    """Tokens and given mask; `lengths` are in turn of given pieces and of blanks."""
-    given = np.concatenate([np.full(n, i % 2 == 0) for i, n in enumerate(lengths)])
-    tokens = np.random.default_rng(seed).integers(0, vocab, len(given))
-    return np.where(given, tokens, 0).tolist(), given.tolist()
-
-
-def fill(net, documents, order, allowed=None, seed=0, how=HOW, **options):
-    """The plan, and what it became. Document i uses seed + i."""
-    config, params = net.config, nnx.state(net, nnx.Param)
-    decodings = [Decoding(order=order, seed=seed + i, **options) for i in range(len(documents))]
-    allowed = np.ones(config.vocab, bool) if allowed is None else allowed
-    drawn = plan(decodings, [d[0] for d in documents], [d[1] for d in documents], config.seeding, jnp.asarray(allowed)[None])
-    return drawn, decode(params, config, how, drawn, decodings[0])
 
 
 def window_groups(order, b=0):

@@ -1,0 +1,44 @@
+"""What the tests of decoding share: documents with blanks, and filling them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from a3jax.decode.cached import plan
+from a3jax.decode.loop import decode
+from a3jax.decode.settings import Decoding
+from a3jax.evaluate import likelihood
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import arrange
+
+HOW = Compute()
+log_probs = jax.jit(likelihood.log_probs, static_argnames=("how",))
+
+
+def document(lengths, vocab=48, seed=0):
+    """Tokens and given mask; `lengths` are in turn of given pieces and of blanks."""
+    given = np.concatenate([np.full(n, i % 2 == 0) for i, n in enumerate(lengths)])
+    tokens = np.random.default_rng(seed).integers(0, vocab, len(given))
+    return np.where(given, tokens, 0).tolist(), given.tolist()
+
+
+def fill(net, documents, order, allowed=None, seed=0, how=HOW, **options):
+    """The plan, and what it became. Document i uses seed + i."""
+    config, params = net.config, nnx.state(net, nnx.Param)
+    decodings = [Decoding(order=order, seed=seed + i, **options) for i in range(len(documents))]
+    allowed = np.ones(config.vocab, bool) if allowed is None else allowed
+    drawn = plan(decodings, [d[0] for d in documents], [d[1] for d in documents], config.seeding, jnp.asarray(allowed)[None])
+    return drawn, decode(params, config, how, drawn, decodings[0])
+
+
+def teacher_forced(net, documents, filled):
+    """Log-probabilities by place where the groups are those that each pass decided, given tokens one by one before them."""
+    rows = []
+    for (tokens, _), filled_L, passes_L in zip(documents, filled.tokens_BxL, filled.passes_BxL):
+        own = np.arange(len(filled_L)) < len(tokens)
+        given = own & (passes_L == 0)
+        groups = np.where(given, np.cumsum(given), len(own) + passes_L).astype(np.int32)
+        order = arrange(groups, given, own.astype(np.int32), net.config.seeding)
+        rows.append(log_probs(net, jnp.asarray(filled_L)[None], jax.tree.map(lambda x: x[None], order), how=HOW)[0])
+    return np.stack(rows)

@@ -1,0 +1,186 @@
+"""Speculative decoding: the tokens of one-by-one decoding where it is greedy, and its distribution where it is not."""
+
+import functools
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from filling import HOW, document, fill, log_probs
+from hypothesis import given as given_that
+from hypothesis import settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from a3jax.decode import speculative
+from a3jax.decode.cached import State
+from a3jax.decode.speculative import looked_up
+
+
+@pytest.mark.parametrize("order", ["ar", "random_1", "spans_1"])
+@pytest.mark.parametrize("drafts", [1, 4])
+def test_greedy_tokens_are_those_of_one_by_one_decoding(order, drafts, tiny, network):
+    net = network(tiny(layers=2, context=256))
+    documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [120, 9, 30, 14, 3])]
+    allowed = np.arange(net.config.vocab) % 5 > 0
+    _, expected = fill(net, documents, order, allowed, seed=2)
+    _, filled = fill(net, documents, order, allowed, seed=2, mode="speculative", drafts=drafts)
+    np.testing.assert_array_equal(filled.tokens_BxL, expected.tokens_BxL)
+    np.testing.assert_allclose(filled.log_probs_BxL, expected.log_probs_BxL, atol=1e-4)
+    assert (filled.passes_BxL.max(axis=1) <= expected.passes_BxL.max(axis=1)).all()  # never more passes than tokens
+    assert filled.passes_BxL.max() < expected.passes_BxL.max()
+
+
+def test_a_penalty_sees_the_drafts_before(tiny, network):
+    net = network(tiny(layers=2, context=256))
+    documents = [document([3, 60]), document([5, 9, 2, 20])]
+    _, expected = fill(net, documents, "ar", repetition_penalty=1.3)
+    _, filled = fill(net, documents, "ar", repetition_penalty=1.3, mode="speculative")
+    np.testing.assert_array_equal(filled.tokens_BxL, expected.tokens_BxL)
+
+
+@pytest.mark.parametrize("order", ["ar", "random_1"])
+@pytest.mark.parametrize("seeding", ["successor", "learned"])
+def test_chain_rule(order, seeding, tiny, network):
+    net = network(tiny(layers=2, seeding=seeding, context=256))
+    documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49])]
+    drawn, filled = fill(net, documents, order, seed=1, mode="speculative", temperature=1.0)
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+    np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
+    for (tokens, given), filled_L in zip(documents, filled.tokens_BxL):
+        here = np.flatnonzero(~np.array(given))
+        np.testing.assert_array_equal(np.delete(filled_L[: len(tokens)], here), np.delete(tokens, here))
+
+
+SAMPLES, ROUNDS = 2048, 4
+
+
+@pytest.mark.parametrize(
+    ("order", "drafts", "options"),
+    [("ar", 3, {}), ("random_1", 2, {"temperature": 0.7}), ("ar", 2, {"top_k": 3, "repetition_penalty": 1.5})],
+)
+def test_samples_have_the_distribution_of_one_by_one_decoding(order, drafts, options, tiny, network, record_property):
+    """All texts of four tokens from a vocabulary of four, against their exact probabilities."""
+    net = network(tiny(layers=2, vocab=4))
+    options = {"temperature": 1.0, **options}
+    tokens, given = [0, 1, 2, 0, 0, 3, 0, 0], [True, True, True, False, False, True, False, False]
+    blank = np.flatnonzero(~np.array(given))
+    texts = np.array([*itertools.product(range(4), repeat=4)])
+    seed = 7  # decides a random order, the same for all samples below
+    probability = exact(net, tokens, given, blank, texts, order, seed, **options)
+    assert probability.sum() == pytest.approx(1, abs=1e-4)
+
+    counts = np.zeros(len(texts))
+    saved = 0
+    for i in range(ROUNDS):
+        filled = sample(net, (tokens, given), order, seed, 1000 + i, mode="speculative", drafts=drafts, **options)
+        index = filled.tokens_BxL[:, blank] @ (4 ** np.arange(4)[::-1])
+        counts += np.bincount(index, minlength=len(texts))
+        saved += (filled.passes_BxL.max(axis=1) < 4).sum()
+    possible = probability > 0
+    assert counts[~possible].sum() == 0
+    often = possible & (probability * counts.sum() >= 5)  # the rest together, as a chi-squared test wants it
+    observed = np.append(counts[often], counts[possible & ~often].sum())
+    expected = np.append(probability[often], probability[possible & ~often].sum()) * counts.sum()
+    keep = expected > 0
+    p_value = chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue
+    record_property("p_value", p_value)
+    print(f"{order}, {drafts} drafts, {options}: p = {p_value:.3f}, {saved / counts.sum():.0%} in fewer passes than tokens")
+    assert p_value > 1e-3
+    assert saved > 0.2 * counts.sum()
+
+
+def sample(net, one, order, seed, noise, **options):
+    """Many samples of one document in one batch: the order of `seed`, each with noise of its own."""
+    import jax
+    from flax import nnx
+
+    from a3jax.decode.cached import plan
+    from a3jax.decode.loop import decode
+    from a3jax.decode.settings import Decoding
+
+    decoding = Decoding(order=order, seed=seed, **options)
+    drawn = plan([decoding], [one[0]], [one[1]], net.config.seeding, jnp.ones((1, net.config.vocab), bool))
+    many = jax.tree.map(lambda x: jnp.repeat(x, SAMPLES, axis=0) if isinstance(x, jax.Array) else x, drawn)
+    many = many._replace(keys_B=jax.random.split(jax.random.key(noise), SAMPLES))
+    return decode(nnx.state(net, nnx.Param), net.config, HOW, many, decoding)
+
+
+def exact(net, tokens, given, blank, texts, order, seed, temperature, top_k=0, repetition_penalty=1.0):
+    """The probability of each text under one-by-one decoding, its choices filtered by hand."""
+    import brute_force
+    from flax import nnx
+
+    drawn, _ = fill(net, [(tokens, given)], order, seed=seed)
+    rank = np.argsort(np.asarray(drawn.order.token_index[0]))[: len(tokens)]
+    params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+
+    @functools.cache
+    def next_token(known):
+        """The distribution at the first rank without a token, given those before it."""
+        text, groups = np.array(tokens), rank
+        place = blank[np.argsort(rank[blank])]
+        text[place[: len(known)]] = known
+        _, logits = brute_force.two_streams(net.config, params, text, groups, np.ones(len(text), int))
+        row = logits[place[len(known)]].astype(np.float64)
+        seen = {*np.array(tokens)[given].tolist(), *known}
+        row = np.array([(x / repetition_penalty if x > 0 else x * repetition_penalty) if i in seen else x
+                        for i, x in enumerate(row)])  # fmt: skip
+        row = row / temperature
+        if top_k:
+            row[np.argsort(-row, kind="stable")[top_k:]] = -np.inf
+        weight = np.exp(row - row.max())
+        return weight / weight.sum()
+
+    order_of_blanks = np.argsort(rank[blank])
+    result = []
+    for text in texts:
+        ranked = [int(text[i]) for i in order_of_blanks]
+        result.append(np.prod([next_token(tuple(ranked[:n]))[ranked[n]] for n in range(len(ranked))]))
+    return np.array(result)
+
+
+@settings(max_examples=50, deadline=None)
+@given_that(st.data())
+def test_lookup_finds_what_followed_the_same_two_tokens(data):
+    length, ahead = 16, 3
+    text = np.array(data.draw(st.lists(st.integers(0, 2), min_size=length, max_size=length)))
+    known = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
+    known[0] = True
+    known[data.draw(st.permutations(range(1, length)))[:ahead]] = False  # something is open
+    places = data.draw(st.permutations(np.flatnonzero(~known).tolist()))[:ahead]
+    proposed = np.array([7, 8, 9])
+
+    expected, found = [], []
+    now, sure = text.copy(), known.copy()
+    for place, token in zip(places, proposed):
+        left = place >= 2 and sure[place - 1] and sure[place - 2]
+        same = [m for m in range(2, length) if left and m != place and sure[m - 2 : m + 1].all()
+                and (now[m - 2 : m] == now[place - 2 : place]).all()]  # fmt: skip
+        now[place], sure[place] = now[max(same)] if same else token, True
+        expected.append(now[place])
+        found.append(bool(same))
+    state = State(*[None] * len(State._fields))._replace(
+        tokens_BxL=jnp.asarray(text)[None], passes_BxL=jnp.where(known, 1, -1)[None]
+    )
+    token_BxK, found_BxK = looked_up(state, jnp.asarray(places)[None], jnp.asarray(proposed)[None])
+    assert token_BxK[0].tolist() == expected
+    assert found_BxK[0].tolist() == found
+
+
+def test_nothing_is_compiled_twice(tiny, network):
+    net = network(tiny(layers=2))
+    fill(net, [document([4, 9, 3])], "ar", mode="speculative")
+    before = speculative.decode_drafted._cache_size()
+    for i, order in enumerate(["random_1", "in_order_1", "spans_1"]):
+        fill(net, [document([2 + i, 5, 1, 6 - i])], order, seed=i, mode="speculative", temperature=0.5 * i, top_k=i)
+    assert speculative.decode_drafted._cache_size() == before
+
+
+def test_a_batch_gives_each_sequence_what_it_gets_alone(tiny, network):
+    net = network(tiny(layers=2))
+    documents = [document(n) for n in ([5, 11, 3], [1, 20], [2, 13, 9])]
+    _, batch = fill(net, documents, "random_1", seed=5, mode="speculative", temperature=1.0)
+    for i, one in enumerate(documents):
+        _, alone = fill(net, [one], "random_1", seed=5 + i, mode="speculative", temperature=1.0)
+        np.testing.assert_array_equal(batch.tokens_BxL[i], alone.tokens_BxL[0])
