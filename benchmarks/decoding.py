@@ -77,9 +77,7 @@ def recompute(model: a3jax.Model, tokens: list[int], given: list[bool], order: s
     text_1xL = jnp.asarray([tokens], jnp.int32)
     starts = np.unique(drawn.order.group_start[:own][drawn.order.predicted[:own]])
     for start in starts:
-        text_1xL = _whole_pass(
-            model.params, text_1xL, order_1xL, int(start), model.fillable, config=model.config, how=model.how
-        )
+        text_1xL = _whole_pass(model.params, text_1xL, order_1xL, int(start), model.fillable, model.config, model.how)
     return jax.device_get(text_1xL)[0].tolist()
 
 
