@@ -161,7 +161,9 @@ def read_request(kind: type[R], body: bytes) -> R:
     try:
         request = kind(decoding=Decoding(), **values)
     except TypeError:
-        missing = next(f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.name not in given)
+        missing = next(
+            f.name for f in dataclasses.fields(kind) if f.name in {*own} - {*given} and f.default is dataclasses.MISSING
+        )
         raise Refused(f"field '{missing}' is missing", missing) from None
     stops = _listed(request.stop)
     if len(stops) > STOPS:
