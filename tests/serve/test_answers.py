@@ -22,24 +22,18 @@ def test_tokens_and_their_log_probabilities(model, echo, stop):
 
 
 @pytest.mark.parametrize("echo", [False, True])
-def test_what_is_streamed_is_never_taken_back(model, echo):
-    fillable_V = np.asarray(model.fillable)
-    stops = ("\n", "eq", "abc")
-    for seed in range(4):
-        shown = []
-        (filled,) = a3jax.complete(
-            model,
-            ["Ä b"],
-            20,
-            seed=seed,
-            temperature=1.5,
-            stop=stops,
-            observe=lambda texts: shown.append(answers.begun(model.codec, fillable_V, texts[0], stops, echo)),
-        )
-        whole = answers.completed(filled, echo)
-        for earlier, later in zip(shown, [*shown[1:], whole]):
-            assert later.startswith(earlier)
-        assert len(shown[-1]) >= len(whole.rstrip("\ufffd")) - 2  # but for what may begin a stop string
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_streamed_is_never_taken_back(model, echo, seed):
+    fillable_V, stops, shown = np.asarray(model.fillable), ("\n", "eq", "abc"), []
+
+    def observe(texts):
+        shown.append(answers.begun(model.codec, fillable_V, texts[0], stops, echo))
+
+    (filled,) = a3jax.complete(model, ["Ä b"], 20, observe, seed=seed, temperature=1.5, stop=stops)
+    whole = answers.completed(filled, echo)
+    for earlier, later in zip(shown, [*shown[1:], whole]):
+        assert later.startswith(earlier)
+    assert len(shown[-1]) >= len(whole.rstrip("\ufffd")) - 2  # but for what may begin a stop string
 
 
 def test_a_text_that_ends_at_once_has_no_tokens(model):
