@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from a3jax.data.tokenizer import TextCodec
+from a3jax.errors import UserError
 from a3jax.infilling import Infilled, Tokens
 from a3jax.serve.requests import Completion, Refused
 
@@ -79,6 +80,8 @@ def begun(codec: TextCodec, fillable_V: np.ndarray, tokens: Tokens, stops: tuple
 
 def failure(error: Exception) -> tuple[int, Json, dict[str, str]]:
     """Status, body and headers for a request that failed. What is not the client's mistake shows no detail of ours."""
+    if isinstance(error, UserError) and not isinstance(error, Refused):
+        error = Refused(str(error))
     if isinstance(error, Refused):
         kinds = {429: "rate_limit_error", 503: "server_error"}
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}

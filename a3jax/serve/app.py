@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
 import signal
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 BODY_SECONDS = 30
 """A body must be there by then."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Names by which clients on this machine speak of it."""
 
 R = TypeVar("R", bound=Request)
 
@@ -294,12 +296,12 @@ def serve(checkpoint: Path, host: str, port: int, dtype: str, step: int | None, 
     service = Service(model, name, Batcher(model, limits))
     address = listening.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    local = address[0] in LOOPBACK
+    local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
     logger.info("serving %s at http://%s:%d", name, shown, address[1])
     if not local:
         logger.warning("everyone who reaches %s can use this service; it has no passwords", shown)
     config = uvicorn.Config(
-        Guard(service.app(), LOOPBACK if local else None),
+        Guard(service.app(), (shown.strip("[]"), *LOOPBACK) if local else None),
         http="h11",
         ws="none",
         loop="asyncio",

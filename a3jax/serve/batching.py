@@ -136,6 +136,7 @@ class Batcher:
         except Exception as error:
             if len(jobs) == 1 or isinstance(error, Abandoned):
                 return [error] * len(jobs)
+            logger.warning("a batch of %d texts failed, each is tried alone: %s", len(jobs), first_line(error))
             return [outcome for job in jobs for outcome in self._fill([job], loop)]
 
 

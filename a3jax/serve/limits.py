@@ -18,6 +18,8 @@ class Limits:
     """Texts that may wait; further requests are told to come again. One request may not ask for more."""
     max_tokens_per_request: int = 8192
     """Tokens to be filled in by one request, all its texts together."""
+    max_tokens_per_pass: int = 64
+    """Tokens that one text may have predicted at once, which is what a pass needs memory for."""
     max_body_bytes: int = 2**20
     """Of one request."""
 

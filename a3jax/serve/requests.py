@@ -87,6 +87,10 @@ class Request:
         work = sum(_work(template, self.decoding) for template in templates) * self.n
         if work > limits.max_tokens_per_request:
             raise Refused(f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one")
+        longest = max(_tokens(template) for template in templates)
+        for name, rows in _rows(self.decoding).items():
+            if min(rows, longest) > limits.max_tokens_per_pass:
+                raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
         each = [template for template in templates for _ in range(self.n)]
         seed = self.decoding.seed
         return [Text(one, _decoding({"seed": seed + i}, self.decoding)) for i, one in enumerate(each)]
@@ -219,8 +223,19 @@ def _most(size: int | Range) -> int:
     return size.most if isinstance(size, Range) else size
 
 
+def _tokens(template: Template) -> int:
+    return sum(map(_most, template.sizes))
+
+
+def _rows(decoding: Decoding) -> dict[str, int]:
+    """Tokens predicted by one pass, by the name of the field that says how many."""
+    if decoding.mode == "dynamic":
+        return {"window": decoding.window}
+    return {"drafts": decoding.drafts + 1} if decoding.mode == "speculative" else {"order": parse_order(decoding.order)[1]}
+
+
 def _work(template: Template, decoding: Decoding) -> int:
     """Tokens that are filled in for one text, all lengths that are tried and all revisions included."""
-    tokens = sum(map(_most, template.sizes))
+    tokens = _tokens(template)
     tried = sum(size.most - size.least + 1 for size in template.sizes if isinstance(size, Range))
     return tokens * (1 + tried) + ROUNDS * min(decoding.revise, tokens)

@@ -47,6 +47,10 @@ def test_failures_have_openais_shape_and_show_nothing_of_ours():
     status, body, headers = answers.failure(Refused("x" * 9999 + "\ud800", "\ud800", 429, retry_after=3))
     assert (status, headers) == (429, {"Retry-After": "3"})
     assert body["error"] == {"message": "x" * 300, "type": "rate_limit_error", "param": "?", "code": None}
+    assert answers.failure(a3jax.UserError("a mistake"))[:2] == (
+        400,
+        answers.error_body("a mistake", "invalid_request_error"),
+    )
     status, body, _ = answers.failure(RuntimeError("secret"))
     assert status == 500
     assert "secret" not in body["error"]["message"]

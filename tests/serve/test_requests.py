@@ -84,6 +84,8 @@ def test_null_and_values_that_ask_for_nothing_are_as_if_absent():
         ({"prompt": "a", "mode": "dynamc"}, "mode", "did you mean 'dynamic'?"),
         ({"prompt": "a", "order": "in_order_²"}, "order", "is unknown"),
         ({"prompt": "a", "order": "in_order_" + "9" * 5000}, "order", "is unknown"),
+        ({"prompt": "a", "order": "random_99", "max_tokens": 99}, "order", "predicts 99 tokens at once; at most 64"),
+        ({"prompt": "a", "mode": "dynamic", "window": 65, "max_tokens": 65}, "window", "at most 64"),
         ({"prompt": "a", "drafts": 2}, "drafts", "belongs to mode speculative"),
         ({"prompt": "a", "stop": list("abcde")}, "stop", "at most 4"),
         ({"prompt": "a", "stop": ""}, "stop", "at least one character"),
@@ -107,6 +109,7 @@ def test_refused_completions(fields, param, message):
     ("fields", "param", "message"),
     [
         ({"text": "no blank"}, "text", "no blank"),
+        ({"text": "[[" + " " * 300_000}, "text", "no blank"),  # found without trying every way to cut the spaces
         ({"text": "[[1000000]]"}, "text", "must be below 1000000"),
         ({"text": "a [[999999]]"}, None, "asks for 999999 tokens"),
         ({"text": "a [[1-40]]"}, None, "asks for 1640 tokens"),  # every length is tried
