@@ -280,6 +280,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what waits, then close every connection as soon as it is answered."""
+        logger.info("stopping: what runs is finished; a second signal ends it at once")
         self.batcher.close()
         await super().shutdown(sockets)
 
