@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
-    "serve": (Serve, "a3jax.serve.app", "complete and fill texts over HTTP"),
+    "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
     "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
 """Name -> options, the module that does the work, and what it is for."""

@@ -31,7 +31,7 @@ class Serve(Limits):
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.serve.app import serve
+        from a3jax.serve.server import serve
 
         limits = Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
         return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits)

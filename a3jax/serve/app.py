@@ -1,49 +1,35 @@
-"""The HTTP service: routes, and what goes around them."""
+"""The service as an ASGI application: its routes, and what goes around them."""
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
-import signal
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Http
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from a3jax.errors import UserError, first_line
+from a3jax.errors import first_line
 from a3jax.infilling import Infilled, Tokens
-from a3jax.loading import Model, load
+from a3jax.loading import Model
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
-from a3jax.serve.limits import Limits
-from a3jax.serve.requests import Completion, Infill, Refused, Request, check, read_request
-
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
-    from starlette.requests import Request as Http
-    from starlette.responses import JSONResponse, Response, StreamingResponse
-    from starlette.routing import Route
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-except ModuleNotFoundError as error:
-    raise UserError(f"the service needs the package {error.name}; pip install 'a3jax[serve]'") from None
+from a3jax.serve.requests import Completion, Infill, Refused, Request, Text, check, read_request
 
 logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 """A body must be there by then."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Names by which clients on this machine speak of it."""
-
 R = TypeVar("R", bound=Request)
 
 
@@ -120,7 +106,7 @@ class Service:
             raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
         return request
 
-    async def _checked(self, request: Request, param: str) -> list[Any]:
+    async def _checked(self, request: Request, param: str) -> list[Text]:
         texts = request.texts(self.batcher.limits)
         for text in texts[:: request.n]:
             await asyncio.to_thread(check, self.model, text.template, param)
@@ -262,75 +248,3 @@ def _hostname(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
-
-
-class Server(uvicorn.Server):
-    """A server that finishes what runs when it is told to stop, and stops at once when it is told again."""
-
-    def __init__(self, config: uvicorn.Config, batcher: Batcher) -> None:
-        super().__init__(config)
-        self.batcher = batcher
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note the first signal; a second one does what it would do to any process."""
-        if self.should_exit:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse what waits, then close every connection as soon as it is answered."""
-        logger.info("stopping: what runs is finished; a second signal ends it at once")
-        self.batcher.close()
-        await super().shutdown(sockets)
-
-
-def serve(checkpoint: Path, host: str, port: int, dtype: str, step: int | None, limits: Limits) -> dict[str, int]:
-    """Load a model and serve it until a signal comes; texts and batches filled.
-
-    Raises `UserError` where the address cannot be used, and for what `a3jax.load` does not take.
-    """
-    _log_to_stderr()
-    listening = _listen(host, port)
-    name = checkpoint.resolve().name
-    model = load(checkpoint, dtype, step)
-    service = Service(model, name, Batcher(model, limits))
-    address = listening.getsockname()
-    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
-    logger.info("serving %s at http://%s:%d", name, shown, address[1])
-    if not local:
-        logger.warning("everyone who reaches %s can use this service; it has no passwords", shown)
-    config = uvicorn.Config(
-        Guard(service.app(), (shown.strip("[]"), *LOOPBACK) if local else None),
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    Server(config, service.batcher).run(sockets=[listening])
-    return {"texts": service.batcher.texts, "batches": service.batcher.batches}
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 2**16:
-        raise UserError(f"--port is {port}; it must be from 0 (any that is free) to {2**16 - 1}")
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"cannot listen at {host} port {port}: {first_line(error)}; choose another --host or --port"
-        ) from None
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    package = logging.getLogger("a3jax.serve")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    package.propagate = False
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -215,7 +215,7 @@ def test_stopping_finishes_what_runs(server):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nowhere"], "nowhere does not exist"),
+        (["nowhere", "--port", "0"], "nowhere does not exist"),
         (["nowhere", "--port", "70000"], "--port is 70000"),
         (["nowhere", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1 port 8000"),
         (["nowhere", "--max-batch", "0"], "--max-batch is 0"),
@@ -232,7 +232,7 @@ def test_a_mistake_is_one_line(options, message, capsys):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "a3jax.serve.app", raising=False)
+    monkeypatch.delitem(sys.modules, "a3jax.serve.server", raising=False)
     with pytest.raises(SystemExit):
         main(["serve", "nowhere"])
     assert capsys.readouterr().err == "a3jax: the service needs the package uvicorn; pip install 'a3jax[serve]'\n"
