@@ -13,6 +13,7 @@ from typing import Any
 from a3jax.commandline import parse
 from a3jax.commands.data import Data, Prepare
 from a3jax.commands.generate import Generate
+from a3jax.commands.serve import Serve
 from a3jax.commands.train import Plan, Train
 from a3jax.commands.weights import Export, Import, Inspect
 from a3jax.errors import UserError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
+    "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
     "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
 """Name -> options, the module that does the work, and what it is for."""

@@ -48,7 +48,7 @@ def parse_order(name: str) -> tuple[Family, int]:
     if name == "ar":
         return "in_order", 1
     family, _, size = name.rpartition("_")
-    if family not in get_args(Family) or not size.isdigit() or int(size) < 1:
+    if family not in get_args(Family) or not size.isdecimal() or len(size) > 99 or int(size) < 1:
         known = ", ".join(f"{family}_N" for family in get_args(Family))
         raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
     return cast(Family, family), int(size)

@@ -18,7 +18,7 @@ LARGEST = 1_000_000
 
 # One word without commas between double brackets; a backslash before it makes it plain text. Lists such as [[1, 2]] and
 # shell tests such as [[ -f x ]] are plain text as they stand.
-_BLANK = re.compile(r"(?P<escape>\\?)\[\[\s*(?P<size>[^\s\[\],]*)\s*\]\]")
+_BLANK = re.compile(r"(?P<escape>\\?)\[\[\s*+(?P<size>[^\s\[\],]*+)\s*+\]\]")
 
 
 class Range(NamedTuple):

@@ -1,0 +1,37 @@
+"""a3jax serve."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from a3jax.commandline import Json
+from a3jax.serve.limits import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Limits):
+    """Complete and fill texts over HTTP, in the shape of OpenAI's completions.
+
+    a3jax serve runs/demo --port 8000
+    """
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """A model folder, a run folder, or what a3jax import takes."""
+    host: str = "127.0.0.1"
+    """The address to listen at; this machine alone if not given."""
+    port: int = 8000
+    """0 takes any that is free."""
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and computation."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        from a3jax.serve.server import serve
+
+        limits = Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
+        return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits)

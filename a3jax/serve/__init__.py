@@ -1,0 +1,1 @@
+"""A local HTTP service that completes and fills texts, in batches."""

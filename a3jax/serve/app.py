@@ -1,0 +1,250 @@
+"""The service as an ASGI application: its routes, and what goes around them."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Http
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from a3jax.errors import first_line
+from a3jax.infilling import Infilled, Tokens
+from a3jax.loading import Model
+from a3jax.serve import answers
+from a3jax.serve.batching import Batcher
+from a3jax.serve.requests import Completion, Infill, Refused, Request, Text, check, read_request
+
+logger = logging.getLogger(__name__)
+
+BODY_SECONDS = 30
+"""A body must be there by then."""
+R = TypeVar("R", bound=Request)
+
+
+class Service:
+    """The routes of one model."""
+
+    def __init__(self, model: Model, name: str, batcher: Batcher) -> None:
+        self.model = model
+        self.name = name
+        self.batcher = batcher
+        self.created = int(time.time())
+        self.fillable_V = np.asarray(model.fillable)
+
+    def app(self) -> Starlette:
+        """The service as an ASGI application, which fills batches as long as it is up."""
+
+        @contextlib.asynccontextmanager
+        async def filling(_: Starlette) -> AsyncIterator[None]:
+            worker = asyncio.create_task(self.batcher.run())
+            yield
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+
+        app = Starlette(
+            routes=[
+                Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/infill", self.infill, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/health", self.health),
+            ],
+            exception_handlers={Refused: _failed, HTTPException: _not_found, ClientDisconnect: _gone, Exception: _failed},
+            lifespan=filling,
+        )
+        app.router.redirect_slashes = False
+        return app
+
+    async def complete(self, http: Http) -> Response:
+        """POST /v1/completions."""
+        request = await self._read(http, Completion)
+        texts = await self._checked(request, "prompt")
+        head = self._head("cmpl", "text_completion")
+        if request.stream:
+            updates: asyncio.Queue[tuple[int, Tokens | None]] = asyncio.Queue()
+            results = self.batcher.submit(texts, lambda i, tokens: updates.put_nowait((i, tokens)))
+            return StreamingResponse(self._events(request, results, updates, head), media_type="text/event-stream")
+        filled = await _unless_gone(http, self.batcher.submit(texts))
+        choices = [
+            await asyncio.to_thread(answers.completion_choice, self.model.codec, one, request, i)
+            for i, one in enumerate(filled)
+        ]
+        return JSONResponse({**head, "choices": choices, "usage": answers.usage(filled, request.n)})
+
+    async def infill(self, http: Http) -> Response:
+        """POST /v1/infill."""
+        request = await self._read(http, Infill)
+        filled = await _unless_gone(http, self.batcher.submit(await self._checked(request, "text")))
+        choices = [answers.infill_choice(one, i, request.logprobs is not None) for i, one in enumerate(filled)]
+        head = self._head("fill", "infill")
+        return JSONResponse({**head, "choices": choices, "usage": answers.usage(filled, request.n)})
+
+    async def models(self, _: Http) -> Response:
+        """GET /v1/models."""
+        model = {"id": self.name, "object": "model", "created": self.created, "owned_by": "a3jax"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def health(self, _: Http) -> Response:
+        """GET /health: 200 once the model has filled something."""
+        return JSONResponse({"status": "ok" if self.batcher.warm else "warming"}, 200 if self.batcher.warm else 503)
+
+    async def _read(self, http: Http, kind: type[R]) -> R:
+        request = read_request(kind, await _body(http, self.batcher.limits.max_body_bytes))
+        if request.model not in (None, self.name):
+            raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
+        return request
+
+    async def _checked(self, request: Request, param: str) -> list[Text]:
+        texts = request.texts(self.batcher.limits)
+        for text in texts[:: request.n]:
+            await asyncio.to_thread(check, self.model, text.template, param)
+        return texts
+
+    def _head(self, prefix: str, kind: str) -> dict[str, Any]:
+        return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
+
+    async def _events(
+        self,
+        request: Completion,
+        results: Sequence[asyncio.Future[Infilled]],
+        updates: asyncio.Queue[tuple[int, Tokens | None]],
+        head: dict[str, Any],
+    ) -> AsyncIterator[str]:
+        """Server-sent events: each text grows by what is certain of it after every pass."""
+        for i, result in enumerate(results):
+            result.add_done_callback(lambda _, i=i: updates.put_nowait((i, None)))  # type: ignore[misc]
+        sent, left = [0] * len(results), len(results)
+        stops = (request.stop,) if isinstance(request.stop, str) else request.stop
+        try:
+            while left:
+                i, tokens = await updates.get()
+                if tokens is None:
+                    filled, left = results[i].result(), left - 1
+                    text, finished = answers.completed(filled, request.echo), filled.finished
+                else:
+                    text = answers.begun(self.model.codec, self.fillable_V, tokens, stops, request.echo)
+                    finished = None
+                if finished or len(text) > sent[i]:
+                    yield _event({**head, "choices": [answers.choice(text[sent[i] :], i, finished)]})
+                    sent[i] = max(sent[i], len(text))
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            logger.error("%s", first_line(error))
+            yield _event(answers.failure(error)[1])
+        finally:
+            for result in results:
+                result.cancel()
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+async def _body(http: Http, most: int) -> bytes:
+    """The body of a request; beyond `most` bytes it is read, up to a point, so that the client sees why, but not kept."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # with which no web page sends anything elsewhere unasked
+        raise Refused("send the header Content-Type: application/json", http=415)
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in http.stream():
+                size += len(chunk)
+                if size <= most:
+                    body += chunk
+                elif size > 16 * most:
+                    break
+    except TimeoutError:
+        raise Refused(f"the body was not there after {BODY_SECONDS} s", http=408) from None
+    if size > most:
+        raise Refused(f"the body has more than {most} bytes", http=413)
+    return bytes(body)
+
+
+async def _unless_gone(http: Http, results: Sequence[asyncio.Future[Infilled]]) -> list[Infilled]:
+    """All results; they are cancelled where the client goes away, or where one of them fails."""
+    everything = asyncio.gather(*results)
+    gone = asyncio.ensure_future(http.receive())
+    gone.add_done_callback(lambda _: everything.cancel())
+    try:
+        return await everything
+    except asyncio.CancelledError:
+        if not gone.done():
+            raise
+        raise ClientDisconnect from None
+    finally:
+        gone.cancel()
+        for result in results:
+            result.cancel()
+
+
+async def _failed(_: Http, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        logger.error("%s", first_line(error))
+    status, body, headers = answers.failure(error)
+    return JSONResponse(body, status, {**headers, "Connection": "close"} if status in (408, 413) else headers)
+
+
+async def _not_found(http: Http, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{http.method} {http.url.path}: {error.detail}"
+    return JSONResponse(answers.error_body(message, "invalid_request_error"), error.status_code, error.headers)
+
+
+async def _gone(_: Http, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; nginx logs it so
+
+
+class Guard:
+    """Around the application: one line in the log for every request, and only hosts that are meant.
+
+    A web page may have its own name point to this machine (DNS rebinding); the browser then sends that name along.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None) -> None:
+        self.app = app
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application like the one inside."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin, status = time.perf_counter(), 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if self.hosts is not None and _hostname(host) not in self.hosts:
+                refused = Refused(f"host '{host}' is not served; use {self.hosts[0]}", http=403)
+                await (await _failed(Http(scope), refused))(scope, receive, noting)
+            else:
+                await self.app(scope, receive, noting)
+        except Exception:  # it is answered and logged already
+            status = status or 500
+        finally:
+            client, path = (scope.get("client") or ["-"])[0], scope["raw_path"].decode("latin-1")[:200]
+            logger.info("%s %s %s %d %.2f s", client, scope["method"], path, status, time.perf_counter() - begin)
+
+
+def _hostname(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

@@ -1,0 +1,151 @@
+"""Texts of many requests, filled a batch at a time.
+
+Everything but the filling happens in one event loop, so that nothing needs a lock. One thread owns the model. Whatever
+arrives while a batch is filled waits for the next one, so batches grow with the load by themselves.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from a3jax.decode.settings import Decoding
+from a3jax.decode.template import Template
+from a3jax.errors import first_line
+from a3jax.infilling import Infilled, Tokens, infill_batch
+from a3jax.loading import Model
+from a3jax.serve.limits import Limits
+from a3jax.serve.requests import Refused, Text
+
+logger = logging.getLogger(__name__)
+
+Watch = Callable[[int, Tokens], None]
+"""Called in the event loop after every pass, with the number of a text and how it stands."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One text that waits, or is being filled. Cancelling its result takes it out of the queue."""
+
+    text: Text
+    result: asyncio.Future[Infilled]
+    watch: Callable[[Tokens], None] | None
+
+
+class Abandoned(Exception):
+    """Nobody waits for a batch any more."""
+
+
+class Batcher:
+    """A queue and the worker that empties it. All methods are called in the event loop that runs `run`."""
+
+    def __init__(self, model: Model, limits: Limits) -> None:
+        self.model = model
+        self.limits = limits
+        self.warm = False
+        self.batches = 0
+        self.texts = 0
+        self._closed = False
+        self._seconds = 1.0
+        self._waiting: list[Job] = []
+        self._arrived = asyncio.Event()
+
+    def submit(self, texts: Sequence[Text], watch: Watch | None = None) -> list[asyncio.Future[Infilled]]:
+        """Queue texts, all or none. Raises `Refused` with 429 where the queue is full, and with 503 once it is closed.
+
+        A result may be any exception that filling its text raised, or `Refused` where it was not begun.
+        """
+        if self._closed:
+            raise Refused("the service is stopping", http=503)
+        self._waiting = [job for job in self._waiting if not job.result.done()]
+        if len(self._waiting) + len(texts) > self.limits.max_queue:
+            batches = -(-len(self._waiting) // self.limits.max_batch)
+            wait = max(1, round(batches * self._seconds))
+            raise Refused(f"{len(self._waiting)} texts are waiting; try again later", http=429, retry_after=wait)
+        loop = asyncio.get_running_loop()
+        jobs = [Job(text, loop.create_future(), _numbered(watch, i)) for i, text in enumerate(texts)]
+        self._waiting += jobs
+        self._arrived.set()
+        return [job.result for job in jobs]
+
+    def close(self) -> None:
+        """Refuse whatever waits or comes later; a batch that is being filled is finished."""
+        self._closed = True
+        for job in self._waiting:
+            if not job.result.done():
+                job.result.set_exception(Refused("the service is stopping", http=503))
+
+    async def run(self) -> None:
+        """Fill batches until cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, "model") as worker:
+            await loop.run_in_executor(worker, self._warm_up)
+            while True:
+                await self._arrived.wait()
+                if len(self._waiting) < self.limits.max_batch:
+                    await asyncio.sleep(self.limits.max_wait_ms / 1000)
+                jobs = self._take()
+                if not jobs:
+                    continue
+                begin = time.perf_counter()
+                outcomes = await loop.run_in_executor(worker, self._fill, jobs, loop)
+                self._seconds = time.perf_counter() - begin
+                self.batches += 1
+                self.texts += len(jobs)
+                for job, outcome in zip(jobs, outcomes):
+                    if job.result.done():
+                        continue
+                    if isinstance(outcome, Exception):
+                        job.result.set_exception(outcome)
+                    else:
+                        job.result.set_result(outcome)
+
+    def _take(self) -> list[Job]:
+        """The next batch: the text that has waited longest, and those that can be filled with it."""
+        waiting = [job for job in self._waiting if not job.result.done()]
+        program = waiting[0].text.decoding.program if waiting else None
+        jobs = [job for job in waiting if job.text.decoding.program == program][: self.limits.max_batch]
+        self._waiting = [job for job in waiting if job not in jobs]
+        if not self._waiting:
+            self._arrived.clear()
+        return jobs
+
+    def _warm_up(self) -> None:
+        try:
+            infill_batch(self.model, [Template((".", ""), (1,))], [Decoding(ends=True)])
+            self.warm = True
+        except Exception as error:
+            logger.error("the model does not work: %s", first_line(error))
+
+    def _fill(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> Sequence[Infilled | Exception]:
+        """What became of each text. Where a batch fails, each is tried alone, so that one fails for itself only."""
+
+        def observe(texts: list[Tokens]) -> None:
+            if all(job.result.cancelled() for job in jobs):
+                raise Abandoned
+            for job, tokens in zip(jobs, texts):
+                if job.watch is not None:
+                    loop.call_soon_threadsafe(job.watch, tokens)
+
+        try:
+            templates, decodings = zip(*padded([job.text for job in jobs]))
+            return infill_batch(self.model, templates, decodings, observe)[: len(jobs)]
+        except Exception as error:
+            if len(jobs) == 1 or isinstance(error, Abandoned):
+                return [error] * len(jobs)
+            logger.warning("a batch of %d texts failed, each is tried alone: %s", len(jobs), first_line(error))
+            return [outcome for job in jobs for outcome in self._fill([job], loop)]
+
+
+def padded(texts: Sequence[Text]) -> list[Text]:
+    """A power of two of texts, since each number of them is compiled. What is added has blanks of one token."""
+    template, decoding = texts[0]
+    least = Text(Template(template.pieces, (1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=()))
+    return [*texts, *[least] * ((1 << (len(texts) - 1).bit_length()) - len(texts))]
+
+
+def _numbered(watch: Watch | None, number: int) -> Callable[[Tokens], None] | None:
+    return None if watch is None else lambda tokens: watch(number, tokens)

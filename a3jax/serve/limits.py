@@ -1,0 +1,31 @@
+"""What one service lets its clients ask for."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from a3jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on requests and batches. Raises `UserError` for one that lets nothing through."""
+
+    max_batch: int = 8
+    """Texts that are filled together."""
+    max_wait_ms: float = 5.0
+    """How long a text waits for others to share its batch."""
+    max_queue: int = 64
+    """Texts that may wait; further requests are told to come again. One request may not ask for more."""
+    max_tokens_per_request: int = 8192
+    """Tokens to be filled in by one request, all its texts together."""
+    max_tokens_per_pass: int = 64
+    """Tokens that one text may have predicted at once, which is what a pass needs memory for."""
+    max_body_bytes: int = 2**20
+    """Of one request."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(Limits):
+            least = 0 if field.name == "max_wait_ms" else 1
+            if not least <= getattr(self, field.name) < 2**31:
+                option = field.name.replace("_", "-")
+                raise UserError(f"--{option} is {getattr(self, field.name)}; it must be at least {least} and below {2**31}")

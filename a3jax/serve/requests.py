@@ -1,0 +1,241 @@
+"""Bodies of requests as texts to fill, strictly: what is not understood is refused, never passed over.
+
+The shape is that of OpenAI's completions, with the fields of `a3jax.Decoding` beside it under their own names.
+"""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from a3jax.decode.settings import Decoding
+from a3jax.decode.template import Range, Template, lay_out, parse
+from a3jax.errors import UserError
+from a3jax.infilling import ROUNDS
+from a3jax.loading import Model, check_context
+from a3jax.ordering import parse_order
+from a3jax.serve.limits import Limits
+from a3jax.strict import build, nearest
+
+STOPS = 4
+TOP_LOGPROBS = 5
+DECODING = {name: hint for name, hint in get_type_hints(Decoding).items() if name not in ("stop", "ends")}
+"""Fields that both requests share with `Decoding`, and their types."""
+WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "presence_penalty": (0, "use repetition_penalty instead"),
+    "frequency_penalty": (0, "use repetition_penalty instead"),
+    "best_of": (1, "use n, and choose by logprobs"),
+    "logit_bias": ({}, "use top_k, top_p, min_p or repetition_penalty instead"),
+}
+"""OpenAI's fields that are not supported: the value that asks for nothing, and what to do instead."""
+
+
+class Refused(UserError):
+    """A request that is not served: why, which field is at fault, and the HTTP status."""
+
+    def __init__(
+        self, message: str, param: str | None = None, http: int = 400, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param, self.http, self.code, self.retry_after = param, http, code, retry_after
+
+
+class Text(NamedTuple):
+    """One text to fill."""
+
+    template: Template
+    decoding: Decoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What both kinds of request have in common."""
+
+    decoding: Decoding
+    """Of the first text; each further one has the next seed."""
+    model: str | None = None
+    n: int = 1
+    """Samples of each text."""
+    stop: str | tuple[str, ...] = ()
+    logprobs: int | None = None
+    user: str = ""
+    """Of the client's own records; it changes nothing."""
+
+    @property
+    def templates(self) -> list[Template]:
+        """Of the texts that were given, each to be filled `n` times."""
+        raise NotImplementedError
+
+    @property
+    def ends(self) -> bool:
+        """Whether texts may end before their blank is full."""
+        return False
+
+    def texts(self, limits: Limits) -> list[Text]:
+        """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long."""
+        if self.n < 1:
+            raise Refused(f"n is {self.n}; it must be at least 1", "n")
+        if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
+            raise Refused(f"logprobs is {self.logprobs}; it must be from 0 to {TOP_LOGPROBS}", "logprobs")
+        templates = self.templates
+        if len(templates) * self.n > limits.max_queue:
+            raise Refused(
+                f"the request asks for {len(templates) * self.n} texts; at most {limits.max_queue} are served at once"
+            )
+        work = sum(_work(template, self.decoding) for template in templates) * self.n
+        if work > limits.max_tokens_per_request:
+            raise Refused(f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one")
+        longest = max(_tokens(template) for template in templates)
+        for name, rows in _rows(self.decoding).items():
+            if min(rows, longest) > limits.max_tokens_per_pass:
+                raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
+        each = [template for template in templates for _ in range(self.n)]
+        seed = self.decoding.seed
+        return [Text(one, _decoding({"seed": seed + i}, self.decoding)) for i, one in enumerate(each)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion(Request):
+    """POST /v1/completions: a prompt and a blank behind it, and perhaps text behind that."""
+
+    prompt: str | tuple[str, ...]
+    suffix: str = ""
+    max_tokens: int = 16
+    echo: bool = False
+    stream: bool = False
+
+    @property
+    def templates(self) -> list[Template]:  # noqa: D102
+        if self.max_tokens < 1:
+            raise Refused(f"max_tokens is {self.max_tokens}; it must be at least 1", "max_tokens")
+        prompts = _listed(self.prompt)
+        if not prompts:
+            raise Refused("prompt is an empty list; give at least one text", "prompt")
+        return [Template((prompt, self.suffix), (self.max_tokens,)) for prompt in prompts]
+
+    @property
+    def ends(self) -> bool:  # noqa: D102
+        return not self.suffix
+
+    def texts(self, limits: Limits) -> list[Text]:  # noqa: D102
+        if self.stream:
+            family, _ = parse_order(self.decoding.order)
+            if self.decoding.mode == "dynamic" or family != "in_order" or self.decoding.revise:
+                raise Refused("stream needs text that comes from left to right; leave mode, order and revise out", "stream")
+            if self.logprobs is not None:
+                raise Refused("logprobs are not streamed; leave stream or logprobs out", "logprobs")
+        return super().texts(limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infill(Request):
+    """POST /v1/infill: texts in which [[n]] is a blank of n tokens, and [[n-m]] one of n to m."""
+
+    text: str | tuple[str, ...]
+
+    @property
+    def templates(self) -> list[Template]:  # noqa: D102
+        texts = _listed(self.text)
+        if not texts:
+            raise Refused("text is an empty list; give at least one text", "text")
+        try:
+            return [parse(text) for text in texts]
+        except UserError as error:
+            raise Refused(str(error), "text") from None
+
+
+R = TypeVar("R", bound=Request)
+
+
+def read_request(kind: type[R], body: bytes) -> R:
+    """The request that a body holds. Raises `Refused`, with the field at fault where there is one."""
+    given = {name: value for name, value in _object(body).items() if value is not None}
+    for name, (nothing, instead) in WITHOUT_EFFECT.items():
+        if given.pop(name, nothing) != nothing:
+            raise Refused(f"{name} is not supported; {instead}", name)
+    own = {name: hint for name, hint in get_type_hints(kind).items() if name != "decoding"}
+    known = {**own, **DECODING}
+    for name in given:
+        if name not in known:
+            raise Refused(f"unknown field '{name}'{nearest(name, known)}", name)
+    values = {name: _typed(known[name], value, name) for name, value in given.items()}
+    decoding = {name: values.pop(name) for name in DECODING if name in values}
+    try:
+        request = kind(decoding=Decoding(), **values)
+    except TypeError:
+        missing = next(
+            f.name for f in dataclasses.fields(kind) if f.name in {*own} - {*given} and f.default is dataclasses.MISSING
+        )
+        raise Refused(f"field '{missing}' is missing", missing) from None
+    stops = _listed(request.stop)
+    if len(stops) > STOPS:
+        raise Refused(f"stop holds {len(stops)} strings; at most {STOPS} are allowed", "stop")
+    plain = {"temperature": 1.0, "seed": secrets.randbelow(2**31), "ends": request.ends, "stop": stops}
+    return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
+
+
+def check(model: Model, template: Template, param: str) -> None:
+    """Raises `Refused` where a text could not be filled, so that it does not spoil a batch."""
+    sizes = [_most(size) for size in template.sizes]
+    try:
+        check_context(model, sum(sizes))  # before a million blanks are laid out
+        check_context(model, len(lay_out(template.pieces, [[0] * size for size in sizes], model.codec).tokens))
+    except UserError as error:
+        raise Refused(str(error), param) from None
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair passes for a string, but is no text
+    except UnicodeEncodeError:
+        raise Refused("the body holds half of a surrogate pair, which is no text") from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Refused('the body must be a JSON object, such as {"prompt": "Once upon"}')
+    return value
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    try:
+        return build(hint, value, name)
+    except UserError as error:
+        raise Refused(str(error), name) from None
+
+
+def _decoding(fields: dict[str, Any], base: Decoding | None = None) -> Decoding:
+    """`base` with `fields`. `Decoding` begins its complaints with the name of the field at fault."""
+    try:
+        return dataclasses.replace(base or Decoding(), **fields)
+    except UserError as error:
+        first = str(error).split()[0].replace("-", "_")
+        raise Refused(str(error), first if first == "stop" or first in DECODING else None) from None
+
+
+def _listed(texts: str | Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _most(size: int | Range) -> int:
+    return size.most if isinstance(size, Range) else size
+
+
+def _tokens(template: Template) -> int:
+    return sum(map(_most, template.sizes))
+
+
+def _rows(decoding: Decoding) -> dict[str, int]:
+    """Tokens predicted by one pass, by the name of the field that says how many."""
+    if decoding.mode == "dynamic":
+        return {"window": decoding.window}
+    return {"drafts": decoding.drafts + 1} if decoding.mode == "speculative" else {"order": parse_order(decoding.order)[1]}
+
+
+def _work(template: Template, decoding: Decoding) -> int:
+    """Tokens that are filled in for one text, all lengths that are tried and all revisions included."""
+    tokens = _tokens(template)
+    tried = sum(size.most - size.least + 1 for size in template.sizes if isinstance(size, Range))
+    return tokens * (1 + tried) + ROUNDS * min(decoding.revise, tokens)
