@@ -119,7 +119,7 @@ def infill_batch(
     decodings = _each(decoding, len(templates), changes)
     parsed = [parse(t) if isinstance(t, str) else t for t in templates]
     sized = [_with_lengths(model, *one) for one in zip(parsed, decodings)]
-    documents = [_document(model, template) for template in sized]
+    documents = [document_of(model, template) for template in sized]
     filled = _fill(model, documents, decodings, observe)
     if decodings[0].revise:
         filled = _revised(model, documents, decodings, filled, observe)
@@ -147,7 +147,8 @@ def _each(decoding: Decoding | Sequence[Decoding] | None, count: int, changes: d
     return decodings
 
 
-def _document(model: Model, template: Template) -> Document:
+def document_of(model: Model, template: Template) -> Document:
+    """The tokens of a template, blanks to be chosen at their largest. Raises `UserError` beyond the model's context."""
     sizes = [size.most if isinstance(size, Range) else size for size in template.sizes]
     check_context(model, sum(sizes) + (model.codec.start is not None))  # before a million blanks are laid out
     document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec)
@@ -237,7 +238,7 @@ def _with_lengths(model: Model, template: Template, decoding: Decoding) -> Templ
     for i, size in enumerate(template.sizes):
         if isinstance(size, Range):
             lengths = range(size.least, size.most + 1)
-            _document(model, template)  # the largest must fit
+            document_of(model, template)  # the largest must fit
             scores = [score for n in range(0, len(lengths), CANDIDATES)
                       for score in _score_lengths(model, template, i, lengths[n : n + CANDIDATES], decoding)]  # fmt: skip
             template = _sized(template, i, lengths[int(np.argmax(scores))])
@@ -247,7 +248,7 @@ def _with_lengths(model: Model, template: Template, decoding: Decoding) -> Templ
 def _score_lengths(model: Model, template: Template, i: int, lengths: Sequence[int], decoding: Decoding) -> list[float]:
     """Nats per token of the text from blank i on, for each length. The batch is always as large, so as to compile once."""
     padded = [*lengths, *[lengths[-1]] * (CANDIDATES - len(lengths))]
-    documents = [_document(model, _sized(template, i, length)) for length in padded]
+    documents = [document_of(model, _sized(template, i, length)) for length in padded]
     filled = _fill(model, documents, [dataclasses.replace(decoding, revise=0)] * len(documents))
     tokens = [text.tokens.tolist() for text in filled]
     given = [[at < document.blanks[i].start for at in range(len(document.tokens))] for document in documents]
@@ -318,7 +319,7 @@ def _infilled(model: Model, document: Document, decoding: Decoding, filled: Toke
         text = text[: len(text) - len(model.codec.decode(tokens[places[-1]])) + end.characters]
     pieces, begin = [], 0
     for edge, is_filled in [(e, e == place.stop) for place in places for e in (place.start, place.stop)]:
-        upto = _alike(text, model.codec.decode(tokens[first:edge]))
+        upto = alike(text, model.codec.decode(tokens[first:edge]))
         pieces.append((text[begin:upto], is_filled))
         begin = upto
     pieces.append((text[begin:], False))
@@ -336,6 +337,6 @@ def _infilled(model: Model, document: Document, decoding: Decoding, filled: Toke
     )
 
 
-def _alike(a: str, b: str) -> int:
+def alike(a: str, b: str) -> int:
     """How many characters two texts have in common at their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -7,7 +7,7 @@ import numpy as np
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.errors import UserError
-from a3jax.infilling import Infilled, Tokens
+from a3jax.infilling import Infilled, Tokens, alike
 from a3jax.serve.requests import Completion, Refused
 
 Json = dict[str, Any]
@@ -56,7 +56,7 @@ def logprobs(codec: TextCodec, filled: Infilled, echo: bool) -> Json:
     text = completed(filled, echo)
     before = "" if echo else filled.pieces[0][0]
     decoded = [codec.decode(list(filled.tokens[first:i])) for i in range(begin, end + 1)]
-    edges = [max(0, _alike(before + text, upto) - len(before)) for upto in decoded]
+    edges = [max(0, alike(before + text, upto) - len(before)) for upto in decoded]
     return {
         "tokens": [text[a:b] for a, b in itertools.pairwise(edges)],
         "token_logprobs": [None if filled.given[i] else filled.log_probs[i] for i in range(begin, end)],
@@ -95,10 +95,3 @@ def error_body(message: str, kind: str, refused: Refused | None = None) -> Json:
     param, code = (refused.param, refused.code) if refused else (None, None)
     param = param and param[:300].encode(errors="replace").decode()
     return {"error": {"message": printable, "type": kind, "param": param, "code": code}}
-
-
-def _alike(text: str, other: str) -> int:
-    """How many characters of `text` are also those of `other`."""
-    if text.startswith(other):
-        return len(other)
-    return next((i for i, (a, b) in enumerate(zip(text, other)) if a != b), len(text))

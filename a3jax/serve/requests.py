@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Range, Template, lay_out, parse
+from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
-from a3jax.infilling import ROUNDS
-from a3jax.loading import Model, check_context
+from a3jax.infilling import ROUNDS, document_of
+from a3jax.loading import Model
 from a3jax.ordering import parse_order
 from a3jax.serve.limits import Limits
 from a3jax.strict import build, nearest
@@ -178,10 +178,8 @@ def read_request(kind: type[R], body: bytes) -> R:
 
 def check(model: Model, template: Template, param: str) -> None:
     """Raises `Refused` where a text could not be filled, so that it does not spoil a batch."""
-    sizes = [_most(size) for size in template.sizes]
     try:
-        check_context(model, sum(sizes))  # before a million blanks are laid out
-        check_context(model, len(lay_out(template.pieces, [[0] * size for size in sizes], model.codec).tokens))
+        document_of(model, template)
     except UserError as error:
         raise Refused(str(error), param) from None
 
