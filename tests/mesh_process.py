@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.experimental.multihost_utils import process_allgather
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
@@ -99,13 +98,15 @@ def run(name, step, params):
     batch = jax.device_put(windows(), meshes.batch_sharding(mesh))
     state, first = step(state, batch)
     ((_, moments),) = optax.tree.get_all_with_path(state.optimizer, "mu")
-    for path, moment in nnx.to_flat_state(moments):
-        found[f"gradient/{'/'.join(path)}"] = whole(moment[...]) / (1 - config.optimizer.b1)
+    gather = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))  # what other processes hold too
+    for path, moment in nnx.to_flat_state(gather(moments)):
+        found[f"gradient/{'/'.join(path)}"] = np.asarray(moment[...]) / (1 - config.optimizer.b1)
     state, second = step(state, batch)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout, "the layout is kept"
     for path, leaf in nnx.to_flat_state(state.params):
         check_layout(path, leaf, config.mesh)
-        found[f"parameter/{'/'.join(path)}"] = whole(leaf[...])
+    for path, leaf in nnx.to_flat_state(gather(state.params)):
+        found[f"parameter/{'/'.join(path)}"] = np.asarray(leaf[...])
     for number, metrics in enumerate((first, second)):
         found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
     if name in THOROUGH:
@@ -117,11 +118,6 @@ def run(name, step, params):
         loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
         found |= {"one_stream": np.asarray(loss / count)}
     return {f"{name}:{key}": value for key, value in found.items()}
-
-
-def whole(array):
-    """Also of what other processes hold."""
-    return process_allgather(array, tiled=True)
 
 
 def check_layout(path, leaf, mesh):
