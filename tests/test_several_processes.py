@@ -32,9 +32,10 @@ pytest_plugins = ["train.conftest"]
 
 SLOW_READER = """
 import time
-from a3jax.data.pipeline import Batches
-read = Batches.__getitem__
-Batches.__getitem__ = lambda self, step: time.sleep(0.3) or read(self, step)
+from a3jax.data import pipeline
+pipeline.READ_THREADS = pipeline.READ_AHEAD = 1
+read = pipeline.Batches.__getitem__
+pipeline.Batches.__getitem__ = lambda self, step: time.sleep(1) or read(self, step)
 """
 ENDLESS_COMPILER = """
 import pathlib, time
@@ -81,8 +82,10 @@ class Processes:
                 self.processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
             self.logs.append(log)
 
-    def until(self, reached: Callable[[], bool]) -> None:
+    def until(self, reached: Callable[[], bool], timeout: float = 200) -> None:
+        latest = time.monotonic() + timeout
         while not reached():
+            assert time.monotonic() < latest, self.said()
             assert all(process.poll() is None for process in self.processes), self.said()
             time.sleep(0.02)
 
@@ -102,12 +105,14 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture
 def together(experiment):
-    """The experiment for eight devices in a mesh of two axes; a step takes a while, so that signals hit one in the middle."""
+    """The experiment for eight devices in a mesh of two axes, with twelve steps."""
 
     def make(run: str, **changes) -> Config:
         config = experiment(run, eval_every=100)
+        first, second = config.curriculum
+        curriculum = (first, dataclasses.replace(second, steps=9))
         config = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=4), data=dataclasses.replace(config.data, batch=8))
-        return dataclasses.replace(config, **changes)
+        return dataclasses.replace(config, **{"curriculum": curriculum, **changes})
 
     return make
 
@@ -119,7 +124,7 @@ def test_two_processes_of_four_devices_make_the_run_of_one_of_eight_and_of_one_d
         processes = Processes(config, count, devices)
         assert processes.ends() == [0] * count, processes.said()
     expected, run = losses(one.run_folder), whole.run_folder
-    assert len(expected) == 8
+    assert len(expected) == 12
     found = losses(run)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_allclose(found, losses(eight.run_folder), rtol=1e-5)
@@ -127,14 +132,14 @@ def test_two_processes_of_four_devices_make_the_run_of_one_of_eight_and_of_one_d
 
     # What only one of them reads of the newest checkpoint is damaged: both set it aside, and train on from the one before.
     parameters = jax.tree.leaves(load_arrays(find(run)))
-    flip_bits_in(run / "checkpoints" / "8" / "params")
+    flip_bits_in(run / "checkpoints" / "12" / "params")
     processes = Processes(whole, 2, 4)
     assert processes.ends() == [0, 0], processes.said()
     for log in processes.logs:
         assert re.search(
-            r"8 is damaged \(.*\); it is set aside as .*damaged/8, and the one before it is used", log.read_text()
+            r"12 is damaged \(.*\); it is set aside as .*damaged/12, and the one before it is used", log.read_text()
         )
-    assert saved_steps(run) == [3, 6, 8]
+    assert saved_steps(run) == [6, 9, 12]
     assert losses(run) == found
     for x, y in zip(jax.tree.leaves(load_arrays(find(run))), parameters, strict=True):
         np.testing.assert_array_equal(x, y)

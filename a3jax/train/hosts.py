@@ -46,7 +46,7 @@ class Heartbeat:
     beat: int = 0
     step: int = 0
     own_seconds: float = 0.0
-    """Median time per step that the host itself took, from reading a result to the dispatch of the next step."""
+    """Median time per step that the host itself took: to read its input, and lay it out on its devices."""
     step_seconds: float = 0.0
     """Median of whole steps."""
     histogram: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -104,7 +104,7 @@ class Hosts:
             self._watching = False
 
     def step(self, step: int, own_seconds: float, step_seconds: float) -> None:
-        """Note a step that was dispatched."""
+        """Note a step."""
         self._own.append(own_seconds)
         self._whole.append(step_seconds)
         power = math.floor(math.log2(max(own_seconds, 1e-4)))
