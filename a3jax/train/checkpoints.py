@@ -11,6 +11,7 @@
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -125,7 +126,8 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
             checksums=ocp.args.JsonRestore(),
         )
-        saved = ocp.CompositeCheckpointHandler().restore(epath.Path(self._folder / str(step)), args=items)
+        with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
+            saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
         return {name: saved[name] for name in items}
 
     def _checked(self, step: int, saved: dict[str, Any], abstract: State) -> Restored:
