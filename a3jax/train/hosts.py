@@ -140,7 +140,7 @@ class Hosts:
                 continue
             beats = self._read()
             self.straggler = _straggler(list(beats.values()))
-            self._heard = max(beat.signal for beat in beats.values())
+            self._heard = max((beat.signal for beat in beats.values()), default=0)
             if (silent := self._silent(beats, LOST_SECONDS)) is not None:
                 # The main thread waits inside an exchange that will never end, and cannot be woken.
                 _end(silent)
