@@ -18,7 +18,7 @@ from a3jax.commands.train import Plan, Train
 from a3jax.commands.weights import Export, Import, Inspect
 from a3jax.errors import UserError
 from a3jax.interrupt import stop_requests
-from a3jax.processes import continue_in_child, failing, several
+from a3jax.processes import continue_in_child, failing, leave, several
 from a3jax.strict import nearest
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
@@ -81,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
         status = 128 + result["stopped_by"]
         if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more
             sys.stdout.flush()
+            leave()
             os._exit(status)
         sys.exit(status)
     if result.get("fits") is False:

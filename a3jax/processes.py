@@ -78,6 +78,13 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
         raise UserError(f"the processes could not find each other: {first_line(error)}") from None
 
 
+def leave() -> None:
+    """Wait until the others leave too, so that none of them takes this process for lost; at once if it is alone."""
+    import jax
+
+    jax.distributed.shutdown()
+
+
 def _explicit(given: Processes, environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     """Address, count and index, if any of them is given. Raises `UserError` unless all are, and make sense."""
     address = given.coordinator or environment.get("JAX_COORDINATOR_ADDRESS") or None

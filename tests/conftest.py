@@ -17,6 +17,9 @@ from a3jax.ordering import Order, arrange, draw_given, draw_groups
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"
+"""For processes that compile a training step: it takes a third of the time, and nothing is measured."""
+
 # Most tests run small programs once, so compiling is what they cost: little of it, and no program twice.
 jax.config.update("jax_disable_most_optimizations", True)
 CACHE = tempfile.TemporaryDirectory(prefix="a3jax-tests-")

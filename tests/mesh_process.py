@@ -1,9 +1,11 @@
-"""Two training steps over 8 simulated devices for several meshes; run by test_mesh.py in a process of its own.
+"""Two training steps over 8 simulated devices for several meshes; run by test_mesh.py in a process of its own, or in two.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python mesh_process.py OUT.npz
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python mesh_process.py OUT.npz HOST:PORT PROCESS
 
-For every mesh the file holds the losses and gradient norms of both steps, the gradients of the first, the parameters after
-the second, the bytes of temporaries on a device, and the shapes that the compiled step sends around.
+Two processes stay together from mesh to mesh, and the first of them writes the file. For every mesh it holds the losses and
+gradient norms of both steps, the gradients of the first, the parameters after the second, the bytes of temporaries on a
+device, and the shapes that the compiled step sends around.
 """
 
 import dataclasses
@@ -34,8 +36,11 @@ MESHES = {
     "data x fsdp x tensor": MeshConfig(data=2, fsdp=2, tensor=2),
     "context": MeshConfig(fsdp=1, context=8),
     "context x tensor x fsdp": MeshConfig(fsdp=2, context=2, tensor=2),
+    "context x tensor": MeshConfig(fsdp=1, context=4, tensor=2),
     "slices x data x context": MeshConfig(data=2, fsdp=1, context=2, slices=2),
+    "slices x fsdp x context": MeshConfig(fsdp=2, context=2, slices=2),
 }
+"""Over two processes, the outermost axis that a mesh has spans both: each of the five does so in one of them at least."""
 IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
 THOROUGH = ("one device", "context x tensor x fsdp")
@@ -75,8 +80,10 @@ def windows():
 
 
 def mesh_of(name):
-    """Over as many of the simulated devices as it needs."""
-    mesh = meshes.make_mesh(MESHES[name], jax.devices()[: int(np.prod(dataclasses.astuple(MESHES[name])))])
+    """Over as many of the simulated devices as it needs, from all processes; one device is each process's own."""
+    count = int(np.prod(dataclasses.astuple(MESHES[name])))
+    devices = jax.local_devices()[:1] if count == 1 else jax.devices()[:: jax.device_count() // count]
+    mesh = meshes.make_mesh(MESHES[name], devices)
     meshes.check_mesh(mesh, MODEL, BATCH // experiment(name).train.accumulate, L)
     return mesh
 
@@ -91,12 +98,14 @@ def run(name, step, params):
     batch = jax.device_put(windows(), meshes.batch_sharding(mesh))
     state, first = step(state, batch)
     ((_, moments),) = optax.tree.get_all_with_path(state.optimizer, "mu")
-    for path, moment in nnx.to_flat_state(moments):
+    gather = jax.jit(lambda tree: tree, out_shardings=meshes.replicated(mesh))  # what other processes hold too
+    for path, moment in nnx.to_flat_state(gather(moments)):
         found[f"gradient/{'/'.join(path)}"] = np.asarray(moment[...]) / (1 - config.optimizer.b1)
     state, second = step(state, batch)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout, "the layout is kept"
     for path, leaf in nnx.to_flat_state(state.params):
         check_layout(path, leaf, config.mesh)
+    for path, leaf in nnx.to_flat_state(gather(state.params)):
         found[f"parameter/{'/'.join(path)}"] = np.asarray(leaf[...])
     for number, metrics in enumerate((first, second)):
         found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
@@ -129,20 +138,23 @@ def collectives(text):
     ]
 
 
-def main(out):
+def main(out, *place):
     """Programs are compiled side by side and run one after the other."""
     jax.config.update("jax_disable_most_optimizations", True)
-    results = {}
+    if place:
+        jax.distributed.initialize(place[0], 2, int(place[1]))
+    results, names = {}, list(MESHES)[1 if place else 0 :]
     with ThreadPoolExecutor(2) as compilers:
-        compiled = {name: compilers.submit(lower(experiment(name), MODEL, STAGE, mesh_of(name)).compile) for name in MESHES}
+        compiled = {name: compilers.submit(lower(experiment(name), MODEL, STAGE, mesh_of(name)).compile) for name in names}
         drawn = {name: steps.random_params(experiment(name), MODEL, mesh_of(name)) for name in THOROUGH}
-        for name in MESHES:
+        for name in names:
             layout = steps.state_shardings(experiment(name), MODEL, mesh_of(name)).params
-            params = drawn.get(name) or jax.device_put(drawn["one device"], layout)
+            params = drawn.get(name) or jax.device_put(jax.device_get(drawn["one device"]), layout)
             with jax.set_mesh(mesh_of(name)):
                 results |= run(name, compiled[name].result(), params)
-    np.savez(out, **results)
+    if jax.process_index() == 0:
+        np.savez(out, **results)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

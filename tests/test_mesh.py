@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import XLA_FLAGS
 from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
@@ -45,15 +47,30 @@ class FakeMesh:
         self.shape = dict.fromkeys(AXES, 1) | sizes
 
 
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    """The results of `mesh_process`, by mesh."""
-    out = tmp_path_factory.mktemp("mesh") / "results.npz"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    script = Path(__file__).with_name("mesh_process.py")
-    done = subprocess.run([sys.executable, script, out], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Involuntary full rematerialization" not in done.stderr, "an array is put together whole on every device"
+def computed(out, processes):
+    """The results of `mesh_process` in one process or two, by mesh."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{XLA_FLAGS} --xla_force_host_platform_device_count={8 // processes}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = []
+    for i in range(processes):
+        command = [
+            sys.executable,
+            Path(__file__).with_name("mesh_process.py"),
+            out,
+            *([address, str(i)] if processes > 1 else []),
+        ]
+        with out.with_suffix(f".{i}.log").open("w") as log:
+            started.append(subprocess.Popen(command, env=environment, stderr=log))
+    statuses = [process.wait(300) for process in started]
+    said = "".join(out.with_suffix(f".{i}.log").read_text() for i in range(processes))
+    assert statuses == [0] * processes, said[-3000:]
+    assert "Involuntary full rematerialization" not in said, "an array is put together whole on every device"
     results = {}
     with np.load(out) as arrays:
         for key in arrays:
@@ -62,21 +79,47 @@ def simulated(tmp_path_factory):
     return results
 
 
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """What one process of eight devices computes."""
+    return computed(tmp_path_factory.mktemp("mesh") / "results.npz", 1)
+
+
+@pytest.fixture(scope="module")
+def over_two_processes(tmp_path_factory):
+    """What two processes of four devices compute, which meet on loopback."""
+    return computed(tmp_path_factory.mktemp("processes") / "results.npz", 2)
+
+
+def assert_same(actual, expected):
+    """To 5e-6 of the largest element of an array, a few dozen float32 roundings; parameters and losses to 1e-5 of each."""
+    compared = expected.keys() & actual.keys() - {"temporaries", "collectives"}
+    assert any(key.startswith("gradient/") for key in compared)
+    for key in compared:
+        bound = 5e-6 * np.abs(expected[key]).max()
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=bound, err_msg=key)
+        if not key.startswith("gradient/"):
+            np.testing.assert_allclose(actual[key], expected[key], rtol=1e-5, atol=2e-6, err_msg=key)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name):
-    """To 5e-6 of the largest element of an array, a few dozen float32 roundings; parameters and losses to 1e-5 of each."""
-    expected = simulated["one device"]
-    actual = {key: value for key, value in simulated[name].items() if key not in ("temporaries", "collectives")}
+    expected, actual = simulated["one device"], simulated[name]
     assert {key for key in actual if key.startswith("gradient/")} == {
         key.replace("parameter/", "gradient/") for key in expected if key.startswith("parameter/")
     }
-    for key, value in actual.items():
-        bound = 5e-6 * np.abs(expected[key]).max()
-        np.testing.assert_allclose(value, expected[key], rtol=0, atol=bound, err_msg=key)
-        if not key.startswith("gradient/"):
-            np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=2e-6, err_msg=key)
+    assert actual.keys() <= expected.keys()
+    assert_same(actual, expected)
     assert actual["loss1"] < actual["loss0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_two_processes_compute_what_one_process_and_one_device_do(simulated, over_two_processes, name):
+    assert over_two_processes[name].keys() == simulated[name].keys()
+    assert_same(over_two_processes[name], simulated["one device"])
+    assert_same(over_two_processes[name], simulated[name])
 
 
 @pytest.mark.slow

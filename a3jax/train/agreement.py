@@ -1,12 +1,15 @@
-"""Stopping together: a signal reaches the processes of a run at different times, and they must end with the same step."""
+"""Processes that agree: a signal or a damaged file reaches one of them, and all must draw the same conclusion."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
 
 
 class AgreedStop:
@@ -41,6 +44,27 @@ class AgreedStop:
         if before is not None:
             self.agreed = self.agreed or int(before)
         return self.agreed
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns, once it has succeeded in every process; if it failed in one, all raise an exception.
+
+    Not so with JAX's own errors: they are raised at once, for then processes may be lost.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except jax.errors.JaxRuntimeError:
+        raise
+    except Exception as error:
+        failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.int32(failure is not None))
+        if failed.any() and failure is None:
+            failure = ValueError(f"process {failed.argmax()} says so")
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]
 
 
 def barrier(name: str) -> None:

@@ -11,7 +11,9 @@
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
@@ -30,6 +33,7 @@ from a3jax.folders import is_full_disk, remove
 from a3jax.progress import console
 from a3jax.record import Record
 from a3jax.strict import from_json
+from a3jax.train.agreement import barrier, together
 from a3jax.train.checksums import checksums
 from a3jax.train.step import State
 
@@ -92,17 +96,17 @@ class Checkpoints:
     def restore(self, abstract: State) -> Restored | None:
         """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
 
-        A damaged step is reported, set aside, and the one before it is taken. With several processes the others cannot
-        know what one of them failed to read: it raises `UserError` once the step is set aside, so that all start again.
+        A step that is damaged for any of the processes is reported, set aside, and all take the one before it.
         """
         while (step := self.newest) is not None:
             try:
-                return self._restore(step, abstract)
+                saved = together(functools.partial(self._read, step, abstract))
+                return together(functools.partial(self._checked, step, saved, abstract))
+            except jax.errors.JaxRuntimeError:  # of the devices or other hosts, not of a file
+                raise
             except Exception as error:  # a damaged file can fail anywhere inside Orbax
                 aside = self._set_aside(step)
                 what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
-                if jax.process_count() > 1:
-                    raise UserError(f"{what}: start the same command again on all hosts") from None
                 console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
         return None
 
@@ -113,7 +117,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
-    def _restore(self, step: int, abstract: State) -> Restored:
+    def _read(self, step: int, abstract: State) -> dict[str, Any]:
+        """This process's part of a step, without a word to the others, who may fail where this one does not."""
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(_plain(abstract.params)),
             optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
@@ -121,7 +126,12 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
             checksums=ocp.args.JsonRestore(),
         )
-        saved = self._manager.restore(step, args=items)
+        with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
+            saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
+        return {name: saved[name] for name in items}
+
+    def _checked(self, step: int, saved: dict[str, Any], abstract: State) -> Restored:
+        """What was read, if it is what was saved; all processes compute its checksums together."""
         plain = (saved["params"], saved["optimizer"])
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
@@ -134,10 +144,12 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         aside = self._folder / DAMAGED / str(step)
-        aside.parent.mkdir(exist_ok=True)
-        if aside.exists():
-            remove(aside)
-        (self._folder / str(step)).rename(aside)
+        if jax.process_index() == 0:
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                remove(aside)
+            (self._folder / str(step)).rename(aside)
+        barrier("damaged")
         self._manager.reload()
         return aside
 

@@ -16,7 +16,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,19 +46,22 @@ class Heartbeat:
     beat: int = 0
     step: int = 0
     own_seconds: float = 0.0
-    """Median time per step that the host itself took, from reading a result to the dispatch of the next step."""
+    """Median time per step that the host itself took: to read its input, and lay it out on its devices."""
     step_seconds: float = 0.0
     """Median of whole steps."""
     histogram: dict[str, int] = dataclasses.field(default_factory=dict)
     """Steps by their `own_seconds`: "0.016" counts those from 0.016 to 0.032 seconds."""
+    signal: int = 0
+    """That it has caught and ends for, or 0."""
     ended: bool = False
 
 
 class Hosts:
     """`with Hosts(run_folder) as hosts:` the heartbeat goes on; `with hosts.watched():` so must that of all others."""
 
-    def __init__(self, run: Path):
-        self._folder = run / FOLDER
+    def __init__(self, run: Path, caught: Callable[[], int] = lambda: 0):
+        """`caught` gives the signal that this process has caught, or 0."""
+        self._folder, self._caught, self._heard = run / FOLDER, caught, 0
         self._mine = Heartbeat(socket.gethostname(), jax.process_index(), os.getpid())
         self._beat = 0
         self._own: list[float] = []
@@ -101,7 +104,7 @@ class Hosts:
             self._watching = False
 
     def step(self, step: int, own_seconds: float, step_seconds: float) -> None:
-        """Note a step that was dispatched."""
+        """Note a step."""
         self._own.append(own_seconds)
         self._whole.append(step_seconds)
         power = math.floor(math.log2(max(own_seconds, 1e-4)))
@@ -114,6 +117,10 @@ class Hosts:
             step_seconds=statistics.median(self._whole),
             histogram={**self._mine.histogram, bucket: self._mine.histogram.get(bucket, 0) + 1},
         )
+
+    def signal(self) -> int:
+        """What this process or, as far as it has heard, another one has caught, or 0. A rumour, to be agreed on."""
+        return self._caught() or self._heard
 
     def lost(self, patience: float) -> str | None:
         """Wait up to twice `patience` for a host without a heartbeat; who it is, in words."""
@@ -133,6 +140,7 @@ class Hosts:
                 continue
             beats = self._read()
             self.straggler = _straggler(list(beats.values()))
+            self._heard = max((beat.signal for beat in beats.values()), default=0)
             if (silent := self._silent(beats, LOST_SECONDS)) is not None:
                 # The main thread waits inside an exchange that will never end, and cannot be woken.
                 _end(silent)
@@ -157,7 +165,7 @@ class Hosts:
     def _write(self) -> None:
         path = self._folder / f"{self._mine.process}.json"
         temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps(dataclasses.asdict(self._mine) | {"beat": self._beat}))
+        temporary.write_text(json.dumps(dataclasses.asdict(self._mine) | {"beat": self._beat, "signal": self._caught()}))
         temporary.replace(path)
 
 

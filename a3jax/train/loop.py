@@ -76,7 +76,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stop = AgreedStop(mesh, caught)
         run = open_run(config, mesh)
         stack.enter_context(only_process(config.run_folder))
-        hosts = stack.enter_context(Hosts(config.run_folder))
+        hosts = stack.enter_context(Hosts(config.run_folder, caught))
         barrier("hosts")
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
@@ -87,7 +87,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(contextlib.closing(position.batches))
         report = stack.enter_context(Report(config, run.model, mesh, position.step, source, hosts, started))
         tracing = stack.enter_context(Tracing(config))
-        steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop)
+        steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop, hosts)
     folder = config.run_folder
     goodput = report.goodput.facts()["goodput"] if report.goodput else None
     return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stop.agreed, goodput)
@@ -133,6 +133,7 @@ def _steps(
     report: Report,
     tracing: Tracing,
     stop: AgreedStop,
+    hosts: Hosts,
 ) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings = run.config, run.config.train
@@ -141,7 +142,7 @@ def _steps(
     put_rows = _put_rows(mesh, config.data.batch)
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
-    saved, rollbacks = step, 0
+    saved, rollbacks, last = step, 0, -1
     report.started()
 
     def save(nll: dict[str, float] | None) -> None:
@@ -154,10 +155,11 @@ def _steps(
         return step
     while step < config.steps:
         index, stage = stage_at(config.curriculum, step)
+        may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
             then = next(iter(config.curriculum[index + 1 :]), None)
-            run_step = compiled.at(stage, then, stop.now if stop.alone else lambda: 0)
-        if run_step is None:  # a signal came while it was compiled, or during an evaluation
+            run_step = compiled.at(stage, then, hosts.signal if may_stop else lambda: 0)
+        if (may_stop and stop.now()) or run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
                 save(None)
             break

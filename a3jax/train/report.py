@@ -28,6 +28,8 @@ class _Pending(NamedTuple):
     step: int
     stage: Stage
     metrics: Metrics
+    own: float
+    """Seconds that this host took for its input."""
 
 
 class Report:
@@ -45,7 +47,7 @@ class Report:
         self.goodput = Goodput(config.run_folder, self._log.dropped_seconds, started) if self._log else None
         self._bar = Progress("train", config.steps, "steps", step)
         self._pending: _Pending | None = None
-        self._clock = self._free = time.perf_counter()
+        self._clock = time.perf_counter()
         self._own = self._waited = 0.0
         self._bad = 0
         self._speeds: list[float] = []
@@ -71,24 +73,26 @@ class Report:
 
     @contextlib.contextmanager
     def input(self) -> Iterator[None]:
-        """Around the wait for a batch. It costs nothing as long as the device is busy with the step before."""
+        """Around the wait for a batch. It costs nothing as long as the device is busy with the step before.
+
+        This is a host's own part of a step: the call that dispatches one may wait for other hosts.
+        """
         before = time.perf_counter()
         yield
+        self._own = time.perf_counter() - before
         if self._pending is None or self._pending.metrics.loss.is_ready():  # type: ignore[attr-defined]
-            self._waited += time.perf_counter() - before
+            self._waited += self._own
 
     def step(self, step: int, stage: Stage, metrics: Metrics) -> None:
         """Note a step that was dispatched; read the one before it."""
-        self._own = time.perf_counter() - self._free
         self.flush()
-        self._pending = _Pending(step, stage, metrics)
-        self._free = time.perf_counter()
+        self._pending = _Pending(step, stage, metrics, self._own)
 
     def flush(self) -> None:
         """Wait for the noted step, if any, and report it. Raises `UserError` if it is bad and that ends the run."""
         if self._pending is None:
             return
-        (step, stage, metrics), self._pending = self._pending, None
+        (step, stage, metrics, own), self._pending = self._pending, None
         loss, norm, predicted, rate, bad = (float(value) for value in jax.device_get(metrics))
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -96,7 +100,7 @@ class Report:
         waited, self._waited = min(self._waited, seconds), 0.0
         speed = self._tokens / seconds
         self._speeds.append(speed)
-        self._hosts.step(step, self._own, seconds)
+        self._hosts.step(step, own, seconds)
         facts = {"input_wait": waited / seconds}
         if self._peak:
             needed = self._config.data.batch * flops.per_window(self._model, stage, self._config.data.length)
@@ -150,12 +154,12 @@ class Report:
         self._bar.note(f"{cause} {what}")
         yield
         self._spent(cause)
-        self._clock = self._free = time.perf_counter()
+        self._clock = time.perf_counter()
 
     def started(self) -> None:
         """All time before this call was needed to start."""
         self._spent("starting")
-        self._clock = self._free = time.perf_counter()
+        self._clock = time.perf_counter()
 
     def _spent(self, cause: str) -> None:
         if not self.goodput:

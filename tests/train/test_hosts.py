@@ -52,6 +52,16 @@ def test_the_host_that_the_others_wait_for_is_named(three):
         assert mine.straggler is None
 
 
+def test_a_signal_to_another_host_is_heard_of(three):
+    mine, other, _ = three
+    with mine.watched():
+        other(1)
+        time.sleep(0.2)
+        assert mine.signal() == 0
+        other(2, signal=15)
+        assert beats_until(lambda: mine.signal() == 15)
+
+
 def test_a_heartbeat_is_whole_while_steps_go_on(three):
     mine, _, run = three
     for step in range(1, 3000):
