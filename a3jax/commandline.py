@@ -69,9 +69,10 @@ def _names(target: Any, value: Any, prefix: str = "") -> list[str]:
     names: list[str] = []
     for field in dataclasses.fields(target if value is None else value):
         name = prefix + field.name.replace("_", "-").strip("-")
-        item = getattr(value, field.name, None)
+        item = getattr(value, field.name, field.default)
+        bare = tyro.conf.OmitArgPrefixes in getattr(field.type, "__metadata__", ())
         if dataclasses.is_dataclass(item):
-            names += _names(item, item, f"{name}.")
+            names += _names(item, item, prefix if bare else f"{name}.")
         elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
             names += [leaf for i, part in enumerate(item) for leaf in _names(part, part, f"{name}.{i}.")]
         else:

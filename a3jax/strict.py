@@ -41,7 +41,7 @@ def from_json(cls: type[T], text: str | bytes, where: str) -> T:
         value = json.loads(text)
     except ValueError as error:  # not JSON, or not text
         raise UserError(f"{where} is not JSON: {error}") from None
-    return _build(cls, value, where)
+    return build(cls, value, where)
 
 
 def read(cls: type[T], path: Path) -> T:
@@ -51,8 +51,11 @@ def read(cls: type[T], path: Path) -> T:
     return from_json(cls, path.read_bytes(), str(path))
 
 
-def _build(expected: Any, value: Any, where: str) -> Any:
-    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars."""
+def build(expected: Any, value: Any, where: str) -> Any:
+    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars.
+
+    Raises `UserError` that begins with `where` if it is anything else.
+    """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
         hints = typing.get_type_hints(expected)
@@ -66,15 +69,16 @@ def _build(expected: Any, value: Any, where: str) -> Any:
         ]
         if missing:
             raise UserError(f"{where}: field '{missing[0]}' is missing")
-        return expected(**{name: _build(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        return expected(**{name: build(hints[name], item, f"{where}: {name}") for name, item in value.items()})
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
+        others = [a for a in arguments if a is not type(None)]
+        return build(next((a for a in others if a is type(value)), others[0]), value, where)
     if origin is tuple and isinstance(value, list):
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _build(arguments[1], item, f"{where}[{key}]") for key, item in value.items()}
+        return {key: build(arguments[1], item, f"{where}[{key}]") for key, item in value.items()}
     if origin is Literal:
         if value in arguments:
             return value
