@@ -45,7 +45,7 @@ class Generate:
     after: Path | None = None
     """A file with the text after it."""
     tokens: str | None = None
-    """How many tokens to fill in: N, or MIN-MAX. At most N after --prompt; as many as there were for --rewrite if not given."""
+    """How many tokens to fill in: N, or MIN-MAX. At most N after --prompt; if not given, --rewrite keeps the number."""
     file: str | None = None
     """A JSONL file of requests, - for standard input."""
     out: Path | None = None
