@@ -108,16 +108,16 @@ class Generate:
     def _one(self) -> dict[str, Any]:
         """Fill one text, n times."""
         wanted = self._wanted()
-        decoding = self.decoding.decoding(ends=self.decoding.ends or wanted.prompt is not None)
+        decodings = [wanted.decoding(self.decoding, seed=self.decoding.seed + i) for i in range(self.n)]
 
         from a3jax.progress import console
         from a3jax.requests.request import answer, fill, request
         from a3jax.show.trace import trace
         from a3jax.show.watch import Watch
 
-        decodings = [dataclasses.replace(decoding, seed=decoding.seed + i) for i in range(self.n)]
         model = self._model()
-        requests = [request(model, wanted, each) for each in decodings]
+        first = request(model, wanted, decodings[0])
+        requests = [dataclasses.replace(first, decoding=each) for each in decodings]
         with Watch(model.codec, console) if self.watch else nullcontext() as watch:
             filled = fill(model, requests, min(self.batch, self.n), watch)
         if self.trace is not None:

@@ -12,14 +12,16 @@ import fcntl
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.folders import is_full_disk
+from a3jax.infilling import Infilled
 from a3jax.loading import Model
 from a3jax.progress import Progress
 from a3jax.requests.choices import Choices
@@ -30,13 +32,14 @@ from a3jax.strict import build
 WINDOW = 4
 """Batches that are read, and sorted by length, before any is filled. A batch of one is filled at once."""
 _BEGIN = b'{"id": '
+_DECODING = {field.name for field in dataclasses.fields(Decoding)}
 
 
 class Row(NamedTuple):
     """A request as it was read."""
 
     where: str
-    id: Any
+    id: int | str
     wanted: Wanted
     decoding: Decoding
 
@@ -69,7 +72,7 @@ def answer_file(
     size = batch * WINDOW if batch > 1 else 1
     total = count_lines(source)
     with _opened(out) as file:
-        done, again = _done(file, out, rows, name, size, model) if isinstance(out, Path) else (0, [])
+        done, again = _done(file, out, rows, name, size, model) if isinstance(out, Path) and out.is_file() else (0, [])
         written, read = done, done - len(again)
         with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:
             for window in _windows(model, itertools.chain(again, rows), size):
@@ -81,7 +84,7 @@ def answer_file(
     return {"done_before": done, "answered": written - done}
 
 
-def _answer(model: Model, row: Row, filled: Any) -> bytes:
+def _answer(model: Model, row: Row, filled: Infilled) -> bytes:
     head = {"id": row.id, "request": row.digest(model), "seed": row.decoding.seed}
     return json.dumps({**head, **answer(filled)}).encode() + b"\n"
 
@@ -93,16 +96,12 @@ def _rows(source: BinaryIO, name: str, choices: Choices, samples: int) -> Iterat
             read = build(_Line, line.value, line.where)
             wanted = Wanted(**{field.name: getattr(read, field.name) for field in dataclasses.fields(Wanted)})
             wanted.check()
-            own = {
-                field.name: getattr(read, field.name) for field in dataclasses.fields(Decoding) if field.name in line.value
-            }
+            own = {name: getattr(read, name) for name in _DECODING & line.value.keys()}
             chosen = dataclasses.replace(choices, **own)
-            ends = chosen.ends or wanted.prompt is not None
             for sample in range(samples):
                 seed = chosen.seed + (sample if "seed" in own else next(count))
-                yield Row(
-                    line.where, line.number if read.id is None else read.id, wanted, chosen.decoding(seed=seed, ends=ends)
-                )
+                row_id = line.number if read.id is None else read.id
+                yield Row(line.where, row_id, wanted, wanted.decoding(chosen, seed=seed))
 
 
 def _windows(model: Model, rows: Iterator[Row], size: int) -> Iterator[list[tuple[Row, Request]]]:
@@ -139,7 +138,11 @@ def _opened(out: Path | BinaryIO) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out} is being written by another process; wait for it") from None
-        yield file
+        try:
+            yield file
+        except (KeyboardInterrupt, SystemExit):
+            print(f"a3jax: stopped; the same command goes on from {out}", file=sys.stderr)
+            raise
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
@@ -157,22 +160,21 @@ def _done(file: BinaryIO, out: Path, rows: Iterator[Row], name: str, size: int, 
     """How many answers are there already, and the rows of the window that they break off in. A torn last line is dropped."""
     again: list[Row] = []
     count = at = 0
-    for line in out.open("rb"):
-        if not line.endswith(b"\n") and (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
-            file.truncate(at)
-            break
-        at, count = at + len(line), count + 1
-        try:
-            digest = json.loads(line)["request"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{out}:{count} is no answer of a3jax generate; choose another file") from None
-        row = next(rows, None)
-        if row is None:
-            raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
-        if row.digest(model) != digest:
-            raise UserError(
-                f"{out}:{count} answers something else than {row.where}: the request, an option or the model has changed; "
-                "choose another file"
-            )
-        again = [*again, row] if count % size else []
+    with out.open("rb") as answers:
+        for line in answers:
+            if not line.endswith(b"\n") and (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
+                file.truncate(at)
+                break
+            at, count = at + len(line), count + 1
+            try:
+                digest = json.loads(line)["request"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{out}:{count} is no answer of a3jax generate; choose another file") from None
+            row = next(rows, None)
+            if row is None:
+                raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
+            if row.digest(model) != digest:
+                what = f"{out}:{count} answers something else than {row.where}"
+                raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
+            again = [*again, row] if count % size else []
     return count, again

@@ -12,8 +12,8 @@ class Choices(Decoding):
     def __post_init__(self) -> None:
         pass
 
-    def decoding(self, **changes: Any) -> Decoding:
-        """Checked, with `changes`. Raises `UserError` as `Decoding` does."""
+    def checked(self, **changes: Any) -> Decoding:
+        """With `changes`. Raises `UserError` as `Decoding` does."""
         return Decoding(**{**dataclasses.asdict(self), **changes})
 
 

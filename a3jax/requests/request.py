@@ -1,6 +1,7 @@
 """What is asked for: every form of a request, and its answer."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from a3jax.decode.template import Range, Template, lay_out, parse
 from a3jax.errors import UserError
 from a3jax.infilling import Infilled, Observe, infill_batch
 from a3jax.loading import Model, check_context
+from a3jax.requests.choices import Choices
 from a3jax.requests.reading import check_text
 
 
@@ -58,12 +60,20 @@ class Wanted:
     def template(self, codec: TextCodec | None = None) -> Template:
         """Of fields that are right. `codec` counts the tokens of what is rewritten. Raises `UserError` for a bad blank."""
         if self.text is not None and self.rewrite is None:
-            return parse(self.text)
+            return self._parsed
         before, after = self.before or self.prompt or "", self.after or ""
         if self.text is not None and self.rewrite is not None:
             before, _, after = self.text.partition(self.rewrite)
         words = len(codec.encode(self.rewrite)) if codec and self.rewrite and self.tokens is None else self.tokens
         return Template((before, after), (_size(words),))
+
+    @functools.cached_property
+    def _parsed(self) -> Template:
+        return parse(self.text or "")
+
+    def decoding(self, choices: Choices, **changes: Any) -> Decoding:
+        """How to fill it: a prompt is for a text that may end."""
+        return choices.checked(ends=choices.ends or self.prompt is not None, **changes)
 
 
 @dataclass(frozen=True)
