@@ -10,6 +10,7 @@ from typed import answer, fails, piped, run
 import a3jax
 from a3jax.decode.template import Range, Template
 from a3jax.requests import bulk
+from a3jax.requests.request import Wanted
 
 TEMPLATE = "def area(r): [[5]] * r"
 OPTIONS = {"order": "random_4", "seed": 3, "temperature": 1.0, "top_k": 40}
@@ -26,7 +27,6 @@ def nothing_piped(monkeypatch):
     [
         (WORDS, OPTIONS),
         (["--mode", "dynamic", "--threshold", 0.5], {"mode": "dynamic", "threshold": 0.5}),
-        (["--mode", "speculative", "--drafts", 3], {"mode": "speculative", "drafts": 3}),
     ],
 )
 def test_a_text_is_filled_as_by_infill(model_folder, model, capsys, words, options):
@@ -39,20 +39,27 @@ def test_a_text_is_filled_as_by_infill(model_folder, model, capsys, words, optio
 
 
 @pytest.mark.parametrize(
-    ("words", "template"),
+    ("wanted", "template"),
     [
-        (["--before", "before", "--after", "after", "--tokens", 5], Template(("b [[1]]\r\n", "\n a"), (5,))),
-        (["--before", "before", "--tokens", 5], Template(("b [[1]]\r\n", ""), (5,))),
-        (["--after", "after", "--tokens", "4-5"], Template(("", "\n a"), (Range(4, 5),))),
-        (["--text", "a [[1]] c", "--rewrite", "[[1]]"], Template(("a ", " c"), (5,))),
-        (["--text", "a [[1]] c", "--rewrite", "[[1]]", "--tokens", 3], Template(("a ", " c"), (3,))),
+        (Wanted(text="a [[2]] b"), Template(("a ", " b"), (2,))),
+        (Wanted(prompt="a [[2]]", tokens=3), Template(("a [[2]]", ""), (3,))),
+        (Wanted(before="b [[1]]", tokens="5"), Template(("b [[1]]", ""), (5,))),
+        (Wanted(after=" a", tokens="4-5"), Template(("", " a"), (Range(4, 5),))),
+        (Wanted(text="a [[1]] c", rewrite="[[1]]"), Template(("a ", " c"), (5,))),
+        (Wanted(text="a [[1]] c", rewrite="[[1]]", tokens="3"), Template(("a ", " c"), (3,))),
     ],
 )
-def test_other_forms_are_templates(model_folder, model, capsys, tmp_path, monkeypatch, words, template):
-    monkeypatch.chdir(tmp_path)
+def test_every_form_is_a_template(model, wanted, template):
+    wanted.check()
+    assert wanted.template(model.codec) == template
+
+
+def test_the_middle_of_two_files(model_folder, model, capsys, tmp_path):
     (tmp_path / "before").write_bytes(b"b [[1]]\r\n")
     (tmp_path / "after").write_bytes(b"\n a")
-    assert answer(capsys, "generate", model_folder, *words)["text"] == a3jax.infill(model, template).text
+    words = ["--before", tmp_path / "before", "--after", tmp_path / "after", "--tokens", 5]
+    expected = a3jax.infill(model, Template(("b [[1]]\r\n", "\n a"), (5,)))
+    assert answer(capsys, "generate", model_folder, *words)["text"] == expected.text
 
 
 def test_a_prompt_is_continued_and_cut_at_a_stop_string(model_folder, model, capsys):

@@ -63,7 +63,7 @@ def test_a_file_of_texts(model_folder, model, capsys, tmp_path, monkeypatch):
     assert last["tokens"] == sum(len(one.tokens) for one in expected)
 
     piped(monkeypatch, path.read_bytes() + b'\n{"text": ""}\n')
-    assert "standard input:5: there is nothing to score" in fails(capsys, "score", model_folder, "--file", "-")
+    assert "standard input:5: there is nothing to score" in fails(capsys, "score", model_folder, "--file", "-", printed=4)
 
 
 @pytest.mark.parametrize(

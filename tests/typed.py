@@ -19,13 +19,15 @@ def answer(capsys: pytest.CaptureFixture, *args: object) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def fails(capsys: pytest.CaptureFixture, *args: object) -> str:
-    """The one line that a failing command prints."""
+def fails(capsys: pytest.CaptureFixture, *args: object, printed: int = 0) -> str:
+    """The one line that a failing command prints, after so many on standard output."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run(*args)
-    message = capsys.readouterr().err
+    captured = capsys.readouterr()
+    message = captured.err
     assert stop.value.code == 2, message
+    assert captured.out.count("\n") == printed
     assert message.startswith("a3jax: ")
     assert message.count("\n") == 1, message
     return message
