@@ -318,7 +318,7 @@ def _infilled(model: Model, document: Document, decoding: Decoding, filled: Toke
         text = text[: len(text) - len(model.codec.decode(tokens[places[-1]])) + end.characters]
     pieces, begin = [], 0
     for edge, is_filled in [(e, e == place.stop) for place in places for e in (place.start, place.stop)]:
-        upto = alike(text, model.codec.decode(tokens[first:edge]))
+        upto = _alike(text, model.codec.decode(tokens[first:edge]))
         pieces.append((text[begin:upto], is_filled))
         begin = upto
     pieces.append((text[begin:], False))
@@ -336,6 +336,6 @@ def _infilled(model: Model, document: Document, decoding: Decoding, filled: Toke
     )
 
 
-def alike(a: str, b: str) -> int:
+def _alike(a: str, b: str) -> int:
     """How many characters two texts have in common at their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -156,8 +156,10 @@ def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from a3jax.show.spelling import printable
+
     if sys.stdout.isatty():
-        marked = Text.assemble(*((text, "bold green" if filled else "") for text, filled in pieces))
+        marked = Text.assemble(*((printable(text), "bold green" if filled else "") for text, filled in pieces))
         Console(soft_wrap=True, highlight=False).print(marked)
     else:
         print("".join(f"⟦{text}⟧" if filled else text for text, filled in pieces))

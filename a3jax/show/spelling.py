@@ -1,9 +1,18 @@
 """The text of each token of a text: what it adds to those before it."""
 
+import itertools
 from collections.abc import Sequence
 
 from a3jax.data.tokenizer import TextCodec
-from a3jax.infilling import Infilled, alike
+from a3jax.infilling import Infilled
+
+_CONTROLS = {number: 0x2400 + number for number in range(32) if chr(number) not in "\t\n"}
+_CONTROLS |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """`text` with pictures for the control characters that a terminal would obey, line ends and tabs aside."""
+    return text.translate(_CONTROLS)
 
 
 def spell(codec: TextCodec, tokens: Sequence[int]) -> list[str]:
@@ -14,7 +23,8 @@ def spell(codec: TextCodec, tokens: Sequence[int]) -> list[str]:
     for i in range(len(tokens)):
         grown = codec.decode(list(tokens[begin : i + 1]))
         fresh = grown[len(codec.decode(list(tokens[begin:read]))) + taken :]
-        piece = text[at : at + alike(text[at : at + len(fresh)], fresh)]
+        same = itertools.takewhile(lambda both: both[0] == both[1], zip(text[at : at + len(fresh)], fresh))
+        piece = "".join(letter for letter, _ in same)
         if piece and piece == fresh:
             begin, read, taken = read, i + 1, 0
         else:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.infilling import Tokens
-from a3jax.show.spelling import spell
+from a3jax.show.spelling import printable, spell
 
 OPEN = "░"
 """Stands for a token that is not decided."""
@@ -48,9 +48,10 @@ class Watch:
         shown = [_kept(new, old) for new, old in zip(texts, self._before)] if self._before else texts
         newest = max(int(text.passes.max()) for text in texts)
         self._pass += 1
-        height = max(1, (self._console.height - 1) // len(texts) - 1)
+        room = max(1, self._console.height - 2)
+        height = max(1, room // len(texts))
         frame = Text(f"pass {self._pass}", style="dim")
-        for text, now in zip(shown, texts):
+        for text, now in list(zip(shown, texts))[:room]:
             lines = drawn(self._codec, text, (now.passes == newest) & (newest > 0)).wrap(self._console, self._console.width)
             frame.append("\n")
             frame.append_text(Text("\n").join(_around_newest(list(lines), height)))
@@ -72,7 +73,7 @@ def drawn(codec: TextCodec, text: Tokens, newest: np.ndarray) -> Text:
         pieces = spell(codec, [*context, *text.tokens[begin:end].tolist()])[len(context) :]
         for i, piece in enumerate(pieces, start=begin):
             style = colour(float(np.exp(text.log_probs[i]))) if text.passes[i] > 0 else Style()
-            result.append(piece, style=style + NEWEST if newest[i] else style)
+            result.append(printable(piece), style=style + NEWEST if newest[i] else style)
     return result
 
 

@@ -1,5 +1,6 @@
 """a3jax generate against the Python interface, and one line for every mistake."""
 
+import dataclasses
 import io
 import json
 
@@ -75,6 +76,14 @@ def test_samples_have_the_seeds_that_follow_each_other(model_folder, model, caps
     assert [one["text"] for one in printed] == [
         a3jax.infill(model, TEMPLATE, **{**OPTIONS, "seed": seed}).text for seed in (3, 4, 5)
     ]
+
+
+def test_every_choice_of_decoding_is_an_option(capsys):
+    with pytest.raises(SystemExit):
+        run("generate", "--help")
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(a3jax.Decoding):
+        assert f"--{field.name.replace('_', '-')}" in shown
 
 
 def test_standard_input_is_the_text_where_none_is_given(model_folder, model, capsys, monkeypatch):

@@ -51,6 +51,21 @@ def test_a_document_on_its_way():
     assert drawn(CODEC, half, np.zeros(8, bool)).plain == "a\ufffd░b░░d"
 
 
+def test_what_a_model_writes_does_not_rule_the_terminal():
+    tokens = CODEC.encode("\x1b[2J\r\x9b\n\ta")
+    text = Tokens(np.array([256, *tokens]), np.zeros(len(tokens) + 1), np.array([0] + [1] * len(tokens)))
+    assert drawn(CODEC, text, text.passes < 0).plain == "␛[2J␍\ufffd\n\ta"
+
+
+def test_more_texts_than_lines_are_cut(model):
+    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=6)
+    tokens = np.array([256, *CODEC.encode("ab")])
+    with Watch(CODEC, console) as watch:
+        watch([Tokens(tokens, np.zeros(3), np.array([0, 0, 1]))] * 9)
+        shown = console.file.getvalue()
+    assert shown.count("\n") < 6
+
+
 def test_a_revision_keeps_the_colours_of_what_it_does_not_open():
     console = Console(file=io.StringIO(), force_terminal=True, width=40, height=10, color_system="truecolor")
     tokens = np.array([256, *CODEC.encode("abc")])
