@@ -16,6 +16,8 @@ from a3jax.strict import nearest
 
 T = TypeVar("T")
 
+Text = Annotated[str | None, arg(constructor=str, help_behavior_hint="")]
+"""A string that may be left out. Unlike with a plain `str | None`, the word None is a string."""
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commandline import Json
+from a3jax.commandline import Json, Text
 from a3jax.errors import UserError
 from a3jax.requests.choices import DEFAULTS, Choices
 
@@ -34,19 +34,19 @@ class Generate:
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder, a run folder, or what a3jax import takes."""
-    text: str | None = None
+    text: Text = None
     """A text in which [[8]] is a blank of eight tokens, and [[4-12]] one of four to twelve."""
-    rewrite: str | None = None
+    rewrite: Text = None
     """With --text: the part of it to fill anew. It must stand there once; the text has no blanks then."""
-    prompt: str | None = None
+    prompt: Text = None
     """A text to continue, to the model's end token, a stop string, or --tokens."""
     before: Path | None = None
     """A file with the text before what is to be filled in."""
     after: Path | None = None
     """A file with the text after it."""
-    tokens: str | None = None
+    tokens: Text = None
     """How many tokens to fill in: N, or MIN-MAX. At most N after --prompt; if not given, --rewrite keeps the number."""
-    file: str | None = None
+    file: Text = None
     """A JSONL file of requests, - for standard input."""
     out: Path | None = None
     """Where the answers to --file go, one a line; standard output if not given. The same command goes on where it stopped."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json
+from a3jax.commandline import Json, Text
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ class Score:
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder, a run folder, or what a3jax import takes."""
-    text: str | None = None
+    text: Text = None
     """A text; with --blanks, one in which [[8]] is a blank."""
-    blanks: tuple[str, ...] | None = None
+    blanks: tuple[str, ...] = ()
     """What stands in the blanks: it alone is scored, all else is given."""
-    file: str | None = None
+    file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N with N tokens predicted at once."""
@@ -53,7 +53,7 @@ class Score:
         parse_order(self.order)
         if self.orders < 1:
             raise UserError(f"orders is {self.orders}; it must be at least 1")
-        if self.file is not None and (self.text is not None or self.blanks is not None):
+        if self.file is not None and (self.text is not None or self.blanks):
             other = "text" if self.text is not None else "blanks"
             raise UserError(f"--{other} does not go with --file, which says what to score; leave one of them out")
         if self.file is not None and (self.file == "-" or self.file.endswith(".jsonl")):
@@ -74,7 +74,7 @@ class Score:
             raise UserError("nothing to score is given; give --text or --file")
         text = whole_text(self.file or STDIN) if self.text is None else self.text
         model = self._model()
-        (scored,) = score(model, [subject(model, Asked(text, self.blanks))], self.order, self.seed, self.orders)
+        (scored,) = score(model, [subject(model, Asked(text, self.blanks or None))], self.order, self.seed, self.orders)
         if self.json:
             return {"text": text, **scored.summary(), "token_log_probs": scored.tokens()}
         print_tokens(scored)

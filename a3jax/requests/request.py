@@ -50,12 +50,12 @@ class Wanted:
             raise UserError(f"{chosen[0]} needs tokens, the number to fill in")
         for name, value in given.items():
             check_text(name, str(value))
-        if self.rewrite is not None and self.text is not None:
-            count = _occurrences(self.text, self.rewrite)
-            if count != 1:
-                raise UserError(f"rewrite is found {count} times in the text; give a part that stands there once")
-        else:
+        if self.tokens is not None:
+            _size(self.tokens)
+        if self.text is not None and self.rewrite is None:
             self.template()
+        elif self.text is not None and (count := _occurrences(self.text, self.rewrite or "")) != 1:
+            raise UserError(f"rewrite is found {count} times in the text; give a part that stands there once")
 
     def template(self, codec: TextCodec | None = None) -> Template:
         """Of fields that are right. `codec` counts the tokens of what is rewritten. Raises `UserError` for a bad blank."""

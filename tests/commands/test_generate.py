@@ -246,6 +246,7 @@ def test_a_broken_line_is_named_and_nothing_before_it_lost(model_folder, tmp_pat
         (["--text", "aa", "--rewrite", "a"], "rewrite is found 2 times"),
         (["--text", "aa", "--rewrite", "b"], "rewrite is found 0 times"),
         (["--text", "aa", "--rewrite", ""], "rewrite is found 0 times"),
+        (["--text", "None", "--rewrite", "None", "--tokens", "None"], "tokens is 'None'"),
         (["--text", "[[1]]", "--stop", "a"], "stop strings are for"),
         (["--text", "[[1]]", "--mode", "ar", "--order", "random_2"], "mode ar fills from left to right"),
         (["--text", "[[1]]", "--mod", "ar"], "did you mean '--mode'"),

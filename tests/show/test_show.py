@@ -57,7 +57,7 @@ def test_what_a_model_writes_does_not_rule_the_terminal():
     assert drawn(CODEC, text, text.passes < 0).plain == "␛[2J␍\ufffd\n\ta"
 
 
-def test_more_texts_than_lines_are_cut(model):
+def test_more_texts_than_lines_are_cut():
     console = Console(file=io.StringIO(), force_terminal=True, width=20, height=6)
     tokens = np.array([256, *CODEC.encode("ab")])
     with Watch(CODEC, console) as watch:
@@ -81,12 +81,14 @@ def test_a_revision_keeps_the_colours_of_what_it_does_not_open():
     assert re.search(r"(?<!m)a", last)
 
 
-def test_a_text_longer_than_the_terminal_shows_its_newest_lines(model):
+def test_a_text_longer_than_the_terminal_shows_its_newest_lines():
     console = Console(file=io.StringIO(), force_terminal=True, width=20, height=4)
+    tokens = np.array([256, *CODEC.encode("\n".join("bcdefghij"))])
     with Watch(CODEC, console) as watch:
-        a3jax.infill_batch(model, ["\n".join("abcdefghij") + "\n[[3]]"], order="ar", observe=watch)
-    assert "j" in console.file.getvalue()
-    assert "a" not in re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|pass", "", console.file.getvalue())
+        watch([Tokens(tokens, np.zeros(len(tokens)), np.arange(len(tokens)) // (len(tokens) - 1))])
+    shown = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|pass", "", console.file.getvalue())
+    assert "j" in shown
+    assert "b" not in shown
 
 
 class Page(HTMLParser):
@@ -108,10 +110,10 @@ class Page(HTMLParser):
         self.data += data if self._in_data else ""
 
 
-@pytest.mark.parametrize("text", ["plain", "</script><b>&amp;<!-- \\u003c $data ${data}"])
+@pytest.mark.parametrize("text", ["plain", "</script><b>&\\u003c$data"])
 def test_a_page_holds_the_result_and_nothing_breaks_out_of_it(model, text):
-    decoding = Decoding(order="random_2", temperature=1.0)
-    filled = a3jax.infill(model, f"{text} [[5]] é", decoding)
+    decoding = Decoding(temperature=1.0)
+    filled = a3jax.infill(model, f"{text} [[2]] é", decoding)
     page = Page(trace(model.codec, [(filled, decoding)]))
     empty = Page(trace(model.codec, []))
     assert page.tags == empty.tags
