@@ -124,9 +124,11 @@ class Generate:
             _write(self.trace, trace(model.codec, list(zip(filled, decodings))))
         seconds = sum(one.seconds for one in filled[:: self.batch])
         if self.json:
-            answers = [answer(one) for one in filled]
+            answers = [{"seed": each.seed, **answer(one)} for one, each in zip(filled, decodings)]
             return {**(answers[0] if self.n == 1 else {"samples": answers}), "seconds": seconds}
-        for one in filled:
+        for one, each in zip(filled, decodings):
+            if self.n > 1:
+                print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
             _print_marked(one.pieces)
         facts = {"forwards": filled[0].forwards, "log_prob": filled[0].log_prob} if self.n == 1 else {}
         return {**facts, "seconds": seconds, "trace": self.trace}

@@ -11,7 +11,7 @@ from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template, lay_out, parse
 from a3jax.errors import UserError
-from a3jax.infilling import Infilled, Observe, infill_batch
+from a3jax.infilling import Infilled, Observe, Tokens, infill_batch
 from a3jax.loading import Model, check_context
 from a3jax.requests.choices import Choices
 from a3jax.requests.reading import check_text
@@ -109,7 +109,8 @@ def fill(
 ) -> list[Infilled]:
     """Fill requests, `batch` at a time, those together that share a program and are of like length.
 
-    Every batch is filled up to the same size, so that it is compiled once. `done` is told how many are.
+    Every batch is filled up to the same size, so that it is compiled once; `observe` sees only what was asked for. `done` is
+    told how many are filled.
     """
     filled: dict[int, Infilled] = {}
     programs: dict[tuple[Any, ...], list[int]] = {}
@@ -119,10 +120,15 @@ def fill(
         for begin in range(0, len(alike), batch):
             chosen = alike[begin : begin + batch]
             rows = [requests[i] for i in chosen + [chosen[-1]] * (batch - len(chosen))]
-            each = infill_batch(model, [row.template for row in rows], [row.decoding for row in rows], observe)
+            look = observe and functools.partial(_first, observe, len(chosen))
+            each = infill_batch(model, [row.template for row in rows], [row.decoding for row in rows], look)
             filled |= dict(zip(chosen, each))
             done(len(chosen))
     return [filled[i] for i in range(len(requests))]
+
+
+def _first(observe: Observe, count: int, texts: list[Tokens]) -> None:
+    observe(texts[:count])
 
 
 def answer(filled: Infilled) -> dict[str, Any]:
