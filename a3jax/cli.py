@@ -13,6 +13,7 @@ from typing import Any
 from a3jax.commandline import parse
 from a3jax.commands.data import Data, Prepare
 from a3jax.commands.generate import Generate
+from a3jax.commands.score import Score
 from a3jax.commands.serve import Serve
 from a3jax.commands.train import Plan, Train
 from a3jax.commands.weights import Export, Import, Inspect
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
+    "score": (Score, "a3jax.scoring", "the exact likelihood of texts, in any order"),
     "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
     "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
@@ -65,6 +67,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(failing(error.status))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        _stop_writing()
+        sys.exit(0)
     except Exception:
         failing(1)
         raise
@@ -76,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
             _show(result)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads it, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_writing()
     if result.get("stopped_by"):
         status = 128 + result["stopped_by"]
         if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more
@@ -86,6 +91,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(status)
     if result.get("fits") is False:
         sys.exit(1)
+
+
+def _stop_writing() -> None:
+    """What is still to be written to a pipe that nobody reads goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:

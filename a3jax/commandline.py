@@ -16,6 +16,8 @@ from a3jax.strict import nearest
 
 T = TypeVar("T")
 
+Text = Annotated[str | None, arg(constructor=str, help_behavior_hint="")]
+"""A string that may be left out. Unlike with a plain `str | None`, the word None is a string."""
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 
 
@@ -69,9 +71,10 @@ def _names(target: Any, value: Any, prefix: str = "") -> list[str]:
     names: list[str] = []
     for field in dataclasses.fields(target if value is None else value):
         name = prefix + field.name.replace("_", "-").strip("-")
-        item = getattr(value, field.name, None)
+        item = getattr(value, field.name, field.default)
+        bare = tyro.conf.OmitArgPrefixes in getattr(field.type, "__metadata__", ())
         if dataclasses.is_dataclass(item):
-            names += _names(item, item, f"{name}.")
+            names += _names(item, item, prefix if bare else f"{name}.")
         elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
             names += [leaf for i, part in enumerate(item) for leaf in _names(part, part, f"{name}.{i}.")]
         else:

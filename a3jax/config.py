@@ -8,7 +8,7 @@ A `ModelConfig` describes the network and lives beside its weights. A `Config` d
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from a3jax.errors import UserError
 
@@ -16,6 +16,17 @@ Family = Literal["in_order", "random", "spans", "infill"]
 Seeding = Literal["successor", "learned"]
 HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
 """The orders by which held-out NLL is reported."""
+
+
+def parse_order(name: str) -> tuple[Family, int]:
+    """`"random_4"` -> ("random", 4); `"ar"` is `"in_order_1"`. Raises `UserError` for anything else."""
+    if name == "ar":
+        return "in_order", 1
+    family, _, size = name.rpartition("_")
+    if family not in get_args(Family) or not size.isdecimal() or len(size) > 99 or int(size) < 1:
+        known = ", ".join(f"{family}_N" for family in get_args(Family))
+        raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
+    return cast(Family, family), int(size)
 
 
 @dataclass(frozen=True)

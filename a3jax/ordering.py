@@ -14,14 +14,13 @@ are never predicted: the content stream reads them exactly as the pretrained aut
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 """
 
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from a3jax.config import Family, Seeding
-from a3jax.errors import UserError
 
 
 class Order(NamedTuple):
@@ -41,17 +40,6 @@ class Order(NamedTuple):
     group_end: Array
     predicted: Array
     """Whether the slot's token counts in the loss: neither given nor padding."""
-
-
-def parse_order(name: str) -> tuple[Family, int]:
-    """`"random_4"` -> ("random", 4); `"ar"` is `"in_order_1"`. Raises `UserError` for anything else."""
-    if name == "ar":
-        return "in_order", 1
-    family, _, size = name.rpartition("_")
-    if family not in get_args(Family) or not size.isdecimal() or len(size) > 99 or int(size) < 1:
-        known = ", ".join(f"{family}_N" for family in get_args(Family))
-        raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
-    return cast(Family, family), int(size)
 
 
 def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:

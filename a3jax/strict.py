@@ -54,7 +54,8 @@ def read(cls: type[T], path: Path) -> T:
 def build(expected: Any, value: Any, where: str) -> Any:
     """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars.
 
-    Of a union, a list is taken as its tuple and anything else as its first other type.
+    Of a union, a list is taken as its tuple, and anything else as its own type or the first. Raises `UserError` that begins
+    with `where` if it is anything else.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
@@ -74,8 +75,8 @@ def build(expected: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         kinds = [a for a in arguments if a is not type(None)]
-        is_list = isinstance(value, list)
-        return build(next((a for a in kinds if (typing.get_origin(a) is tuple) == is_list), kinds[0]), value, where)
+        written = [a for a in kinds if type(value) is (list if typing.get_origin(a) is tuple else a)]
+        return build((written or kinds)[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):

@@ -4,15 +4,20 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+import a3jax
+from a3jax.checkpoint import save_model
 from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import byte_codec
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import Order, arrange, draw_given, draw_groups
+from a3jax.record import Record
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,6 +70,22 @@ def network() -> Callable[..., TwoStream]:
         return result
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny, network, tmp_path_factory) -> Path:
+    """A model folder of a small random model with the byte tokenizer, and a context of 64 tokens."""
+    config = tiny(layers=2, vocab=300, start_token=256, end_tokens=(257,))
+    params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
+    out = tmp_path_factory.mktemp("api") / "model"
+    save_model(out, config, params, Record("random"), byte_codec().files)
+    return out
+
+
+@pytest.fixture(scope="session")
+def model(model_folder) -> a3jax.Model:
+    """The model of `model_folder`."""
+    return a3jax.load(str(model_folder))
 
 
 @pytest.fixture(scope="session")

@@ -1,36 +1,20 @@
 """The command line as a user types it: the whole road on a small model, and one line for every mistake."""
 
-import json
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typed
+from typed import fails, run
 
-from a3jax.cli import COMMANDS, main
+from a3jax.cli import COMMANDS
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.experiment import load_experiment
-
-
-def run(*args: str) -> None:
-    main([str(arg) for arg in args])
-
-
-def fails(capsys: pytest.CaptureFixture, *args: str) -> str:
-    """The one line that a failing command prints."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(*args)
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("a3jax: ")
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
-
 
 EXPERIMENT = """
 from a3jax.config import Config, DataConfig, OptimizerConfig, Stage, TrainConfig
@@ -73,10 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_whole_road_in_json(folder, capsys):
-    def answer(*args: str) -> dict:
-        run(*args, "--json")
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
+    answer = functools.partial(typed.answer, capsys)
     imported = answer("import", folder / "source", folder / "model")
     assert imported["family"] == "llama"
     corpus = answer("prepare", folder / "texts", folder / "corpus", "--tokenizer", folder / "model", "--held-out", "0.3")

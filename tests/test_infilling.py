@@ -6,31 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-from flax import nnx
 
 import a3jax
 from a3jax import infilling, scoring
-from a3jax.checkpoint import save_model
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode import groups
 from a3jax.errors import UserError
-from a3jax.record import Record
 
 TEMPLATE = "def area(r): [[8]] * r  # [[5]]\n"
-
-
-@pytest.fixture(scope="session")
-def folder(tiny, network, tmp_path_factory):
-    config = tiny(layers=2, vocab=300, start_token=256, end_tokens=(257,))
-    params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
-    out = tmp_path_factory.mktemp("api") / "model"
-    save_model(out, config, params, Record("random"), byte_codec().files)
-    return out
-
-
-@pytest.fixture(scope="session")
-def model(folder):
-    return a3jax.load(str(folder))
 
 
 def test_importing_the_package_does_not_import_jax():
@@ -40,16 +23,16 @@ def test_importing_the_package_does_not_import_jax():
         a3jax.nothing  # noqa: B018
 
 
-def test_load(folder, model):
+def test_load(model_folder, model):
     assert model.config.vocab == 300
     assert model.record.source == "random"
-    assert model.checkpoint.folder == folder
-    half = a3jax.load(folder, dtype="bfloat16")
+    assert model.checkpoint.folder == model_folder
+    half = a3jax.load(model_folder, dtype="bfloat16")
     assert half.params["embedding"][...].dtype == "bfloat16"
     with pytest.raises(UserError, match="dtype 'float16' is unknown"):
-        a3jax.load(folder, dtype="float16")
+        a3jax.load(model_folder, dtype="float16")
     with pytest.raises(UserError, match="does not exist"):
-        a3jax.load(folder / "nothing")
+        a3jax.load(model_folder / "nothing")
 
 
 @pytest.mark.parametrize("order", ["ar", "random_4"])
@@ -170,7 +153,7 @@ def test_the_longest_template_fits(model):
     assert len(filled.tokens) == model.config.context
 
 
-def test_without_a_start_token(folder, model):
+def test_without_a_start_token(model):
     codec = dataclasses.replace(model.codec, start=None)
     bare = dataclasses.replace(model, codec=codec)
     with pytest.raises(UserError, match="no start token"):

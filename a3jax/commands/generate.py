@@ -3,36 +3,62 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commandline import Json
+from a3jax.commandline import Json, Text
+from a3jax.errors import UserError
+from a3jax.requests.choices import DEFAULTS, Choices
+
+if TYPE_CHECKING:
+    from a3jax.loading import Model
+    from a3jax.requests.request import Wanted
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Fill the blanks of a text, in any order.
+    """Fill the blanks of a text in any order, continue one, fill the gap between two, or answer a file of such requests.
 
     a3jax generate runs/demo --text "def area(r): [[8]] * r"
+
+    a3jax generate runs/demo --prompt "def area(r):" --tokens 40 --stop "def "
+
+    a3jax generate runs/demo --file requests.jsonl --out answers.jsonl
+
+    Without an input, the text to fill is read from standard input.
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder, a run folder, or what a3jax import takes."""
-    text: str
-    """A text in which [[n]] is a blank of n tokens."""
-    order: str = "ar"
-    """ar, in_order_N, random_N or spans_N, with N tokens decoded at a time."""
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_k: int = 0
-    """Sample from the k likeliest tokens; 0 for all."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have probability p."""
-    seed: int = 0
-    """Decides orders and samples."""
+    text: Text = None
+    """A text in which [[8]] is a blank of eight tokens, and [[4-12]] one of four to twelve."""
+    rewrite: Text = None
+    """With --text: the part of it to fill anew. It must stand there once; the text has no blanks then."""
+    prompt: Text = None
+    """A text to continue, to the model's end token, a stop string, or --tokens."""
+    before: Path | None = None
+    """A file with the text before what is to be filled in."""
+    after: Path | None = None
+    """A file with the text after it."""
+    tokens: Text = None
+    """How many tokens to fill in: N, or MIN-MAX. At most N after --prompt; if not given, --rewrite keeps the number."""
+    file: Text = None
+    """A JSONL file of requests, - for standard input."""
+    out: Path | None = None
+    """Where the answers to --file go, one a line; standard output if not given. The same command goes on where it stopped."""
+    n: int = 1
+    """Samples of each text, with seed, seed + 1 and so on."""
+    batch: int = 8
+    """Texts filled at once."""
+    decoding: OmitArgPrefixes[Choices] = DEFAULTS
+    watch: bool = False
+    """Show the text in the terminal while it fills in, coloured by probability."""
+    trace: Path | None = None
+    """Write an HTML page on which one can move through the passes."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -40,17 +66,91 @@ class Generate:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        import a3jax
+        self._check()
+        return self._one() if self.file is None else self._many(self.file)
 
-        model = a3jax.load(self.checkpoint, dtype=self.dtype, step=self.step)
-        options = ("order", "temperature", "top_k", "top_p", "seed")
-        result = a3jax.infill(model, self.text, **{name: getattr(self, name) for name in options})
-        blanks = [dataclasses.asdict(blank) for blank in result.blanks]
-        facts = {"blanks": blanks, "forwards": result.forwards, "seconds": result.seconds}
+    def _check(self) -> None:
+        """What can be said before anything is read."""
+        from a3jax.progress import console
+
+        inputs = ("text", "rewrite", "prompt", "before", "after", "tokens")
+        given = [name for name in (*inputs, "watch", "trace") if getattr(self, name) not in (None, False)]
+        if self.file is not None and given:
+            raise UserError(f"--{given[0]} does not go with --file, whose lines say what is wanted; leave one of them out")
+        if self.file is None and self.out is not None:
+            raise UserError("--out is for the answers to --file; redirect standard output instead")
+        for name in ("n", "batch"):
+            if not 1 <= getattr(self, name) <= 2**20:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1 and at most {2**20}")
+        if self.watch and not console.is_terminal:
+            raise UserError("--watch shows the text in a terminal, and standard error is none; use --trace FILE.html instead")
+        if self.trace and not self.trace.absolute().parent.is_dir():
+            raise UserError(f"{self.trace.parent} is not a folder; --trace writes a file")
+
+    def _model(self) -> "Model":
+        from a3jax.loading import load
+
+        return load(self.checkpoint, dtype=self.dtype, step=self.step)
+
+    def _wanted(self) -> "Wanted":
+        """The request as it is given by options, or on standard input where none is."""
+        from a3jax.requests.reading import STDIN, has_input, whole_text
+        from a3jax.requests.request import Wanted
+
+        before, after = (None if path is None else whole_text(path) for path in (self.before, self.after))
+        text = self.text
+        if {text, self.prompt, before, after} == {None} and has_input():
+            text = whole_text(STDIN) or None
+        wanted = Wanted(text, self.rewrite, self.prompt, before, after, self.tokens)
+        wanted.check()
+        return wanted
+
+    def _one(self) -> dict[str, Any]:
+        """Fill one text, n times."""
+        wanted = self._wanted()
+        decodings = [wanted.decoding(self.decoding, seed=self.decoding.seed + i) for i in range(self.n)]
+
+        from a3jax.progress import console
+        from a3jax.requests.request import answer, fill, request
+        from a3jax.show.trace import trace
+        from a3jax.show.watch import Watch
+
+        model = self._model()
+        first = request(model, wanted, decodings[0])
+        requests = [dataclasses.replace(first, decoding=each) for each in decodings]
+        with Watch(model.codec, console) if self.watch else nullcontext() as watch:
+            filled = fill(model, requests, min(self.batch, self.n), watch)
+        if self.trace is not None:
+            _write(self.trace, trace(model.codec, list(zip(filled, decodings))))
+        seconds = sum(one.seconds for one in filled[:: self.batch])
         if self.json:
-            return {"text": result.text, **facts}
-        _print_marked(result.pieces)
-        return facts | {"log_prob": result.log_prob}
+            answers = [{"seed": each.seed, **answer(one)} for one, each in zip(filled, decodings)]
+            return {**(answers[0] if self.n == 1 else {"samples": answers}), "seconds": seconds}
+        for one, each in zip(filled, decodings):
+            if self.n > 1:
+                print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
+            _print_marked(one.pieces)
+        facts = {"forwards": filled[0].forwards, "log_prob": filled[0].log_prob} if self.n == 1 else {}
+        return {**facts, "seconds": seconds, "trace": self.trace}
+
+    def _many(self, file: str) -> dict[str, Any]:
+        """Answer a file of requests."""
+        from a3jax.requests.bulk import answer_file
+        from a3jax.requests.reading import STDIN, opened
+
+        if self.out is not None and file != STDIN and self.out.exists() and self.out.samefile(file):
+            raise UserError(f"{file} is both --file and --out; choose another file for the answers")
+        with opened(file) as (source, name):
+            out = sys.stdout.buffer if self.out is None else self.out
+            counts = answer_file(self._model(), source, name, out, self.decoding, self.n, self.batch)
+        return {} if self.out is None else {"out": str(self.out), **counts}
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from None
 
 
 def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
@@ -58,8 +158,10 @@ def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from a3jax.show.spelling import printable
+
     if sys.stdout.isatty():
-        marked = Text.assemble(*((text, "bold green" if filled else "") for text, filled in pieces))
+        marked = Text.assemble(*((printable(text), "bold green" if filled else "") for text, filled in pieces))
         Console(soft_wrap=True, highlight=False).print(marked)
     else:
         print("".join(f"⟦{text}⟧" if filled else text for text, filled in pieces))

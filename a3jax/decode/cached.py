@@ -20,12 +20,12 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import Family, ModelConfig, Seeding
+from a3jax.config import Family, ModelConfig, Seeding, parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding, Prefill
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
-from a3jax.ordering import Order, arrange, draw_groups, example_keys, parse_order
+from a3jax.ordering import Order, arrange, draw_groups, example_keys
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""

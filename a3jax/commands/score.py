@@ -1,0 +1,102 @@
+"""a3jax score."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+
+from tyro.conf import Positional, arg
+
+from a3jax.commandline import Json, Text
+from a3jax.errors import UserError
+
+if TYPE_CHECKING:
+    from a3jax.loading import Model
+    from a3jax.requests.scored import Subject
+
+
+@dataclass(frozen=True)
+class Score:
+    """The exact log-likelihood of texts, every token predicted from those that come before it in an order.
+
+    a3jax score runs/demo --text "def area(r): return 3.14 * r * r" --order random_1 --orders 8
+
+    a3jax score runs/demo --text "def area(r): return [[3]]" --blanks "3.14 * r * r"
+
+    Without an input, the text to score is read from standard input.
+    """
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """A model folder, a run folder, or what a3jax import takes."""
+    text: Text = None
+    """A text; with --blanks, one in which [[8]] is a blank."""
+    blanks: tuple[str, ...] = ()
+    """What stands in the blanks: it alone is scored, all else is given."""
+    file: Text = None
+    """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
+    order: str = "ar"
+    """ar, or in_order_N, random_N, spans_N with N tokens predicted at once."""
+    orders: int = 1
+    """The mean over so many orders, with seed, seed + 1 and so on."""
+    seed: int = 0
+    """Draws the order."""
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        from a3jax.config import parse_order
+
+        parse_order(self.order)
+        if self.orders < 1:
+            raise UserError(f"orders is {self.orders}; it must be at least 1")
+        if self.file is not None and (self.text is not None or self.blanks):
+            other = "text" if self.text is not None else "blanks"
+            raise UserError(f"--{other} does not go with --file, which says what to score; leave one of them out")
+        if self.file is not None and (self.file == "-" or self.file.endswith(".jsonl")):
+            return self._many(self.file)
+        return self._one()
+
+    def _model(self) -> "Model":
+        from a3jax.loading import load
+
+        return load(self.checkpoint, dtype=self.dtype, step=self.step)
+
+    def _one(self) -> dict[str, Any]:
+        """Score one text, token by token."""
+        from a3jax.requests.reading import STDIN, has_input, whole_text
+        from a3jax.requests.scored import Asked, print_tokens, score, subject
+
+        if (self.text, self.file) == (None, None) and not has_input():
+            raise UserError("nothing to score is given; give --text or --file")
+        text = whole_text(self.file or STDIN) if self.text is None else self.text
+        model = self._model()
+        (scored,) = score(model, [subject(model, Asked(text, self.blanks or None))], self.order, self.seed, self.orders)
+        if self.json:
+            return {"text": text, **scored.summary(), "token_log_probs": scored.tokens()}
+        print_tokens(scored)
+        return scored.summary()
+
+    def _many(self, file: str) -> dict[str, Any]:
+        """Score a text a line: an answer a line, and the figures of all texts together."""
+        from a3jax.requests.reading import lines, located, opened
+        from a3jax.requests.scored import Asked, figures, score, subject
+        from a3jax.strict import build
+
+        def subjects(model: "Model", source: BinaryIO, name: str) -> "Iterator[Subject]":
+            for line in lines(source, name):
+                with located(line.where):
+                    asked = build(Asked, {"id": line.number, **line.value}, line.where)
+                    yield subject(model, asked)
+
+        texts, log_likelihood, tokens, count = 0, 0.0, 0, 0
+        with opened(file) as (source, name):
+            model = self._model()
+            for one in score(model, subjects(model, source, name), self.order, self.seed, self.orders):
+                print(json.dumps({"id": one.id, **one.summary()}))
+                texts, log_likelihood = texts + 1, log_likelihood + one.likelihood.total
+                tokens, count = tokens + len(one.texts), count + one.bytes
+        return {"texts": texts, "log_likelihood": log_likelihood, **figures(log_likelihood, tokens, count)}

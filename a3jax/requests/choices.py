@@ -1,0 +1,20 @@
+"""The options of decoding as the command line and a line of JSONL set them: some or all, one over the other."""
+
+import dataclasses
+from typing import Any
+
+from a3jax.decode.settings import Decoding
+
+
+class Choices(Decoding):
+    """A `Decoding` that is not checked yet: the form of a request is still to say whether its text may end."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def checked(self, **changes: Any) -> Decoding:
+        """With `changes`. Raises `UserError` as `Decoding` does."""
+        return Decoding(**{**dataclasses.asdict(self), **changes})
+
+
+DEFAULTS = Choices()

@@ -1,0 +1,108 @@
+"""Texts and JSON lines from files and standard input, where every mistake is told with its place."""
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from a3jax.errors import UserError
+
+STDIN = "-"
+"""The file name that stands for standard input."""
+LONGEST = 2**26
+"""Bytes of a line; more is no JSON line."""
+
+
+class Line(NamedTuple):
+    """A JSON object."""
+
+    where: str
+    """FILE:NUMBER, for messages."""
+    number: int
+    """From 1."""
+    value: dict[str, Any]
+
+
+def has_input() -> bool:
+    """Whether something is piped into the command."""
+    return sys.stdin is not None and not sys.stdin.isatty()
+
+
+@contextlib.contextmanager
+def opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A file, or standard input, and what messages call it."""
+    if file == STDIN:
+        yield sys.stdin.buffer, "standard input"
+        return
+    try:
+        source = open(file, "rb")  # noqa: SIM115, it is closed below
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    with source:
+        yield source, file
+
+
+def whole_text(file: str | Path) -> str:
+    """All of a file or of standard input, line ends as they are. Raises `UserError` unless it is UTF-8."""
+    with opened(str(file)) as (source, name):
+        try:
+            return source.read().decode()
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise _not_utf8(name, error) from None
+
+
+def lines(source: BinaryIO, name: str) -> Iterator[Line]:
+    """The JSON objects of a file, one a line; empty lines count, and are passed over. Raises `UserError` at a broken one."""
+    for number in itertools.count(1):
+        line = source.readline(LONGEST + 1)
+        if not line:
+            return
+        where = f"{name}:{number}"
+        if len(line) > LONGEST:
+            raise UserError(f"{where} is longer than {LONGEST >> 20} MiB; give one JSON object a line")
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(where, error) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise UserError(f'{where} is not a JSON object, such as {{"text": "..."}}')
+        yield Line(where, number, value)
+
+
+def count_lines(source: BinaryIO) -> int | None:
+    """How many of `lines` there are, None where the source cannot be read twice."""
+    if not source.seekable():
+        return None
+    count = sum(1 for line in source if line.strip())
+    source.seek(0)
+    return count
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Add the place to a user's mistake that does not name it yet."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises `UserError` for a string that cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is not valid Unicode: it holds a lone surrogate at character {error.start}") from None
+
+
+def _not_utf8(name: str, error: UnicodeDecodeError) -> UserError:
+    return UserError(f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} after byte {error.start}")

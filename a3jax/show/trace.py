@@ -1,0 +1,41 @@
+"""A page on which one can move through the passes in which texts were filled. It needs nothing but itself."""
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from a3jax.data.tokenizer import TextCodec
+from a3jax.decode.settings import Decoding
+from a3jax.infilling import Infilled
+from a3jax.show.spelling import spelled
+
+
+def trace(codec: TextCodec, filled: Sequence[tuple[Infilled, Decoding]]) -> str:
+    """HTML with a section for each text."""
+    data = json.dumps([_section(codec, *one) for one in filled])
+    for letter in "<>&":  # JSON may write any letter by its number, and HTML then sees none of its own
+        data = data.replace(letter, f"\\u{ord(letter):04x}")
+    page = (importlib.resources.files(__package__) / "trace.html").read_text(encoding="utf-8")
+    return page.replace("$data", data)
+
+
+def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str, Any]:
+    texts = spelled(codec, filled)
+    first = 0 if codec.start is None else 1
+    tokens = [
+        {"text": text, "id": token, "log_prob": log_prob, "pass": number}
+        for text, token, log_prob, number in zip(texts, filled.tokens, filled.log_probs, filled.passes)
+    ][first:]
+    count = len(filled.given) - sum(filled.given)
+    summary = {
+        "mode": decoding.mode,
+        "order": decoding.order if decoding.mode in ("groups", "speculative") else None,
+        "seed": decoding.seed,
+        "temperature": decoding.temperature,
+        "passes": filled.forwards,
+        "tokens filled": count,
+        "tokens per pass": f"{count / max(filled.forwards, 1):.2f}",
+        "log-likelihood": f"{filled.log_prob:.3f} nats",
+    }
+    return {"summary": {name: value for name, value in summary.items() if value is not None}, "tokens": tokens}
