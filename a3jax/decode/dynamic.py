@@ -1,9 +1,10 @@
 """Deciding first what the model is most certain of, so that easy text takes few passes.
 
 Every pass predicts the first `window` open places from all that is decided, and decides those whose certainty reaches a
-threshold, at most `commit` and at least one (algorithm 2 of arXiv 2601.13228; the threshold is that of Fast-dLLM, Wu et
-al., arXiv 2505.22618). The places of one pass form a group of the order that so comes about, and the text has an exact
-log-probability under that order like any other.
+threshold, at most `commit` (algorithm 2 of arXiv 2601.13228; the threshold is that of Fast-dLLM, Wu et al., arXiv
+2505.22618). Where none does it decides the first open place: its left neighbour is known, and so it is predicted as the
+pretrained model would, better than any other. The places of one pass form a group of the order that so comes about, and
+the text has an exact log-probability under that order like any other.
 """
 
 import functools
@@ -44,8 +45,9 @@ def decode_certain(
         certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, certainty)
     certainty_BxW = jnp.where(open_BxW, certainty_BxW, -1.0)
     rank_BxW = jnp.argsort(jnp.argsort(-certainty_BxW, axis=1, stable=True), axis=1)
-    sure_BxW = (certainty_BxW >= plan.threshold_B[:, None]) | (rank_BxW == 0)
-    chosen_BxW = open_BxW & sure_BxW & (rank_BxW < commit)
+    sure_BxW = open_BxW & (certainty_BxW >= plan.threshold_B[:, None]) & (rank_BxW < commit)
+    first_W = jnp.arange(open_BxW.shape[1]) == 0
+    chosen_BxW = sure_BxW | (open_BxW & first_W & ~sure_BxW.any(axis=1, keepdims=True))
 
     slot_BxW = state.decided_B[:, None] + jnp.cumsum(chosen_BxW, axis=1) - chosen_BxW
     row = jnp.arange(batch)[:, None]

@@ -37,7 +37,7 @@ class Decoding:
     """dynamic: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable token over
     the next, or chance."""
     threshold: float = 0.9
-    """dynamic: commit every place with at least this certainty, and always the best one."""
+    """dynamic: commit every place with at least this certainty, and where there is none the first."""
     commit: int = 8
     """dynamic: at most so many places a pass; exactly so many where the threshold is 0."""
     window: int = 32

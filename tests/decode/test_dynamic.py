@@ -31,7 +31,7 @@ def by_hand(net, tokens, given, certainty, threshold, commit, window):
             "margin": ranked[:, -1] - ranked[:, -2],
         }[certainty]
         best = np.argsort(-sure, kind="stable")[:commit]
-        chosen = open_[[i for rank, i in enumerate(best) if rank == 0 or sure[i] >= threshold]]
+        chosen = open_[[i for i in best if sure[i] >= threshold] or [0]]
         tokens[chosen], passes[chosen] = logits[chosen].argmax(-1), number
     raise AssertionError("more passes than tokens")
 
