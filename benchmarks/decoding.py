@@ -6,6 +6,7 @@ The prompts are pieces of source files, `--prompt` tokens each, and every mode w
 temperature 0. NLL is the exact one of the text written, left to right, under the same model.
 """
 
+import functools
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Options:
     """Of mode dynamic."""
     drafts: tuple[int, ...] = (4, 8)
     """Of mode speculative."""
+    batches: tuple[int, ...] = (1, 4)
+    """Texts at once, in the comparison with recomputing."""
     repeats: int = 3
     json: bool = False
 
@@ -69,36 +72,36 @@ def prompts(options: Options, model: a3jax.Model) -> list[str]:
     return found
 
 
-def recompute(model: a3jax.Model, tokens: list[int], given: list[bool], order: str) -> list[int]:
+def recompute(model: a3jax.Model, batch: int, tokens: list[int], given: list[bool], order: str) -> list[int]:
     """Greedy decoding as it is without a cache: every group runs both streams over the whole text again."""
     drawn = draw(0, tokens, given, order, model.config.seeding)
     own = len(tokens)  # the text as it is: it is not made to pay for our padding
-    order_1xL = jax.tree.map(lambda x_L: jnp.asarray(x_L[None, :own]), drawn.order)
-    text_1xL = jnp.asarray([tokens], jnp.int32)
+    order_BxL = jax.tree.map(lambda x_L: jnp.tile(x_L[:own], (batch, 1)), drawn.order)
+    text_BxL = jnp.tile(jnp.asarray(tokens, jnp.int32), (batch, 1))
     starts = np.unique(drawn.order.group_start[:own][drawn.order.predicted[:own]])
     for start in starts:
-        text_1xL = _whole_pass(model.params, text_1xL, order_1xL, int(start), model.fillable, model.config, model.how)
-    return jax.device_get(text_1xL)[0].tolist()
+        text_BxL = _whole_pass(model.params, text_BxL, order_BxL, int(start), model.fillable, model.config, model.how)
+    return jax.device_get(text_BxL)[0].tolist()
 
 
 @jax.jit(static_argnames=("config", "how"))
 def _whole_pass(
-    params: nnx.State, text_1xL: Array, order: Order, start: int, allowed_V: Array, config: ModelConfig, how: Compute
+    params: nnx.State, text_BxL: Array, order: Order, start: int, allowed_V: Array, config: ModelConfig, how: Compute
 ) -> Array:
     network = nnx.merge(graph(config), params)
-    hidden_LxD = network.query_hidden(text_1xL, order, how)[0]
-    logits_LxV = hidden_LxD @ network.output_matrix[...].T
-    best_L = jnp.argmax(jnp.where(allowed_V, logits_LxV, -jnp.inf), axis=-1).astype(jnp.int32)
-    here_L = (order.group_start[0] == start) & order.predicted[0]
-    place_L = jnp.where(here_L, order.token_index[0], text_1xL.shape[1])
-    return text_1xL.at[0, place_L].set(best_L, mode="drop")
+    logits_BxLxV = network.query_hidden(text_BxL, order, how) @ network.output_matrix[...].T
+    best_BxL = jnp.argmax(jnp.where(allowed_V, logits_BxLxV, -jnp.inf), axis=-1).astype(jnp.int32)
+    here_BxL = (order.group_start == start) & order.predicted
+    place_BxL = jnp.where(here_BxL, order.token_index, text_BxL.shape[1])
+    return text_BxL.at[jnp.arange(len(text_BxL))[:, None], place_BxL].set(best_BxL, mode="drop")
 
 
 def main(options: Options) -> None:
     """Both tables."""
     model = a3jax.load(options.checkpoint)
     texts = [Template((text, ""), (options.new,)) for text in prompts(options, model)]
-    compare_with_recomputing(options, model, texts[0])
+    rows = [compare_with_recomputing(options, model, texts[0], batch) for batch in options.batches]
+    show("Groups with the cache, and recomputing everything for each", rows, options.json)
     modes = [Decoding()]
     modes += [Decoding(mode="speculative", drafts=drafts) for drafts in options.drafts]
     modes += [
@@ -113,27 +116,33 @@ def main(options: Options) -> None:
     show(f"{len(texts)} texts, {options.prompt} + {options.new} tokens, {options.checkpoint}", rows, options.json)
 
 
-def compare_with_recomputing(options: Options, model: a3jax.Model, text: Template) -> None:
-    """Seconds for one text in groups, cached and not, the same tokens coming out."""
+def compare_with_recomputing(options: Options, model: a3jax.Model, text: Template, batch: int) -> dict[str, Any]:
+    """Seconds for `batch` times one text in groups, cached and not, the same tokens coming out."""
     order = f"in_order_{options.group_size}"
-    cached = a3jax.infill(model, text, order=order)
+
+    def with_cache() -> a3jax.Infilled:
+        return a3jax.infill_batch(model, [text] * batch, order=order)[0]
+
+    cached = with_cache()
     tokens = [token if known else 0 for token, known in zip(cached.tokens, cached.given)]
-    if recompute(model, tokens, list(cached.given), order) != list(cached.tokens):
-        print("the two differ in a token, by rounding")
+    without_cache = functools.partial(recompute, model, batch, tokens, list(cached.given), order)
+    same = without_cache() == list(cached.tokens)
     times: dict[str, list[float]] = {"cached": [], "recomputed": []}
     for _ in range(options.repeats):
-        begun = time.perf_counter()
-        a3jax.infill(model, text, order=order)
-        times["cached"].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        recompute(model, tokens, list(cached.given), order)
-        times["recomputed"].append(time.perf_counter() - begun)
+        for name, decode in (("cached", with_cache), ("recomputed", without_cache)):
+            begun = time.perf_counter()
+            decode()
+            times[name].append(time.perf_counter() - begun)
     median = {name: statistics.median(each) for name, each in times.items()}
-    row: dict[str, Any] = {"order": order, "passes": cached.forwards}
-    row |= {f"{name}, s": value for name, value in median.items()}
-    row |= {"ms a cached pass": 1000 * median["cached"] / cached.forwards}
-    row |= {"recomputed / cached": median["recomputed"] / median["cached"]}
-    show("Groups with the cache, and recomputing everything for each", [row], options.json)
+    return {
+        "texts at once": batch,
+        "order": order,
+        "passes": cached.forwards,
+        "same tokens": str(same),
+        **{f"{name}, s": value for name, value in median.items()},
+        "ms a cached pass": 1000 * median["cached"] / cached.forwards,
+        "recomputed / cached": median["recomputed"] / median["cached"],
+    }
 
 
 def of_mode(model: a3jax.Model, texts: list[Template], decoding: Decoding) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Range, Template, lay_out, parse
+from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
-from a3jax.infilling import Infilled, Observe, Tokens, infill_batch
-from a3jax.loading import Model, check_context
+from a3jax.infilling import Infilled, Observe, Tokens, document_of, infill_batch
+from a3jax.loading import Model
 from a3jax.requests.choices import Choices
 from a3jax.requests.reading import check_text
 
@@ -89,10 +89,7 @@ class Request:
 def request(model: Model, wanted: Wanted, decoding: Decoding) -> Request:
     """The request for what is `wanted`. Raises `UserError` where it cannot be answered."""
     template = wanted.template(model.codec)
-    sizes = [size.most if isinstance(size, Range) else size for size in template.sizes]
-    check_context(model, sum(sizes))  # before a million blanks are laid out
-    length = len(lay_out(template.pieces, [[0] * size for size in sizes], model.codec).tokens)
-    check_context(model, length)
+    length = len(document_of(model, template).tokens)
     if decoding.ends and template.pieces[-1]:
         raise UserError("text stands behind the last blank; a text that may end ends with its blank")
     if decoding.ends and any(isinstance(size, Range) for size in template.sizes):
