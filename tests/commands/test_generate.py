@@ -281,7 +281,7 @@ def test_text_that_is_no_text(model_folder, tmp_path, capsys, monkeypatch):
 
 def test_a_flood_of_blanks_is_refused(model_folder, capsys, monkeypatch):
     piped(monkeypatch, b"[[1]]" * 100_000)
-    assert "is 100000 tokens, the model's context only 64" in fails(capsys, "generate", model_folder)
+    assert "is 100001 tokens, the model's context only 64" in fails(capsys, "generate", model_folder)
 
 
 def test_watching_shows_the_text_and_changes_nothing(model_folder, model, capsys, monkeypatch):
