@@ -38,7 +38,7 @@ class Options:
 
 def measure(options: Options, length: int, group_size: int, implementation: Implementation) -> tuple[float, int]:
     """Seconds of forward and backward, and bytes of temporaries."""
-    segment_BxL = np.ones((options.batch, length), np.int32)
+    segment_BxL = jnp.ones((options.batch, length), jnp.int32)
     order = draw_order(example_keys(0, 0, options.batch), segment_BxL, "random", group_size, 0.0, "successor")
     start_BxR = jnp.concatenate([order.start, order.start], axis=1)
     end_BxR = jnp.concatenate([order.group_end, order.group_start], axis=1)

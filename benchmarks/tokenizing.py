@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from typing import Any
 import tokenizers
 from common import run, show
 
+from a3jax.data.sources.interface import Document, Fault, Source
 from a3jax.data.sources.opening import Reading, open_source
+from a3jax.errors import UserError
 
 TEXTS = 512
 """In a call of the library."""
@@ -49,12 +52,21 @@ class Options:
     json: bool = False
 
 
+def read(source: Source) -> Iterator[Document]:
+    """All documents of a source. Raises `UserError` where it cannot be opened."""
+    parts = source.parts()
+    if isinstance(parts, Fault):
+        raise UserError(parts.message)
+    for part in parts:
+        yield from source.documents(part)
+
+
 def main(options: Options) -> None:
     """Measure both in turn, and show them."""
     os.environ["RAYON_NUM_THREADS"] = str(options.workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     found = open_source(options.source, Reading(include=options.include, exclude=options.exclude))
-    documents = [document for source in found for part in source.parts() for document in source.documents(part)]
+    documents = [document for source in found for document in read(source)]
     texts = [text for text in documents if isinstance(text, str) and text.strip()] * options.copies
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     seconds: dict[str, list[float]] = {"tokenizers alone": [], "a3jax prepare": []}
