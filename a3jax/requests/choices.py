@@ -7,10 +7,10 @@ from a3jax.decode.settings import Decoding
 
 
 class Choices(Decoding):
-    """A `Decoding` that is not checked yet: the form of a request is still to say whether its text may end."""
+    """How blanks are filled. Options of one mode are refused in another."""
 
     def __post_init__(self) -> None:
-        pass
+        pass  # not checked yet: the form of a request is still to say whether its text may end
 
     def checked(self, **changes: Any) -> Decoding:
         """With `changes`. Raises `UserError` as `Decoding` does."""
