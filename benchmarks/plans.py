@@ -12,7 +12,6 @@ from typing import Any
 PLANS = (
     "llama_1b v5e:2x4",
     "llama_1b v6e:2x4",
-    "llama_1b v6e:2x4",
     "llama_3b v5p:2x2x2",
     "llama_3b v6e:4x4",
     "llama_8b v5p:4x4x4",
