@@ -26,6 +26,8 @@ class Blanked(NamedTuple):
     before: str
     truth: str
     after: str
+    fact: str | None = None
+    """A word of the truth that only what is behind the blank tells, where one is known."""
 
 
 class Filling(NamedTuple):

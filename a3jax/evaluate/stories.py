@@ -34,6 +34,8 @@ class Story(NamedTuple):
 
     id: str
     sentences: tuple[str, ...]
+    fact: str | None = None
+    """A word of the third sentence that only the fifth one tells, where one is known."""
 
 
 class Stories:
@@ -83,7 +85,7 @@ class Stories:
                 found = filler.fill([Blanked(*items[i].content) for i in places], self._sizes if chosen else None)
                 for i, filling in zip(places, found):
                     text = first_sentence(filling.text) if chosen and filler.sees == LEFT else filling.text
-                    rows[i]["figures"][settings[i]][filler.sees] = figures(items[i].content[1], text, filling)
+                    rows[i]["figures"][settings[i]][filler.sees] = figures(Blanked(*items[i].content), text, filling)
                     rows[i]["texts"][filler.sees] = text
         return [{"truth": item.content[1], **row} for item, row in zip(items, rows)]
 
@@ -91,13 +93,16 @@ class Stories:
 def blanked(story: Story, begin: int, end: int) -> Blanked:
     """The story with sentences from `begin` up to `end` blanked. Every piece has the space before it."""
     before, truth, after = (" ".join(story.sentences[cut]) for cut in (slice(begin), slice(begin, end), slice(end, None)))
-    return Blanked(before, f" {truth}", f" {after}")
+    return Blanked(before, f" {truth}", f" {after}", story.fact)
 
 
-def figures(truth: str, text: str, filling: Filling) -> dict[str, tuple[float, float]]:
+def figures(blanked: Blanked, text: str, filling: Filling) -> dict[str, tuple[float, float]]:
     """What an item adds to every column of its row."""
-    scores = {name: (score, 1.0) for name, score in rouge(truth, text).items()}
-    return {**scores, "exact": (float(text.strip() == truth.strip()), 1.0), "nats per token": (filling.nats, filling.tokens)}
+    scores = rouge(blanked.truth, text)
+    scores["exact"] = float(text.strip() == blanked.truth.strip())
+    if blanked.fact is not None:
+        scores["has the fact"] = float(blanked.fact in re.findall(r"\w+", text))
+    return {**{name: (score, 1.0) for name, score in scores.items()}, "nats per token": (filling.nats, filling.tokens)}
 
 
 def first_sentence(text: str) -> str:

@@ -47,5 +47,5 @@ def synthetic_stories(count: int, seed: int = 0) -> list[Story]:
     for number in range(count):
         kind, *sentences = drawn.choice(_TEMPLATES)
         words = {"name": drawn.choice(_NAMES), "fact": drawn.choice(_FACTS[kind])}
-        stories.append(Story(f"synthetic-{number}", tuple(sentence.format(**words) for sentence in sentences)))
+        stories.append(Story(f"synthetic-{number}", tuple(sentence.format(**words) for sentence in sentences), words["fact"]))
     return stories
