@@ -1,6 +1,7 @@
 """a3jax evaluate."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,9 +84,10 @@ class Evaluate:
         from a3jax.evaluate.results import print_tables
         from a3jax.loading import load
 
+        ready = [self._read(name) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
         model = load(self.checkpoint, dtype=self.dtype, step=self.step)
         baseline = model if self.baseline is None else load(self.baseline, dtype=self.dtype)
-        tasks = [self._task(name, model, baseline) for name in self.tasks]
+        tasks = [make(model, baseline) for make in ready]
         results, tables = evaluate(tasks, {"model": model, "baseline": baseline}, self.out, self.batch)
         results = {"checkpoint": str(self.checkpoint), "baseline": str(self.baseline or self.checkpoint), **results}
         if self.json:
@@ -97,38 +99,50 @@ class Evaluate:
             print_tables(tables[task.name])
         return {} if self.out is None else {"out": str(self.out)}
 
-    def _task(self, name: Name, model: "Model", baseline: "Model") -> "Task":
-        """Read what a task is about. A new task is a file in `a3jax.evaluate`, its options above, and a case here."""
+    def _read(self, name: Name) -> "Callable[[Model, Model], Task]":
+        """Read what a task is about, for a model and its baseline.
+
+        A new task is a file in `a3jax.evaluate`, its options above, and a case here.
+        """
         from a3jax.evaluate.blanks import fillers
         from a3jax.evaluate.texts import read_texts
 
         left_out: Counter[str] = Counter()
-        seed, window = self.decoding.seed, min(self.longest, model.config.context)
+        seed = self.decoding.seed
         if name == "likelihood":
-            from a3jax.evaluate.by_order import ORDERS, ByOrder
+            from a3jax.evaluate.by_order import ORDERS, ByOrder, family
 
+            orders = self.orders or ORDERS
+            for order in orders:
+                family(order)
             source, texts = read_texts(self.text, self.column, self.split, self.include, seed, self.skip_bad, left_out)
-            return ByOrder(model, source, texts, left_out, self.orders or ORDERS, window, self.limit, seed)
-        both = fillers(model, baseline, self.decoding.checked())
+            return lambda model, _: ByOrder(model, source, texts, left_out, orders, self.longest, self.limit, seed)
+
+        decoding = self.decoding.checked()
         if name == "code":
             from a3jax.evaluate.code import Code
 
-            source, texts = read_texts(
-                self.code, self.column, self.split, ("*.py", "*.jsonl*"), seed, self.skip_bad, left_out
+            patterns = ("*.py", "*.jsonl*", "*.parquet")
+            source, texts = read_texts(self.code, self.column, self.split, patterns, seed, self.skip_bad, left_out)
+            return lambda model, baseline: Code(
+                fillers(model, baseline, decoding), source, texts, left_out, self.skip_bad, self.longest, self.limit, seed
             )
-            return Code(both, source, texts, left_out, self.skip_bad, window, self.limit, seed)
+
         from a3jax.decode.template import Range
+        from a3jax.evaluate.rouge import scorer
         from a3jax.evaluate.stories import CHOSEN, ONE, THREE, Stories, read_stories
         from a3jax.evaluate.synthetic_stories import SYNTHETIC, synthetic_stories
 
+        scorer()
         least, _, most = self.sizes.partition("-")
         if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) < int(most) <= 4096):
             raise UserError(f"--sizes is '{self.sizes}'; write the smallest and the largest number of tokens, such as 4-20")
-        settings = [{"one": ONE, "three": THREE, "chosen": CHOSEN}[setting] for setting in dict.fromkeys(self.settings)]
-        found = (
-            synthetic_stories(self.limit, seed)
-            if self.stories is None
-            else read_stories(self.stories, self.skip_bad, left_out)
-        )
         sizes = Range(int(least), int(most))
-        return Stories(both, self.stories or SYNTHETIC, found, left_out, settings, sizes, window, self.limit)
+        settings = [{"one": ONE, "three": THREE, "chosen": CHOSEN}[setting] for setting in dict.fromkeys(self.settings)]
+        if self.stories is None:
+            source, stories = SYNTHETIC, synthetic_stories(self.limit, seed)
+        else:
+            source, stories = self.stories, read_stories(self.stories, self.skip_bad, left_out)
+        return lambda model, baseline: Stories(
+            fillers(model, baseline, decoding), source, stories, left_out, settings, sizes, self.longest, self.limit
+        )

@@ -48,12 +48,13 @@ class ByOrder:
         limit: int = 1000,
         seed: int = 0,
     ):
-        """At most `limit` windows of at most `window` tokens. Raises `UserError` for an unknown order."""
+        """At most `limit` windows of at most `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
         for order in orders:
-            _family(order)
+            family(order)
         if not orders or len(set(orders)) < len(orders):
             raise UserError("orders are to be named once each, and at least one")
         self._model, self._orders, self._seed = model, tuple(orders), seed
+        window = min(window, model.config.context)
         self.items: list[Item] = []
         whole, cut = 0, 0
         for text in texts:
@@ -102,7 +103,7 @@ class ByOrder:
         given = place == 0
         if order == RIGHT_TO_LEFT:
             return given, np.where(given, 0, count - place)
-        if _family(order) == "infill":
+        if family(order) == "infill":
             drawn = random.Random(seed)
             size = drawn.randint(1, max(1, (count - 1) // 2))
             begin = drawn.randint(1, count - size)
@@ -136,7 +137,7 @@ def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nat
     tokens, size = item.content
     place = np.flatnonzero(~given)
     summary = {"nats per token": (float(nats.sum()), len(nats))}
-    if _family(order) != "infill":  # of whole windows the bytes are known
+    if family(order) != "infill":  # of whole windows the bytes are known
         summary["bits per byte"] = (float(nats.sum()) / math.log(2), size)
 
     def by(part: np.ndarray, name: Callable[[int], str]) -> dict[str, tuple[float, int]]:
@@ -152,5 +153,6 @@ def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nat
     }
 
 
-def _family(order: str) -> str:
+def family(order: str) -> str:
+    """The family of an order, that from right to left being its own. Raises `UserError` for an unknown order."""
     return order if order == RIGHT_TO_LEFT else parse_order(order)[0]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from a3jax.decode.template import Range
 from a3jax.errors import UserError
 from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fitting
-from a3jax.evaluate.rouge import rouge, scorer
+from a3jax.evaluate.rouge import rouge
 from a3jax.evaluate.task import Item
 from a3jax.requests.reading import check_text, json_object, located, opened, raw_lines, whole_text
 
@@ -55,7 +55,6 @@ class Stories:
         limit: int = 1000,
     ):
         """The first `limit` stories. `sizes` are those to choose from where the length is not told."""
-        scorer()
         self._fillers, self._sizes = fillers, sizes
         self.items: list[Item] = []
         for setting in settings:

@@ -134,15 +134,15 @@ def test_a_length_that_is_chosen(model, monkeypatch):
         return [SimpleNamespace(blanks=[SimpleNamespace(text=" It was. And then")])] * len(requests)
 
     monkeypatch.setattr("a3jax.evaluate.blanks.fill", note)
-    measured = Stories(fillers(model, model, Decoding()), "here", [STORY], Counter(), (CHOSEN,), Range(2, 30))
+    measured = Stories(fillers(model, model, Decoding()), "here", [STORY], Counter(), (CHOSEN,), Range(2, 20))
     (row,) = measured.evaluate(measured.items)
     before, after = "Al ran. He fell.", " He sat. Pain left."
     assert asked == [
-        (Template((before, after), (Range(2, 30),)), "groups", 1 + len(before + after) + 30),
-        (Template((before, ""), (30,)), "ar", 1 + len(before) + 30),
+        (Template((before, after), (Range(2, 20),)), "groups", 1 + len(before + after) + 20),
+        (Template((before, ""), (20,)), "ar", 1 + len(before) + 20),
     ]
     assert row["texts"] == {BOTH: " It was. And then", LEFT: "It was."}
-    assert measured.items[0].length == 1 + len(before + after) + 30
+    assert measured.items[0].length == 1 + len(before + after) + 20
 
 
 def test_stories_of_files(tmp_path):
