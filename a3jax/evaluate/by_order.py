@@ -48,7 +48,7 @@ class ByOrder:
         limit: int = 1000,
         seed: int = 0,
     ):
-        """At most `limit` windows of at most `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
+        """At most `limit` windows of `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
         for order in orders:
             family(order)
         if not orders or len(set(orders)) < len(orders):

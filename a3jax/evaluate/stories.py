@@ -6,6 +6,7 @@ it, three sentences are blanked at once, and the third one without telling how l
 """
 
 import csv
+import dataclasses
 import functools
 import io
 import re
@@ -67,6 +68,7 @@ class Stories:
             "stories": "the first, in the order of the file",
             "pieces": "what is before, in and behind the blank is tokenized apart; each begins with the space before it",
             "length": "as many tokens as the truth; where chosen, of the sizes the one of largest log-likelihood per token",
+            "decoding": {filler.sees: dataclasses.asdict(filler.decoding) for filler in fillers},
             "left_only": "the baseline decodes as many tokens from what is before; where the length is chosen, as many as "
             "the largest size, cut behind the first sentence",
             "rouge": "rouge-score, F1 times 100, no stemming",

@@ -105,6 +105,7 @@ def test_stories_see_what_they_should(model):
     both = fillers(model, model, Decoding(order="random_2", seed=3))
     long = Story("long", ("A long one.",) * 5)
     measured = Stories(both, "here", [STORY, long], left_out := Counter(), (ONE, THREE), window=64)
+    assert measured.protocol["decoding"][BOTH]["order"] == "random_2"
     assert [item.id for item in measured.items] == [f"{ONE}: s", f"{ONE}: long", f"{THREE}: s", f"{THREE}: long"]
     assert not left_out
     rows = measured.evaluate(measured.items[::2])
