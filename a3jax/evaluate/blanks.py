@@ -53,8 +53,10 @@ class Filler:
         pieces = (blanked.before, blanked.after if self.sees == BOTH else "")
         return lay_out(pieces, [self.model.codec.encode(blanked.truth)], self.model.codec)
 
-    def fill(self, blanks: Sequence[Blanked], sizes: Range | None = None) -> list[Filling]:
+    def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
         """Fill each blank with as many tokens as the truth has, or as many of `sizes` as the model likes best.
+
+        A `batch` is filled up, so that it is compiled once; where sizes are tried, which is a batch itself, it is one text.
 
         From the left alone there is no telling what fits best: the largest size is taken.
         """
@@ -67,7 +69,7 @@ class Filler:
             most = size.most if isinstance(size, Range) else size
             template = Template((blanked.before, blanked.after if self.sees == BOTH else ""), (size,))
             requests.append(Request(template, self.decoding, len(document.tokens) - length + most))
-        filled = fill(self.model, requests, len(requests))
+        filled = fill(self.model, requests, batch if sizes is None else 1)
         order = "ar" if self.decoding.mode == "dynamic" else self.decoding.order
         scores = token_log_likelihoods(
             self.model, [d.tokens for d in documents], [d.given for d in documents],

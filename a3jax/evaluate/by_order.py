@@ -80,8 +80,8 @@ class ByOrder:
             "left_out": dict(sorted((+left_out).items())),
         }
 
-    def evaluate(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """Nats of every window in every order."""
+    def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
+        """Nats of every window in every order; passes through the network are of one size whatever the `batch`."""
         asked = [(item, order, *self._order(item, order)) for item in items for order in self._orders]
         scores = token_log_likelihoods(
             self._model,

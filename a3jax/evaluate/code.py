@@ -68,12 +68,12 @@ class Code:
         }
         self.data = {"source": source, "blanks": dict(found), "left_out": dict(sorted(left_out.items()))}
 
-    def evaluate(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
         """Fill and score every item with every filler."""
         each = [Blanked(*item.content) for item in items]
         rows: list[dict[str, Any]] = [{"truth": one.truth, "texts": {}, "figures": {}} for one in each]
         for filler in self._fillers:
-            for item, one, filling, row in zip(items, each, filler.fill(each), rows):
+            for item, one, filling, row in zip(items, each, filler.fill(each, batch), rows):
                 row["texts"][filler.sees] = filling.text
                 row["figures"].setdefault(item.id.partition(":")[0], {})[filler.sees] = {
                     "exact": (float(filling.text.rstrip() == one.truth.rstrip()), 1),

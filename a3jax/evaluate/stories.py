@@ -76,14 +76,14 @@ class Stories:
         }
         self.data = {"source": source, "stories": len(stories[:limit]), "left_out": dict(sorted(left_out.items()))}
 
-    def evaluate(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
         """Fill and score every item with every filler."""
         settings = [item.id.partition(":")[0] for item in items]
         rows: list[dict[str, Any]] = [{"figures": {setting: {}}, "texts": {}} for setting in settings]
         for filler in self._fillers:
             for chosen in sorted({setting == CHOSEN for setting in settings}):
                 places = [i for i, setting in enumerate(settings) if (setting == CHOSEN) == chosen]
-                found = filler.fill([Blanked(*items[i].content) for i in places], self._sizes if chosen else None)
+                found = filler.fill([Blanked(*items[i].content) for i in places], batch, self._sizes if chosen else None)
                 for i, filling in zip(places, found):
                     text = first_sentence(filling.text) if chosen and filler.sees == LEFT else filling.text
                     rows[i]["figures"][settings[i]][filler.sees] = figures(Blanked(*items[i].content), text, filling)

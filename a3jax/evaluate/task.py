@@ -38,8 +38,11 @@ class Task(Protocol):
     """Where the items come from, and how many of what else there was are left out, by reason."""
     items: list[Item]
 
-    def evaluate(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """A result for each item: `figures` as `results.Figures` has them, and whatever else is worth reading."""
+    def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
+        """A result for each item, of which there are at most `batch`.
+
+        It has `figures`, as `results.Figures` says, and whatever else is worth reading.
+        """
 
 
 Rows = list[dict[str, Any]]
@@ -80,7 +83,7 @@ def _evaluate(task: Task, items: Sequence[Item], done: Rows, batch: int, file: B
     with Progress(task.name, len(items), "items", completed=len(rows)) as bar:
         for begin in range(len(rows), len(items), batch):
             chosen = items[begin : begin + batch]
-            found = [{"id": item.id, **row} for item, row in zip(chosen, task.evaluate(chosen))]
+            found = [{"id": item.id, **row} for item, row in zip(chosen, task.evaluate(chosen, min(batch, len(items))))]
             if file is not None:
                 append(file, b"".join(json.dumps(row).encode() + b"\n" for row in found))
             rows += found

@@ -74,7 +74,7 @@ def test_likelihood_by_order(model):
     assert [len(window) for window in windows] == [40, 40, 4]
     assert [token for window in windows for token in window[1:]] == model.codec.encode(TEXT)
     assert sum(item.content[1] for item in measured.items) == len(TEXT.encode())
-    rows = measured.evaluate(measured.items)
+    rows = measured.evaluate(measured.items, 3)
 
     item, figures = measured.items[0], rows[0]["figures"]
     tokens, given = item.content[0], [i == 0 for i in range(40)]
@@ -108,7 +108,7 @@ def test_stories_see_what_they_should(model):
     assert measured.protocol["decoding"][BOTH]["order"] == "random_2"
     assert [item.id for item in measured.items] == [f"{ONE}: s", f"{ONE}: long", f"{THREE}: s", f"{THREE}: long"]
     assert not left_out
-    rows = measured.evaluate(measured.items[::2])
+    rows = measured.evaluate(measured.items[::2], 2)
     templates = ["Al ran. He fell.[[9]] He sat. Pain left.", "Al ran.[[26]] Pain left."]
     lefts = ["Al ran. He fell.[[9]]", "Al ran.[[26]]"]
     filled = a3jax.infill_batch(model, templates, [Decoding(order="random_2", seed=3)] * 2)
@@ -136,7 +136,7 @@ def test_a_length_that_is_chosen(model, monkeypatch):
 
     monkeypatch.setattr("a3jax.evaluate.blanks.fill", note)
     measured = Stories(fillers(model, model, Decoding()), "here", [STORY], Counter(), (CHOSEN,), Range(2, 20))
-    (row,) = measured.evaluate(measured.items)
+    (row,) = measured.evaluate(measured.items, 1)
     before, after = "Al ran. He fell.", " He sat. Pain left."
     assert asked == [
         (Template((before, after), (Range(2, 20),)), "groups", 1 + len(before + after) + 20),
@@ -213,7 +213,7 @@ def test_what_is_measured_of_code(model):
         "expression: m f, line 1": " x * 2",
     }
     assert not left_out
-    for item, row in zip(measured.items, measured.evaluate(measured.items)):
+    for item, row in zip(measured.items, measured.evaluate(measured.items, 2)):
         before, truth, after, _ = item.content
         (figures,) = row["figures"].values()
         expected = a3jax.log_likelihood(model, f"{before}[[1]]{after}", blanks=[truth]).total
@@ -236,7 +236,7 @@ class Lengths:
         self.seen: list[str] = []
         self._stop_at = stop_at
 
-    def evaluate(self, items):
+    def evaluate(self, items, batch):
         if len(self.seen) >= self._stop_at:
             raise KeyboardInterrupt
         self.seen += [item.id for item in items]
