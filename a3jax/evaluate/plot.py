@@ -26,6 +26,7 @@ def plot(tables: Tables, names: tuple[str, ...], file: Path) -> None:
     figure, panels = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
     for panel, name in zip(panels[0], names):
         rows = tables[name]
+        panel.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # more than the usual ten
         columns = sorted({column for row in rows.values() for column in row}, key=lambda column: int(column.split("-")[0]))
         for row, found in rows.items():
             shown = [(columns.index(column), *estimate) for column, estimate in found.items()]
@@ -34,6 +35,6 @@ def plot(tables: Tables, names: tuple[str, ...], file: Path) -> None:
         panel.set_xticks(range(len(columns)), columns)
         panel.set_title(name)
         panel.grid(alpha=0.3)
-    panels[0][-1].legend(fontsize="small")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
