@@ -66,7 +66,11 @@ class Code:
             "exact": "share of fillings that are the truth, white space at the end aside",
             "parses": "share of fillings with which the function is Python, by the module ast",
         }
-        self.data = {"source": source, "blanks": dict(found), "left_out": dict(sorted(left_out.items()))}
+        self.data = {
+            "source": source,
+            **{f"{kind}_blanks": found[kind] for kind in SPANS},
+            "left_out": dict(sorted(left_out.items())),
+        }
 
     def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
         """Fill and score every item with every filler."""
