@@ -12,6 +12,7 @@ from typing import Any
 
 from a3jax.commandline import parse
 from a3jax.commands.data import Data, Prepare
+from a3jax.commands.evaluate import Evaluate
 from a3jax.commands.generate import Generate
 from a3jax.commands.score import Score
 from a3jax.commands.serve import Serve
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
     "score": (Score, "a3jax.scoring", "the exact likelihood of texts, in any order"),
+    "evaluate": (Evaluate, "a3jax.evaluate.evaluation", "measure a model: likelihood by order, infilling stories and code"),
     "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
     "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }

@@ -71,7 +71,7 @@ def answer_file(
     rows = _rows(source, name, choices, samples)
     size = batch * WINDOW if batch > 1 else 1
     total = count_lines(source)
-    with _opened(out) as file:
+    with held(out) as file:
         done, again = _done(file, out, rows, name, size, model) if isinstance(out, Path) and out.is_file() else (0, [])
         written, read = done, done - len(again)
         with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:
@@ -79,7 +79,7 @@ def answer_file(
                 read += len(window)
                 filled = fill(model, [one for _, one in window], min(batch, read), done=bar.advance)
                 answers = [_answer(model, row, text) for (row, _), text in zip(window, filled)]
-                _write(file, b"".join(answers[written - (read - len(window)) :]))
+                append(file, b"".join(answers[written - (read - len(window)) :]))
                 written = read
     return {"done_before": done, "answered": written - done}
 
@@ -124,8 +124,8 @@ def _windows(model: Model, rows: Iterator[Row], size: int) -> Iterator[list[tupl
 
 
 @contextlib.contextmanager
-def _opened(out: Path | BinaryIO) -> Iterator[BinaryIO]:
-    """`out`, or the file there, held for this process."""
+def held(out: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """`out`, or the file there, held for this process and added to at its end."""
     if not isinstance(out, Path):
         yield out
         return
@@ -145,14 +145,15 @@ def _opened(out: Path | BinaryIO) -> Iterator[BinaryIO]:
             raise
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
+def append(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data`, at once where that is possible. Raises `UserError` if the disk is full."""
     try:
         while data:
             data = data[file.write(data) :]
         file.flush()
     except OSError as error:
         if is_full_disk(error):
-            raise UserError("no more answers can be written: the disk is full; make room and run it again") from None
+            raise UserError("no more can be written: the disk is full; make room and run it again") from None
         raise
 
 

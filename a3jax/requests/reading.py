@@ -58,24 +58,33 @@ def whole_text(file: str | Path) -> str:
 
 def lines(source: BinaryIO, name: str) -> Iterator[Line]:
     """The JSON objects of a file, one a line; empty lines count, and are passed over. Raises `UserError` at a broken one."""
+    for where, number, line in raw_lines(source, name):
+        yield Line(where, number, json_object(line, where))
+
+
+def raw_lines(source: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
+    """The lines of a file that are not empty: FILE:NUMBER, the number, and the bytes."""
     for number in itertools.count(1):
         line = source.readline(LONGEST + 1)
         if not line:
             return
-        where = f"{name}:{number}"
         if len(line) > LONGEST:
-            raise UserError(f"{where} is longer than {LONGEST >> 20} MiB; give one JSON object a line")
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise _not_utf8(where, error) from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise UserError(f'{where} is not a JSON object, such as {{"text": "..."}}')
-        yield Line(where, number, value)
+            raise UserError(f"{name}:{number} is longer than {LONGEST >> 20} MiB; give one JSON object a line")
+        if line.strip():
+            yield f"{name}:{number}", number, line
+
+
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line. Raises `UserError`, which names `where`, if it is none."""
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(where, error) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f'{where} is not a JSON object, such as {{"text": "..."}}')
+    return value
 
 
 def count_lines(source: BinaryIO) -> int | None:

@@ -1,0 +1,148 @@
+"""a3jax evaluate."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from a3jax.commandline import Json, Text
+from a3jax.errors import UserError
+from a3jax.requests.choices import DEFAULTS, Choices
+
+if TYPE_CHECKING:
+    from a3jax.evaluate.task import Task
+    from a3jax.loading import Model
+
+Name = Literal["likelihood", "stories", "code"]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model: how well it predicts text in any order, and what it fills into stories and code.
+
+    a3jax evaluate runs/demo --tasks likelihood stories code --limit 100 --out results/demo
+
+    a3jax evaluate runs/demo --tasks stories --stories cloze_test_val.csv --baseline models/smollm2 --out results/stories
+
+    The same command goes on where it was stopped, and gives the same numbers again.
+    """
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """A model folder, a run folder, or what a3jax import takes."""
+    tasks: tuple[Name, ...]
+    """What to measure."""
+    out: Path | None = None
+    """Folder for the results: of every item as they come, and of all."""
+    limit: int = 1000
+    """Most stories, windows of text, and blanks of each kind in code."""
+    longest: int = 1024
+    """Tokens: longer texts are cut into windows for likelihood, and longer items of other tasks are left out and counted."""
+    batch: int = 8
+    """Items evaluated at once; what comes out does not depend on it."""
+    text: Text = None
+    """likelihood: a file or folder of texts, or what else a3jax prepare takes; the source of Python's standard library if
+    not given."""
+    column: str = "text"
+    """likelihood, code: field or column that holds the text."""
+    split: str = "train"
+    """likelihood, code: of data sets that have splits."""
+    include: tuple[str, ...] = ("*",)
+    """likelihood: shell patterns of files to read inside a folder."""
+    orders: tuple[str, ...] = ()
+    """likelihood: ar, in_order_N, random_N, spans_N, infill_N, right_to_left; a choice of all of them if not given."""
+    stories: Text = None
+    """stories: the CSV file of Story Cloze, or five sentences a line; synthetic stories from templates if not given."""
+    sizes: str = "4-20"
+    """stories: numbers of tokens to choose from where the length is not told."""
+    settings: tuple[Literal["one", "three", "chosen"], ...] = ("one", "three", "chosen")
+    """stories: sentence 3 is blanked, sentences 2 to 4, and sentence 3 with its length chosen by the model."""
+    code: Text = None
+    """code: a file or folder of Python; the source of Python's standard library if not given."""
+    baseline: Path | None = None
+    """stories, code: the model that sees the left only; CHECKPOINT itself if not given."""
+    skip_bad: bool = False
+    """Pass over and count broken lines and files instead of ending at the first."""
+    decoding: OmitArgPrefixes[Choices] = DEFAULTS
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:  # noqa: D102
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError("--tasks names what to measure, each once: likelihood, stories, code")
+        for name, least in {"limit": 1, "longest": 2, "batch": 1}.items():
+            if not least <= getattr(self, name) <= 2**20:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least} and at most {2**20}")
+        self.decoding.checked()
+
+        from a3jax.evaluate.evaluation import evaluate
+        from a3jax.evaluate.results import print_tables
+        from a3jax.loading import load
+
+        ready = [self._read(name) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
+        model = load(self.checkpoint, dtype=self.dtype, step=self.step)
+        baseline = model if self.baseline is None else load(self.baseline, dtype=self.dtype)
+        tasks = [make(model, baseline) for make in ready]
+        results, tables = evaluate(tasks, {"model": model, "baseline": baseline}, self.out, self.batch)
+        results = {"checkpoint": str(self.checkpoint), "baseline": str(self.baseline or self.checkpoint), **results}
+        if self.json:
+            return results
+        for task in tasks:
+            counts = [f"{name.replace('_', ' ')} {count}" for name, count in task.data.items() if name != "left_out"]
+            left_out = [f"{reason} {count}" for reason, count in task.data["left_out"].items()]
+            print(f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}\n")
+            print_tables(tables[task.name])
+        return {} if self.out is None else {"out": str(self.out)}
+
+    def _read(self, name: Name) -> "Callable[[Model, Model], Task]":
+        """Read what a task is about, for a model and its baseline.
+
+        A new task is a file in `a3jax.evaluate`, its options above, and a case here.
+        """
+        from a3jax.evaluate.blanks import fillers
+        from a3jax.evaluate.texts import read_texts
+
+        left_out: Counter[str] = Counter()
+        seed = self.decoding.seed
+        if name == "likelihood":
+            from a3jax.evaluate.by_order import ORDERS, ByOrder, family
+
+            orders = self.orders or ORDERS
+            for order in orders:
+                family(order)
+            source, texts = read_texts(self.text, self.column, self.split, self.include, seed, self.skip_bad, left_out)
+            return lambda model, _: ByOrder(model, source, texts, left_out, orders, self.longest, self.limit, seed)
+
+        decoding = self.decoding.checked()
+        if name == "code":
+            from a3jax.evaluate.code import Code
+
+            patterns = ("*.py", "*.jsonl*", "*.parquet")
+            source, texts = read_texts(self.code, self.column, self.split, patterns, seed, self.skip_bad, left_out)
+            return lambda model, baseline: Code(
+                fillers(model, baseline, decoding), source, texts, left_out, self.skip_bad, self.longest, self.limit, seed
+            )
+
+        from a3jax.decode.template import Range
+        from a3jax.evaluate.rouge import scorer
+        from a3jax.evaluate.stories import CHOSEN, ONE, THREE, Stories, read_stories
+        from a3jax.evaluate.synthetic_stories import SYNTHETIC, synthetic_stories
+
+        scorer()
+        least, _, most = self.sizes.partition("-")
+        if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) < int(most) <= 4096):
+            raise UserError(f"--sizes is '{self.sizes}'; write the smallest and the largest number of tokens, such as 4-20")
+        sizes = Range(int(least), int(most))
+        settings = [{"one": ONE, "three": THREE, "chosen": CHOSEN}[setting] for setting in dict.fromkeys(self.settings)]
+        if self.stories is None:
+            source, stories = SYNTHETIC, synthetic_stories(self.limit, seed)
+        else:
+            source, stories = self.stories, read_stories(self.stories, self.skip_bad, left_out)
+        return lambda model, baseline: Stories(
+            fillers(model, baseline, decoding), source, stories, left_out, settings, sizes, self.longest, self.limit
+        )

@@ -1,0 +1,112 @@
+"""One part of a text blanked: filled in by a model that sees both sides, and by one that goes on from the left alone.
+
+Both get the same number of tokens, and both are asked how likely the truth is. What stands before the blank, in it and
+behind it is tokenized apart, so that the number of tokens tells nothing of how the truth joins its neighbours.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from a3jax.decode.settings import Decoding
+from a3jax.decode.template import Document, Range, Template, lay_out
+from a3jax.errors import UserError
+from a3jax.evaluate.task import Item
+from a3jax.loading import Model
+from a3jax.requests.request import Request, fill
+from a3jax.scoring import token_log_likelihoods
+
+BOTH, LEFT = "both sides", "left only"
+
+
+class Blanked(NamedTuple):
+    """A text whose middle is to be found."""
+
+    before: str
+    truth: str
+    after: str
+    fact: str | None = None
+    """A word of the truth that only what is behind the blank tells, where one is known."""
+
+
+class Filling(NamedTuple):
+    """What was put in a blank."""
+
+    text: str
+    nats: float
+    """Of the truth, in nats."""
+    tokens: int
+    """Of the truth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Filler:
+    """A model, and what it sees."""
+
+    model: Model
+    decoding: Decoding
+    sees: str
+
+    def document(self, blanked: Blanked) -> Document:
+        """The tokens of what is seen, with the truth in its place. Raises `UserError` if nothing stands before it."""
+        pieces = (blanked.before, blanked.after if self.sees == BOTH else "")
+        return lay_out(pieces, [self.model.codec.encode(blanked.truth)], self.model.codec)
+
+    def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
+        """Fill each blank with as many tokens as the truth has, or as many of `sizes` as the model likes best.
+
+        A `batch` is filled up, so that it is compiled once; where sizes are tried, which is a batch itself, it is one text.
+
+        From the left alone there is no telling what fits best: the largest size is taken.
+        """
+        documents = [self.document(blanked) for blanked in blanks]
+        requests = []
+        for blanked, document in zip(blanks, documents):
+            (place,) = document.blanks
+            length = place.stop - place.start
+            size = length if sizes is None else sizes if self.sees == BOTH else sizes.most
+            most = size.most if isinstance(size, Range) else size
+            template = Template((blanked.before, blanked.after if self.sees == BOTH else ""), (size,))
+            requests.append(Request(template, self.decoding, len(document.tokens) - length + most))
+        filled = fill(self.model, requests, batch if sizes is None else 1)
+        order = "ar" if self.decoding.mode == "dynamic" else self.decoding.order
+        scores = token_log_likelihoods(
+            self.model, [d.tokens for d in documents], [d.given for d in documents],
+            order=order, seed=self.decoding.seed, prefill=self.decoding.prefill,
+        )  # fmt: skip
+        return [Filling(one.blanks[0].text, -score.total, len(score.tokens)) for one, score in zip(filled, scores)]
+
+
+def fillers(model: Model, baseline: Model, decoding: Decoding) -> tuple[Filler, Filler]:
+    """The model that sees both sides, decoding as is asked, and the baseline from left to right, choosing tokens alike.
+
+    Raises `UserError` for a decoding of texts that may end.
+    """
+    if decoding.ends or decoding.stop:
+        raise UserError("blanks that are evaluated have their length; leave --ends and --stop out")
+    names = ("seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    plain = Decoding(mode="ar", **{name: getattr(decoding, name) for name in names})
+    return Filler(model, decoding, BOTH), Filler(baseline, plain, LEFT)
+
+
+def fitting(
+    named: Sequence[tuple[str, Blanked]], fillers: Sequence[Filler], window: int, left_out: Counter[str], most: int = 0
+) -> list[Item]:
+    """Items of the blanks that fit: those that are longer than `window` tokens are counted, and so are empty ones.
+
+    `most` is the largest size of a blank where it is not the truth's.
+    """
+    items = []
+    for name, blanked in named:
+        documents = [filler.document(blanked) for filler in fillers]
+        truths = [sum(document.given) for document in documents]
+        lengths = [max(len(document.tokens), known + most) for document, known in zip(documents, truths)]
+        limits = [min(window, filler.model.config.context) for filler in fillers]
+        if any(all(document.given) for document in documents):
+            left_out["empty blank"] += 1
+        elif any(length > limit for length, limit in zip(lengths, limits)):
+            left_out[f"longer than {min(limits)} tokens"] += 1
+        else:
+            items.append(Item(name, max(lengths), blanked))
+    return items

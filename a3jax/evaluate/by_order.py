@@ -1,0 +1,158 @@
+"""Task `likelihood`: how well a model predicts text, by order, by position, and by how much of the text it sees already.
+
+An order is told to the network as the number of tokens that each token may see: tokens of one group see as many. From
+right to left, and in blanks, it is as good a way as for the orders that are drawn.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from a3jax.config import parse_order
+from a3jax.decode.cached import draw
+from a3jax.errors import UserError
+from a3jax.evaluate.task import Item
+from a3jax.evaluate.texts import Text
+from a3jax.loading import Model
+from a3jax.scoring import token_log_likelihoods
+
+RIGHT_TO_LEFT = "right_to_left"
+ORDERS = (
+    "ar", "in_order_2", "in_order_4", "in_order_8", "random_1", "random_4", "random_8", "spans_4", "infill_1", "infill_4",
+    RIGHT_TO_LEFT,
+)  # fmt: skip
+SUMMARY, BY_POSITION, BY_VISIBLE = "likelihood", "nats per token by position", "nats per token by visible part of the text"
+PARTS = 4
+"""Of a text, by what is visible already."""
+FIRST_OCTAVE = 5
+"""Positions are told apart by powers of two, those below 2^5 not at all."""
+
+
+class ByOrder:
+    """Nats per token and bits per byte of windows of text, for each order."""
+
+    name = "likelihood"
+
+    def __init__(
+        self,
+        model: Model,
+        source: str,
+        texts: Sequence[Text],
+        left_out: Counter[str],
+        orders: Sequence[str] = ORDERS,
+        window: int = 1024,
+        limit: int = 1000,
+        seed: int = 0,
+    ):
+        """At most `limit` windows of `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
+        for order in orders:
+            family(order)
+        if not orders or len(set(orders)) < len(orders):
+            raise UserError("orders are to be named once each, and at least one")
+        self._model, self._orders, self._seed = model, tuple(orders), seed
+        window = min(window, model.config.context)
+        self.items: list[Item] = []
+        whole, cut = 0, 0
+        for text in texts:
+            if len(self.items) >= limit:
+                break
+            windows = cut_windows(model, text, window)
+            whole, cut = whole + (len(windows) == 1), cut + (len(windows) > 1)
+            left_out["no token to predict"] += not windows
+            self.items += windows[: limit - len(self.items)]
+        self.protocol = {
+            "orders": list(self._orders),
+            "seed": seed,
+            "window": window,
+            "given": "the first token of a window: the start token where the model has one",
+            "windows": "a text longer than a window is cut; no window sees another",
+            "infill_N": "one span of drawn place and size, at most half of the window, in random groups of N",
+        }
+        self.data = {
+            "source": source,
+            "texts_whole": whole,
+            "texts_cut_into_windows": cut,
+            "windows": len(self.items),
+            "left_out": dict(sorted((+left_out).items())),
+        }
+
+    def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
+        """Nats of every window in every order; passes through the network are of one size whatever the `batch`."""
+        asked = [(item, order, *self._order(item, order)) for item in items for order in self._orders]
+        scores = token_log_likelihoods(
+            self._model,
+            [item.content[0] for item, *_ in asked],
+            [given.tolist() for *_, given, _ in asked],
+            groups=[visible.tolist() for *_, visible in asked],
+        )
+        found: dict[str, dict[str, Any]] = {item.id: {"figures": {}} for item in items}
+        for (item, order, given, visible), score in zip(asked, scores):
+            figures = _figures(item, order, given, visible, -np.array(score.log_probs))
+            for table, row in figures.items():
+                found[item.id]["figures"].setdefault(table, {})[order] = row
+        return list(found.values())
+
+    def _order(self, item: Item, order: str) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens are given, and how many each token may see."""
+        tokens, seed = item.content[0], f"{self._seed} {item.id}"
+        count, place = len(tokens), np.arange(len(tokens))
+        given = place == 0
+        if order == RIGHT_TO_LEFT:
+            return given, np.where(given, 0, count - place)
+        if family(order) == "infill":
+            drawn = random.Random(seed)
+            size = drawn.randint(1, max(1, (count - 1) // 2))
+            begin = drawn.randint(1, count - size)
+            given = (place < begin) | (place >= begin + size)
+        drawn_order = draw(
+            random.Random(seed).getrandbits(32), tokens, given.tolist(), order, self._model.config.seeding
+        ).order
+        visible = np.zeros(len(drawn_order.position), int)
+        visible[np.asarray(drawn_order.token_index)] = drawn_order.group_start
+        return given, visible[:count]
+
+
+def cut_windows(model: Model, text: Text, window: int) -> list[Item]:
+    """Consecutive windows of a text, each with its tokens, its start token included, and the bytes of what it predicts."""
+    start = [] if model.codec.start is None else [model.codec.start]
+    encoded = model.codec.tokenizer.encode(text.text, add_special_tokens=False)
+    edges = [begin for begin, _ in encoded.offsets] + [len(text.text)]
+    step, given = window - len(start), 1 - len(start)
+    items = []
+    for number, begin in enumerate(range(0, len(encoded.ids), step), 1):
+        end = min(begin + step, len(encoded.ids))
+        if end - begin > given:
+            tokens = (*start, *encoded.ids[begin:end])
+            size = len(text.text[edges[begin + given] : edges[end]].encode())
+            items.append(Item(f"{text.id}#{number}", len(tokens), (tokens, size)))
+    return items
+
+
+def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nats: np.ndarray) -> dict[str, dict[str, Any]]:
+    """A window's shares in the row `order` of every table."""
+    tokens, size = item.content
+    place = np.flatnonzero(~given)
+    summary = {"nats per token": (float(nats.sum()), len(nats))}
+    if family(order) != "infill":  # of whole windows the bytes are known
+        summary["bits per byte"] = (float(nats.sum()) / math.log(2), size)
+
+    def by(part: np.ndarray, name: Callable[[int], str]) -> dict[str, tuple[float, int]]:
+        each = [(number, part == number) for number in np.unique(part).tolist()]
+        return {name(number): (float(nats[chosen].sum()), int(chosen.sum())) for number, chosen in each}
+
+    octave = np.maximum(np.frexp(place)[1], FIRST_OCTAVE)
+    part = np.minimum(visible[place] * PARTS // len(tokens), PARTS - 1)
+    return {
+        SUMMARY: summary,
+        BY_POSITION: by(octave, lambda n: f"{1 << (n - 1) if n > FIRST_OCTAVE else 1}-{(1 << n) - 1}"),
+        BY_VISIBLE: by(part, lambda n: f"{100 * n // PARTS}-{100 * (n + 1) // PARTS}%"),
+    }
+
+
+def family(order: str) -> str:
+    """The family of an order, that from right to left being its own. Raises `UserError` for an unknown order."""
+    return order if order == RIGHT_TO_LEFT else parse_order(order)[0]

@@ -1,0 +1,61 @@
+"""Tasks run one after another, and their results as one document with everything that they follow from."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from a3jax.evaluate import by_order
+from a3jax.evaluate.plot import plot, pyplot
+from a3jax.evaluate.results import Tables, as_json, tabulate
+from a3jax.evaluate.task import Task, digest, run
+from a3jax.loading import Model
+
+RESULTS = "results.json"
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """What a model is, wherever it lies: its weights as they are computed with, its shape, and its tokenizer."""
+    weights = hashlib.sha256()
+    for path, leaf in nnx.to_flat_state(model.params):
+        array = np.asarray(leaf[...])
+        weights.update(f"{path} {array.dtype} {array.shape}".encode())
+        weights.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return {
+        "weights_sha256": weights.hexdigest(),
+        "tokenizer_sha256": model.codec.sha256,
+        "config": dataclasses.asdict(model.config),
+        "dtype": model.how.dtype.name,
+        "record": dataclasses.asdict(model.record),
+    }
+
+
+def evaluate(
+    tasks: Sequence[Task], models: dict[str, Model], out: Path | None, batch: int
+) -> tuple[dict[str, Any], dict[str, Tables]]:
+    """Run tasks, and return what is in `RESULTS`, with the tables by task.
+
+    In `out` go each task's results by item, from which a stopped evaluation goes on, `RESULTS`, and curves of the task
+    `likelihood`. Raises `UserError` as `task.run` does.
+    """
+    if out is not None and any(task.name == by_order.ByOrder.name for task in tasks):
+        pyplot()  # better told now than after the work
+    known = {name: identity(model) for name, model in models.items()}
+    results: dict[str, Any] = {"models": known, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "tasks": {}}
+    tables: dict[str, Tables] = {}
+    for task in tasks:
+        rows = run(task, known, out, batch)
+        found = tables[task.name] = tabulate(row["figures"] for row in rows)
+        facts = {"protocol": task.protocol, "data": {**task.data, "sha256": digest(task.items)}, "items": len(rows)}
+        results["tasks"][task.name] = {**facts, "tables": as_json(found)}
+        if out is not None:
+            (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+            if task.name == by_order.ByOrder.name:
+                plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE), out / f"{task.name}.svg")
+    return results, tables
