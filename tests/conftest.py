@@ -22,14 +22,14 @@ from a3jax.record import Record
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"
-"""For processes that compile a training step: it takes a third of the time, and nothing is measured."""
-
-# Most tests run small programs once, so compiling is what they cost: little of it, and no program twice.
+# Most tests run small programs once, so compiling is what they cost: little of it, and no program twice. Without fusion
+# emitters it takes half of the time. Tests that start processes with devices of their own add their flags to these.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".lstrip()
 jax.config.update("jax_disable_most_optimizations", True)
-CACHE = tempfile.TemporaryDirectory(prefix="a3jax-tests-")
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name  # for the commands that tests start
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one folder for all workers, and for the commands that tests start
+    CACHE = tempfile.TemporaryDirectory(prefix="a3jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import XLA_FLAGS
 from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
@@ -51,7 +50,7 @@ def computed(out, processes):
     """The results of `mesh_process` in one process or two, by mesh."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{XLA_FLAGS} --xla_force_host_platform_device_count={8 // processes}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={8 // processes}",
         "JAX_PLATFORMS": "cpu",
     }
     with socket.socket() as free:

@@ -4,6 +4,7 @@ Axes are written with the letters of the array names: a parameter "NxDxHxE" has 
 configuration, and `a3jax.mesh` reads the same letters to lay it over devices.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -31,16 +32,21 @@ def parameter(config: ModelConfig, axes: str, initializer: Initializer, rngs: nn
 
 def graph(config: ModelConfig) -> nnx.GraphDef:
     """The network without its parameters: `nnx.merge(graph(config), parameters)` is the network again."""
-    from a3jax.model.two_stream import TwoStream
-
-    return nnx.split(nnx.eval_shape(lambda: TwoStream(config, nnx.Rngs(0))))[0]
+    return _outline(config)[0]
 
 
 def shapes(config: ModelConfig) -> nnx.State:
     """The whole parameter tree as shapes and axes, without allocating anything."""
+    return jax.tree.map(lambda shape: shape, _outline(config)[1])  # a tree of the caller's own, who may change it
+
+
+@functools.cache
+def _outline(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The network's structure and parameters. Kept, for a run asks for them many times; hence the same under any mesh."""
     from a3jax.model.two_stream import TwoStream
 
-    return nnx.state(nnx.eval_shape(lambda: TwoStream(config, nnx.Rngs(0))), nnx.Param)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        return nnx.split(nnx.eval_shape(lambda: TwoStream(config, nnx.Rngs(0))), nnx.Param)
 
 
 def count(config: ModelConfig) -> int:
