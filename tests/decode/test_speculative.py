@@ -84,7 +84,7 @@ def test_samples_have_the_distribution_of_one_by_one_decoding(order, drafts, opt
     expected = np.append(probability[often], probability[possible & ~often].sum()) * counts.sum()
     keep = expected > 0
     p_value = chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue
-    record_property("p_value", p_value)
+    record_property("p_value", float(p_value))
     print(f"{order}, {drafts} drafts, {options}: p = {p_value:.3f}, {saved / counts.sum():.0%} in fewer passes than tokens")
     assert p_value > 1e-3
     assert saved > 0.2 * counts.sum()
