@@ -159,15 +159,19 @@ def continue_in_child() -> None:
     global _status_pipe
     parent = os.getpid()
     status_pipe, _status_pipe = os.pipe()
+    passed_on = (signal.SIGINT, signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # a signal waits until there is somebody to pass it on
     child = os.fork()
     if not child:
         os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone, which passes it on once
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(status_pipe)
         _die_with(parent)
         return
     os.close(_status_pipe)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in passed_on:
         signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.set_blocking(status_pipe, False)  # a worker of the child may outlive it, and hold the other end
     with contextlib.suppress(BlockingIOError):
