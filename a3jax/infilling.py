@@ -90,8 +90,7 @@ def infill(model: Model, template: str | Template, decoding: Decoding | None = N
     r"""Fill the blanks of a template: `[[8]]` stands for eight tokens, `[[4-12]]` for four to twelve, `\[[8]]` for itself.
 
     `changes` are fields of `Decoding`, such as `order="random_4"`, `mode="speculative"`, `temperature=0.8`, `seed=1`. All
-    blanks share one order. The text around blanks is seen from both sides, unless the blank comes before it in reading
-    order and `prefill` says otherwise: the network reads given text first.
+    blanks share one order, and the text on both sides of each is seen while it is filled.
 
     Raises `UserError` for a template without a blank, one that is longer than the model's context, or a bad value.
     """
