@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from a3jax.errors import UserError
 
@@ -66,6 +66,14 @@ def new_file(out: Path) -> Iterator[Path]:
         raise
 
 
+def hold(file: IO, written: Path) -> None:
+    """Lock an open file as long as this process has it. Raises `UserError` if another process writes what is `written`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{written} is being written by another process; wait for it") from None
+
+
 @contextlib.contextmanager
 def _made_from(partial: Path, made_from: dict[str, Any]) -> Iterator[None]:
     """Make the folder, or find it as it was left; hold it for this process."""
@@ -76,10 +84,7 @@ def _made_from(partial: Path, made_from: dict[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{partial} cannot be made: {error.strerror}; choose another place") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{partial} is being written by another process; wait for it") from None
+        hold(lock, partial)
         content = json.dumps(made_from)
         lock.seek(0)
         if lock.read() != content:

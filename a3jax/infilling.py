@@ -201,7 +201,7 @@ class End(NamedTuple):
     """Where a text that may end does so."""
 
     tokens: int
-    """It has so many, the token that ends it or completes its stop string left out or kept in."""
+    """It has so many: without the end token, or with all of its stop string."""
     characters: int
     """Of the last blank."""
 
@@ -214,7 +214,8 @@ def _end(model: Model, document: Document, decoding: Decoding, text: Tokens) -> 
     open_ = np.flatnonzero(text.passes < 0)
     last = int(open_[0]) if len(open_) else len(text.tokens)
     tokens = text.tokens[begin:last].tolist()
-    ends = [i for i, token in enumerate(tokens) if token in _end_tokens(model)]
+    end_tokens = _end_tokens(model)
+    ends = [i for i, token in enumerate(tokens) if token in end_tokens]
     tokens = tokens[: ends[0]] if ends else tokens
     written = model.codec.decode(tokens)
     stops = [written.find(stop) for stop in decoding.stop if stop in written]
@@ -248,7 +249,7 @@ def _score_lengths(model: Model, template: Template, i: int, lengths: Sequence[i
     """Nats per token of the text from blank i on, for each length. The batch is always as large, so as to compile once."""
     padded = [*lengths, *[lengths[-1]] * (CANDIDATES - len(lengths))]
     documents = [document_of(model, _sized(template, i, length)) for length in padded]
-    filled = _fill(model, documents, [dataclasses.replace(decoding, revise=0)] * len(documents))
+    filled = _fill(model, documents, [decoding] * len(documents))
     tokens = [text.tokens.tolist() for text in filled]
     given = [[at < document.blanks[i].start for at in range(len(document.tokens))] for document in documents]
     return [score.total / len(score.tokens) for score in token_log_likelihoods(model, tokens, given)][: len(lengths)]

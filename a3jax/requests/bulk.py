@@ -8,7 +8,6 @@ ends with the bytes of one that was not.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -20,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
-from a3jax.folders import is_full_disk
+from a3jax.folders import hold, is_full_disk
 from a3jax.infilling import Infilled
 from a3jax.loading import Model
 from a3jax.progress import Progress
@@ -134,10 +133,7 @@ def held(out: Path | BinaryIO) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another place") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is being written by another process; wait for it") from None
+        hold(file, out)
         try:
             yield file
         except (KeyboardInterrupt, SystemExit):

@@ -57,9 +57,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(folder):
+def server(model_folder):
     options = ["--max-queue", "8", "--max-batch", "4", "--max-body-bytes", str(BODY_BYTES), "--json"]
-    server = Server(folder, *options)
+    server = Server(model_folder, *options)
     yield server
     server.process.kill()
     server.process.wait()
