@@ -14,6 +14,7 @@ from a3jax.errors import UserError
 
 Family = Literal["in_order", "random", "spans", "infill"]
 Seeding = Literal["successor", "learned"]
+AdapterStream = Literal["query", "both"]
 HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
 """The orders by which held-out NLL is reported."""
 
@@ -62,6 +63,10 @@ class ModelConfig:
     post_norm: bool = False
     """Normalize the outputs of attention and MLP instead of their inputs (OLMo 2)."""
     seeding: Seeding = "successor"
+    adapter_rank: int = 0
+    """Inner width A of low-rank changes to the weights (Hu et al., arXiv 2106.09685); 0: there are none."""
+    adapter_stream: AdapterStream = "query"
+    """`query`: they change the query stream alone, and the content stream stays the source model; `both`: both streams."""
     start_token: int | None = None
     """The token every document begins with; given, never predicted."""
     end_tokens: tuple[int, ...] = ()
@@ -146,6 +151,19 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest global gradient norm."""
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Which parameters an adaptation changes: all of them, unless this says otherwise."""
+
+    frozen: tuple[str, ...] = ()
+    """Parameters that stay as they are: by name (embedding, query_seed, gate, ...), or all `norms` or `embeddings`."""
+    rank: int | None = None
+    """Freeze all weights and train low-rank changes to them, of this inner width, and the query seed; None keeps the
+    source's (none after import)."""
+    stream: AdapterStream = "query"
+    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +255,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: tuple[Stage, ...] = (Stage(steps=1000),)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

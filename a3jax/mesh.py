@@ -29,7 +29,7 @@ BATCH = ("slices", "data", "fsdp")
 """What windows are split over."""
 WIDTH = ("fsdp", "context")
 """What a parameter's width is split over."""
-RULES = {"N": None, "D": WIDTH, "F": "tensor", "H": "tensor", "K": "tensor", "E": None, "V": "tensor"}
+RULES = {"N": None, "D": WIDTH, "F": "tensor", "H": "tensor", "K": "tensor", "E": None, "V": "tensor", "A": None}
 ACTIVATIONS = {**RULES, "B": BATCH, "D": None, "L": "context", "R": "context"}
 _NAMES = "/".join(AXES)
 

@@ -40,14 +40,22 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
     content, query, query_position = np.array(content), np.array(query), np.array(query_position)
 
     for n in range(config.layers):
-        w = {k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()}
+        weights = {k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()}
+        for_query = with_adapters(weights)
+        w = for_query if config.adapter_stream == "both" else weights
         keys, values = _keys_values(config, w, content, position)
         content, query = (
             _layer(config, w, x, where, mask, keys, values)
-            for x, where, mask in ((content, position, content_mask), (query, query_position, query_mask))
+            for w, x, where, mask in ((w, content, position, content_mask), (for_query, query, query_position, query_mask))
         )
     head = params["embedding" if config.tied_head else "head"]
     return tuple(_norm(x, params["final_norm"], config.norm_eps) @ head.T for x in (content, query))
+
+
+def with_adapters(weights):
+    """Weights with the product of their adapters' two factors added, where they have some."""
+    names = [name for name in weights if f"{name}_in" in weights]
+    return weights | {name: weights[name] + np.tensordot(weights[f"{name}_in"], weights[f"{name}_out"], 1) for name in names}
 
 
 def log_softmax(logits):

@@ -61,7 +61,7 @@ def network() -> Callable[..., TwoStream]:
                 return 0.5 * rng.normal(size=shape)
             if name in ("embedding", "head"):
                 return rng.normal(size=shape) * (0.7 if name == "embedding" else 0.3)
-            inputs = config.query_heads * config.head_width if name == "output" else shape[1]
+            inputs = config.query_heads * config.head_width if name in ("output", "output_in") else shape[1]
             return rng.normal(size=shape) * inputs**-0.5
 
         for path, variable in nnx.to_flat_state(nnx.state(result, nnx.Param)):

@@ -16,7 +16,10 @@ Initializer = Callable[..., jax.Array]
 
 
 def parameter(config: ModelConfig, axes: str, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:
-    """A float32 parameter with axes such as "NxDxF": N layers, D width, F feed-forward, H and K heads, E head, V vocab."""
+    """A float32 parameter with axes such as "NxDxF".
+
+    N layers, D width, F feed-forward, H and K heads, E head, V vocabulary, A adapter.
+    """
     sizes = {
         "N": config.layers,
         "D": config.width,
@@ -25,6 +28,7 @@ def parameter(config: ModelConfig, axes: str, initializer: Initializer, rngs: nn
         "K": config.kv_heads,
         "E": config.head_width,
         "V": config.vocab,
+        "A": config.adapter_rank,
     }
     letters = tuple(axes.split("x"))
     return nnx.Param(initializer(rngs.params(), tuple(sizes[letter] for letter in letters)), axes=letters)

@@ -6,6 +6,10 @@ network itself knows nothing of orders, groups or documents; `a3jax.ordering` do
 
 The last layer's content output would feed nothing, so its content rows stop after their keys and values. Where the
 content stream itself is the answer (plain autoregression), it is run alone.
+
+A model may have adapters: low-rank changes x W + (x A) B of its weights (Hu et al., arXiv 2106.09685), in both streams or in
+the query stream alone. In the latter case the content stream is the source model for good, so nothing is differentiated
+through it: it runs first and by itself, and the query rows read its keys and values.
 """
 
 import functools
@@ -22,6 +26,7 @@ from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.context import first, rest, streams
 from a3jax.mesh import constrain
+from a3jax.model.adapters import adapted, content_is_fixed, factors
 from a3jax.model.parameters import parameter
 from a3jax.model.projection import PROJECTION, project
 from a3jax.model.rope import angles, rotate
@@ -62,6 +67,13 @@ class Cached(NamedTuple):
         return Cache(key.at[where].set(key_BxCxKxE, mode="drop"), value.at[where].set(value_BxCxKxE, mode="drop"))
 
 
+class Known(NamedTuple):
+    """Keys and values of all slots in one layer, for query rows that come without content rows."""
+
+    key: Array  # B x L x K x E
+    value: Array  # B x L x K x E
+
+
 class Compute(NamedTuple):
     """How a forward pass is computed; nothing here changes what it means."""
 
@@ -94,9 +106,12 @@ class Block(nnx.Module):
             per_head = config.query_key_norm == "head"
             self.query_norm = declare("NxE" if per_head else "NxHxE", ones)
             self.key_norm = declare("NxE" if per_head else "NxKxE", ones)
+        for name, (inner, outer) in adapted(config).items():
+            for factor, axes, begin in zip(factors(name), (inner, outer), (normal, zeros)):
+                setattr(self, factor, declare(axes, begin))
 
     def __call__(
-        self, rows: Rows, turn: tuple[Array, Array], content: int, skip: int, how: Compute, cached: Cached | None
+        self, rows: Rows, turn: tuple[Array, Array], content: int, skip: int, how: Compute, cached: Cached | Known | None
     ) -> tuple[Array, Cache | None]:
         """One layer over `rows`; the first `skip` rows stop after their keys and values.
 
@@ -105,30 +120,47 @@ class Block(nnx.Module):
         x_BxRxD = rows.embedding
         eps, pre = self.config.norm_eps, not self.config.post_norm
         normed = rms_norm(x_BxRxD, self.attention_norm, eps) if pre else x_BxRxD
-        key, value = self._keys_values(first(normed, content), tuple(first(t, content) for t in turn))
-        cache = None if cached is None else cached.write(key, value)
-        if cached is not None and cache is not None:
+        cache = None
+        if isinstance(cached, Known):
+            key, value = cached
+        else:
+            key, value = self._keys_values(first(normed, content), content, tuple(first(t, content) for t in turn))
+        if isinstance(cached, Cached):
+            cache = cached.write(key, value)
             key, value = cache.key[cached.layer], cache.value[cached.layer]
-        x_BxRxD, normed = rest(x_BxRxD, skip), rest(normed, skip)
-        query = self._queries(normed, tuple(rest(t, skip) for t in turn))
+        x_BxRxD, normed, content = rest(x_BxRxD, skip), rest(normed, skip), content - skip
+        query = self._queries(normed, content, tuple(rest(t, skip) for t in turn))
         seen = attend(query, key, value, rest(rows.start, skip), rest(rows.end, skip), how.attention)
-        out = project(seen, self.output[...])
+        out = self._project(seen, "output", content)
         x_BxRxD += out if pre else rms_norm(out, self.attention_norm, eps)
         normed = rms_norm(x_BxRxD, self.mlp_norm, eps) if pre else x_BxRxD
-        hidden = jax.nn.silu(project(normed, self.gate[...])) * project(normed, self.up[...])
-        out = project(constrain(hidden, "BxRxF"), self.down[...])
+        hidden = jax.nn.silu(self._project(normed, "gate", content)) * self._project(normed, "up", content)
+        out = self._project(constrain(hidden, "BxRxF"), "down", content)
         x_BxRxD += out if pre else rms_norm(out, self.mlp_norm, eps)
         return constrain(x_BxRxD, "BxRxD"), cache
 
-    def _queries(self, normed: Array, turn: tuple[Array, ...]) -> Array:
-        query = project(normed, self.query[...])
+    def _project(self, x_BxRxi: Array, name: str, content: int) -> Array:
+        """The product with a weight, and with its adapter in the rows that have one; the first `content` are content rows."""
+        out = project(x_BxRxi, getattr(self, name)[...])
+        if name not in adapted(self.config):
+            return out
+        inner, outer = (getattr(self, factor)[...] for factor in factors(name))
+        if self.config.adapter_stream == "both" or content == 0:
+            return out + project(project(x_BxRxi, inner), outer)
+        if content == x_BxRxi.shape[1]:
+            return out
+        change = project(project(rest(x_BxRxi, content), inner), outer)
+        return out + streams(jnp.zeros_like(first(out, content)), change)
+
+    def _queries(self, normed: Array, content: int, turn: tuple[Array, ...]) -> Array:
+        query = self._project(normed, "query", content)
         if self.config.qkv_bias:
             query += self.query_bias
         return rotate(self._normalize(query, "query_norm"), turn)
 
-    def _keys_values(self, normed: Array, turn: tuple[Array, ...]) -> tuple[Array, Array]:
-        key = project(normed, self.key[...])
-        value = project(normed, self.value[...])
+    def _keys_values(self, normed: Array, content: int, turn: tuple[Array, ...]) -> tuple[Array, Array]:
+        key = self._project(normed, "key", content)
+        value = self._project(normed, "value", content)
         if self.config.qkv_bias:
             key, value = key + self.key_bias, value + self.value_bias
         return rotate(self._normalize(key, "key_norm"), turn), value
@@ -166,21 +198,23 @@ class TwoStream(nnx.Module):
         of earlier groups of its document alone. Over a mesh with `context`, orders come and slots go as
         `a3jax.context.spread` lays them; so for `content_hidden`.
         """
-        content = self.embed(sort(token_BxL, order.token_index), how)
+        batch, length = token_BxL.shape
         predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))
-        rows = Rows(
-            streams(content, self.embed_queries(predecessor_BxL, order.predecessor >= 0, how)),
-            streams(order.position, order.query_position),
-            streams(order.start, order.start),
-            streams(order.group_end, order.group_start),
-        )
-        return self.run(rows, token_BxL.shape[1], how)[0]
+        embedding = self.embed_queries(predecessor_BxL, order.predecessor >= 0, how)
+        query = Rows(embedding, order.query_position, order.start, order.group_start)
+        content = self._content_rows(token_BxL, order, how)
+        if content_is_fixed(self.config):
+            _, cache = self.run(content, length, how, empty_cache(self.config, batch, length, how))
+            return self.run_queries(query, jax.lax.stop_gradient(cast(Cache, cache)), how)
+        return self.run(Rows(*map(streams, content, query)), length, how)[0]
 
     def content_hidden(self, token_BxL: Array, order: Order, how: Compute) -> Array:
         """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
-        content = self.embed(sort(token_BxL, order.token_index), how)
-        rows = Rows(content, order.position, order.start, order.group_end)
-        return self.run(rows, token_BxL.shape[1], how)[0]
+        return self.run(self._content_rows(token_BxL, order, how), token_BxL.shape[1], how)[0]
+
+    def _content_rows(self, token_BxL: Array, order: Order, how: Compute) -> Rows:
+        embedding = self.embed(sort(token_BxL, order.token_index), how)
+        return Rows(embedding, order.position, order.start, order.group_end)
 
     def embed(self, token: Array, how: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
@@ -233,7 +267,23 @@ class TwoStream(nnx.Module):
             layers = jnp.arange(self.config.layers)
             (x_BxRxD, filled), _ = jax.lax.scan(step, (rows.embedding, cache), (parameters, layers))
             x_BxRxD, cache = x_BxRxD[:, skip:], filled
-        return rms_norm(x_BxRxD, self.final_norm[...].astype(how.dtype), self.config.norm_eps), cache
+        return self._normalize(x_BxRxD, how), cache
+
+    def run_queries(self, rows: Rows, known: Cache, how: Compute) -> Array:
+        """The normalized hidden states of query rows alone, from the keys and values of all slots."""
+        turn = angles(self.config, rows.position)
+        graph, parameters = nnx.split(self.blocks)
+        parameters = jax.tree.map(lambda p: p.astype(how.dtype), parameters)
+
+        def layer(x_BxLxD: Array, xs: tuple[nnx.State, Cache]) -> tuple[Array, None]:
+            parameters, known = xs
+            block = nnx.merge(graph, parameters)
+            return block(rows._replace(embedding=x_BxLxD), turn, 0, 0, how, Known(*known))[0], None
+
+        return self._normalize(jax.lax.scan(_remat(layer, how.remat), rows.embedding, (parameters, known))[0], how)
+
+    def _normalize(self, x_BxRxD: Array, how: Compute) -> Array:
+        return rms_norm(x_BxRxD, self.final_norm[...].astype(how.dtype), self.config.norm_eps)
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, how: Compute) -> Cache:

@@ -1,6 +1,5 @@
 """The real train step of a stage, put through the TPU compiler for devices that are not there."""
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from a3jax.mesh import check_mesh, make_mesh
 from a3jax.plan.topology import Topology
 from a3jax.pretrained import pretrained
 from a3jax.train.step import abstract_state
+from a3jax.train.trained import trained_model
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def model_of(config: Config) -> ModelConfig:
     else:
         assert config.source is not None, "check() asks for a source or a model"
         model = pretrained(config.source).config
-    return model if config.seeding is None else dataclasses.replace(model, seeding=config.seeding)
+    return trained_model(config, model)
 
 
 def mesh_over(config: Config, model: ModelConfig, topology: Topology) -> Mesh:

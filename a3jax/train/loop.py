@@ -34,7 +34,7 @@ from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run
-from a3jax.train.step import State, abstract_state, compute, init_state, random_params
+from a3jax.train.step import State, abstract_state, compute, init_state, random_params, with_adapters
 from a3jax.train.tracing import Tracing
 
 ALONE = Processes()
@@ -115,6 +115,8 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
 
 def _first_state(run: Run, mesh: Mesh) -> State:
     params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
+    if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
+        params = with_adapters(params, run.config, run.model, mesh)
     return init_state(run.config, params, run.model, mesh)
 
 

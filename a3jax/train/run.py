@@ -31,6 +31,7 @@ from a3jax.pretrained import Pretrained, pretrained
 from a3jax.record import Record
 from a3jax.strict import flat, read, to_json
 from a3jax.train.agreement import barrier
+from a3jax.train.trained import changes, trained_model
 
 CONFIG = "config.json"
 
@@ -74,8 +75,8 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         model, record = source.config, source.record
         if config.model is not None:
             _check_model(config.model, source)
-    if config.seeding is not None:
-        model = dataclasses.replace(model, seeding=config.seeding)
+    model = trained_model(config, model)
+    changes(config.adapt, model)
     _check_data(config, model, corpora, source)
     check_mesh(mesh, model, config.data.batch // config.train.accumulate, config.data.length)
     folder = config.run_folder
@@ -116,7 +117,7 @@ def only_process(folder: Path) -> Iterator[None]:
 def _check_model(expected: ModelConfig, source: Pretrained) -> None:
     for field in dataclasses.fields(ModelConfig):
         here, there = getattr(expected, field.name), getattr(source.config, field.name)
-        if here != there and field.name != "seeding":
+        if here != there and field.name not in ("seeding", "adapter_rank", "adapter_stream"):
             raise UserError(f"model.{field.name} is {here}, but {source.folder} has {there}; correct the experiment's model")
 
 

@@ -7,7 +7,8 @@ all predicted tokens of the whole batch.
 
 import functools
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,14 @@ from jax.sharding import Mesh
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.context import spread
+from a3jax.model.adapters import content_is_fixed
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
 from a3jax.train import guard, remat
 from a3jax.train.loss import nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.trained import adapters, changes
 
 Batch = dict[str, Array]
 
@@ -58,6 +61,8 @@ def compute(config: Config) -> Compute:
 
 def single_stream(stage: Stage, model: ModelConfig) -> bool:
     """Whether queries equal the content stream one token earlier, so that one stream does the work of two."""
+    if content_is_fixed(model):  # which learns nothing, and differs from the query stream
+        return False
     return stage.family == "in_order" and stage.group_size == 1 and not stage.given and model.seeding == "successor"
 
 
@@ -82,34 +87,38 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated."""
     optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
     how, parts = compute(config), config.train.accumulate
+    changed = changes(config.adapt, model)
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
     kind = np.uint32(zlib.crc32(repr((stage.family, stage.group_size, stage.given)).encode()))
 
-    def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
-        differentiate = jax.value_and_grad(summed_loss, has_aux=True)
-        (total, count), grads = differentiate(params, batch, keys, model, stage, how, chunk)
+    def gradients(params: nnx.State, still: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
+        def loss(params: nnx.State) -> tuple[Array, Array]:
+            return summed_loss(nnx.merge_state(params, still), batch, keys, model, stage, how, chunk)
+
+        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return total, count, grads
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         keys = example_keys(config.seed, state.step, config.data.batch)
+        params, still = nnx.split_state(state.params, changed, ...)
         if parts == 1:
-            total, count, grads = gradients(state.params, batch, keys)
+            total, count, grads = gradients(params, still, batch, keys)
         else:
             micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
             def add(sums: tuple, xs: tuple[Batch, Array]) -> tuple[tuple, None]:
-                return jax.tree.map(jnp.add, sums, gradients(state.params, *xs)), None
+                return jax.tree.map(jnp.add, sums, gradients(params, still, *xs)), None
 
-            zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
             (total, count, grads), _ = jax.lax.scan(add, zeros, micro)
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
         loss, norm = total / count, optax.tree.norm(grads)
         updates, optimizer_state, bad = guard.update(
-            optimizer, grads, state.optimizer, state.params, loss, norm, jnp.asarray(kind), config.guard
+            optimizer, grads, state.optimizer, params, loss, norm, jnp.asarray(kind), config.guard
         )
-        params = optax.apply_updates(state.params, updates)
+        params = nnx.merge_state(optax.apply_updates(params, updates), still)
         metrics = Metrics(loss, norm, count, jnp.asarray(rate(state.step)), bad)
         return State(params, optimizer_state, state.step + 1), metrics
 
@@ -125,7 +134,8 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     """The state's shapes and where every part of it lies, without arrays."""
     params = shapes(model)
-    optimizer = jax.eval_shape(functools.partial(guard.init, make_optimizer(config.optimizer, config.steps)), params)
+    changed = nnx.filter_state(params, changes(config.adapt, model))
+    optimizer = jax.eval_shape(functools.partial(guard.init, make_optimizer(config.optimizer, config.steps)), changed)
     tree = State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
@@ -151,15 +161,25 @@ def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh
     layout = state_shardings(config, model, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
     init = jax.jit(functools.partial(guard.init, optimizer), out_shardings=layout.optimizer)
-    return State(params, init(params), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
+    changed = nnx.filter_state(params, changes(config.adapt, model))
+    return State(params, init(changed), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
 
 
-def random_params(config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
-    """Random weights, made where they will lie; the query seed starts as the mean token embedding."""
+def with_adapters(params: nnx.State, config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
+    """The parameters of a model without adapters, and new ones that change nothing yet."""
+    new = adapters(model)
+    return nnx.merge_state(params, random_params(config, model, mesh, lambda path, _: path[-1] in new))
+
+
+def random_params(
+    config: Config, model: ModelConfig, mesh: Mesh, which: Callable[[tuple, Any], bool] | None = None
+) -> nnx.State:
+    """Random weights, or some of them, made where they will lie; the query seed starts as the mean token embedding."""
+    which = which or (lambda *_: True)
 
     def init() -> nnx.State:
         network = TwoStream(model, nnx.Rngs(config.seed))
         network.query_seed[...] = network.embedding[...].mean(0)
-        return nnx.state(network, nnx.Param)
+        return nnx.filter_state(nnx.state(network, nnx.Param), which)
 
-    return jax.jit(init, out_shardings=state_shardings(config, model, mesh).params)()
+    return jax.jit(init, out_shardings=nnx.filter_state(state_shardings(config, model, mesh).params, which))()

@@ -1,0 +1,33 @@
+"""Adapters: low-rank changes of a layer's weights, x W + (x A) B (Hu et al., arXiv 2106.09685), in both streams or in one.
+
+In both they are another way of training all weights: `merged` adds them in. In the query stream alone they are what makes
+a model any-order: the content stream, and with it everything the source model could do, stays as it was, bit for bit.
+"""
+
+from a3jax.config import ModelConfig
+
+_ANY_ROW = {
+    "query": ("NxDxA", "NxAxHxE"),
+    "output": ("NxHxExA", "NxAxD"),
+    "gate": ("NxDxA", "NxAxF"),
+    "up": ("NxDxA", "NxAxF"),
+    "down": ("NxFxA", "NxAxD"),
+}
+_CONTENT_ROW = {"key": ("NxDxA", "NxAxKxE"), "value": ("NxDxA", "NxAxKxE")}
+
+
+def adapted(config: ModelConfig) -> dict[str, tuple[str, str]]:
+    """The weights of a layer that have adapters, with the axes of their two `factors`."""
+    if not config.adapter_rank:
+        return {}
+    return _ANY_ROW | (_CONTENT_ROW if config.adapter_stream == "both" else {})
+
+
+def factors(name: str) -> tuple[str, str]:
+    """The parameters that make the adapter of a weight: A, then B, which is zero at first."""
+    return f"{name}_in", f"{name}_out"
+
+
+def content_is_fixed(config: ModelConfig) -> bool:
+    """Whether the content stream is the source model's for good, so that nothing is differentiated through it."""
+    return config.adapter_rank > 0 and config.adapter_stream == "query"

@@ -1,0 +1,56 @@
+"""What a run trains: the shape of its model, and which parameters change.
+
+Those that do not have no gradient and no moments, and cost no arithmetic for them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from a3jax.config import AdaptConfig, Config, ModelConfig
+from a3jax.errors import UserError
+from a3jax.model.adapters import adapted, factors
+from a3jax.model.parameters import shapes
+from a3jax.strict import nearest
+
+GROUPS = {
+    "norms": ("attention_norm", "mlp_norm", "query_norm", "key_norm", "final_norm"),
+    "embeddings": ("embedding", "head"),
+}
+"""What `AdaptConfig.frozen` may say instead of names."""
+
+
+def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
+    """The model that an experiment makes of its source's. Raises `UserError` where the source has other adapters."""
+    model = source if config.seeding is None else dataclasses.replace(source, seeding=config.seeding)
+    if (rank := config.adapt.rank) is None:
+        return model
+    stream = config.adapt.stream
+    if source.adapter_rank and (source.adapter_rank, source.adapter_stream) != (rank, stream):
+        there = f"adapters of rank {source.adapter_rank} ({source.adapter_stream})"
+        raise UserError(f"adapt.rank is {rank} ({stream}), but the source has {there}; leave adapt.rank out")
+    return dataclasses.replace(model, adapter_rank=rank, adapter_stream=stream)
+
+
+def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bool]:
+    """An NNX filter of the parameters that change: where there are adapters these and the query seed, else all not frozen.
+
+    Raises `UserError` for a name in `frozen` that the model does not have, and where nothing is left to train.
+    """
+    names = {str(path[-1]) for path, _ in nnx.to_flat_state(shapes(model))}
+    for name in adapt.frozen:
+        if name not in names | set(GROUPS):
+            known = nearest(name, names | set(GROUPS)) or f"; they are {', '.join(sorted(names))}"
+            raise UserError(f"adapt.frozen names '{name}', which is no parameter of this model{known}")
+    left = adapters(model) | {"query_seed"} if model.adapter_rank else names
+    changed = left - {one for name in adapt.frozen for one in GROUPS.get(name, (name,))}
+    if not changed:
+        raise UserError("adapt.frozen names all parameters; leave some out, or there is nothing to train")
+    return lambda path, _: str(path[-1]) in changed
+
+
+def adapters(model: ModelConfig) -> set[str]:
+    """The names of all parameters of adapters."""
+    return {factor for name in adapted(model) for factor in factors(name)}

@@ -1,0 +1,74 @@
+"""Adapters change what they are to change, and nothing else. (`test_two_stream` holds their values against the brute force.)"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_two_stream import random_batch
+
+from a3jax.model.adapters import adapted, factors
+from a3jax.model.two_stream import Compute, Rows, TwoStream
+
+HOW = Compute(attention="dense")
+
+
+def without_adapters(net: TwoStream) -> TwoStream:
+    """The same network with its adapters taken out."""
+    plain = TwoStream(dataclasses.replace(net.config, adapter_rank=0), nnx.Rngs(0))
+    names = {path for path, _ in nnx.to_flat_state(nnx.state(plain, nnx.Param))}
+    nnx.update(plain, nnx.filter_state(nnx.state(net, nnx.Param), lambda path, _: path in names))
+    return plain
+
+
+@pytest.mark.parametrize("stream", ["query", "both"])
+def test_new_adapters_change_nothing(stream, tiny, packed):
+    net = TwoStream(tiny(layers=2, adapter_rank=3, adapter_stream=stream), nnx.Rngs(0))
+    tokens, _, order = random_batch(packed, net.config, seed=1)
+    hidden = jax.jit(lambda net: net.query_hidden(tokens, order, HOW))
+    np.testing.assert_allclose(hidden(net)[packed > 0], hidden(without_adapters(net))[packed > 0], atol=1e-5)
+    assert any(leaf.any() for path, leaf in nnx.to_flat_state(nnx.state(net)) if path[-1] == factors("gate")[0])
+
+
+def test_adapters_of_the_query_stream_leave_the_content_stream_bit_for_bit(tiny, network, packed):
+    net = network(tiny(layers=2, adapter_rank=3))
+    tokens, _, order = random_batch(packed, net.config, seed=1)
+    content, query = (
+        jax.jit(lambda net, name=name: getattr(net, name)(tokens, order, HOW)) for name in ("content_hidden", "query_hidden")
+    )
+    np.testing.assert_array_equal(content(net), content(without_adapters(net)))
+    assert (np.abs(query(net) - query(without_adapters(net)))[packed > 0] > 1e-2).any(-1).all()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_stream(remat, tiny, network, packed):
+    net = network(tiny(layers=2, adapter_rank=3))
+    length = packed.shape[1]
+    tokens, _, order = random_batch(packed, net.config, seed=1)
+    graph, params = nnx.split(net)
+    names = {factor for name in adapted(net.config) for factor in factors(name)} | {"query_seed"}
+    changed, still = nnx.split_state(params, lambda path, _: path[-1] in names, ...)
+
+    def apart(changed):
+        net = nnx.merge(graph, changed, still)
+        return jnp.sin(net.query_hidden(tokens, order, HOW._replace(remat=remat))).sum()
+
+    def together(changed):
+        net = nnx.merge(graph, changed, still)
+        predecessor = jnp.take_along_axis(jnp.asarray(tokens), jnp.maximum(order.predecessor, 0), axis=1)
+        content = net.embed(jnp.take_along_axis(jnp.asarray(tokens), order.token_index, axis=1), HOW)
+        queries = net.embed_queries(predecessor, order.predecessor >= 0, HOW)
+        pairs = ((content, queries), (order.position, order.query_position), (order.start, order.start))
+        rows = Rows(*(jnp.concatenate(pair, axis=1) for pair in (*pairs, (order.group_end, order.group_start))))
+        return jnp.sin(net.run(rows, length, HOW)[0]).sum()
+
+    (value, gradients), (expected, wanted) = (jax.jit(jax.value_and_grad(f))(changed) for f in (apart, together))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for path, gradient in nnx.to_flat_state(gradients):
+        other = dict(nnx.to_flat_state(wanted))[path]
+        assert np.abs(other[...]).max() > 0
+        np.testing.assert_allclose(
+            gradient[...], other[...], atol=2e-5 * float(np.abs(other[...]).max()), rtol=0, err_msg=str(path)
+        )

@@ -1,0 +1,90 @@
+"""What a run changes, and what it leaves bit for bit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them fixtures
+
+from a3jax.config import AdaptConfig, Stage
+from a3jax.errors import UserError
+from a3jax.train import step as steps
+from a3jax.train.trained import changes, trained_model
+
+
+def names(tree) -> set[str]:
+    return {str(path[-1]) for path, _ in nnx.to_flat_state(tree)}
+
+
+CASES = {
+    "all": (AdaptConfig(), {}, None),
+    "without embeddings and norms": (
+        AdaptConfig(frozen=("embeddings", "norms", "query_seed")),
+        {},
+        {"query", "key", "value", "output", "gate", "up", "down"},
+    ),
+    "adapters of the query stream": (
+        AdaptConfig(rank=2),
+        {"adapter_rank": 2},
+        {f"{name}_{side}" for name in ("query", "output", "gate", "up", "down") for side in ("in", "out")} | {"query_seed"},
+    ),
+    "adapters of both": (
+        AdaptConfig(frozen=("query_seed",), rank=2, stream="both"),
+        {"adapter_rank": 2, "adapter_stream": "both"},
+        {f"{name}_{side}" for name in ("query", "key", "value", "output", "gate", "up", "down") for side in ("in", "out")},
+    ),
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumulate, tiny, batch, mesh):  # noqa: F811
+    adapt, adapters, expected = CASES[case]
+    config = experiment(tiny(layers=2), accumulate)
+    config = dataclasses.replace(
+        config, adapt=adapt, model=trained_model(dataclasses.replace(config, adapt=adapt), config.model)
+    )
+    assert config.model == tiny(layers=2, **adapters)
+    state = fresh(config, mesh)
+    before = jax.tree.map(np.asarray, dict(nnx.to_flat_state(state.params)))
+    moments = {
+        path[-1].key
+        for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer)
+        for path in [path[:-1]]
+        if path and hasattr(path[-1], "key")
+    }
+    with jax.set_mesh(mesh):
+        step = steps.make_step(config, config.model, config.curriculum[0], mesh)
+        for _ in range(2):  # the second factor of an adapter is zero at first, and so is the first one's gradient
+            state, metrics = step(state, batch)
+    assert np.isfinite(metrics.loss)
+    after = dict(nnx.to_flat_state(state.params))
+    moved = {str(path[-1]) for path in before if (np.asarray(after[path][...]) != before[path][...]).any()}
+    everything = {str(path[-1]) for path in before}
+    assert moved == (everything if expected is None else expected)
+    assert moments == moved
+
+
+def test_groups_of_one_in_order_are_trained_in_the_query_stream_where_the_content_stream_is_fixed(tiny):
+    stage = Stage(1, "in_order", 1)
+    assert steps.single_stream(stage, tiny())
+    assert steps.single_stream(stage, tiny(adapter_rank=2, adapter_stream="both"))
+    assert not steps.single_stream(stage, tiny(adapter_rank=2))
+
+
+def test_unknown_names_and_nothing_left_are_refused(tiny):
+    with pytest.raises(
+        UserError, match="adapt.frozen names 'embeding', which is no parameter of this model; did you mean 'embedd"
+    ):
+        changes(AdaptConfig(frozen=("embeding",)), tiny())
+    with pytest.raises(UserError, match="names all parameters"):
+        changes(AdaptConfig(frozen=tuple(names(steps.shapes(tiny())))), tiny())
+
+
+def test_adapters_of_the_source_are_kept_and_others_refused(tiny):
+    config, source = experiment(tiny()), tiny(adapter_rank=2)
+    assert trained_model(config, source) == source
+    with pytest.raises(UserError, match=r"adapt.rank is 4 \(query\), but the source has adapters of rank 2 \(query\)"):
+        trained_model(dataclasses.replace(config, adapt=AdaptConfig(rank=4)), source)
