@@ -38,6 +38,8 @@ class Order(NamedTuple):
     """First slot of the document."""
     group_start: Array
     group_end: Array
+    causal: Array
+    """Whether the slot's query is that of an AR model: it sees the tokens before its own, and no others."""
     predicted: Array
     """Whether the slot's token counts in the loss: neither given nor padding."""
 
@@ -127,6 +129,9 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
     next_first = jnp.where(jnp.append(first_of_group[1:], True), index_L + 1, length)
     group_end_L = jax.lax.cummin(next_first, reverse=True)
     padding_L = segment_L == _PADDING
+    seen_L = group_start_L - slot_start_L
+    last_seen_L = jax.lax.cummax(token_L)[jnp.maximum(group_start_L - 1, 0)]  # documents are in the order of the window
+    causal_L = (seen_L > 0) & (seen_L == position_L[token_L]) & (last_seen_L < token_L)
     return Order(
         token_index=token_L,
         predecessor=predecessor_L[token_L],
@@ -135,6 +140,7 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
         start=slot_start_L,
         group_start=jnp.where(padding_L, slot_start_L, group_start_L),
         group_end=jnp.where(padding_L, slot_start_L, group_end_L),
+        causal=causal_L,
         predicted=~given_L[token_L] & ~padding_L,
     )
 

@@ -25,6 +25,7 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
     """Logits L x V of (content, query) in original order; `params` is the nested dict of the network's arrays."""
     params = {k: np.asarray(v, np.float64) if k != "blocks" else v for k, v in params.items()}
     length = len(tokens)
+    ahead = np.arange(length)[None] < np.arange(length)[:, None]
     position = np.arange(length) - document_start(segments)
     content_mask, query_mask = masks(groups, segments)
     content, query, query_position = [], [], []
@@ -37,6 +38,9 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
             known = position[t] > 0 and query_mask[t, t - 1]
             query.append(params["embedding"][tokens[t - 1]] if known else params["query_seed"])
             query_position.append(max(position[t] - 1, 0))
+    # A query that sees all tokens of its document before its own and no others is the source model's.
+    source_asks = (query_mask == (ahead & (segments[:, None] == segments[None]))).all(1) & query_mask.any(1)
+    source_asks &= (config.adapter_stream, config.seeding) == ("query", "successor")
     content, query, query_position = np.array(content), np.array(query), np.array(query_position)
 
     for n in range(config.layers):
@@ -44,10 +48,9 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
         for_query = with_adapters(weights)
         w = for_query if config.adapter_stream == "both" else weights
         keys, values = _keys_values(config, w, content, position)
-        content, query = (
-            _layer(config, w, x, where, mask, keys, values)
-            for w, x, where, mask in ((w, content, position, content_mask), (for_query, query, query_position, query_mask))
-        )
+        plain, query = (_layer(config, w, query, query_position, query_mask, keys, values) for w in (weights, for_query))
+        content = _layer(config, w, content, position, content_mask, keys, values)
+        query = np.where(source_asks[:, None], plain, query)
     head = params["embedding" if config.tied_head else "head"]
     return tuple(_norm(x, params["final_norm"], config.norm_eps) @ head.T for x in (content, query))
 

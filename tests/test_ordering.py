@@ -66,6 +66,7 @@ def check_order(order, groups, is_given, segments, seeding):
         if segments[t]:
             before = t > 0 and segments[t - 1] == segments[t] and groups[t - 1] < groups[t]
             assert order.predecessor[slot] == (t - 1 if before else -1)
+            assert order.causal[slot] == (t > start[t] and set(np.flatnonzero(query[t])) == set(range(start[t], t)))
         else:
             assert slot >= np.count_nonzero(segments), "padding comes last"
             assert order.group_end[slot] == order.start[slot], "padding sees nothing"

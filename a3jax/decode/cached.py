@@ -207,7 +207,10 @@ def predict(
 
     end = jnp.concatenate([end_BxC, end_BxS], axis=1)
     position = jnp.concatenate([place_BxC, position_BxS], axis=1)
-    rows = Rows(jnp.concatenate([content, query], axis=1), position, jnp.zeros_like(end), end)
+    last_seen_BxS = at(jax.lax.cummax(state.place_BxL, axis=1), jnp.maximum(end_BxS - 1, 0))
+    causal_BxS = (end_BxS > 0) & (end_BxS == place_BxS) & (last_seen_BxS < place_BxS)
+    changed = jnp.concatenate([jnp.zeros_like(end_BxC, bool), network.changed(causal_BxS)], axis=1)
+    rows = Rows(jnp.concatenate([content, query], axis=1), position, jnp.zeros_like(end), end, changed)
     how = kind.how._replace(attention="dense") if position.shape[1] <= FEW_ROWS else kind.how
     hidden_BxSxD, cache = network.run(rows, kind.content_rows, how, state.cache, state.read_B)
     head_VxD = network.output_matrix[...].astype(hidden_BxSxD.dtype)

@@ -1,7 +1,8 @@
 """Adapters: low-rank changes of a layer's weights, x W + (x A) B (Hu et al., arXiv 2106.09685), in both streams or in one.
 
-In both they are another way of training all weights: `merged` adds them in. In the query stream alone they are what makes
-a model any-order: the content stream, and with it everything the source model could do, stays as it was, bit for bit.
+In both they are another way of training all weights, and can be added into them. In the query stream alone they are what
+makes a model any-order: the content stream stays that of the source model, bit for bit. So do, under successor seeding, the
+predictions of every query that an AR model could ask (`Order.causal`): its row passes without them, in whatever order.
 """
 
 from a3jax.config import ModelConfig

@@ -42,6 +42,7 @@ class Rows(NamedTuple):
     position: Array  # B x R, RoPE
     start: Array  # B x R, first visible slot
     end: Array  # B x R, slot after the last visible one
+    changed: Array | None = None  # B x R bool: whether adapters of the query stream apply; all query rows if not given
 
 
 class Cache(NamedTuple):
@@ -117,7 +118,7 @@ class Block(nnx.Module):
 
         Returns the rows' new embeddings B x (R - skip) x D, and the cache, if any, with this layer's new keys and values.
         """
-        x_BxRxD = rows.embedding
+        x_BxRxD, changed = rows.embedding, rows.changed
         eps, pre = self.config.norm_eps, not self.config.post_norm
         normed = rms_norm(x_BxRxD, self.attention_norm, eps) if pre else x_BxRxD
         cache = None
@@ -128,32 +129,39 @@ class Block(nnx.Module):
         if isinstance(cached, Cached):
             cache = cached.write(key, value)
             key, value = cache.key[cached.layer], cache.value[cached.layer]
-        x_BxRxD, normed, content = rest(x_BxRxD, skip), rest(normed, skip), content - skip
-        query = self._queries(normed, content, tuple(rest(t, skip) for t in turn))
+        x_BxRxD, normed = rest(x_BxRxD, skip), rest(normed, skip)
+        changed = None if changed is None else rest(changed, content)
+        query = self._queries(normed, content - skip, changed, tuple(rest(t, skip) for t in turn))
         seen = attend(query, key, value, rest(rows.start, skip), rest(rows.end, skip), how.attention)
-        out = self._project(seen, "output", content)
+        out = self._project(seen, "output", content - skip, changed)
         x_BxRxD += out if pre else rms_norm(out, self.attention_norm, eps)
         normed = rms_norm(x_BxRxD, self.mlp_norm, eps) if pre else x_BxRxD
-        hidden = jax.nn.silu(self._project(normed, "gate", content)) * self._project(normed, "up", content)
-        out = self._project(constrain(hidden, "BxRxF"), "down", content)
+        hidden = jax.nn.silu(self._project(normed, "gate", content - skip, changed))
+        hidden *= self._project(normed, "up", content - skip, changed)
+        out = self._project(constrain(hidden, "BxRxF"), "down", content - skip, changed)
         x_BxRxD += out if pre else rms_norm(out, self.mlp_norm, eps)
         return constrain(x_BxRxD, "BxRxD"), cache
 
-    def _project(self, x_BxRxi: Array, name: str, content: int) -> Array:
-        """The product with a weight, and with its adapter in the rows that have one; the first `content` are content rows."""
+    def _project(self, x_BxRxi: Array, name: str, content: int, changed: Array | None = None) -> Array:
+        """The product with a weight, and with its adapter in the rows that have one; the first `content` are content rows.
+
+        `changed`, B x (R - content), says which query rows have one, if not all.
+        """
         out = project(x_BxRxi, getattr(self, name)[...])
         if name not in adapted(self.config):
             return out
         inner, outer = (getattr(self, factor)[...] for factor in factors(name))
-        if self.config.adapter_stream == "both" or content == 0:
+        if self.config.adapter_stream == "both":
             return out + project(project(x_BxRxi, inner), outer)
         if content == x_BxRxi.shape[1]:
             return out
         change = project(project(rest(x_BxRxi, content), inner), outer)
+        if changed is not None:
+            change = jnp.where(changed.reshape(*changed.shape, *[1] * (change.ndim - 2)), change, 0)
         return out + streams(jnp.zeros_like(first(out, content)), change)
 
-    def _queries(self, normed: Array, content: int, turn: tuple[Array, ...]) -> Array:
-        query = self._project(normed, "query", content)
+    def _queries(self, normed: Array, content: int, changed: Array | None, turn: tuple[Array, ...]) -> Array:
+        query = self._project(normed, "query", content, changed)
         if self.config.qkv_bias:
             query += self.query_bias
         return rotate(self._normalize(query, "query_norm"), turn)
@@ -204,9 +212,10 @@ class TwoStream(nnx.Module):
         query = Rows(embedding, order.query_position, order.start, order.group_start)
         content = self._content_rows(token_BxL, order, how)
         if content_is_fixed(self.config):
+            query = query._replace(changed=self.changed(order.causal))
             _, cache = self.run(content, length, how, empty_cache(self.config, batch, length, how))
             return self.run_queries(query, jax.lax.stop_gradient(cast(Cache, cache)), how)
-        return self.run(Rows(*map(streams, content, query)), length, how)[0]
+        return self.run(Rows(*(streams(*pair) for pair in zip(content[:4], query[:4]))), length, how)[0]
 
     def content_hidden(self, token_BxL: Array, order: Order, how: Compute) -> Array:
         """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
@@ -226,6 +235,10 @@ class TwoStream(nnx.Module):
         if self.config.seeding == "learned":
             return jnp.broadcast_to(seed, (*predecessor.shape, self.config.width))
         return jnp.where(committed[..., None], self.embed(predecessor, how), seed)
+
+    def changed(self, causal: Array) -> Array:
+        """The queries to which adapters of the query stream apply: those that the source model could not have asked."""
+        return ~causal if self.config.seeding == "successor" else jnp.ones_like(causal)
 
     def run(
         self, rows: Rows, content: int, how: Compute, cache: Cache | None = None, offset_B: Array | int = 0

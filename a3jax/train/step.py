@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.context import spread
-from a3jax.model.adapters import content_is_fixed
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import draw_order, example_keys
@@ -61,8 +60,6 @@ def compute(config: Config) -> Compute:
 
 def single_stream(stage: Stage, model: ModelConfig) -> bool:
     """Whether queries equal the content stream one token earlier, so that one stream does the work of two."""
-    if content_is_fixed(model):  # which learns nothing, and differs from the query stream
-        return False
     return stage.family == "in_order" and stage.group_size == 1 and not stage.given and model.seeding == "successor"
 
 

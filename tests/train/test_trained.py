@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them fixtures
 
-from a3jax.config import AdaptConfig, Stage
+from a3jax.config import AdaptConfig
 from a3jax.errors import UserError
 from a3jax.train import step as steps
 from a3jax.train.trained import changes, trained_model
@@ -67,17 +67,8 @@ def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumul
     assert moments == moved
 
 
-def test_groups_of_one_in_order_are_trained_in_the_query_stream_where_the_content_stream_is_fixed(tiny):
-    stage = Stage(1, "in_order", 1)
-    assert steps.single_stream(stage, tiny())
-    assert steps.single_stream(stage, tiny(adapter_rank=2, adapter_stream="both"))
-    assert not steps.single_stream(stage, tiny(adapter_rank=2))
-
-
 def test_unknown_names_and_nothing_left_are_refused(tiny):
-    with pytest.raises(
-        UserError, match="adapt.frozen names 'embeding', which is no parameter of this model; did you mean 'embedd"
-    ):
+    with pytest.raises(UserError, match=r"adapt.frozen names 'embeding', .* did you mean 'embedd"):
         changes(AdaptConfig(frozen=("embeding",)), tiny())
     with pytest.raises(UserError, match="names all parameters"):
         changes(AdaptConfig(frozen=tuple(names(steps.shapes(tiny())))), tiny())
