@@ -5,6 +5,8 @@ makes a model any-order: the content stream stays that of the source model, bit 
 predictions of every query that an AR model could ask (`Order.causal`): its row passes without them, in whatever order.
 """
 
+import numpy as np
+
 from a3jax.config import ModelConfig
 
 _ANY_ROW = {
@@ -27,6 +29,12 @@ def adapted(config: ModelConfig) -> dict[str, tuple[str, str]]:
 def factors(name: str) -> tuple[str, str]:
     """The parameters that make the adapter of a weight: A, then B, which is zero at first."""
     return f"{name}_in", f"{name}_out"
+
+
+def merged(weight: np.ndarray, inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
+    """One layer's weight with its adapter added in, in float32."""
+    product = np.tensordot(inner.astype(np.float32), outer.astype(np.float32), 1)
+    return weight.astype(np.float32) + product
 
 
 def content_is_fixed(config: ModelConfig) -> bool:

@@ -25,7 +25,10 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     if seeding not in (known := typing.get_args(Seeding)):
         raise UserError(f"{where}: seeding is {seeding!r}; it must be one of {', '.join(known)}")
     family = families.from_hf(config | {"model_type": config.get("a3_family")}, where)
-    return dataclasses.replace(family, seeding=seeding)
+    rank = config.get("adapter_rank", 0)
+    if not isinstance(rank, int) or rank < 0:
+        raise UserError(f"{where}: adapter_rank is {rank!r}; it must be a whole number, at least 0")
+    return dataclasses.replace(family, seeding=seeding, adapter_rank=rank)
 
 
 def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
         "query_key_norm": config.query_key_norm,
         "post_norm": config.post_norm,
         "seeding": config.seeding,
+        "adapter_rank": config.adapter_rank,
         "unfillable": [] if fillable_V is None else _ranges(~np.asarray(fillable_V)),
     }
 

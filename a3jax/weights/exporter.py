@@ -1,5 +1,6 @@
 """A checkpoint -> a Hugging Face folder, of both streams with their PyTorch code or of the family's own class, or GGUF."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.errors import UserError
 from a3jax.folders import check_new, new_file, resumable
+from a3jax.model.adapters import adapted, content_is_fixed, factors, merged
 from a3jax.parameter_files import SavedParameter
 from a3jax.progress import Progress
 from a3jax.strict import nearest, to_json
@@ -42,9 +44,10 @@ def export_model(
     style, a number that is not finite in `dtype`, and what GGUF cannot hold.
     """
     check_new(out)
-    config, both = checkpoint.config, style == a3_folder.MODEL_TYPE
+    both = style == a3_folder.MODEL_TYPE
     if style == GGUF:
         return _export_gguf(checkpoint, out, dtype)
+    config = _exported(checkpoint.config, both)
     if not both and style != config.family:
         hint = nearest(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
@@ -58,7 +61,7 @@ def export_model(
         settings = families.to_hf(config, dtype_name)
     ends = list(config.end_tokens)
     with resumable(out, made_from) as partial, damage_named(checkpoint):
-        _write_weights(partial, _shards(list(_tensors(config, parameters, dtype, both)), shard_bytes))
+        _write_weights(partial, _shards(list(_tensors(checkpoint.config, parameters, dtype, both)), shard_bytes))
         _write_json(partial / "config.json", settings)
         tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
         _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
@@ -69,6 +72,11 @@ def export_model(
             (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
             for file in a3_folder.TWIN:
                 (partial / file.name).write_bytes(file.read_bytes())
+
+
+def _exported(config: ModelConfig, both: bool) -> ModelConfig:
+    """The model as it is exported: adapters of both streams are added into the weights, others left out of plain weights."""
+    return config if both and content_is_fixed(config) else dataclasses.replace(config, adapter_rank=0)
 
 
 def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
@@ -85,19 +93,25 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:
-    for entry in entries(config) + ((QUERY_SEED,) if both else ()):
+    merge = set() if content_is_fixed(config) else set(adapted(config))
+    for entry in entries(_exported(config, both)) + ((QUERY_SEED,) if both else ()):
         parameter = parameters[entry.ours]
+        block, _, own = entry.ours.rpartition(".")
+        change = [parameters[f"{block}.{factor}"] for factor in factors(own)] if own in merge else []
         shape = entry.their_shape(parameter.shape[1:] if entry.per_layer else parameter.shape)
         target = np.dtype(dtype or parameter.dtype)
         for i, name in enumerate(entry.names(config.layers)):
             layer = i if entry.per_layer else None
-            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, layer, entry, name, target))
+            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, change, layer, entry, name, target))
 
 
-def _theirs(parameter: SavedParameter, layer: int | None, entry: Entry, name: str, dtype: np.dtype) -> np.ndarray:
-    """One tensor as it will be written. Raises `UserError` if it is not finite."""
+def _theirs(
+    parameter: SavedParameter, change: list[SavedParameter], layer: int | None, entry: Entry, name: str, dtype: np.dtype
+) -> np.ndarray:
+    """One tensor as it will be written, its adapter added in. Raises `UserError` if it is not finite."""
+    own = parameter.read(layer)
     with np.errstate(over="ignore"):
-        cast = parameter.read(layer).astype(dtype, copy=False)
+        cast = (merged(own, *(factor.read(layer) for factor in change)) if change else own).astype(dtype, copy=False)
     if not is_finite(cast):
         raise UserError(f"tensor {name} holds NaN, or numbers too large for {dtype}; nothing was exported")
     return entry.to_theirs(cast)

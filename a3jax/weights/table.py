@@ -6,12 +6,14 @@ where a part of ours lies in theirs.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from a3jax.config import ModelConfig
+from a3jax.model.adapters import adapted, factors
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,22 @@ _QUERY_KEY_NORM = (
     Entry("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
 )
 
+_ADAPTERS = {
+    "query": ("self_attn.q_proj", 1),
+    "key": ("self_attn.k_proj", 1),
+    "value": ("self_attn.v_proj", 1),
+    "output": ("self_attn.o_proj", 2),
+    "gate": ("mlp.gate_proj", 1),
+    "up": ("mlp.up_proj", 1),
+    "down": ("mlp.down_proj", 1),
+}
+
 QUERY_SEED = Entry("query_seed", "model.query_seed")
 """Not part of any pretrained model; an exported two-stream model has it."""
 
 
 def entries(config: ModelConfig) -> tuple[Entry, ...]:
-    """The table of a pretrained model with this configuration, in the order of a forward pass."""
+    """The table of a model with this configuration, but for the query seed: in the order of a forward pass, then adapters."""
     return (
         Entry("embedding", "model.embed_tokens.weight"),
         *(_POST_NORM if config.post_norm else _PRE_NORM),
@@ -126,4 +138,13 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
         *_MLP,
         Entry("final_norm", "model.norm.weight"),
         *(() if config.tied_head else (Entry("head", "lm_head.weight"),)),
+        *_adapters(config),
     )
+
+
+def _adapters(config: ModelConfig) -> Iterator[Entry]:
+    """Not part of any pretrained model either."""
+    for name in adapted(config):
+        (theirs, inputs), (inner, outer) = _ADAPTERS[name], factors(name)
+        yield Entry(f"blocks.{inner}", f"model.layers.{{i}}.{theirs}_in.weight", inputs)
+        yield Entry(f"blocks.{outer}", f"model.layers.{{i}}.{theirs}_out.weight", 1)

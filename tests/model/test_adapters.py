@@ -68,7 +68,8 @@ def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_st
         content = net.embed(jnp.take_along_axis(jnp.asarray(tokens), order.token_index, axis=1), HOW)
         queries = net.embed_queries(predecessor, order.predecessor >= 0, HOW)
         pairs = ((content, queries), (order.position, order.query_position), (order.start, order.start))
-        rows = Rows(*(jnp.concatenate(pair, axis=1) for pair in (*pairs, (order.group_end, order.group_start))))
+        pairs += ((order.group_end, order.group_start), (jnp.zeros_like(order.causal), ~order.causal))
+        rows = Rows(*(jnp.concatenate(pair, axis=1) for pair in pairs))
         return jnp.sin(net.run(rows, length, HOW)[0]).sum()
 
     (value, gradients), (expected, wanted) = (jax.jit(jax.value_and_grad(f))(changed) for f in (apart, together))

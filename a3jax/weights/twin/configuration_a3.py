@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 
 class A3Config(PretrainedConfig):
-    """Fields are those of a Llama configuration, then the features by which families differ, then the seeding.
+    """Fields are those of a Llama configuration, then the features by which families differ, then the query stream.
 
     `rope_parameters` holds `rope_theta` and, where `rope_type` is "llama3", the four numbers of its scaling.
     """
@@ -31,6 +31,7 @@ class A3Config(PretrainedConfig):
         query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
         post_norm: bool = False,  # normalize the outputs of attention and MLP instead of their inputs
         seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
+        adapter_rank: int = 0,  # inner width of low-rank changes to the query stream's weights; 0: there are none
         unfillable: list[list[int]] | None = None,  # [first, last] ranges of tokens that never stand in a blank
         **kwargs: Any,
     ):
@@ -50,4 +51,5 @@ class A3Config(PretrainedConfig):
         self.query_key_norm = query_key_norm
         self.post_norm = post_norm
         self.seeding = seeding
+        self.adapter_rank = adapter_rank
         self.unfillable = unfillable or []

@@ -96,22 +96,25 @@ class A3Decoding:
         never = ~(self._fillable() if fillable is None else fillable).to(tokens.device)
         content, cache = _where(committed), A3Cache()
         known = content[:, :0] >= 0  # B x S: which cached keys stand for a token
+        seen = position[:, :0]  # B x S: where these stand
         for number in range(int(group.max()) + 1):
             query = _where(group == number)
             new, (C, Q) = content >= 0, (content.shape[1], query.shape[1])
-            known = torch.cat([known, new], 1)
+            known, seen = torch.cat([known, new], 1), torch.cat([seen, position.gather(1, content.clamp(min=0))], 1)
             visible = known[:, None].repeat(1, C + Q, 1)
             if not cache:  # the given tokens are groups of one; every later group sees itself whole
                 visible[:, :C] &= torch.ones(C, C, dtype=torch.bool, device=tokens.device).tril()
             at, before = query.clamp(min=0), (query - 1).clamp(min=0)
             follows = (query > 0) & committed.gather(1, before)
             seeds, seed_position = self.model.queries(tokens.gather(1, before), follows, position.gather(1, at))
-            here = content.clamp(min=0)
+            here, where = content.clamp(min=0), position.gather(1, at)
+            last = seen.masked_fill(~known, -1).amax(-1, keepdim=True)
+            causal = (known.sum(-1, keepdim=True) == where) & (last < where) & (last >= 0)
             hidden = self.model(
                 torch.cat([self.model.embed_tokens(tokens.gather(1, here)), seeds], 1),
                 torch.cat([position.gather(1, here), seed_position], 1),
                 visible,
-                C,
+                causal,
                 cache,
             )
             chosen = _choose(self.logits(hidden[:, C:]).masked_fill(never, -torch.inf), temperature, generator)

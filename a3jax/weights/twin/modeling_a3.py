@@ -4,7 +4,8 @@ A sequence is split into ordered groups; the tokens of one group are predicted i
 The content stream knows its tokens: a position sees the content of its own group and of earlier ones. The query stream
 does not know its token: it sees the content of earlier groups only, and its last hidden state predicts the token. Both
 share all weights and pass through every layer together as rows, content rows first; keys and values come from content
-rows only.
+rows only. A query stream may have adapters: low-rank changes of its weights, which leave the content stream as it is, and
+the queries too that a plain autoregressive model could ask.
 
 Letters of shapes: B batch, T tokens, R rows, S keys, D width, H query heads, K key-value heads, E head width, V vocabulary.
 """
@@ -56,27 +57,52 @@ def rotate(x: Tensor, turn: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
-class A3Attention(nn.Module):
+class A3Adapted(nn.Module):
+    """A module whose linear layers may have adapters: NAME beside NAME_in and NAME_out."""
+
+    def add_linear(self, config: A3Config, name: str, inputs: int, outputs: int, bias: bool = False) -> None:
+        """Make a layer, and its adapter if the model has some."""
+        self.add_module(name, nn.Linear(inputs, outputs, bias=bias))
+        if config.adapter_rank:
+            self.add_module(f"{name}_in", nn.Linear(inputs, config.adapter_rank, bias=False))
+            self.add_module(f"{name}_out", nn.Linear(config.adapter_rank, outputs, bias=False))
+
+    def linear(self, name: str, x: Tensor, changed: Tensor) -> Tensor:
+        """Apply a layer to `x`, B x R x inputs, and its adapter to the last rows, where `changed` (B x Q x 1) is True."""
+        out, queries = getattr(self, name)(x), changed.shape[1]
+        if not hasattr(self, f"{name}_in") or queries == 0:
+            return out
+        change = getattr(self, f"{name}_out")(getattr(self, f"{name}_in")(x[:, -queries:]))
+        return torch.cat([out[:, :-queries], out[:, -queries:] + change.masked_fill(~changed, 0)], 1)
+
+
+class A3Attention(A3Adapted):
     """Attention of rows to content rows."""
 
     def __init__(self, config: A3Config, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, heads, bias=config.qkv_bias)
+        self.add_linear(config, "q_proj", config.hidden_size, heads, config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.add_linear(config, "o_proj", heads, config.hidden_size)
         self.q_norm = self.k_norm = None
         if config.query_key_norm != "none":
             per_head = config.query_key_norm == "head"
             self.q_norm = A3RMSNorm(config.head_dim if per_head else heads, config.rms_norm_eps)
             self.k_norm = A3RMSNorm(config.head_dim if per_head else kv, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, content: int, turn: tuple[Tensor, Tensor], visible: Tensor, cache: A3Cache | None) -> Tensor:
-        """`x` is B x R x D, its first `content` rows content; `visible`, B x R x S, says which keys each row sees."""
+    def forward(
+        self, x: Tensor, changed: Tensor, turn: tuple[Tensor, Tensor], visible: Tensor, cache: A3Cache | None
+    ) -> Tensor:
+        """`x` is B x R x D, its last Q rows queries; for `changed` see `linear`.
+
+        `visible`, B x R x S, says which keys each row sees.
+        """
+        content = x.shape[1] - changed.shape[1]
         x_content, turn_content = x[:, :content], tuple(t[:, :, :content] for t in turn)
-        query = rotate(self._heads(self.q_proj(x), self.q_norm), turn)
+        query = rotate(self._heads(self.linear("q_proj", x, changed), self.q_norm), turn)
         key = rotate(self._heads(self.k_proj(x_content), self.k_norm), turn_content)
         value = self._heads(self.v_proj(x_content), None)
         if cache is not None:
@@ -85,7 +111,7 @@ class A3Attention(nn.Module):
         nothing = ~visible.any(-1, keepdim=True)[:, None]
         mask = visible[:, None] | nothing
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-        return self.o_proj(out.masked_fill(nothing, 0).transpose(1, 2).flatten(2))
+        return self.linear("o_proj", out.masked_fill(nothing, 0).transpose(1, 2).flatten(2), changed)
 
     def _heads(self, x: Tensor, norm: A3RMSNorm | None) -> Tensor:
         """B x R x (H E) to B x H x R x E, normalized over as many numbers as the norm has weights."""
@@ -94,18 +120,19 @@ class A3Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-class A3MLP(nn.Module):
+class A3MLP(A3Adapted):
     """The gated feed-forward network."""
 
     def __init__(self, config: A3Config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.add_linear(config, "gate_proj", config.hidden_size, config.intermediate_size)
+        self.add_linear(config, "up_proj", config.hidden_size, config.intermediate_size)
+        self.add_linear(config, "down_proj", config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Keeps the shape."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, changed: Tensor) -> Tensor:
+        """Keeps the shape; for `changed` see `linear`."""
+        gate, up = (self.linear(name, x, changed) for name in ("gate_proj", "up_proj"))
+        return self.linear("down_proj", functional.silu(gate) * up, changed)
 
 
 class A3Layer(nn.Module):
@@ -120,13 +147,13 @@ class A3Layer(nn.Module):
         other = "post_feedforward_layernorm" if config.post_norm else "input_layernorm"
         self.add_module(other, A3RMSNorm(config.hidden_size, config.rms_norm_eps))
 
-    def forward(self, x: Tensor, *attention: Any) -> Tensor:
+    def forward(self, x: Tensor, changed: Tensor, *attention: Any) -> Tensor:
         """Keeps the shape; `attention` is the rest of what `A3Attention.forward` takes."""
         if self.post_norm:
-            x = x + self.post_attention_layernorm(self.self_attn(x, *attention))
-            return x + self.post_feedforward_layernorm(self.mlp(x))
-        x = x + self.self_attn(self.input_layernorm(x), *attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+            x = x + self.post_attention_layernorm(self.self_attn(x, changed, *attention))
+            return x + self.post_feedforward_layernorm(self.mlp(x, changed))
+        x = x + self.self_attn(self.input_layernorm(x), changed, *attention)
+        return x + self.mlp(self.post_attention_layernorm(x), changed)
 
 
 class A3Model(nn.Module):
@@ -152,12 +179,16 @@ class A3Model(nn.Module):
         return embedding, (position - 1).clamp(min=0)
 
     def forward(
-        self, embedding: Tensor, position: Tensor, visible: Tensor, content: int, cache: A3Cache | None = None
+        self, embedding: Tensor, position: Tensor, visible: Tensor, causal: Tensor, cache: A3Cache | None = None
     ) -> Tensor:
-        """Last hidden states of rows, B x R x D; the first `content` of them are content rows, and enter the cache."""
+        """Last hidden states of rows, B x R x D; the last Q of them are query rows, the others enter the cache.
+
+        `causal`, B x Q, says which queries see the tokens before their own and no others.
+        """
         turn, x = rope(self.config, position), embedding
+        changed = ~causal[..., None] if self.config.seeding == "successor" else torch.ones_like(causal[..., None])
         for layer in self.layers:
-            x = layer(x, content, turn, visible, cache)
+            x = layer(x, changed, turn, visible, cache)
         return self.norm(x)
 
 
@@ -217,7 +248,7 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel):
         visible = (order[:, :, None] >= order[:, None, :]) & real[:, None]
         embedding = self.model.embed_tokens(input_ids)
         if groups is None:
-            logits = self.logits(self.model(embedding, position, visible, T))
+            logits = self.logits(self.model(embedding, position, visible, real[:, :0]))
             predictions, labels = logits[:, :-1], None if labels is None else labels[:, 1:]
         else:
             query_visible = (groups[:, :, None] > groups[:, None, :]) & real[:, None]
@@ -225,11 +256,13 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel):
             committed = (groups.roll(1, 1) < groups) & real.roll(1, 1)
             committed[:, 0] = False
             query, query_position = self.model.queries(predecessor, committed, position)
+            earlier = (position[:, None, :] < position[:, :, None]) & real[:, None]
+            causal = (query_visible == earlier).all(-1) & query_visible.any(-1)
             hidden = self.model(
                 torch.cat([embedding, query], 1),
                 torch.cat([position, query_position], 1),
                 torch.cat([visible, query_visible], 1),
-                T,
+                causal,
             )
             logits = predictions = self.logits(hidden[:, T:])
         loss = None if labels is None else functional.cross_entropy(predictions.flatten(0, 1).float(), labels.flatten())
