@@ -1,5 +1,6 @@
 """What every test shares: small models whose parameters are all non-trivial, windows of documents, and drawn orders."""
 
+import dataclasses
 import functools
 import os
 import tempfile
@@ -68,6 +69,19 @@ def network() -> Callable[..., TwoStream]:
             variable[...] = draw(path, variable).astype(np.float32)
             nnx.update(result, nnx.from_flat_state([(path, variable)]))
         return result
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def without_adapters() -> Callable[[TwoStream], TwoStream]:
+    """The same network with its adapters taken out."""
+
+    def make(net: TwoStream) -> TwoStream:
+        plain = TwoStream(dataclasses.replace(net.config, adapter_rank=0), nnx.Rngs(0))
+        names = {path for path, _ in nnx.to_flat_state(nnx.state(plain, nnx.Param))}
+        nnx.update(plain, nnx.filter_state(nnx.state(net, nnx.Param), lambda path, _: path in names))
+        return plain
 
     return make
 

@@ -1,7 +1,5 @@
 """Adapters change what they are to change, and nothing else; `test_two_stream` holds their values against the brute force."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +14,8 @@ from a3jax.ordering import draw_order, example_keys
 HOW = Compute(attention="dense")
 
 
-def without_adapters(net: TwoStream) -> TwoStream:
-    """The same network with its adapters taken out."""
-    plain = TwoStream(dataclasses.replace(net.config, adapter_rank=0), nnx.Rngs(0))
-    names = {path for path, _ in nnx.to_flat_state(nnx.state(plain, nnx.Param))}
-    nnx.update(plain, nnx.filter_state(nnx.state(net, nnx.Param), lambda path, _: path in names))
-    return plain
-
-
 @pytest.mark.parametrize("stream", ["query", "both"])
-def test_new_adapters_change_nothing(stream, tiny, packed):
+def test_new_adapters_change_nothing(stream, tiny, packed, without_adapters):
     net = TwoStream(tiny(layers=2, adapter_rank=3, adapter_stream=stream), nnx.Rngs(0))
     tokens, _, order = random_batch(packed, net.config, seed=1)
     hidden = jax.jit(lambda net: net.query_hidden(tokens, order, HOW))
@@ -33,7 +23,7 @@ def test_new_adapters_change_nothing(stream, tiny, packed):
     assert any(leaf.any() for path, leaf in nnx.to_flat_state(nnx.state(net)) if path[-1] == factors("gate")[0])
 
 
-def test_adapters_of_the_query_stream_leave_the_content_stream_bit_for_bit(tiny, network, packed):
+def test_adapters_of_the_query_stream_leave_the_content_stream_bit_for_bit(tiny, network, packed, without_adapters):
     net = network(tiny(layers=2, adapter_rank=3))
     tokens = np.random.default_rng(0).integers(0, net.config.vocab, packed.shape)
     order = draw_order(example_keys(0, 0, len(packed)), packed, "in_order", 3, 0.0, "successor")

@@ -1,6 +1,5 @@
 """Models with adapters in PyTorch: with both streams, from left to right as plain weights, and back again."""
 
-
 import jax
 import numpy as np
 import pytest
