@@ -2,6 +2,8 @@
 
 The weight's gradient sums over rows, so one of the two factors must be transposed first, or the result afterwards. JAX's
 own rule knows one way only, and XLA on the CPU then spends a tenth of a step on transposing the wide side of an MLP.
+
+A factor without a gradient costs none: neither its product nor the memory of what would be multiplied.
 """
 
 import math
@@ -9,6 +11,7 @@ import math
 import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 PROJECTION = "projection"
 """What rematerialization calls the result."""
@@ -26,20 +29,33 @@ def _project(x_BxRxi: Array, weight_ixo: Array) -> Array:
     return jax.lax.dot_general(x_BxRxi, weight_ixo, ((last, tuple(range(inputs))), ((), ())))
 
 
-def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _project(x, weight), (x, weight)
+_Saved = tuple[Array | None, Array | None]
 
 
-def _backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+def _forward(x: CustomVJPPrimal, weight: CustomVJPPrimal) -> tuple[Array, _Saved]:
+    saved = x.value if weight.perturbed else None, weight.value if x.perturbed else None
+    return _project(x.value, weight.value), saved
+
+
+def _backward(saved: _Saved, d_out: Array | SymbolicZero) -> _Saved:
+    if isinstance(d_out, SymbolicZero):
+        return None, None
     x, weight = saved
-    inputs, outputs = x.ndim - 2, d_out.ndim - 2
-    last = tuple(range(2, d_out.ndim)), tuple(range(inputs, weight.ndim))
-    d_x = jax.lax.dot_general(d_out, weight, (last, ((), ())))
+    return None if weight is None else _d_x(d_out, weight), None if x is None else _d_weight(x, d_out)
+
+
+def _d_x(d_out: Array, weight: Array) -> Array:
+    outputs = d_out.ndim - 2
+    last = tuple(range(2, d_out.ndim)), tuple(range(weight.ndim - outputs, weight.ndim))
+    return jax.lax.dot_general(d_out, weight, (last, ((), ())))
+
+
+def _d_weight(x: Array, d_out: Array) -> Array:
     over_rows = (((0, 1), (0, 1)), ((), ()))
     if math.prod(x.shape[2:]) <= math.prod(d_out.shape[2:]):
-        return d_x, jax.lax.dot_general(x, d_out, over_rows)
-    d_weight_oxi = jax.lax.dot_general(d_out, x, over_rows)
-    return d_x, d_weight_oxi.transpose(*range(outputs, weight.ndim), *range(outputs))
+        return jax.lax.dot_general(x, d_out, over_rows)
+    outputs, axes = d_out.ndim - 2, x.ndim + d_out.ndim - 4
+    return jax.lax.dot_general(d_out, x, over_rows).transpose(*range(outputs, axes), *range(outputs))
 
 
-_project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward, symbolic_zeros=True)

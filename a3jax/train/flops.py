@@ -4,8 +4,11 @@ Useful FLOPs only: rematerialized work is not counted, nor are the last layer's 
 """
 
 import jax
+from flax import nnx
 
 from a3jax.config import ModelConfig, Stage
+from a3jax.model.adapters import adapted, content_is_fixed, factors
+from a3jax.model.parameters import shapes
 from a3jax.train.step import single_stream
 
 PEAK_BF16 = {
@@ -32,20 +35,33 @@ def peak(device: jax.Device) -> float | None:
 
 
 def per_window(model: ModelConfig, stage: Stage, length: int) -> float:
-    """FLOPs of one window of `length` tokens, forward and backward (twice the forward).
+    """FLOPs of one window of `length` tokens, forward and backward.
 
-    A matrix product with an a x b weight costs 2ab per row; `attention_forward` counts the rest.
+    A matrix product with an a x b weight costs 2ab per row, and as much again backward for each of its factors that has a
+    gradient: the rows, unless they are those of a fixed content stream, and the weight, unless only adapters are trained.
+    `attention_forward` counts the rest. Parameters that are frozen by name count as if they were not.
     """
-    matrices = 2 * model.width * model.head_width * (model.query_heads + model.kv_heads) + 3 * model.width * model.ff_width
-    keys_values = 2 * model.width * model.head_width * model.kv_heads
-    if single_stream(stage, model):
-        weights = model.layers * matrices
-    else:
-        content = (model.layers - 1) * matrices + keys_values
-        query = model.layers * (matrices - keys_values)
-        weights = content + query
-    weights += model.width * model.vocab
-    return 3 * (length * 2 * weights + attention_forward(model, stage, length))
+    single, fixed = single_stream(stage, model), content_is_fixed(model)
+    sizes = {name: leaf.size // model.layers for name, leaf in nnx.to_pure_dict(shapes(model))["blocks"].items()}
+    layers = {name: _layers(model, name.removesuffix("_in").removesuffix("_out"), single) for name in _products(model)}
+    passes = 2 if model.adapter_rank else 3
+    head = model.width * model.vocab * (1 if single and fixed else passes)
+    weights = head
+    for name, (content, query) in layers.items():
+        if name.endswith(("_in", "_out")):
+            weights += 3 * sizes[name] * (query if fixed else content + query)
+        else:
+            weights += sizes[name] * ((1 if fixed else passes) * content + passes * query)
+    return length * 2 * weights + attention(model, stage, length)
+
+
+def attention(model: ModelConfig, stage: Stage, length: int) -> float:
+    """FLOPs of the attention of one window, forward and backward.
+
+    Backward there are four products to the two forward; where the content stream is fixed, two, and those of queries only.
+    """
+    backward = 2.0 if not content_is_fixed(model) else 0.0 if single_stream(stage, model) else 0.5
+    return (1 + backward) * attention_forward(model, stage, length)
 
 
 def attention_forward(model: ModelConfig, stage: Stage, length: int) -> float:
@@ -53,5 +69,23 @@ def attention_forward(model: ModelConfig, stage: Stage, length: int) -> float:
 
     It costs 4HE per row and visible key: half of all keys on average, as every slot sees those before it.
     """
-    layers = model.layers if single_stream(stage, model) else 2 * model.layers - 1
-    return layers * length * 4 * model.query_heads * model.head_width * length / 2
+    content, query = _layers(model, "query", single_stream(stage, model))
+    return (content + query) * length * 4 * model.query_heads * model.head_width * length / 2
+
+
+def _products(model: ModelConfig) -> list[str]:
+    """The parameters of a layer that rows are multiplied with."""
+    weights = ["query", "key", "value", "output", "gate", "up", "down"]
+    return weights + [factor for name in adapted(model) for factor in factors(name)]
+
+
+def _layers(model: ModelConfig, name: str, single: bool) -> tuple[int, int]:
+    """In how many layers content rows pass through a weight, and in how many query rows do.
+
+    Those of the last layer's content would feed nothing but its keys and values; a fixed content stream runs by itself,
+    through all layers.
+    """
+    if name in ("key", "value"):
+        return model.layers, 0
+    whole = single or content_is_fixed(model)
+    return model.layers - (0 if whole else 1), 0 if single else model.layers

@@ -4,8 +4,9 @@ Logits exist for `chunk` rows at a time. The loss is one scalar whose gradient w
 known as soon as they are (softmax minus one-hot, times the row's weight), so the backward pass is computed together
 with the forward one and no logits are computed twice. Rows without weight (given tokens, padding) are brought together
 at the end, where chunks of nothing else are skipped. Gradients are exact. Memory: chunk x V float32 logits and as much
-again for their gradient, plus V x D float32 for the head's. Over a mesh with `context` every device cuts its own share of
-a window's rows into chunks, as if it were a window of its own; no hidden state leaves its device.
+again for their gradient, plus V x D float32 for the head's, unless it is not trained. Over a mesh with `context` every
+device cuts its own share of a window's rows into chunks, as if it were a window of its own; no hidden state leaves its
+device.
 """
 
 import functools
@@ -13,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import CustomVJPPrimal
 
 from a3jax.context import shares, whole
 
@@ -42,7 +44,10 @@ def _nll_sum(hidden: Array, head: Array, target: Array, weight: Array, chunk: in
     return (_token_nll(hidden, head, target, chunk) * weight).sum()
 
 
-def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> tuple[Array, tuple]:
+def _forward(
+    hidden_: CustomVJPPrimal, head_: CustomVJPPrimal, target_: CustomVJPPrimal, weight_: CustomVJPPrimal, chunk: int
+) -> tuple[Array, tuple]:
+    hidden, head, target, weight = (argument.value for argument in (hidden_, head_, target_, weight_))
     last_BxL = jnp.argsort(weight == 0, axis=1, stable=True)
     first_BxL = jnp.argsort(last_BxL, axis=1)
 
@@ -65,21 +70,24 @@ def _forward(hidden: Array, head: Array, target: Array, weight: Array, chunk: in
         d_logits = (exp / normalizer - one_hot) * weight_Bxc[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden = d_logits @ head.astype(hidden.dtype)
-        d_head_DxV += jnp.einsum("bcd,bcv->dv", hidden_BxcxD, d_logits, preferred_element_type=jnp.float32)
+        if head_.perturbed:
+            d_head_DxV += jnp.einsum("bcd,bcv->dv", hidden_BxcxD, d_logits, preferred_element_type=jnp.float32)
         return (total, d_head_DxV), d_hidden
 
     xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight))
-    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(head.shape[::-1])), xs)
+    d_head_shape = head.shape[::-1] if head_.perturbed else ()
+    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(d_head_shape)), xs)
     d_hidden = _gather(_join(d_hidden, hidden.shape[1]), first_BxL)
     return total, (d_hidden, d_head_DxV.T.astype(head.dtype))
 
 
 def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tuple:
     d_hidden, d_head = gradients
-    return (d_hidden * d_total).astype(d_hidden.dtype), (d_head * d_total).astype(d_head.dtype), None, None
+    d_head = (d_head * d_total).astype(d_head.dtype) if d_head.ndim else None
+    return (d_hidden * d_total).astype(d_hidden.dtype), d_head, None, None
 
 
-_nll_sum.defvjp(_forward, _backward)
+_nll_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(hidden_BxcxD: Array, head_VxD: Array) -> Array:
