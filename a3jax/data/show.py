@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from a3jax.config import Config
-from a3jax.curriculum import stage_at
+from a3jax.curriculum import rows_at, stage_at
 from a3jax.data.direct import with_corpora
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
-from a3jax.ordering import Order, draw_order, example_keys
+from a3jax.ordering import Order, draw_mixture, example_keys
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,17 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
     batches = Batches(corpora, config.data, config.steps, config.seed, rows)
     batch, (source_R, _) = batches[step], batches.mixture.at(step, rows)
     _, stage = stage_at(config.curriculum, step)
+    changing = {name: jnp.asarray(array) for name, array in rows_at(config.curriculum, step, windows).items()}
     keys = example_keys(config.seed, step, config.data.batch)[:windows]
     order = jax.tree.map(
         np.asarray,
-        draw_order(
-            keys, jnp.asarray(batch["segments"]), stage.family, stage.group_size, stage.given, config.seeding or "successor"
+        draw_mixture(
+            keys,
+            jnp.asarray(batch["segments"]),
+            stage.parts,
+            config.seeding or "successor",
+            changing.get("weights"),
+            changing.get("sizes"),
         ),
     )
     decode = load_codec(corpora[0].folder).decode
@@ -104,7 +110,7 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
                 query=None if token is None else _query(slots, place, token, count, row),
             )
         )
-    return Shown(step, stage.name, stage.given, tuple(result))
+    return Shown(step, stage.name, max(part.given for part in stage.parts), tuple(result))
 
 
 def _groups(start_L: np.ndarray, group_start_L: np.ndarray, predicted_L: np.ndarray) -> np.ndarray:

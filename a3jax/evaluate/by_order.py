@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.config import parse_order
 from a3jax.decode.cached import draw
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
 from a3jax.loading import Model
 from a3jax.scoring import token_log_likelihoods
+from a3jax.stage import parse_order
 
 RIGHT_TO_LEFT = "right_to_left"
 ORDERS = (

@@ -108,7 +108,7 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
     config = remat.settled(config, model, mesh, topology.chip.hbm_bytes)
 
     def kind(stage: Stage) -> Stage | bool:
-        return single_stream(stage, model) if save is None else dataclasses.replace(stage, steps=1)
+        return single_stream(stage, model) if save is None else stage.kind
 
     kinds = {kind(stage): stage for stage in config.curriculum}  # the last of a kind stands for the others
     stages = []
@@ -124,7 +124,7 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
         for stage in config.curriculum:
             bar.note(f"compiling {stage.name}")
             result = compiled[kind(stage)].result()
-            stages.append(dataclasses.replace(result, name=stage.name, steps=stage.steps))
+            stages.append(dataclasses.replace(result, name=stage.name, steps=stage.length))
             bar.advance()
     return Plan(topology, dict(mesh.shape), parameter_count(model), config.train.remat, tuple(stages))
 
@@ -149,4 +149,4 @@ def _compiled(
             bound = roofline(read_costs(compiled), config, model, stage, topology)
             if save is not None:
                 executable.save(save, stage, executable.fingerprint(config, model, lowered, mesh), compiled)
-    return StagePlan(stage.name, stage.steps, stage.name, seconds, memory, over, bound)
+    return StagePlan(stage.name, stage.length, stage.name, seconds, memory, over, bound)

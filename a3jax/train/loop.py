@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
-from a3jax.config import Config, Stage, check
-from a3jax.curriculum import stage_at
+from a3jax.config import Config, Stage, check, settled
+from a3jax.curriculum import rows_at, stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
@@ -69,6 +69,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     """
     started = time.perf_counter()
     check(config)
+    config = settled(config)
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(stop_requests())
         connect(processes)
@@ -157,14 +158,16 @@ def _steps(
         index, stage = stage_at(config.curriculum, step)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
-            then = next(iter(config.curriculum[index + 1 :]), None)
+            then = next((later for later in config.curriculum[index + 1 :] if later.length), None)
             run_step = compiled.at(stage, then, hosts.signal if may_stop else lambda: 0)
         if (may_stop and stop.now()) or run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
                 save(None)
             break
         with report.input():
-            batch = {name: put_rows(array) for name, array in next(batches).items()}
+            read = next(batches)
+            read |= rows_at(config.curriculum, step, len(read["tokens"]))
+            batch = {name: put_rows(array) for name, array in read.items()}
         tracing.before(step + 1)
         state, metrics = run_step(state, batch)
         step += 1

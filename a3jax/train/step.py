@@ -22,7 +22,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.context import spread
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import draw_order, example_keys
+from a3jax.ordering import draw_mixture, example_keys
 from a3jax.train import guard, remat
 from a3jax.train.loss import nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
@@ -58,7 +58,7 @@ def compute(config: Config) -> Compute:
 
 def single_stream(stage: Stage, model: ModelConfig) -> bool:
     """Whether queries equal the content stream one token earlier, so that one stream does the work of two."""
-    return stage.family == "in_order" and stage.group_size == 1 and not stage.given and model.seeding == "successor"
+    return all(part.is_ar for part in stage.parts) and model.seeding == "successor"
 
 
 def summed_loss(
@@ -67,7 +67,7 @@ def summed_loss(
     """Sum of -log p over predicted tokens of `batch`, and their number."""
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
-    order = draw_order(keys_B, batch["segments"], stage.family, stage.group_size, stage.given, model.seeding)
+    order = draw_mixture(keys_B, batch["segments"], stage.parts, model.seeding, batch.get("weights"), batch.get("sizes"))
     target_BxL, weight_BxL = sort(tokens_BxL, order.token_index), order.predicted.astype(jnp.float32)
     if single_stream(stage, model):  # a slot's content predicts the token of the next
         target_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, weight_BxL))
@@ -79,12 +79,17 @@ def summed_loss(
 
 
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
-    """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated."""
-    optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
+    """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated.
+
+    The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.rows_at`).
+    """
+    config, steps = config.at(stage), config.steps
+    rate = schedule(config.optimizer, steps, stage.lr_factor)
+    optimizer = make_optimizer(config.optimizer, rate)
     how, parts = compute(config), config.train.accumulate
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
-    kind = np.uint32(zlib.crc32(repr((stage.family, stage.group_size, stage.given)).encode()))
+    kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))
 
     def gradients(params: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
         differentiate = jax.value_and_grad(summed_loss, has_aux=True)
@@ -125,11 +130,16 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     """The state's shapes and where every part of it lies, without arrays."""
     params = shapes(model)
-    optimizer = jax.eval_shape(functools.partial(guard.init, make_optimizer(config.optimizer, config.steps)), params)
+    optimizer = jax.eval_shape(functools.partial(guard.init, _any_optimizer(config)), params)
     tree = State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
     )
+
+
+def _any_optimizer(config: Config) -> optax.GradientTransformation:
+    """That of any stage: their states begin alike."""
+    return make_optimizer(config.optimizer, schedule(config.optimizer, config.steps))
 
 
 def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:
@@ -149,8 +159,7 @@ def _layout(tree: State, mesh: Mesh) -> State:
 def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh) -> State:
     """A fresh state around `params`, which are already laid over the mesh."""
     layout = state_shardings(config, model, mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    init = jax.jit(functools.partial(guard.init, optimizer), out_shardings=layout.optimizer)
+    init = jax.jit(functools.partial(guard.init, _any_optimizer(config)), out_shardings=layout.optimizer)
     return State(params, init(params), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
 
 
