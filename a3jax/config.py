@@ -228,6 +228,11 @@ class Config:
         return sum(stage.length for stage in settled(self).curriculum)
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Windows per optimizer step: of the experiment, and of stages that have a batch of their own."""
+        return tuple(dict.fromkeys([self.data.batch, *(stage.batch for stage in self.curriculum if stage.batch is not None)]))
+
+    @property
     def run_folder(self) -> Path:
         """Where the run keeps its checkpoints, metrics and configuration."""
         return Path(self.run or f"runs/{self.name}")
@@ -291,6 +296,8 @@ def check(config: Config) -> None:
     ]:
         if not 0 <= number <= (math.inf if high is None else high):
             raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
+    if config.guard.action == "rollback" and len(config.batches) > 1:
+        raise UserError("guard.action is rollback, which reads on behind the bad batch; it needs one batch in all stages")
     batches = {"data.batch": config.data.batch}
     batches |= {f"curriculum.{i}.batch": stage.batch for i, stage in enumerate(stages) if stage.batch is not None}
     for name, batch in batches.items():

@@ -64,6 +64,11 @@ def rows_at(stages: Sequence[Stage], step: int, rows: int) -> dict[str, np.ndarr
     return {"weights": np.tile(mixture.weight_P, (rows, 1)), "sizes": np.tile(mixture.size_P, (rows, 1))}
 
 
+def batch_sizes(stages: Sequence[Stage], batch: int) -> np.ndarray:
+    """Windows of every step, S int64; `batch` where a stage has no batch of its own."""
+    return np.repeat([batch if stage.batch is None else stage.batch for stage in stages], [stage.length for stage in stages])
+
+
 def settle(
     stages: Sequence[Stage],
     batch: int,

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, Stage, check, settled
-from a3jax.curriculum import rows_at, stage_at
+from a3jax.curriculum import batch_sizes, rows_at, stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
@@ -82,7 +82,9 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
-        source = Batches(run.corpora, config.data, _batches_read(config), config.seed, _rows_here(mesh, config.data.batch))
+        batch_S = _batches_read(config)
+        rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
+        source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S)
         stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
@@ -119,10 +121,10 @@ def _first_state(run: Run, mesh: Mesh) -> State:
     return init_state(run.config, params, run.model, mesh)
 
 
-def _batches_read(config: Config) -> int:
-    """How many batches there must be: every rollback passes over some."""
+def _batches_read(config: Config) -> np.ndarray:
+    """The sizes of all batches that there must be: every rollback passes over some."""
     spare = config.guard.limit * config.train.save_every if config.guard.action == "rollback" else 0
-    return config.steps + spare
+    return np.pad(batch_sizes(config.curriculum, config.data.batch), (0, spare), mode="edge")
 
 
 def _steps(
@@ -140,7 +142,7 @@ def _steps(
     config, settings = run.config, run.config.train
     step, state, record, batches = start
     put = _put(meshes.batch_sharding(mesh))
-    put_rows = _put_rows(mesh, config.data.batch)
+    put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
     saved, rollbacks, last = step, 0, -1
@@ -167,7 +169,7 @@ def _steps(
         with report.input():
             read = next(batches)
             read |= rows_at(config.curriculum, step, len(read["tokens"]))
-            batch = {name: put_rows(array) for name, array in read.items()}
+            batch = {name: put_rows[config.at(stage).data.batch](array) for name, array in read.items()}
         tracing.before(step + 1)
         state, metrics = run_step(state, batch)
         step += 1
@@ -202,7 +204,7 @@ def _steps(
 def _after(record: Record, stage: Stage, config: Config) -> Record:
     """The record after one more step."""
     stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
-    tokens = record.tokens + config.data.batch * config.data.length
+    tokens = record.tokens + config.at(stage).data.batch * config.data.length
     return dataclasses.replace(record, steps=record.steps + 1, tokens=tokens, stages=stages)
 
 

@@ -77,7 +77,8 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     if config.seeding is not None:
         model = dataclasses.replace(model, seeding=config.seeding)
     _check_data(config, model, corpora, source)
-    check_mesh(mesh, model, config.data.batch // config.train.accumulate, config.data.length)
+    for batch in config.batches:
+        check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
     folder = config.run_folder
     if (folder / CONFIG).is_file():
         _check_same(folder, config)

@@ -83,10 +83,9 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 
     The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.rows_at`).
     """
-    config, steps = config.at(stage), config.steps
-    rate = schedule(config.optimizer, steps, stage.lr_factor)
+    rate = schedule(config.optimizer, config.steps, stage.lr_factor)
     optimizer = make_optimizer(config.optimizer, rate)
-    how, parts = compute(config), config.train.accumulate
+    how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
     kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))
@@ -97,7 +96,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         return total, count, grads
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        keys = example_keys(config.seed, state.step, config.data.batch)
+        keys = example_keys(config.seed, state.step, windows)
         if parts == 1:
             total, count, grads = gradients(state.params, batch, keys)
         else:
