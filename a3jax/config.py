@@ -296,8 +296,11 @@ def check(config: Config) -> None:
     ]:
         if not 0 <= number <= (math.inf if high is None else high):
             raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
-    if config.guard.action == "rollback" and len(config.batches) > 1:
-        raise UserError("guard.action is rollback, which reads on behind the bad batch; it needs one batch in all stages")
+    early = any(stage.plateau for stage in stages)
+    sizes = {config.at(stage).data.batch for stage in stages if stage.length}
+    if len(sizes) > 1 and (early or config.guard.action == "rollback"):
+        what = "a plateau" if early else "guard.action rollback"
+        raise UserError(f"{what} can bring batches into another stage than was planned; give all stages one batch")
     batches = {"data.batch": config.data.batch}
     batches |= {f"curriculum.{i}.batch": stage.batch for i, stage in enumerate(stages) if stage.batch is not None}
     for name, batch in batches.items():

@@ -229,8 +229,10 @@ def _check(stages: Sequence[Stage], ar_share: float) -> None:
         for name, value, low in [("ramp", stage.ramp, 0), ("batch", stage.batch, 1), ("lr-factor", stage.lr_factor, 0)]:
             if value is not None and not value >= low:
                 raise UserError(f"{here}.{name} is {value}; it must be at least {low}")
+        if (rule := stage.plateau) is not None and not (rule.delta >= 0 and rule.evaluations >= 1):
+            raise UserError(f"{here}.plateau: delta is {rule.delta}, evaluations {rule.evaluations}; give at least 0 and 1")
         if stage.changes and not stage.ramp:
-            raise UserError(f"{here}.ramp is 0, but weight-from or size-from is given; give the steps of the change as ramp")
+            raise UserError(f"{here}.ramp is 0, but weight-from or size-from is given; give the steps of that change")
         for j, part in enumerate(stage.parts):
             _check_part(part, f"{here}.mixture.{j}" if stage.mixture else here)
         for name, weights in [

@@ -109,18 +109,19 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
                 texts=tuple(decode([t]) for t in tokens_L[:count].tolist()),
                 document=tuple(np.abs(segment_L[:count]).tolist()),
                 context=tuple((segment_L[:count] < 0).tolist()),
-                group=tuple(_groups(slots.start, slots.group_start, slots.predicted)[place][:count].tolist()),
+                group=tuple(groups_of(slots)[:count].tolist()),
                 query=None if token is None else _query(slots, place, token, count, row),
             )
         )
     return Shown(step, stage.name, max(part.given for part in stage.parts), tuple(result))
 
 
-def _groups(start_L: np.ndarray, group_start_L: np.ndarray, predicted_L: np.ndarray) -> np.ndarray:
-    """For each slot the number of its group among the predicted ones of its document, from 1; 0 where it is given."""
-    begins_L = predicted_L & (np.diff(group_start_L, prepend=-1) != 0)
+def groups_of(slots: Order) -> np.ndarray:
+    """For each token of one window the number of its group in its document, from 1; 0 where it is given. L, window order."""
+    start_L, predicted_L = np.asarray(slots.start), np.asarray(slots.predicted)
+    begins_L = predicted_L & (np.diff(slots.group_start, prepend=-1) != 0)
     count_L = np.cumsum(begins_L)
-    return np.where(predicted_L, count_L - (count_L - begins_L)[start_L], 0)
+    return np.where(predicted_L, count_L - (count_L - begins_L)[start_L], 0)[np.argsort(slots.token_index)]
 
 
 def _query(slots: Order, place_L: np.ndarray, token: int, count: int, row: int) -> Query:
@@ -149,12 +150,13 @@ def print_shown(shown: Shown, console: Console | None = None) -> None:
         facts = f"{len(window.tokens):,} tokens, {max(window.document, default=0)} documents, {window.padding:,} padding"
         console.print()
         console.rule(f"row {window.row} of {window.source}: {facts}")
-        console.print(_text(window), soft_wrap=False)
+        console.print(spelled(window), soft_wrap=False)
         if window.query is not None:
             _print_query(window, window.query, console)
 
 
-def _text(window: Window) -> Text:
+def spelled(window: Window) -> Text:
+    """The text of a window with the signs and colours that tell how it is drawn."""
     last: dict[int, int] = {}
     for document, group in zip(window.document, window.group):
         last[document] = max(last.get(document, 0), group)

@@ -25,6 +25,7 @@ from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
+from a3jax.plateau import Standing, judge
 from a3jax.processes import Processes, connect
 from a3jax.record import Record
 from a3jax.train.agreement import AgreedStop, barrier
@@ -34,7 +35,7 @@ from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run
-from a3jax.train.step import State, abstract_state, compute, init_state, random_params
+from a3jax.train.step import State, abstract_state, compute, init_state, random_params, with_counts
 from a3jax.train.tracing import Tracing
 
 ALONE = Processes()
@@ -103,6 +104,7 @@ class _Position(NamedTuple):
     state: State
     record: Record
     batches: grain.DatasetIterator
+    standing: Standing
 
 
 def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _Position:
@@ -111,9 +113,9 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
     batches = iter(training_batches(source, config.data.workers))
     saved = checkpoints.restore(abstract_state(config, run.model, mesh))
     if saved is None:
-        return _Position(0, _first_state(run, mesh), run.record, batches)
+        return _Position(0, _first_state(run, mesh), run.record, batches, Standing())
     go_on_from(batches, saved.data, saved.step)
-    return _Position(saved.step, saved.state, saved.record, batches)
+    return _Position(saved.step, saved.state, saved.record, batches, saved.standing)
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
@@ -140,7 +142,7 @@ def _steps(
 ) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings = run.config, run.config.train
-    step, state, record, batches = start
+    step, state, record, batches, standing = start
     put = _put(meshes.batch_sharding(mesh))
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
@@ -150,14 +152,14 @@ def _steps(
 
     def save(nll: dict[str, float] | None) -> None:
         with report.pause("saving"):
-            checkpoints.save(step, state, record, batches.get_state(), nll)
+            checkpoints.save(step, state, record, batches.get_state(), standing, nll)
 
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
     if stop.now():
         return step
-    while step < config.steps:
-        index, stage = stage_at(config.curriculum, step)
+    while (position := step + standing.skipped) < config.steps:
+        index, stage = stage_at(config.curriculum, position)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
             then = next((later for later in config.curriculum[index + 1 :] if later.length), None)
@@ -168,7 +170,7 @@ def _steps(
             break
         with report.input():
             read = next(batches)
-            read |= rows_at(config.curriculum, step, len(read["tokens"]))
+            read |= rows_at(config.curriculum, position, len(read["tokens"]))
             batch = {name: put_rows[config.at(stage).data.batch](array) for name, array in read.items()}
         tracing.before(step + 1)
         state, metrics = run_step(state, batch)
@@ -176,10 +178,15 @@ def _steps(
         report.step(step, stage, metrics)
         tracing.after(step, report.flush)
         record = _after(record, stage, config)
-        ending = step == config.steps or bool(stop.after(metrics.predicted))
+        last_step = position + 1 == config.steps
+        ending = last_step or bool(stop.after(metrics.predicted))
         nll = None
-        if step == config.steps or step % settings.eval_every == 0:
+        if last_step or step % settings.eval_every == 0:
             nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
+            standing = judge(standing, config.curriculum, step, nll)
+            if step + standing.skipped > position + 1:  # the stage ends here
+                state = with_counts(state, step, standing.skipped)
+                ending |= step + standing.skipped == config.steps
         if ending or step % settings.save_every == 0:
             report.flush()  # a bad step is not saved
         if report.roll_back:
@@ -189,6 +196,7 @@ def _steps(
             if rollbacks > config.guard.limit:
                 raise UserError(f"{rollbacks - 1} rollbacks to step {saved} did not help; lower optimizer.peak-lr")
             step, state, record = before[:3] if before else (0, _first_state(run, mesh), run.record)
+            standing = before.standing if before else Standing()
             saved = step
             report.rewind(step)
             continue

@@ -36,6 +36,8 @@ class State(NamedTuple):
     params: nnx.State
     optimizer: guard.GuardedState
     step: Array
+    skipped: Array
+    """Steps of the curriculum that were passed over (`a3jax.plateau`); changed between steps only."""
 
 
 class Metrics(NamedTuple):
@@ -84,7 +86,6 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.rows_at`).
     """
     rate = schedule(config.optimizer, config.steps, stage.lr_factor)
-    optimizer = make_optimizer(config.optimizer, rate)
     how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
@@ -110,12 +111,14 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
         loss, norm = total / count, optax.tree.norm(grads)
+        rate_now = rate(state.step + state.skipped)
+        optimizer = make_optimizer(config.optimizer, lambda _: rate_now)
         updates, optimizer_state, bad = guard.update(
             optimizer, grads, state.optimizer, state.params, loss, norm, jnp.asarray(kind), config.guard
         )
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(loss, norm, count, jnp.asarray(rate(state.step)), bad)
-        return State(params, optimizer_state, state.step + 1), metrics
+        metrics = Metrics(loss, norm, count, jnp.asarray(rate_now), bad)
+        return State(params, optimizer_state, state.step + 1, state.skipped), metrics
 
     layout = state_shardings(config, model, mesh)
     return jax.jit(
@@ -130,7 +133,8 @@ def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     """The state's shapes and where every part of it lies, without arrays."""
     params = shapes(model)
     optimizer = jax.eval_shape(functools.partial(guard.init, _any_optimizer(config)), params)
-    tree = State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    tree = State(params, optimizer, count, count)  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
     )
@@ -159,7 +163,16 @@ def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh
     """A fresh state around `params`, which are already laid over the mesh."""
     layout = state_shardings(config, model, mesh)
     init = jax.jit(functools.partial(guard.init, _any_optimizer(config)), out_shardings=layout.optimizer)
-    return State(params, init(params), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
+    return with_counts(State(params, init(params), layout.step, layout.skipped), 0, 0)
+
+
+def with_counts(state: State, step: int, skipped: int) -> State:
+    """A state with other counts, where its own lie, or would."""
+
+    def put(count: int, place: Array | jax.sharding.Sharding) -> Array:
+        return jax.device_put(jnp.asarray(count, jnp.int32), getattr(place, "sharding", place))
+
+    return state._replace(step=put(step, state.step), skipped=put(skipped, state.skipped))
 
 
 def random_params(config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
