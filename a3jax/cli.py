@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from a3jax.commandline import parse
+from a3jax.commands.curriculum import Curriculum
 from a3jax.commands.data import Data, Prepare
 from a3jax.commands.evaluate import Evaluate
 from a3jax.commands.generate import Generate
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "inspect": (Inspect, "a3jax.describe", "what a model, run, export or corpus is"),
     "prepare": (Prepare, "a3jax.data.prepare", "text -> a corpus of token ids"),
     "data": (Data, "a3jax.data.pipeline", "look at an experiment's batches, or measure how fast they come"),
+    "curriculum": (Curriculum, "a3jax.show.schedule", "look at an experiment's curriculum, as a picture and by examples"),
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
@@ -54,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
         kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
-        command = kind.parse(args[1:], prog) if kind in (Train, Plan, Data) else parse(kind, args[1:], prog)
+        command = kind.parse(args[1:], prog) if kind in (Train, Plan, Data, Curriculum) else parse(kind, args[1:], prog)
         if isinstance(command, Train) and several(command.options):
             continue_in_child()
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
@@ -107,7 +109,7 @@ def _unraisable(what: "sys.UnraisableHookArgs") -> None:
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:10}{what}" for name, (*_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:12}{what}" for name, (*_, what) in COMMANDS.items())
     return f"usage: a3jax COMMAND ...\n\n{rows}\n\nHelp and an example:  a3jax COMMAND --help"
 
 

@@ -5,29 +5,18 @@ A `ModelConfig` describes the network and lives beside its weights. A `Config` d
 (`a3jax.strict`).
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal
 
+from a3jax.curriculum import settle
 from a3jax.errors import UserError
+from a3jax.stage import HeldOutOrder, Stage
 
-Family = Literal["in_order", "random", "spans", "infill"]
 Seeding = Literal["successor", "learned"]
 AdapterStream = Literal["query", "both"]
-HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
-"""The orders by which held-out NLL is reported."""
-
-
-def parse_order(name: str) -> tuple[Family, int]:
-    """`"random_4"` -> ("random", 4); `"ar"` is `"in_order_1"`. Raises `UserError` for anything else."""
-    if name == "ar":
-        return "in_order", 1
-    family, _, size = name.rpartition("_")
-    if family not in get_args(Family) or not size.isdecimal() or len(size) > 99 or int(size) < 1:
-        known = ", ".join(f"{family}_N" for family in get_args(Family))
-        raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
-    return cast(Family, family), int(size)
 
 
 @dataclass(frozen=True)
@@ -70,22 +59,6 @@ class ModelConfig:
     start_token: int | None = None
     """The token every document begins with; given, never predicted."""
     end_tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the curriculum: how each document is split into ordered groups, and for how many steps."""
-
-    steps: int
-    family: Family = "in_order"
-    group_size: int = 1
-    given: float = 0.0
-    """Largest fraction of a document that is given as context; each document draws its own from [0, given]."""
-
-    @property
-    def name(self) -> str:
-        """For logs: `in_order_1`, `random_4`, ..."""
-        return f"{self.family}_{self.group_size}"
 
 
 @dataclass(frozen=True)
@@ -254,6 +227,13 @@ class Config:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: tuple[Stage, ...] = (Stage(steps=1000),)
+    ar_share: float = 0.0
+    """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
+    stage itself draws so: what keeps the autoregressive ability."""
+    total_steps: int | None = None
+    """Optimizer steps of the whole curriculum, where stages are fractions of it."""
+    total_tokens: int | None = None
+    """The same in tokens."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -264,12 +244,39 @@ class Config:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole curriculum."""
-        return sum(stage.steps for stage in self.curriculum)
+        return sum(stage.length for stage in settled(self).curriculum)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Windows per optimizer step: of the experiment, and of stages that have a batch of their own."""
+        return tuple(dict.fromkeys([self.data.batch, *(stage.batch for stage in self.curriculum if stage.batch is not None)]))
 
     @property
     def run_folder(self) -> Path:
         """Where the run keeps its checkpoints, metrics and configuration."""
         return Path(self.run or f"runs/{self.name}")
+
+    def at(self, stage: Stage) -> "Config":
+        """The experiment as one of its stages has it: with the stage's own batch."""
+        return (
+            self if stage.batch is None else dataclasses.replace(self, data=dataclasses.replace(self.data, batch=stage.batch))
+        )
+
+
+def settled(config: Config) -> Config:
+    """The experiment with its curriculum settled (`a3jax.curriculum.settle`), as all that runs it wants it.
+
+    Raises `UserError` for a curriculum that cannot be.
+    """
+    stages = settle(
+        config.curriculum,
+        config.data.batch,
+        config.data.length,
+        config.total_steps,
+        config.total_tokens,
+        config.ar_share,
+    )
+    return dataclasses.replace(config, curriculum=stages, ar_share=0.0, total_steps=None, total_tokens=None)
 
 
 def check(config: Config) -> None:
@@ -285,13 +292,10 @@ def check(config: Config) -> None:
         "train.save_every": config.train.save_every,
         "guard.limit": config.guard.limit,
     }
-    for i, stage in enumerate(config.curriculum):
-        positive |= {f"curriculum.{i}.steps": stage.steps, f"curriculum.{i}.group-size": stage.group_size}
-        if not 0 <= stage.given < 1:
-            raise UserError(f"curriculum.{i}.given is {stage.given}; it must be at least 0 and below 1")
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    stages = settled(config).curriculum
     _check_data(config.data)
     _ = config.profile.range
     optimizer = config.optimizer
@@ -311,10 +315,16 @@ def check(config: Config) -> None:
     ]:
         if not 0 <= number <= (math.inf if high is None else high):
             raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
-    if not config.curriculum:
-        raise UserError("curriculum is empty; give at least one stage")
-    if config.data.batch % config.train.accumulate:
-        raise UserError(f"train.accumulate {config.train.accumulate} does not divide data.batch {config.data.batch}")
+    early = any(stage.plateau for stage in stages)
+    sizes = {config.at(stage).data.batch for stage in stages if stage.length}
+    if len(sizes) > 1 and (early or config.guard.action == "rollback"):
+        what = "a plateau" if early else "guard.action rollback"
+        raise UserError(f"{what} can bring batches into another stage than was planned; give all stages one batch")
+    batches = {"data.batch": config.data.batch}
+    batches |= {f"curriculum.{i}.batch": stage.batch for i, stage in enumerate(stages) if stage.batch is not None}
+    for name, batch in batches.items():
+        if batch % config.train.accumulate:
+            raise UserError(f"train.accumulate {config.train.accumulate} does not divide {name} {batch}")
     if config.source is None and config.model is None:
         raise UserError("give source (an imported model), or model (random weights of that shape)")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from a3jax.commandline import divide, parse
-from a3jax.config import Config, check
+from a3jax.config import Config, check, settled
 from a3jax.errors import UserError
 from a3jax.strict import from_json, nearest, to_json
 
@@ -28,7 +28,7 @@ def parse_experiment(options: type[Options], args: Sequence[str], prog: str, usa
     own, fields = divide(words, [f"--{field.name}" for field in dataclasses.fields(known)])
     config = parse(Config, fields, f"{prog} {name}", load_experiment(name), usage)
     check(config)
-    return config, parse(options, own, prog)
+    return settled(config), parse(options, own, prog)
 
 
 def load_experiment(name: str) -> Config:

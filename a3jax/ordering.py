@@ -14,13 +14,15 @@ are never predicted: the content stream reads them exactly as the pretrained aut
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.config import Family, Seeding
+from a3jax.config import Seeding
+from a3jax.stage import Family, Part
 
 
 class Order(NamedTuple):
@@ -50,18 +52,22 @@ def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:
     return jax.vmap(lambda example: jax.random.fold_in(key, example))(jnp.arange(batch))
 
 
-def draw_given(key: Array, segment_L: Array, family: Family, given: float) -> Array:
+def draw_given(key: Array, segment_L: Array, family: Family, given: float, prefix: float = 0.0) -> Array:
     """Draw which tokens of one window are given as context: L bool, in window order.
 
     The first token of every document always is. `given` is the largest fraction of a window that is given besides, each
-    window drawing its own. `infill` blanks one span per document instead and gives the rest; the span's length is
-    uniform up to (1 - given) x the document.
+    window drawing its own, and `prefix` that of a document which is given as its beginning, each document drawing its own.
+    `infill` blanks one span per document instead and gives the rest; the span's length is uniform up to (1 - given) x the
+    document.
     """
     (length,) = segment_L.shape
     index_L = jnp.arange(length)
     start_L, end_L = _segment_bounds(_padding_last(segment_L))
     size_key, place_key = jax.random.split(key)
     first_L = index_L == start_L
+    if prefix:
+        drawn_L = _per_segment(jax.random.fold_in(key, 2), start_L, length)  # split() took 0 and 1
+        first_L = index_L <= start_L + jnp.floor(drawn_L * prefix * (end_L - start_L - 1))
     if family == "infill":
         size_L, place_L = (_per_segment(k, start_L, length) for k in (size_key, place_key))
         free_L = (end_L - start_L - 1).astype(jnp.float32)
@@ -72,33 +78,47 @@ def draw_given(key: Array, segment_L: Array, family: Family, given: float) -> Ar
     return first_L | (jax.random.uniform(place_key, (length,)) < fraction)
 
 
-def draw_groups(key: Array, segment_L: Array, given_L: Array, family: Family, group_size: int) -> Array:
+def draw_groups(
+    key: Array, segment_L: Array, given_L: Array, family: Family, group_size: int | Array, break_L: Array | None = None
+) -> Array:
     """Draw one window's ordered groups: L int32, in window order; smaller groups come first.
 
     `in_order`         contiguous groups of `group_size`, left to right
+    `right_to_left`    the same from the right
     `random`, `infill` every group is a random subset of what is not given
     `spans`            contiguous groups, in random order
 
     `segment_L` numbers the documents of the window from 1; 0 is padding. Given tokens are groups of one in their
     original order, before all others. Groups break at multiples of `group_size` slots, which makes them the same in
-    every window without packing or prompts; those of `spans` at multiples of `group_size` tokens of the document.
+    every window without packing or prompts; those of `spans` at multiples of `group_size` tokens of the document. With
+    `break_L`, groups begin at the slots marked there instead (those of `spans` at the tokens), of any size.
     """
     (length,) = segment_L.shape
     index_L = jnp.arange(length)
     start_L, end_L = _segment_bounds(_padding_last(segment_L))
+    breaks_L = None if break_L is None else jnp.cumsum(break_L)
+
+    def number(place_L: Array, origin_L: Array | int) -> Array:
+        """Which group a place is in, from that of `origin_L` on."""
+        if breaks_L is None:
+            return (place_L - origin_L) // group_size
+        return breaks_L[place_L] - breaks_L[jnp.minimum(origin_L, length - 1)]
+
     if family == "spans":
-        chunk_L = (index_L - start_L - 1) // group_size
+        chunk_L = number(index_L, start_L + 1)
         rank_L = _random_order(key, length)[start_L + 1 + chunk_L]
     else:
         given_before_L = jnp.cumsum(given_L) - given_L
         known_L = given_before_L - given_before_L[start_L]  # of the same document
         free_from_L = start_L + (given_before_L + given_L)[end_L - 1] - given_before_L[start_L]
         slot_L = jnp.where(given_L, start_L + known_L, free_from_L + index_L - start_L - known_L)
-        if family != "in_order":
+        if family == "right_to_left":
+            slot_L = jnp.where(given_L, slot_L, free_from_L + end_L - 1 - slot_L)
+        elif family != "in_order":
             random_L = _random_order(key, length)
             ordered_L = random_L[_order_by(jnp.where(given_L, start_L, free_from_L)[random_L], length)]
             slot_L = jnp.zeros_like(index_L).at[ordered_L].set(index_L)
-        rank_L = slot_L // group_size
+        rank_L = number(slot_L, 0)
     return jnp.where(given_L, index_L, length + rank_L).astype(jnp.int32)
 
 
@@ -146,19 +166,54 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
 
 
 def draw_order(keys_B: Array, segment_BxL: Array, family: Family, group_size: int, given: float, seeding: Seeding) -> Order:
-    """`draw_given`, `draw_groups`, then `arrange`, for a batch of windows with one key each.
+    """The orders of a batch of windows, all of one kind and one group size; one key each."""
+    return draw_mixture(keys_B, segment_BxL, (Part(family=family, group_size=group_size, given=given),), seeding)
 
-    A token whose segment is written as a negative number is given: context that another window predicts.
+
+def draw_mixture(
+    keys_B: Array,
+    segment_BxL: Array,
+    parts: Sequence[Part],
+    seeding: Seeding,
+    weight_BxP: Array | None = None,
+    size_BxP: Array | None = None,
+) -> Order:
+    """The orders of a batch of windows with one key each: `draw_given`, `draw_groups`, then `arrange`.
+
+    Each window draws one of P parts. Their weights and group sizes are those of the window in `weight_BxP` and `size_BxP`,
+    or else their own. A token whose segment is written as a negative number is given: context that another window predicts.
     """
 
-    def one(key: Array, segment_L: Array) -> Order:
-        given_key, group_key = jax.random.split(key)
+    def one(key: Array, segment_L: Array, weight_P: Array | None, size_P: Array | None) -> Order:
+        # The keys with the numbers 0 and 1 are those of what is given and of the groups.
+        kind_key, size_key = jax.random.fold_in(key, 2), jax.random.fold_in(key, 3)
         context_L, segment_L = segment_L < 0, jnp.abs(segment_L)
-        given_L = draw_given(given_key, segment_L, family, given) | context_L
-        group_L = draw_groups(group_key, segment_L, given_L, family, group_size)
+        drawn = [
+            _draw_part(key, size_key, segment_L, context_L, part, part.group_size if size_P is None else size_P[number])
+            for number, part in enumerate(parts)
+        ]
+        given_L, group_L = drawn[0]
+        if len(parts) > 1:
+            weight_P = jnp.array([part.weight for part in parts]) if weight_P is None else weight_P
+            chosen = jax.random.categorical(kind_key, jnp.log(weight_P))
+            given_L, group_L = (jnp.stack(each)[chosen] for each in zip(*drawn))
         return arrange(group_L, given_L, segment_L, seeding, groups=2 * segment_L.shape[0])
 
-    return jax.vmap(one)(keys_B, segment_BxL)
+    return jax.vmap(one)(keys_B, segment_BxL, weight_BxP, size_BxP)
+
+
+def _draw_part(
+    key: Array, size_key: Array, segment_L: Array, context_L: Array, part: Part, group_size: int | Array
+) -> tuple[Array, Array]:
+    """What is given, and the groups, of one window."""
+    given_key, group_key = jax.random.split(key)
+    break_L = None
+    if part.sizes == "uniform":
+        group_size = jax.random.randint(size_key, (), 1, group_size + 1)
+    elif part.sizes == "geometric":  # a group ends with the same odds after each of its tokens
+        break_L = jax.random.bernoulli(size_key, 1 / group_size, segment_L.shape)
+    given_L = draw_given(given_key, segment_L, part.family, part.given, part.prefix) | context_L
+    return given_L, draw_groups(group_key, segment_L, given_L, part.family, group_size, break_L)
 
 
 _PADDING = jnp.iinfo(jnp.int32).max

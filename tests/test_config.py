@@ -45,7 +45,7 @@ def test_absent_fields_take_their_defaults_and_integers_may_stand_for_floats():
         ({"optimizer": 3}, "run.json: optimizer is 3; expected OptimizerConfig"),
         ({"curriculum": {"steps": 3}}, "run.json: curriculum is {'steps': 3}; expected tuple"),
         ({"curriculum": [{"steps": 3}, {"steps": []}]}, "run.json: curriculum[1]: steps is []; expected int"),
-        ({"curriculum": [{}]}, "run.json: curriculum[0]: field 'steps' is missing"),
+        ({"data": {"mixture": [{}]}}, "run.json: data: mixture[0]: field 'path' is missing"),
         (
             {"train": {"remat": "ful"}},
             "run.json: train: remat is 'ful'; expected one of auto, none, dots, offload, full; did you mean 'full'?",
@@ -91,7 +91,12 @@ def test_nearest_is_silent_where_nothing_is_near():
         ({"train": TrainConfig(accumulate=0)}, "train.accumulate is 0; it must be at least 1"),
         ({"train": TrainConfig(loss_chunk=0)}, "train.loss_chunk is 0; it must be at least 1"),
         ({"train": TrainConfig(accumulate=3)}, "train.accumulate 3 does not divide data.batch 16"),
-        ({"curriculum": (Stage(1), Stage(0))}, "curriculum.1.steps is 0; it must be at least 1"),
+        ({"curriculum": (Stage(1), Stage(-1))}, "curriculum.1 (in_order_1).steps is -1; it must be at least 0"),
+        ({"curriculum": (Stage(0), Stage(0))}, "curriculum has no step; give at least one stage a length"),
+        (
+            {"curriculum": (Stage(1, batch=6),), "train": TrainConfig(accumulate=4)},
+            "train.accumulate 4 does not divide curriculum.0.batch 6",
+        ),
         ({"curriculum": (Stage(1, group_size=0),)}, "curriculum.0.group-size is 0; it must be at least 1"),
         ({"curriculum": (Stage(1, given=1.0),)}, "curriculum.0.given is 1.0; it must be at least 0 and below 1"),
         ({"curriculum": (Stage(1, given=-0.1),)}, "curriculum.0.given is -0.1; it must be at least 0 and below 1"),

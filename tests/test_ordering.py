@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a3jax.config import Family, parse_order
 from a3jax.errors import UserError
 from a3jax.ordering import arrange, draw_given, draw_groups, draw_order, example_keys
+from a3jax.stage import Family, parse_order
 
 L = 24
 FAMILIES = typing.get_args(Family)

@@ -110,11 +110,12 @@ class Evaluate:
         left_out: Counter[str] = Counter()
         seed = self.decoding.seed
         if name == "likelihood":
-            from a3jax.evaluate.by_order import ORDERS, ByOrder, family
+            from a3jax.evaluate.by_order import ORDERS, ByOrder
+            from a3jax.stage import parse_order
 
             orders = self.orders or ORDERS
             for order in orders:
-                family(order)
+                parse_order(order)
             source, texts = read_texts(self.text, self.column, self.split, self.include, seed, self.skip_bad, left_out)
             return lambda model, _: ByOrder(model, source, texts, left_out, orders, self.longest, self.limit, seed)
 

@@ -48,7 +48,7 @@ class Score:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.config import parse_order
+        from a3jax.stage import parse_order
 
         parse_order(self.order)
         if self.orders < 1:

@@ -20,7 +20,7 @@ from a3jax.data.direct import with_corpora
 from a3jax.data.packing import Pieces, fill, padding
 from a3jax.data.pipeline import Batches, open_corpora, training_batches
 from a3jax.errors import UserError
-from a3jax.ordering import draw_order, example_keys
+from a3jax.ordering import draw_mixture, example_keys
 
 PARTS = ("choose", "read", "pack", "put", "order")
 
@@ -78,7 +78,7 @@ def _drawer(config: Config, stage: Stage) -> Draw:
     @jax.jit
     def draw(step: int, segment_BxL: jax.Array) -> object:
         keys = example_keys(config.seed, step, config.data.batch)
-        return draw_order(keys, segment_BxL, stage.family, stage.group_size, stage.given, config.seeding or "successor")
+        return draw_mixture(keys, segment_BxL, stage.parts, config.seeding or "successor")
 
     return draw
 
@@ -106,7 +106,7 @@ def _parts(batches: Batches, draw: Draw, steps: int) -> dict[str, float]:
 
 def _choose(batches: Batches, step: int) -> Iterator[tuple[int, Pieces, int]]:
     """The source, the pieces and the number of the windows that a step takes from each source."""
-    source_B, window_B = batches.mixture.at(step, np.arange(batches.mixture.batch))
+    source_B, window_B = batches.mixture.at(step, np.arange(batches.mixture.batch_S[step]))
     for source in np.unique(source_B).tolist():
         chosen = window_B[source_B == source]
         yield source, batches.packings[source].pieces(chosen), len(chosen)

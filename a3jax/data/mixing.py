@@ -34,21 +34,23 @@ def weights(sources: Sequence[SourceConfig], steps: int) -> np.ndarray:
     return weight_SxK / total_S[:, None]
 
 
-def rows(share_SxK: np.ndarray, batch: int) -> np.ndarray:
+def rows(share_SxK: np.ndarray, batch: int | np.ndarray) -> np.ndarray:
     """How many rows every source has been given before each step: (S+1) x K int64, the last row after all steps.
 
-    At each step a source gets the whole rows that it is owed, and the remaining rows go to those owed most.
+    `batch` is that of every step, S or one for all. At each step a source gets the whole rows that it is owed, and the
+    remaining rows go to those owed most.
     """
     steps, sources = share_SxK.shape
+    batch_S = np.broadcast_to(batch, steps)
     given_SxK = np.zeros((steps + 1, sources), np.int64)
     if sources == 1:
-        given_SxK[:, 0] = np.arange(steps + 1) * batch
+        given_SxK[1:, 0] = np.cumsum(batch_S)
         return given_SxK
-    owed_SxK = np.cumsum(share_SxK, axis=0) * batch
+    owed_SxK = np.cumsum(share_SxK * batch_S[:, None], axis=0)
     for step in range(steps):
         due_K = owed_SxK[step] - given_SxK[step]
         rows_K = np.maximum(np.floor(due_K), 0).astype(np.int64)
-        missing = batch - int(rows_K.sum())
+        missing = int(batch_S[step] - rows_K.sum())
         by_rest = np.argsort(rows_K - due_K, kind="stable")  # who is owed most after these rows comes first
         if missing >= 0:
             rows_K[by_rest[:missing]] += 1
@@ -61,17 +63,19 @@ def rows(share_SxK: np.ndarray, batch: int) -> np.ndarray:
 class Mixture:
     """Rows of steps -> sources and windows."""
 
-    def __init__(self, sources: Sequence[SourceConfig], windows: Sequence[int], steps: int, batch: int, seed: int):
-        """`windows` says how many windows each source has."""
-        self.batch, self.steps = batch, steps
+    def __init__(
+        self, sources: Sequence[SourceConfig], windows: Sequence[int], steps: int, batch: int | np.ndarray, seed: int
+    ):
+        """`windows` says how many windows each source has, `batch` how many rows every step has, S or one for all."""
+        self.batch_S, self.steps = np.broadcast_to(batch, steps), steps
         self.windows = tuple(windows)
-        self._given_SxK = rows(weights(sources, steps), batch)
+        self._given_SxK = rows(weights(sources, steps), self.batch_S)
         self._seed = seed
 
     def at(self, step: int, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source and the window of rows of a step's batch, both int64."""
         before_K, after_K = self._given_SxK[step], self._given_SxK[step + 1]
-        place_R = shuffled(self.batch, key(self._seed, _ROWS, step))[row_R]
+        place_R = shuffled(int(self.batch_S[step]), key(self._seed, _ROWS, step))[row_R]
         edges_K = np.cumsum(after_K - before_K)
         source_R = np.searchsorted(edges_K, place_R, side="right")
         index_R = before_K[source_R] + place_R - (edges_K - after_K + before_K)[source_R]
@@ -84,7 +88,7 @@ class Mixture:
 
     def shares(self, steps: int) -> np.ndarray:
         """The share of each source in the first `steps` steps, K float64."""
-        return self._given_SxK[steps] / max(1, steps * self.batch)
+        return self._given_SxK[steps] / max(1, self._given_SxK[steps].sum())
 
     def epochs(self, steps: int) -> np.ndarray:
         """How often the first `steps` steps go through each source, K float64."""

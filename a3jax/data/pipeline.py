@@ -5,7 +5,7 @@ Grain reads steps ahead, in threads or in processes of its own; what a checkpoin
 number of the next step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,20 +47,33 @@ class Batches:
     Raises `UserError` for shards that are gone or damaged, when they are opened or when they are read.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], data: DataConfig, steps: int, seed: int, rows: np.ndarray | None = None):
-        """`rows` are the rows of the global batch to read; None for all."""
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        data: DataConfig,
+        steps: int,
+        seed: int,
+        rows: Mapping[int, np.ndarray] | None = None,
+        batch_S: np.ndarray | None = None,
+    ):
+        """`rows` are the rows of the global batch to read, by its size; None for all. `batch_S` are the sizes of all steps'
+        batches, `data.batch` if not given.
+        """
         self.names = tuple(corpus.name for corpus in corpora)
         self.packings = tuple(pack(TokenStream(c.folder, c.manifest, "train"), data) for c in corpora)
-        self.mixture = Mixture(data.sources, [len(packing) for packing in self.packings], steps, data.batch, seed)
-        self._rows = np.arange(data.batch) if rows is None else rows
+        windows = [len(packing) for packing in self.packings]
+        self.mixture = Mixture(data.sources, windows, steps, data.batch if batch_S is None else batch_S, seed)
+        self._rows = rows
         self._length = data.length
 
     def __len__(self) -> int:
         return self.mixture.steps
 
     def __getitem__(self, step: int) -> Windows:
-        source_R, window_R = self.mixture.at(step, self._rows)
-        batch = {name: np.zeros((len(self._rows), self._length), np.int32) for name in ("tokens", "segments")}
+        size = int(self.mixture.batch_S[step])
+        row_R = np.arange(size) if self._rows is None else self._rows[size]
+        source_R, window_R = self.mixture.at(step, row_R)
+        batch = {name: np.zeros((len(row_R), self._length), np.int32) for name in ("tokens", "segments")}
         for source in np.unique(source_R).tolist():
             chosen = np.flatnonzero(source_R == source)
             for name, array in read_windows(self.packings[source], window_R[chosen]).items():

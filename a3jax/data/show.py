@@ -13,13 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from a3jax.config import Config
-from a3jax.curriculum import stage_at
+from a3jax.config import Config, settled
+from a3jax.curriculum import batch_sizes, rows_at, stage_at
 from a3jax.data.direct import with_corpora
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
-from a3jax.ordering import Order, draw_order, example_keys
+from a3jax.ordering import Order, draw_mixture, example_keys
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,31 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
     `token` chooses a place in the windows whose query is looked at. Raises `UserError` for a step, a number of windows
     or a place that there is not.
     """
+    config = settled(config)
     if not 0 <= step < config.steps:
         raise UserError(f"step is {step}; it must be from 0 to {config.steps - 1}")
-    if not 1 <= windows <= config.data.batch:
-        raise UserError(f"windows is {windows}; it must be from 1 to data.batch {config.data.batch}")
+    _, stage = stage_at(config.curriculum, step)
+    size = config.at(stage).data.batch
+    if not 1 <= windows <= size:
+        raise UserError(f"windows is {windows}; it must be from 1 to data.batch {size}")
     if token is not None and not 0 <= token < config.data.length:
         raise UserError(f"token is {token}; it must be from 0 to {config.data.length - 1}")
     corpora = open_corpora(with_corpora(config))
     rows = np.arange(windows)
-    batches = Batches(corpora, config.data, config.steps, config.seed, rows)
+    batch_S = batch_sizes(config.curriculum, config.data.batch)
+    batches = Batches(corpora, config.data, config.steps, config.seed, {size: rows}, batch_S)
     batch, (source_R, _) = batches[step], batches.mixture.at(step, rows)
-    _, stage = stage_at(config.curriculum, step)
-    keys = example_keys(config.seed, step, config.data.batch)[:windows]
+    changing = {name: jnp.asarray(array) for name, array in rows_at(config.curriculum, step, windows).items()}
+    keys = example_keys(config.seed, step, size)[:windows]
     order = jax.tree.map(
         np.asarray,
-        draw_order(
-            keys, jnp.asarray(batch["segments"]), stage.family, stage.group_size, stage.given, config.seeding or "successor"
+        draw_mixture(
+            keys,
+            jnp.asarray(batch["segments"]),
+            stage.parts,
+            config.seeding or "successor",
+            changing.get("weights"),
+            changing.get("sizes"),
         ),
     )
     decode = load_codec(corpora[0].folder).decode
@@ -100,18 +109,19 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
                 texts=tuple(decode([t]) for t in tokens_L[:count].tolist()),
                 document=tuple(np.abs(segment_L[:count]).tolist()),
                 context=tuple((segment_L[:count] < 0).tolist()),
-                group=tuple(_groups(slots.start, slots.group_start, slots.predicted)[place][:count].tolist()),
+                group=tuple(groups_of(slots)[:count].tolist()),
                 query=None if token is None else _query(slots, place, token, count, row),
             )
         )
-    return Shown(step, stage.name, stage.given, tuple(result))
+    return Shown(step, stage.name, max(part.given for part in stage.parts), tuple(result))
 
 
-def _groups(start_L: np.ndarray, group_start_L: np.ndarray, predicted_L: np.ndarray) -> np.ndarray:
-    """For each slot the number of its group among the predicted ones of its document, from 1; 0 where it is given."""
-    begins_L = predicted_L & (np.diff(group_start_L, prepend=-1) != 0)
+def groups_of(slots: Order) -> np.ndarray:
+    """For each token of one window the number of its group in its document, from 1; 0 where it is given. L, window order."""
+    start_L, predicted_L = np.asarray(slots.start), np.asarray(slots.predicted)
+    begins_L = predicted_L & (np.diff(slots.group_start, prepend=-1) != 0)
     count_L = np.cumsum(begins_L)
-    return np.where(predicted_L, count_L - (count_L - begins_L)[start_L], 0)
+    return np.where(predicted_L, count_L - (count_L - begins_L)[start_L], 0)[np.argsort(slots.token_index)]
 
 
 def _query(slots: Order, place_L: np.ndarray, token: int, count: int, row: int) -> Query:
@@ -140,12 +150,13 @@ def print_shown(shown: Shown, console: Console | None = None) -> None:
         facts = f"{len(window.tokens):,} tokens, {max(window.document, default=0)} documents, {window.padding:,} padding"
         console.print()
         console.rule(f"row {window.row} of {window.source}: {facts}")
-        console.print(_text(window), soft_wrap=False)
+        console.print(spelled(window), soft_wrap=False)
         if window.query is not None:
             _print_query(window, window.query, console)
 
 
-def _text(window: Window) -> Text:
+def spelled(window: Window) -> Text:
+    """The text of a window with the signs and colours that tell how it is drawn."""
     last: dict[int, int] = {}
     for document, group in zip(window.document, window.group):
         last[document] = max(last.get(document, 0), group)

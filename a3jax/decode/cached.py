@@ -20,12 +20,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import Family, ModelConfig, Seeding, parse_order
+from a3jax.config import ModelConfig, Seeding
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding, Prefill
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
 from a3jax.ordering import Order, arrange, draw_groups, example_keys
+from a3jax.stage import Family, parse_order
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""
@@ -121,7 +122,7 @@ def _draw(
     seed: Array, given_L: Array, segment_L: Array, group_size: Array, family: Family, seeding: Seeding, together: bool
 ) -> tuple[Array, Order]:
     group_key, sample_key = jax.random.split(example_keys(seed, 0, 1)[0])
-    group_L = draw_groups(group_key, segment_L, given_L, family, group_size)  # type: ignore[arg-type]
+    group_L = draw_groups(group_key, segment_L, given_L, family, group_size)
     return sample_key, arrange(jnp.where(given_L & together, 0, group_L), given_L, segment_L, seeding)
 
 

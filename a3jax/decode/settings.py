@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from a3jax.config import parse_order
 from a3jax.errors import UserError
+from a3jax.stage import parse_order
 
 Mode = Literal["ar", "groups", "dynamic", "speculative"]
 Certainty = Literal["confidence", "entropy", "margin", "random"]

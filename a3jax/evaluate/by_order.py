@@ -1,7 +1,6 @@
 """Task `likelihood`: how well a model predicts text, by order, by position, and by how much of the text it sees already.
 
-An order is told to the network as the number of tokens that each token may see: tokens of one group see as many. From
-right to left, and in blanks, it is as good a way as for the orders that are drawn.
+An order is told to the network as the number of tokens that each token may see: tokens of one group see as many.
 """
 
 import math
@@ -12,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.config import parse_order
 from a3jax.decode.cached import draw
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
 from a3jax.loading import Model
 from a3jax.scoring import token_log_likelihoods
+from a3jax.stage import parse_order
 
-RIGHT_TO_LEFT = "right_to_left"
 ORDERS = (
     "ar", "in_order_2", "in_order_4", "in_order_8", "random_1", "random_4", "random_8", "spans_4", "infill_1", "infill_4",
-    RIGHT_TO_LEFT,
+    "right_to_left",
 )  # fmt: skip
 SUMMARY, BY_POSITION, BY_VISIBLE = "likelihood", "nats per token by position", "nats per token by visible part of the text"
 PARTS = 4
@@ -50,7 +48,7 @@ class ByOrder:
     ):
         """At most `limit` windows of `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
         for order in orders:
-            family(order)
+            parse_order(order)
         if not orders or len(set(orders)) < len(orders):
             raise UserError("orders are to be named once each, and at least one")
         self._model, self._orders, self._seed = model, tuple(orders), seed
@@ -101,9 +99,7 @@ class ByOrder:
         tokens, seed = item.content[0], f"{self._seed} {item.id}"
         count, place = len(tokens), np.arange(len(tokens))
         given = place == 0
-        if order == RIGHT_TO_LEFT:
-            return given, np.where(given, 0, count - place)
-        if family(order) == "infill":
+        if parse_order(order)[0] == "infill":
             drawn = random.Random(seed)
             size = drawn.randint(1, max(1, (count - 1) // 2))
             begin = drawn.randint(1, count - size)
@@ -137,7 +133,7 @@ def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nat
     tokens, size = item.content
     place = np.flatnonzero(~given)
     summary = {"nats per token": (float(nats.sum()), len(nats))}
-    if family(order) != "infill":  # of whole windows the bytes are known
+    if parse_order(order)[0] != "infill":  # of whole windows the bytes are known
         summary["bits per byte"] = (float(nats.sum()) / math.log(2), size)
 
     def by(part: np.ndarray, name: Callable[[int], str]) -> dict[str, tuple[float, int]]:
@@ -151,8 +147,3 @@ def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nat
         BY_POSITION: by(octave, lambda n: f"{1 << (n - 1) if n > FIRST_OCTAVE else 1}-{(1 << n) - 1}"),
         BY_VISIBLE: by(part, lambda n: f"{100 * n // PARTS}-{100 * (n + 1) // PARTS}%"),
     }
-
-
-def family(order: str) -> str:
-    """The family of an order, that from right to left being its own. Raises `UserError` for an unknown order."""
-    return order if order == RIGHT_TO_LEFT else parse_order(order)[0]

@@ -12,10 +12,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import HeldOutOrder, ModelConfig, parse_order
+from a3jax.config import ModelConfig
 from a3jax.context import spread
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys
+from a3jax.stage import HeldOutOrder, parse_order
 from a3jax.train.loss import token_nll
 
 ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)

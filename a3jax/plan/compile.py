@@ -62,7 +62,8 @@ def model_of(config: Config) -> ModelConfig:
 def mesh_over(config: Config, model: ModelConfig, topology: Topology) -> Mesh:
     """The experiment's mesh over the devices of a topology. Raises `UserError` where it does not divide them or the model."""
     mesh = make_mesh(config.mesh, list(topology.devices))
-    check_mesh(mesh, model, config.data.batch // config.train.accumulate, config.data.length)
+    for batch in config.batches:
+        check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
     return mesh
 
 

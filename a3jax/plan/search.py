@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from a3jax.config import Config, MeshConfig, ModelConfig
+from a3jax.config import Config, MeshConfig, ModelConfig, settled
 from a3jax.errors import UserError
 from a3jax.mesh import AXES
 from a3jax.model.parameters import count
@@ -58,9 +58,10 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
 
     The step compiled is that of the stage with most work. Raises `UserError` if no mesh divides topology, model and batch.
     """
-    model = model_of(config)
-    stage = max(config.curriculum, key=lambda stage: flops.per_window(model, stage, config.data.length))
-    config = dataclasses.replace(config, curriculum=(stage,))
+    model, config = model_of(config), settled(config)
+    trained = [stage for stage in config.curriculum if stage.length]
+    stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length))
+    config = dataclasses.replace(config, curriculum=(dataclasses.replace(stage, batch=None),))
     likely = sorted(_allowed(config, model, topology, batches), key=lambda one: _seconds_per_token(one, model, topology))
     if not likely:
         sizes = ", ".join(map(str, batches))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from a3jax.config import Config, ModelConfig, Stage
+from a3jax.config import Config, ModelConfig, Stage, settled
 from a3jax.model.parameters import count as parameter_count
 from a3jax.plan.compile import Fits, Memory, TooLarge, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline
@@ -103,17 +103,19 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
     stands for the others; that FLOPs, traffic and memory agree, a test holds. Raises `UserError` for a mesh that does not
     divide the topology or the model, and where the compiler fails for another reason than memory.
     """
+    config = settled(config)
     model = model_of(config)
     mesh = mesh_over(config, model, topology)
     config = remat.settled(config, model, mesh, topology.chip.hbm_bytes)
 
-    def kind(stage: Stage) -> Stage | bool:
-        return single_stream(stage, model) if save is None else dataclasses.replace(stage, steps=1)
+    def kind(stage: Stage) -> Stage | tuple[bool, int | None]:
+        return (single_stream(stage, model), stage.batch) if save is None else stage.kind
 
-    kinds = {kind(stage): stage for stage in config.curriculum}  # the last of a kind stands for the others
+    trained = [stage for stage in config.curriculum if stage.length]
+    kinds = {kind(stage): stage for stage in trained}  # the last of a kind stands for the others
     stages = []
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress("plan", len(config.curriculum), "stages"))
+        bar = stack.enter_context(Progress("plan", len(trained), "stages"))
         # Side by side, as the compiler leaves cores idle for much of its time; it cannot be stopped, only waited for.
         compilers = ThreadPoolExecutor(os.cpu_count())
         stack.callback(compilers.shutdown, cancel_futures=True)
@@ -121,10 +123,10 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
             key: compilers.submit(_compiled, config, model, stage, lower(config, model, stage, mesh), topology, mesh, save)
             for key, stage in kinds.items()
         }
-        for stage in config.curriculum:
+        for stage in trained:
             bar.note(f"compiling {stage.name}")
             result = compiled[kind(stage)].result()
-            stages.append(dataclasses.replace(result, name=stage.name, steps=stage.steps))
+            stages.append(dataclasses.replace(result, name=stage.name, steps=stage.length))
             bar.advance()
     return Plan(topology, dict(mesh.shape), parameter_count(model), config.train.remat, tuple(stages))
 
@@ -146,7 +148,7 @@ def _compiled(
         case TooLarge(memory, available):
             over = memory.total - available
         case Fits(compiled, memory):
-            bound = roofline(read_costs(compiled), config, model, stage, topology)
+            bound = roofline(read_costs(compiled), config.at(stage), model, stage, topology)
             if save is not None:
                 executable.save(save, stage, executable.fingerprint(config, model, lowered, mesh), compiled)
-    return StagePlan(stage.name, stage.steps, stage.name, seconds, memory, over, bound)
+    return StagePlan(stage.name, stage.length, stage.name, seconds, memory, over, bound)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
-from a3jax.config import parse_order
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
 from a3jax.infilling import ROUNDS, document_of
 from a3jax.loading import Model
 from a3jax.serve.limits import Limits
+from a3jax.stage import parse_order
 from a3jax.strict import build, nearest
 
 STOPS = 4

@@ -4,6 +4,7 @@
                          optimizer/   moments and counts
                          record/      `Record` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
+                         standing/    where the run stands in its curriculum (`a3jax.plateau`), as JSON
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
                          metrics/     held-out NLL by order, where the step was evaluated, and the best are kept
         damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
@@ -20,7 +21,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
@@ -30,14 +30,17 @@ from a3jax.checkpoint import STEPS
 from a3jax.config import TrainConfig
 from a3jax.errors import UserError, first_line
 from a3jax.folders import is_full_disk, remove
+from a3jax.plateau import Standing
 from a3jax.progress import console
 from a3jax.record import Record
-from a3jax.strict import from_json
+from a3jax.strict import build, from_json
 from a3jax.train.agreement import barrier, together
 from a3jax.train.checksums import checksums
-from a3jax.train.step import State
+from a3jax.train.step import State, with_counts
 
 DAMAGED = "damaged"
+_FACTS = ("record", "data", "standing")
+"""What is saved as JSON."""
 
 
 class Restored(NamedTuple):
@@ -48,6 +51,7 @@ class Restored(NamedTuple):
     record: Record
     data: dict[str, Any]
     """State of the data iterator."""
+    standing: Standing
 
 
 class Checkpoints:
@@ -74,19 +78,27 @@ class Checkpoints:
         """The last step that was saved whole, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: State, record: Record, data: dict[str, Any], nll: dict[str, float] | None) -> None:
+    def save(
+        self,
+        step: int,
+        state: State,
+        record: Record,
+        data: dict[str, Any],
+        standing: Standing,
+        nll: dict[str, float] | None,
+    ) -> None:
         """Begin to save `step`, after the one before is written. Raises `UserError` if that one could not be.
 
         `nll` is the held-out NLL by order at this very step, if it was evaluated.
         """
+        facts = {"record": dataclasses.asdict(record), "data": data, "standing": dataclasses.asdict(standing)}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(
                 _plain(state.params), _plain(jax.tree.map(_by_layer, state.params, is_leaf=_is_variable))
             ),
             optimizer=ocp.args.StandardSave(_plain(state.optimizer)),
-            record=ocp.args.JsonSave(dataclasses.asdict(record)),
-            data=ocp.args.JsonSave(data),
-            checksums=ocp.args.JsonSave(checksums(state, record=dataclasses.asdict(record), data=data)),
+            checksums=ocp.args.JsonSave(checksums(state, **facts)),
+            **{name: ocp.args.JsonSave(fact) for name, fact in facts.items()},
         )
         try:
             self._manager.save(step, args=items, metrics=nll or None)
@@ -119,12 +131,11 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: State) -> dict[str, Any]:
         """This process's part of a step, without a word to the others, who may fail where this one does not."""
+        facts = [name for name in (*_FACTS, "checksums") if (self._folder / str(step) / name).is_dir()]
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(_plain(abstract.params)),
             optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
-            record=ocp.args.JsonRestore(),
-            data=ocp.args.JsonRestore(),
-            checksums=ocp.args.JsonRestore(),
+            **{name: ocp.args.JsonRestore() for name in facts},
         )
         with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
             saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
@@ -135,12 +146,15 @@ class Checkpoints:
         plain = (saved["params"], saved["optimizer"])
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
-        state = State(params, optimizer, jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding))
-        for name, value in checksums(state, record=saved["record"], data=saved["data"]).items():
-            if saved["checksums"].get(name) != value:
+        facts = {name: saved[name] for name in _FACTS if name in saved}
+        standing = build(Standing, facts.get("standing", {}), "standing")  # older runs have none
+        state = with_counts(State(params, optimizer, abstract.step, abstract.skipped), step, standing.skipped)
+        sums = checksums(state, **facts)
+        for name in sums.keys() | saved["checksums"].keys():
+            if sums.get(name) != saved["checksums"].get(name):
                 raise ValueError(f"{name} is not what was saved")
         record = from_json(Record, json.dumps(saved["record"]), str(self._folder / str(step) / "record"))
-        return Restored(step, state, record, saved["data"])
+        return Restored(step, state, record, saved["data"], standing)
 
     def _set_aside(self, step: int) -> Path:
         aside = self._folder / DAMAGED / str(step)

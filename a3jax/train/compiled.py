@@ -4,7 +4,6 @@ With `train.executables` they are loaded instead, all of them before the first s
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +33,8 @@ class CompiledSteps:
         """Raises `UserError` where steps are to be loaded and one of them cannot be."""
         if self._config.train.executables is not None:
             for stage in self._config.curriculum:
-                self._begin(stage).result()
+                if stage.length:
+                    self._begin(stage).result()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -43,7 +43,7 @@ class CompiledSteps:
 
     def ready(self, stage: Stage) -> bool:
         """Whether `at` would return at once."""
-        step = self._steps.get(_kind(stage))
+        step = self._steps.get(stage.kind)
         return step is not None and step.done()
 
     def at(self, stage: Stage, then: Stage | None, give_up: Callable[[], int] = lambda: 0) -> jax.stages.Compiled | None:
@@ -60,7 +60,7 @@ class CompiledSteps:
         return None
 
     def _begin(self, stage: Stage) -> Future[jax.stages.Compiled]:
-        kind = _kind(stage)
+        kind = stage.kind
         if kind not in self._steps:
             self._steps[kind] = self._compiler.submit(compile_step, self._config, self._model, kind, self._mesh)
         return self._steps[kind]
@@ -78,17 +78,15 @@ def compile_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -
 def lower(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     """The step of `stage` as the compiler gets it, from shapes alone."""
     with jax.set_mesh(mesh):
-        state, batch = abstract_state(config, model, mesh), abstract_batch(config, mesh)
+        state, batch = abstract_state(config, model, mesh), abstract_batch(config, stage, mesh)
         return make_step(config, model, stage, mesh).lower(state, batch)
 
 
-def abstract_batch(config: Config, mesh: Mesh) -> Batch:
-    """The shapes of a batch, and where it lies."""
-    shape, sharding = (config.data.batch, config.data.length), meshes.batch_sharding(mesh)
-    one = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-    return {"tokens": one, "segments": one}  # type: ignore[dict-item]
-
-
-def _kind(stage: Stage) -> Stage:
-    """What a compiled step depends on."""
-    return dataclasses.replace(stage, steps=1)
+def abstract_batch(config: Config, stage: Stage, mesh: Mesh) -> Batch:
+    """The shapes of a stage's batch, and where it lies."""
+    rows, sharding = config.at(stage).data.batch, meshes.batch_sharding(mesh)
+    columns = {"tokens": (config.data.length, jnp.int32), "segments": (config.data.length, jnp.int32)}
+    if stage.changes:
+        columns |= {"weights": (len(stage.parts), jnp.float32), "sizes": (len(stage.parts), jnp.int32)}
+    shapes = {name: jax.ShapeDtypeStruct((rows, width), dtype, sharding=sharding) for name, (width, dtype) in columns.items()}
+    return shapes  # type: ignore[return-value]

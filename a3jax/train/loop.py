@@ -18,13 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
-from a3jax.config import Config, Stage, check
-from a3jax.curriculum import stage_at
+from a3jax.config import Config, Stage, check, settled
+from a3jax.curriculum import batch_sizes, rows_at, stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
+from a3jax.plateau import Standing, judge
 from a3jax.processes import Processes, connect
 from a3jax.record import Record
 from a3jax.train.agreement import AgreedStop, barrier
@@ -34,7 +35,7 @@ from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run
-from a3jax.train.step import State, abstract_state, compute, init_state, random_params, with_adapters
+from a3jax.train.step import State, abstract_state, compute, init_state, random_params, with_adapters, with_counts
 from a3jax.train.tracing import Tracing
 
 ALONE = Processes()
@@ -69,6 +70,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     """
     started = time.perf_counter()
     check(config)
+    config = settled(config)
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(stop_requests())
         connect(processes)
@@ -81,7 +83,9 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
-        source = Batches(run.corpora, config.data, _batches_read(config), config.seed, _rows_here(mesh, config.data.batch))
+        batch_S = _batches_read(config)
+        rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
+        source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S)
         stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
@@ -100,6 +104,7 @@ class _Position(NamedTuple):
     state: State
     record: Record
     batches: grain.DatasetIterator
+    standing: Standing
 
 
 def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _Position:
@@ -108,9 +113,9 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
     batches = iter(training_batches(source, config.data.workers))
     saved = checkpoints.restore(abstract_state(config, run.model, mesh))
     if saved is None:
-        return _Position(0, _first_state(run, mesh), run.record, batches)
+        return _Position(0, _first_state(run, mesh), run.record, batches, Standing())
     go_on_from(batches, saved.data, saved.step)
-    return _Position(saved.step, saved.state, saved.record, batches)
+    return _Position(saved.step, saved.state, saved.record, batches, saved.standing)
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
@@ -120,10 +125,10 @@ def _first_state(run: Run, mesh: Mesh) -> State:
     return init_state(run.config, params, run.model, mesh)
 
 
-def _batches_read(config: Config) -> int:
-    """How many batches there must be: every rollback passes over some."""
+def _batches_read(config: Config) -> np.ndarray:
+    """The sizes of all batches that there must be: every rollback passes over some."""
     spare = config.guard.limit * config.train.save_every if config.guard.action == "rollback" else 0
-    return config.steps + spare
+    return np.pad(batch_sizes(config.curriculum, config.data.batch), (0, spare), mode="edge")
 
 
 def _steps(
@@ -139,9 +144,9 @@ def _steps(
 ) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings = run.config, run.config.train
-    step, state, record, batches = start
+    step, state, record, batches, standing = start
     put = _put(meshes.batch_sharding(mesh))
-    put_rows = _put_rows(mesh, config.data.batch)
+    put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
     saved, rollbacks, last = step, 0, -1
@@ -149,34 +154,41 @@ def _steps(
 
     def save(nll: dict[str, float] | None) -> None:
         with report.pause("saving"):
-            checkpoints.save(step, state, record, batches.get_state(), nll)
+            checkpoints.save(step, state, record, batches.get_state(), standing, nll)
 
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
     if stop.now():
         return step
-    while step < config.steps:
-        index, stage = stage_at(config.curriculum, step)
+    while (position := step + standing.skipped) < config.steps:
+        index, stage = stage_at(config.curriculum, position)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
-            then = next(iter(config.curriculum[index + 1 :]), None)
+            then = next((later for later in config.curriculum[index + 1 :] if later.length), None)
             run_step = compiled.at(stage, then, hosts.signal if may_stop else lambda: 0)
         if (may_stop and stop.now()) or run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
                 save(None)
             break
         with report.input():
-            batch = {name: put_rows(array) for name, array in next(batches).items()}
+            read = next(batches)
+            read |= rows_at(config.curriculum, position, len(read["tokens"]))
+            batch = {name: put_rows[config.at(stage).data.batch](array) for name, array in read.items()}
         tracing.before(step + 1)
         state, metrics = run_step(state, batch)
         step += 1
         report.step(step, stage, metrics)
         tracing.after(step, report.flush)
         record = _after(record, stage, config)
-        ending = step == config.steps or bool(stop.after(metrics.predicted))
+        last_step = position + 1 == config.steps
+        ending = last_step or bool(stop.after(metrics.predicted))
         nll = None
-        if step == config.steps or step % settings.eval_every == 0:
+        if last_step or step % settings.eval_every == 0:
             nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
+            standing = judge(standing, config.curriculum, step, nll)
+            if step + standing.skipped > position + 1:  # the stage ends here
+                state = with_counts(state, step, standing.skipped)
+                ending |= step + standing.skipped == config.steps
         if ending or step % settings.save_every == 0:
             report.flush()  # a bad step is not saved
         if report.roll_back:
@@ -186,6 +198,7 @@ def _steps(
             if rollbacks > config.guard.limit:
                 raise UserError(f"{rollbacks - 1} rollbacks to step {saved} did not help; lower optimizer.peak-lr")
             step, state, record = before[:3] if before else (0, _first_state(run, mesh), run.record)
+            standing = before.standing if before else Standing()
             saved = step
             report.rewind(step)
             continue
@@ -201,7 +214,7 @@ def _steps(
 def _after(record: Record, stage: Stage, config: Config) -> Record:
     """The record after one more step."""
     stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
-    tokens = record.tokens + config.data.batch * config.data.length
+    tokens = record.tokens + config.at(stage).data.batch * config.data.length
     return dataclasses.replace(record, steps=record.steps + 1, tokens=tokens, stages=stages)
 
 

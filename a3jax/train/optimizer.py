@@ -6,10 +6,11 @@ import optax
 from a3jax.config import OptimizerConfig
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, cosine, or constant with a linear end (WSD)."""
+def schedule(config: OptimizerConfig, steps: int, factor: float = 1.0) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant, cosine, or constant with a linear end (WSD); times `factor`."""
     warmup = min(config.warmup, steps)
-    peak, final = config.peak_lr, config.peak_lr * config.final_lr
+    peak = factor * config.peak_lr
+    final = peak * config.final_lr
     rest = max(1, steps - warmup)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, config.final_lr)
@@ -25,8 +26,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW; only matrices decay, not norms, biases and the query seed."""
+def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clipped AdamW at a learning rate by step; only matrices decay, not norms, biases and the query seed."""
 
     def decays(params: optax.Params) -> optax.Params:
         matrices = ("embedding", "head", "query", "key", "value", "output", "gate", "up", "down")
@@ -34,7 +35,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(schedule(config, steps), config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decays),
+        optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decays),
     )
 
 

@@ -56,7 +56,7 @@ def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
     query rows only.
     """
     itemsize = jnp.dtype(config.train.compute_dtype).itemsize
-    windows = config.data.batch // config.train.accumulate / (batch_parts(mesh) * mesh.shape["context"])
+    windows = max(config.batches) // config.train.accumulate / (batch_parts(mesh) * mesh.shape["context"])
     split = 2 * model.query_heads * model.head_width + 2 * model.ff_width + model.kv_heads * model.head_width
     row = 3 * model.width + split / mesh.shape["tensor"]
     return int(itemsize * 2 * windows * config.data.length * row * (model.layers - 0.5))

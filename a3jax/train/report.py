@@ -40,7 +40,6 @@ class Report:
     ):
         """`step` is how many steps are done, `batches` what they read, `started` when (`time.perf_counter`) all began."""
         self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
-        self._tokens = config.data.batch * config.data.length
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
         self._log = Log(config.run_folder, step) if jax.process_index() == 0 else None
@@ -98,12 +97,13 @@ class Report:
         seconds, self._clock = now - self._clock, now
         self._spent(USEFUL)
         waited, self._waited = min(self._waited, seconds), 0.0
-        speed = self._tokens / seconds
+        data = self._config.at(stage).data
+        speed = data.batch * data.length / seconds
         self._speeds.append(speed)
         self._hosts.step(step, own, seconds)
         facts = {"input_wait": waited / seconds}
         if self._peak:
-            needed = self._config.data.batch * flops.per_window(self._model, stage, self._config.data.length)
+            needed = data.batch * flops.per_window(self._model, stage, data.length)
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.steps):
             slow = self._hosts.straggler

@@ -78,7 +78,10 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     model = trained_model(config, model)
     changes(config.adapt, model)
     _check_data(config, model, corpora, source)
-    check_mesh(mesh, model, config.data.batch // config.train.accumulate, config.data.length)
+    if any(stage.plateau for stage in config.curriculum) and not any(c.manifest.held_out.tokens for c in corpora):
+        raise UserError(f"a stage has a plateau, but nothing of {corpora[0].folder} is held out; prepare it with --held-out")
+    for batch in config.batches:
+        check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
     folder = config.run_folder
     if (folder / CONFIG).is_file():
         _check_same(folder, config)
@@ -138,8 +141,9 @@ def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...],
 def _check_same(folder: Path, config: Config) -> None:
     before = dict(flat(dataclasses.asdict(read(Config, folder / CONFIG))))
     now = dict(flat(dataclasses.asdict(config)))
+    bound = ("train.eval_every", "train.eval_windows") if any(stage.plateau for stage in config.curriculum) else ()
     for name in sorted(before.keys() | now.keys()):
-        free = any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)
+        free = name not in bound and any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)
         if before.get(name) != now.get(name) and not free:
             raise UserError(
                 f"{folder} holds a run with {name} = {before.get(name)}, not {now.get(name)}; "

@@ -23,7 +23,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.context import spread
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import draw_order, example_keys
+from a3jax.ordering import draw_mixture, example_keys
 from a3jax.train import guard, remat
 from a3jax.train.loss import nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
@@ -38,6 +38,8 @@ class State(NamedTuple):
     params: nnx.State
     optimizer: guard.GuardedState
     step: Array
+    skipped: Array
+    """Steps of the curriculum that were passed over (`a3jax.plateau`); changed between steps only."""
 
 
 class Metrics(NamedTuple):
@@ -60,7 +62,7 @@ def compute(config: Config) -> Compute:
 
 def single_stream(stage: Stage, model: ModelConfig) -> bool:
     """Whether queries equal the content stream one token earlier, so that one stream does the work of two."""
-    return stage.family == "in_order" and stage.group_size == 1 and not stage.given and model.seeding == "successor"
+    return all(part.is_ar for part in stage.parts) and model.seeding == "successor"
 
 
 def summed_loss(
@@ -69,7 +71,7 @@ def summed_loss(
     """Sum of -log p over predicted tokens of `batch`, and their number."""
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
-    order = draw_order(keys_B, batch["segments"], stage.family, stage.group_size, stage.given, model.seeding)
+    order = draw_mixture(keys_B, batch["segments"], stage.parts, model.seeding, batch.get("weights"), batch.get("sizes"))
     target_BxL, weight_BxL = sort(tokens_BxL, order.token_index), order.predicted.astype(jnp.float32)
     if single_stream(stage, model):  # a slot's content predicts the token of the next
         target_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, weight_BxL))
@@ -81,13 +83,16 @@ def summed_loss(
 
 
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
-    """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated."""
-    optimizer, rate = make_optimizer(config.optimizer, config.steps), schedule(config.optimizer, config.steps)
-    how, parts = compute(config), config.train.accumulate
+    """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated.
+
+    The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.rows_at`).
+    """
+    rate = schedule(config.optimizer, config.steps, stage.lr_factor)
+    how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch
     changed = changes(config.adapt, model)
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
-    kind = np.uint32(zlib.crc32(repr((stage.family, stage.group_size, stage.given)).encode()))
+    kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))
 
     def gradients(params: nnx.State, still: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
         def loss(params: nnx.State) -> tuple[Array, Array]:
@@ -97,7 +102,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         return total, count, grads
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        keys = example_keys(config.seed, state.step, config.data.batch)
+        keys = example_keys(config.seed, state.step, windows)
         params, still = nnx.split_state(state.params, changed, ...)
         if parts == 1:
             total, count, grads = gradients(params, still, batch, keys)
@@ -112,12 +117,14 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         count = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g / count, grads)
         loss, norm = total / count, optax.tree.norm(grads)
+        rate_now = rate(state.step + state.skipped)
+        optimizer = make_optimizer(config.optimizer, lambda _: rate_now)
         updates, optimizer_state, bad = guard.update(
             optimizer, grads, state.optimizer, params, loss, norm, jnp.asarray(kind), config.guard
         )
         params = nnx.merge_state(optax.apply_updates(params, updates), still)
-        metrics = Metrics(loss, norm, count, jnp.asarray(rate(state.step)), bad)
-        return State(params, optimizer_state, state.step + 1), metrics
+        metrics = Metrics(loss, norm, count, jnp.asarray(rate_now), bad)
+        return State(params, optimizer_state, state.step + 1, state.skipped), metrics
 
     layout = state_shardings(config, model, mesh)
     return jax.jit(
@@ -132,11 +139,17 @@ def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     """The state's shapes and where every part of it lies, without arrays."""
     params = shapes(model)
     changed = nnx.filter_state(params, changes(config.adapt, model))
-    optimizer = jax.eval_shape(functools.partial(guard.init, make_optimizer(config.optimizer, config.steps)), changed)
-    tree = State(params, optimizer, jax.ShapeDtypeStruct((), jnp.int32))  # type: ignore[arg-type]
+    optimizer = jax.eval_shape(functools.partial(guard.init, _any_optimizer(config)), changed)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    tree = State(params, optimizer, count, count)  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
     )
+
+
+def _any_optimizer(config: Config) -> optax.GradientTransformation:
+    """That of any stage: their states begin alike."""
+    return make_optimizer(config.optimizer, schedule(config.optimizer, config.steps))
 
 
 def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:
@@ -156,10 +169,18 @@ def _layout(tree: State, mesh: Mesh) -> State:
 def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh) -> State:
     """A fresh state around `params`, which are already laid over the mesh."""
     layout = state_shardings(config, model, mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    init = jax.jit(functools.partial(guard.init, optimizer), out_shardings=layout.optimizer)
+    init = jax.jit(functools.partial(guard.init, _any_optimizer(config)), out_shardings=layout.optimizer)
     changed = nnx.filter_state(params, changes(config.adapt, model))
-    return State(params, init(changed), jax.device_put(jnp.zeros((), jnp.int32), layout.step))
+    return with_counts(State(params, init(changed), layout.step, layout.skipped), 0, 0)
+
+
+def with_counts(state: State, step: int, skipped: int) -> State:
+    """A state with other counts, where its own lie, or would."""
+
+    def put(count: int, place: Array | jax.sharding.Sharding) -> Array:
+        return jax.device_put(jnp.asarray(count, jnp.int32), getattr(place, "sharding", place))
+
+    return state._replace(step=put(step, state.step), skipped=put(skipped, state.skipped))
 
 
 def with_adapters(params: nnx.State, config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:

@@ -36,7 +36,8 @@ def data(batch=BATCH, **changes) -> DataConfig:
 
 
 def batches(corpus, steps=200, seed=0, rows=None, **changes) -> Batches:
-    return Batches([corpus], data(**changes), steps, seed, rows)
+    settings = data(**changes)
+    return Batches([corpus], settings, steps, seed, None if rows is None else {settings.batch: rows})
 
 
 def take(iterator, count):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from a3jax.config import parse_order
 from a3jax.evaluate.likelihood import ORDERS, HeldOut, log_probs
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import arrange, example_keys
+from a3jax.stage import parse_order
 
 HOW = Compute(attention="dense")
 

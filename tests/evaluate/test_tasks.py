@@ -19,7 +19,7 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template
 from a3jax.evaluate import code, task
 from a3jax.evaluate.blanks import BOTH, LEFT, Blanked, fillers
-from a3jax.evaluate.by_order import BY_POSITION, BY_VISIBLE, RIGHT_TO_LEFT, SUMMARY, ByOrder
+from a3jax.evaluate.by_order import BY_POSITION, BY_VISIBLE, SUMMARY, ByOrder
 from a3jax.evaluate.code import Code, blanks, is_python
 from a3jax.evaluate.results import ratio, tabulate
 from a3jax.evaluate.rouge import rouge
@@ -66,7 +66,7 @@ def test_rouge_is_that_of_rouge_score():
 
 
 def test_likelihood_by_order(model):
-    orders = ("ar", "in_order_4", "random_4", "infill_1", RIGHT_TO_LEFT)
+    orders = ("ar", "in_order_4", "random_4", "infill_1", "right_to_left")
     measured = ByOrder(model, "here", [Text("t", TEXT), Text("empty", "")], left_out := Counter(), orders, window=40)
     assert measured.data["texts_cut_into_windows"] == 1
     assert left_out["no token to predict"] == 1
@@ -82,7 +82,7 @@ def test_likelihood_by_order(model):
         expected = a3jax.log_likelihood(model, model.codec.decode(list(tokens[1:])), order=order).total
         assert figures[SUMMARY][order]["nats per token"] == (pytest.approx(-expected, abs=1e-3), 39)
     expected = a3jax.token_log_likelihood(model, tokens, given, groups=range(40, 0, -1)).total
-    assert figures[SUMMARY][RIGHT_TO_LEFT]["nats per token"][0] == pytest.approx(-expected, abs=1e-3)
+    assert figures[SUMMARY]["right_to_left"]["nats per token"][0] == pytest.approx(-expected, abs=1e-3)
     _, visible = measured._order(item, "random_4")
     assert sorted(Counter(visible[1:].tolist()).values()) == [3, *[4] * 9]  # groups of four, the given first token in one
     predicted = figures[SUMMARY]["infill_1"]["nats per token"][1]

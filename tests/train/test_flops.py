@@ -64,7 +64,7 @@ def test_the_step_does_what_is_counted(stage, changes, tiny):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         traced = make_step(config, model, stage, mesh).trace(
-            abstract_state(config, model, mesh), abstract_batch(config, mesh)
+            abstract_state(config, model, mesh), abstract_batch(config, stage, mesh)
         )
     weights, attention = products(traced.jaxpr.jaxpr)
     useful_attention = flops.attention(model, stage, L)

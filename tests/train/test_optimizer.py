@@ -71,7 +71,7 @@ def params(tiny, network):
 
 
 def step(config, params, gradients, state=None, steps=100):
-    optimizer = make_optimizer(config, steps)
+    optimizer = make_optimizer(config, schedule(config, steps))
     state = optimizer.init(params) if state is None else state
     updates, state = jax.jit(optimizer.update)(gradients, state, params)
     return optax.apply_updates(params, updates), state
