@@ -137,6 +137,9 @@ class AdaptConfig:
     source's (none after import)."""
     stream: AdapterStream = "query"
     """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten."""
+    distill: float = 0.0
+    """Share of the loss that is the cross-entropy to the source model's own distribution of a token, given all tokens
+    before it, in place of the token itself. It costs a forward pass of one stream, and the source's weights in memory."""
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,7 @@ def check(config: Config) -> None:
         ("optimizer.final_lr", optimizer.final_lr, 1),
         ("optimizer.weight_decay", optimizer.weight_decay, None),
         ("optimizer.clip", optimizer.clip, None),
+        ("adapt.distill", config.adapt.distill, 1),
     ]:
         if not 0 <= number <= (math.inf if high is None else high):
             raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
@@ -325,6 +329,10 @@ def check(config: Config) -> None:
     for name, batch in batches.items():
         if batch % config.train.accumulate:
             raise UserError(f"train.accumulate {config.train.accumulate} does not divide {name} {batch}")
+    if config.adapt.distill and config.source is None:
+        raise UserError(f"adapt.distill is {config.adapt.distill}, but there is no source to learn from; give source")
+    if config.adapt.rank is not None and config.adapt.rank < 1:
+        raise UserError(f"adapt.rank is {config.adapt.rank}; it must be at least 1")
     if config.source is None and config.model is None:
         raise UserError("give source (an imported model), or model (random weights of that shape)")
 

@@ -5,6 +5,8 @@ makes a model any-order: the content stream stays that of the source model, bit 
 predictions of every query that an AR model could ask (`Order.causal`): its row passes without them, in whatever order.
 """
 
+import dataclasses
+
 import numpy as np
 
 from a3jax.config import ModelConfig
@@ -35,6 +37,11 @@ def merged(weight: np.ndarray, inner: np.ndarray, outer: np.ndarray) -> np.ndarr
     """One layer's weight with its adapter added in, in float32."""
     product = np.tensordot(inner.astype(np.float32), outer.astype(np.float32), 1)
     return weight.astype(np.float32) + product
+
+
+def without_adapters(config: ModelConfig) -> ModelConfig:
+    """The shape of the model with none."""
+    return dataclasses.replace(config, adapter_rank=0)
 
 
 def content_is_fixed(config: ModelConfig) -> bool:

@@ -111,11 +111,13 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
     """The newest checkpoint of the run, or its first step."""
     config = run.config
     batches = iter(training_batches(source, config.data.workers))
+    teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
     saved = checkpoints.restore(abstract_state(config, run.model, mesh))
     if saved is None:
-        return _Position(0, _first_state(run, mesh), run.record, batches, Standing())
+        first = _first_state(run, mesh)._replace(source=teacher)
+        return _Position(0, first, run.record, batches, Standing())
     go_on_from(batches, saved.data, saved.step)
-    return _Position(saved.step, saved.state, saved.record, batches, saved.standing)
+    return _Position(saved.step, saved.state._replace(source=teacher), saved.record, batches, saved.standing)
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
@@ -197,7 +199,9 @@ def _steps(
             rollbacks = rollbacks + 1 if (before.step if before else 0) == saved else 1
             if rollbacks > config.guard.limit:
                 raise UserError(f"{rollbacks - 1} rollbacks to step {saved} did not help; lower optimizer.peak-lr")
+            teacher = state.source
             step, state, record = before[:3] if before else (0, _first_state(run, mesh), run.record)
+            state = state._replace(source=teacher)
             standing = before.standing if before else Standing()
             saved = step
             report.rewind(step)

@@ -10,11 +10,11 @@ device.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_derivatives import CustomVJPPrimal
 
 from a3jax.context import shares, whole
 
@@ -24,9 +24,25 @@ def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: in
     return whole(_token_nll(shares(hidden_BxLxD), head_VxD, shares(target_BxL), chunk))
 
 
-def nll_sum(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int) -> Array:
-    """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`."""
-    return _nll_sum(shares(hidden_BxLxD), head_VxD, shares(target_BxL), shares(weight_BxL), chunk)
+class Teacher(NamedTuple):
+    """What a share of the loss is measured against in place of the targets: another model's distribution of each."""
+
+    hidden_BxLxD: Array
+    head_VxD: Array
+    share: float
+
+
+def nll_sum(
+    hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int, teacher: Teacher | None = None
+) -> Array:
+    """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`.
+
+    With a teacher, -log p(target) is mixed with the cross-entropy to the teacher's distribution, sum of -p_t log p.
+    """
+    rows = tuple(map(shares, (hidden_BxLxD, target_BxL, weight_BxL)))
+    if teacher is None:
+        return _nll_sum(rows[0], head_VxD, *rows[1:], None, None, chunk, 0.0)
+    return _nll_sum(rows[0], head_VxD, *rows[1:], shares(teacher.hidden_BxLxD), teacher.head_VxD, chunk, teacher.share)
 
 
 def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
@@ -39,15 +55,43 @@ def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: i
     return _join(nll, target_BxL.shape[1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _nll_sum(hidden: Array, head: Array, target: Array, weight: Array, chunk: int) -> Array:
-    return (_token_nll(hidden, head, target, chunk) * weight).sum()
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _nll_sum(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    weight: Array,
+    teacher: Array | None,
+    teacher_head: Array | None,
+    chunk: int,
+    share: float,
+) -> Array:
+    if teacher is None:
+        return (_token_nll(hidden, head, target, chunk) * weight).sum()
+    return _sums(hidden, head, target, weight, teacher, teacher_head, chunk, share, trained_head=False)[0]
 
 
-def _forward(
-    hidden_: CustomVJPPrimal, head_: CustomVJPPrimal, target_: CustomVJPPrimal, weight_: CustomVJPPrimal, chunk: int
-) -> tuple[Array, tuple]:
-    hidden, head, target, weight = (argument.value for argument in (hidden_, head_, target_, weight_))
+def _forward(*arguments: Any) -> tuple[Array, tuple]:
+    *arrays, chunk, share = arguments
+    trained_head = arrays[1].perturbed
+    values: tuple[Any, ...] = tuple(None if array is None else array.value for array in arrays)
+    hidden, head, target, weight, teacher, teacher_head = values
+    total, *gradients = _sums(hidden, head, target, weight, teacher, teacher_head, chunk, share, trained_head)
+    return total, tuple(gradients)
+
+
+def _sums(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    weight: Array,
+    teacher: Array | None,
+    teacher_head: Array | None,
+    chunk: int,
+    share: float,
+    trained_head: bool,
+) -> tuple[Array, Array, Array | None]:
+    """The loss, and its gradients with respect to `hidden` and, if it is trained, `head`."""
     last_BxL = jnp.argsort(weight == 0, axis=1, stable=True)
     first_BxL = jnp.argsort(last_BxL, axis=1)
 
@@ -55,36 +99,42 @@ def _forward(
         def skipped(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
             return carry, jnp.zeros_like(xs[0])
 
-        return jax.lax.cond((xs[-1] != 0).any(), counted, skipped, carry, xs)
+        return jax.lax.cond((xs[2] != 0).any(), counted, skipped, carry, xs)
 
     def counted(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head_DxV = carry
-        hidden_BxcxD, target_Bxc, weight_Bxc = xs
+        hidden_BxcxD, target_Bxc, weight_Bxc, *teacher_BxcxD = xs
         logits = _logits(hidden_BxcxD, head)
         top = logits.max(-1, keepdims=True)
         exp = jnp.exp(logits - top)
         normalizer = exp.sum(-1, keepdims=True)
         lse = (top + jnp.log(normalizer))[..., 0]
-        total += ((lse - _pick(logits, target_Bxc)) * weight_Bxc).sum()
-        one_hot = jnp.arange(logits.shape[-1]) == target_Bxc[..., None]
-        d_logits = (exp / normalizer - one_hot) * weight_Bxc[..., None]
+        wanted = jnp.arange(logits.shape[-1]) == target_Bxc[..., None]
+        if teacher_head is None:
+            found = _pick(logits, target_Bxc)
+        else:
+            wanted = (1 - share) * wanted + share * jax.nn.softmax(_logits(teacher_BxcxD[0], teacher_head), axis=-1)
+            found = (wanted * logits).sum(-1)
+        total += ((lse - found) * weight_Bxc).sum()
+        d_logits = (exp / normalizer - wanted) * weight_Bxc[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden = d_logits @ head.astype(hidden.dtype)
-        if head_.perturbed:
+        if trained_head:
             d_head_DxV += jnp.einsum("bcd,bcv->dv", hidden_BxcxD, d_logits, preferred_element_type=jnp.float32)
         return (total, d_head_DxV), d_hidden
 
-    xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight))
-    d_head_shape = head.shape[::-1] if head_.perturbed else ()
-    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, (jnp.zeros(()), jnp.zeros(d_head_shape)), xs)
+    taught = () if teacher is None else (teacher,)
+    xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight, *taught))
+    zeros = jnp.zeros(()), jnp.zeros(head.shape[::-1] if trained_head else ())
+    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, zeros, xs)
     d_hidden = _gather(_join(d_hidden, hidden.shape[1]), first_BxL)
-    return total, (d_hidden, d_head_DxV.T.astype(head.dtype))
+    return total, d_hidden, d_head_DxV.T.astype(head.dtype) if trained_head else None
 
 
-def _backward(chunk: int, gradients: tuple[Array, Array], d_total: Array) -> tuple:
+def _backward(chunk: int, share: float, gradients: tuple[Array, Array | None], d_total: Array) -> tuple:
     d_hidden, d_head = gradients
-    d_head = (d_head * d_total).astype(d_head.dtype) if d_head.ndim else None
-    return (d_hidden * d_total).astype(d_hidden.dtype), d_head, None, None
+    d_hidden, d_head = (None if d is None else (d * d_total).astype(d.dtype) for d in (d_hidden, d_head))
+    return d_hidden, d_head, None, None, None, None
 
 
 _nll_sum.defvjp(_forward, _backward, symbolic_zeros=True)

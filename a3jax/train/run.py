@@ -80,6 +80,8 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     _check_data(config, model, corpora, source)
     if any(stage.plateau for stage in config.curriculum) and not any(c.manifest.held_out.tokens for c in corpora):
         raise UserError(f"a stage has a plateau, but nothing of {corpora[0].folder} is held out; prepare it with --held-out")
+    if config.adapt.distill and mesh.shape["context"] > 1:
+        raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
     for batch in config.batches:
         check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
     folder = config.run_folder

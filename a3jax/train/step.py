@@ -21,11 +21,12 @@ from jax.sharding import Mesh
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.context import spread
+from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import draw_mixture, example_keys
+from a3jax.ordering import Order, arrange, draw_mixture, example_keys
 from a3jax.train import guard, remat
-from a3jax.train.loss import nll_sum
+from a3jax.train.loss import Teacher, nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.trained import adapters, changes
 
@@ -40,6 +41,8 @@ class State(NamedTuple):
     step: Array
     skipped: Array
     """Steps of the curriculum that were passed over (`a3jax.plateau`); changed between steps only."""
+    source: nnx.State | None = None
+    """The weights that a distilled model learns from. They never change, and no checkpoint holds them."""
 
 
 class Metrics(NamedTuple):
@@ -66,20 +69,47 @@ def single_stream(stage: Stage, model: ModelConfig) -> bool:
 
 
 def summed_loss(
-    params: nnx.State, batch: Batch, keys_B: Array, model: ModelConfig, stage: Stage, how: Compute, chunk: int
+    params: nnx.State,
+    batch: Batch,
+    keys_B: Array,
+    model: ModelConfig,
+    stage: Stage,
+    how: Compute,
+    chunk: int,
+    source: nnx.State | None = None,
+    distill: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Sum of -log p over predicted tokens of `batch`, and their number."""
+    """Sum of -log p over predicted tokens of `batch`, and their number; a share `distill` of it against a source model's."""
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
     order = draw_mixture(keys_B, batch["segments"], stage.parts, model.seeding, batch.get("weights"), batch.get("sizes"))
     target_BxL, weight_BxL = sort(tokens_BxL, order.token_index), order.predicted.astype(jnp.float32)
+    teacher = None if source is None else _teacher(source, tokens_BxL, batch["segments"], order, model, how, distill)
     if single_stream(stage, model):  # a slot's content predicts the token of the next
         target_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, weight_BxL))
+        if teacher is not None:
+            teacher = teacher._replace(hidden_BxLxD=jnp.roll(teacher.hidden_BxLxD, -1, axis=1))
         hidden_BxLxD = network.content_hidden(tokens_BxL, jax.tree.map(spread, order), how)
     else:
         hidden_BxLxD = network.query_hidden(tokens_BxL, jax.tree.map(spread, order), how)
-    total = nll_sum(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), spread(weight_BxL), chunk)
+    total = nll_sum(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), spread(weight_BxL), chunk, teacher)
     return total, weight_BxL.sum()
+
+
+def _teacher(
+    source: nnx.State, tokens_BxL: Array, segment_BxL: Array, order: Order, model: ModelConfig, how: Compute, share: float
+) -> Teacher:
+    """What the source model, reading from left to right, says of the token of every slot of `order`."""
+    network = nnx.merge(graph(without_adapters(model)), source)
+    batch, length = tokens_BxL.shape
+    nothing_BxL = jnp.zeros((batch, length), bool)
+    index_BxL = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    arrange_in_order = jax.vmap(lambda group_L, given_L, segment_L: arrange(group_L, given_L, segment_L, "successor"))
+    in_order = arrange_in_order(index_BxL, nothing_BxL, jnp.abs(segment_BxL))
+    slot_BxL = jnp.argsort(in_order.token_index, axis=1)
+    hidden_BxLxD = network.content_hidden(tokens_BxL, in_order, how._replace(remat="none"))
+    before_BxL = sort(slot_BxL, jnp.maximum(order.token_index - 1, 0))  # first tokens are never predicted
+    return Teacher(sort(hidden_BxLxD, before_BxL[..., None]), network.output_matrix[...], share)
 
 
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
@@ -94,9 +124,12 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
     kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))
 
-    def gradients(params: nnx.State, still: nnx.State, batch: Batch, keys: Array) -> tuple[Array, Array, nnx.State]:
+    def gradients(
+        params: nnx.State, still: nnx.State, source: nnx.State | None, batch: Batch, keys: Array
+    ) -> tuple[Array, Array, nnx.State]:
         def loss(params: nnx.State) -> tuple[Array, Array]:
-            return summed_loss(nnx.merge_state(params, still), batch, keys, model, stage, how, chunk)
+            whole = nnx.merge_state(params, still)
+            return summed_loss(whole, batch, keys, model, stage, how, chunk, source, config.adapt.distill)
 
         (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return total, count, grads
@@ -105,12 +138,12 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         keys = example_keys(config.seed, state.step, windows)
         params, still = nnx.split_state(state.params, changed, ...)
         if parts == 1:
-            total, count, grads = gradients(params, still, batch, keys)
+            total, count, grads = gradients(params, still, state.source, batch, keys)
         else:
             micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
             def add(sums: tuple, xs: tuple[Batch, Array]) -> tuple[tuple, None]:
-                return jax.tree.map(jnp.add, sums, gradients(params, still, *xs)), None
+                return jax.tree.map(jnp.add, sums, gradients(params, still, state.source, *xs)), None
 
             zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
             (total, count, grads), _ = jax.lax.scan(add, zeros, micro)
@@ -124,7 +157,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         )
         params = nnx.merge_state(optax.apply_updates(params, updates), still)
         metrics = Metrics(loss, norm, count, jnp.asarray(rate_now), bad)
-        return State(params, optimizer_state, state.step + 1, state.skipped), metrics
+        return State(params, optimizer_state, state.step + 1, state.skipped, state.source), metrics
 
     layout = state_shardings(config, model, mesh)
     return jax.jit(
@@ -141,7 +174,8 @@ def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     changed = nnx.filter_state(params, changes(config.adapt, model))
     optimizer = jax.eval_shape(functools.partial(guard.init, _any_optimizer(config)), changed)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    tree = State(params, optimizer, count, count)  # type: ignore[arg-type]
+    source = shapes(without_adapters(model)) if config.adapt.distill else None
+    tree = State(params, optimizer, count, count, source)  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
     )

@@ -25,6 +25,8 @@ GROUPS = {
 def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
     """The model that an experiment makes of its source's. Raises `UserError` where the source has other adapters."""
     model = source if config.seeding is None else dataclasses.replace(source, seeding=config.seeding)
+    if config.adapt.distill and source.adapter_rank:
+        raise UserError("adapt.distill is given, but the source has adapters; only a model without can be learned from")
     if (rank := config.adapt.rank) is None:
         return model
     stream = config.adapt.stream

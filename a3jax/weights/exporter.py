@@ -1,6 +1,5 @@
 """A checkpoint -> a Hugging Face folder, of both streams with their PyTorch code or of the family's own class, or GGUF."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.errors import UserError
 from a3jax.folders import check_new, new_file, resumable
-from a3jax.model.adapters import adapted, content_is_fixed, factors, merged
+from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
 from a3jax.parameter_files import SavedParameter
 from a3jax.progress import Progress
 from a3jax.strict import nearest, to_json
@@ -76,7 +75,7 @@ def export_model(
 
 def _exported(config: ModelConfig, both: bool) -> ModelConfig:
     """The model as it is exported: adapters of both streams are added into the weights, others left out of plain weights."""
-    return config if both and content_is_fixed(config) else dataclasses.replace(config, adapter_rank=0)
+    return config if both and content_is_fixed(config) else without_adapters(config)
 
 
 def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from a3jax.train.loss import nll_sum, token_nll
+from a3jax.train.loss import Teacher, nll_sum, token_nll
 
 B, L, D, V = 2, 13, 8, 37
 
@@ -30,6 +30,31 @@ def test_value_and_gradients_equal_those_of_the_dense_log_softmax(chunk):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(token_nll(hidden, head, target, chunk), dense(hidden, head, target), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_a_teacher_is_mixed_in_as_a_dense_cross_entropy(chunk):
+    (hidden, head, target, weight), (other, other_head, _, _) = inputs(), inputs(seed=1)
+
+    def ours(hidden, head):
+        return nll_sum(hidden, head, target, weight, chunk, Teacher(other, other_head, 0.3))
+
+    def theirs(hidden, head):
+        soft = -(jax.nn.softmax(other @ other_head.T) * jax.nn.log_softmax(hidden @ head.T)).sum(-1)
+        return ((0.7 * dense(hidden, head, target) + 0.3 * soft) * weight).sum()
+
+    np.testing.assert_allclose(ours(hidden, head), theirs(hidden, head), rtol=1e-5)
+    both = (jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(hidden, head) for function in (ours, theirs))
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_that_is_not_trained_changes_no_other_gradient():
+    hidden, head, target, weight = inputs()
+    alone, (both, _) = (
+        jax.jit(jax.grad(nll_sum, argnums=which), static_argnums=4)(hidden, head, target, weight, 4) for which in (0, (0, 1))
+    )
+    np.testing.assert_array_equal(alone, both)
 
 
 def test_a_row_of_weight_zero_counts_for_nothing():

@@ -10,6 +10,7 @@ from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them 
 
 from a3jax.config import AdaptConfig
 from a3jax.errors import UserError
+from a3jax.stage import Stage
 from a3jax.train import step as steps
 from a3jax.train.trained import changes, trained_model
 
@@ -65,6 +66,29 @@ def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumul
     everything = {str(path[-1]) for path in before}
     assert moved == (everything if expected is None else expected)
     assert moments == moved
+
+
+def gradient_norm(config, mesh, batch, source, stage):  # noqa: F811
+    """Of the first step of a model that starts as its source."""
+    with jax.set_mesh(mesh):
+        params, teacher = (jax.tree.map(jax.numpy.copy, source) for _ in range(2))
+        state = steps.init_state(config, params, config.model, mesh)._replace(source=teacher)
+        _, metrics = steps.make_step(config, config.model, stage, mesh)(state, batch)
+    return float(metrics.gradient_norm)
+
+
+@pytest.mark.parametrize("stage", [Stage(1), Stage(1, "in_order", 1, prefix=0.5)], ids=["one stream", "two streams"])
+def test_a_model_has_nothing_to_learn_from_itself(stage, tiny, batch, mesh):  # noqa: F811
+    """From left to right the source's own distribution is matched from the first step; the tokens themselves are not."""
+    config = experiment(tiny(layers=2))
+    source = steps.random_params(config, config.model, mesh)
+    norms = {}
+    for share in (1e-9, 1.0):
+        config = dataclasses.replace(config, adapt=AdaptConfig(distill=share))
+        norms[share] = gradient_norm(config, mesh, batch, source, stage)
+    assert norms[1.0] < 1e-4 * norms[1e-9]
+    other = gradient_norm(config, mesh, batch, source, Stage(1, "random", 4))
+    assert other > 1e-2 * norms[1e-9], "in another order it has"
 
 
 def test_unknown_names_and_nothing_left_are_refused(tiny):
