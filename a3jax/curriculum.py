@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from a3jax.errors import UserError
-from a3jax.stage import AR, Part, Stage
+from a3jax.stage import AR, Part, Plateau, Stage
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> tuple[int, Stage]:
@@ -226,11 +226,16 @@ def _check(stages: Sequence[Stage], ar_share: float) -> None:
         here = f"curriculum.{i}"
         if stage.mixture and any(getattr(stage, name) != getattr(AR, name) for name in _KIND):
             raise UserError(f"{here} has a mixture, and {stage.family}_{stage.group_size} of its own too; give one of them")
-        for name, value, low in [("ramp", stage.ramp, 0), ("batch", stage.batch, 1), ("lr-factor", stage.lr_factor, 0)]:
+        rule = stage.plateau or Plateau()
+        for name, value, low in [
+            ("ramp", stage.ramp, 0),
+            ("batch", stage.batch, 1),
+            ("lr-factor", stage.lr_factor, 0),
+            ("plateau.delta", rule.delta, 0),
+            ("plateau.evaluations", rule.evaluations, 1),
+        ]:
             if value is not None and not value >= low:
                 raise UserError(f"{here}.{name} is {value}; it must be at least {low}")
-        if (rule := stage.plateau) is not None and not (rule.delta >= 0 and rule.evaluations >= 1):
-            raise UserError(f"{here}.plateau: delta is {rule.delta}, evaluations {rule.evaluations}; give at least 0 and 1")
         if stage.changes and not stage.ramp:
             raise UserError(f"{here}.ramp is 0, but weight-from or size-from is given; give the steps of that change")
         for j, part in enumerate(stage.parts):
