@@ -261,9 +261,8 @@ class Config:
 
     def at(self, stage: Stage) -> "Config":
         """The experiment as one of its stages has it: with the stage's own batch."""
-        return (
-            self if stage.batch is None else dataclasses.replace(self, data=dataclasses.replace(self.data, batch=stage.batch))
-        )
+        batch = self.data.batch if stage.batch is None else stage.batch
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, batch=batch))
 
 
 def settled(config: Config) -> Config:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from a3jax.errors import UserError
-from a3jax.stage import AR, Part, Stage
+from a3jax.stage import AR, Part, Plateau, Stage
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> tuple[int, Stage]:
@@ -29,7 +29,7 @@ def stage_at(stages: Sequence[Stage], step: int) -> tuple[int, Stage]:
     raise IndexError(f"step {step} is past the end of a curriculum of {end} steps")
 
 
-class Mixture(NamedTuple):
+class Parts(NamedTuple):
     """What the windows of one step draw from, one entry for each of the stage's P parts."""
 
     weight_P: np.ndarray
@@ -38,7 +38,7 @@ class Mixture(NamedTuple):
     """int32, tokens of a group."""
 
 
-def mixture_at(stages: Sequence[Stage], step: int) -> Mixture:
+def mixture_at(stages: Sequence[Stage], step: int) -> Parts:
     """Weights and group sizes of the parts of the stage that trains `step`.
 
     At a stage's first step they are what they come from, after `ramp` steps what they go to. Raises IndexError at or after
@@ -53,15 +53,15 @@ def mixture_at(stages: Sequence[Stage], step: int) -> Mixture:
 
     weights = [between(part.weight_from, part.weight) for part in stage.parts]
     sizes = [round(between(part.size_from, part.group_size)) for part in stage.parts]
-    return Mixture(np.array(weights, np.float32), np.array(sizes, np.int32))
+    return Parts(np.array(weights, np.float32), np.array(sizes, np.int32))
 
 
 def rows_at(stages: Sequence[Stage], step: int, rows: int) -> dict[str, np.ndarray]:
     """`mixture_at` as arrays of a batch, the same in each of its rows; none for a stage that does not change."""
     if not stage_at(stages, step)[1].changes:
         return {}
-    mixture = mixture_at(stages, step)
-    return {"weights": np.tile(mixture.weight_P, (rows, 1)), "sizes": np.tile(mixture.size_P, (rows, 1))}
+    parts = mixture_at(stages, step)
+    return {"weights": np.tile(parts.weight_P, (rows, 1)), "sizes": np.tile(parts.size_P, (rows, 1))}
 
 
 def batch_sizes(stages: Sequence[Stage], batch: int) -> np.ndarray:
@@ -226,11 +226,16 @@ def _check(stages: Sequence[Stage], ar_share: float) -> None:
         here = f"curriculum.{i}"
         if stage.mixture and any(getattr(stage, name) != getattr(AR, name) for name in _KIND):
             raise UserError(f"{here} has a mixture, and {stage.family}_{stage.group_size} of its own too; give one of them")
-        for name, value, low in [("ramp", stage.ramp, 0), ("batch", stage.batch, 1), ("lr-factor", stage.lr_factor, 0)]:
+        rule = stage.plateau or Plateau()
+        for name, value, low in [
+            ("ramp", stage.ramp, 0),
+            ("batch", stage.batch, 1),
+            ("lr-factor", stage.lr_factor, 0),
+            ("plateau.delta", rule.delta, 0),
+            ("plateau.evaluations", rule.evaluations, 1),
+        ]:
             if value is not None and not value >= low:
                 raise UserError(f"{here}.{name} is {value}; it must be at least {low}")
-        if (rule := stage.plateau) is not None and not (rule.delta >= 0 and rule.evaluations >= 1):
-            raise UserError(f"{here}.plateau: delta is {rule.delta}, evaluations {rule.evaluations}; give at least 0 and 1")
         if stage.changes and not stage.ramp:
             raise UserError(f"{here}.ramp is 0, but weight-from or size-from is given; give the steps of that change")
         for j, part in enumerate(stage.parts):
@@ -245,8 +250,8 @@ def _check(stages: Sequence[Stage], ar_share: float) -> None:
 
 def _check_part(part: Part, where: str) -> None:
     for name, size in (("group-size", part.group_size), ("size-from", part.size_from)):
-        if size is not None and not 1 <= size < 2**31:
-            raise UserError(f"{where}.{name} is {size}; it must be at least 1" + (" and below 2^31" if size > 1 else ""))
+        if size is not None and not 1 <= size <= 2**30:
+            raise UserError(f"{where}.{name} is {size}; it must be at least 1" + (" and at most 2^30" if size > 1 else ""))
     for name, share in (("given", part.given), ("prefix", part.prefix)):
         if not 0 <= share < 1:
             raise UserError(f"{where}.{name} is {share}; it must be at least 0 and below 1")

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.checkpoint import MODEL, PARAMS, Checkpoint, find, saved, saved_steps
+from a3jax.checkpoint import MODEL, PARAMS, STEPS, Checkpoint, find, saved, saved_steps
 from a3jax.config import Config, ModelConfig
 from a3jax.curriculum import stage_at
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.errors import UserError
+from a3jax.plateau import Standing
 from a3jax.record import Record
 from a3jax.strict import read
 from a3jax.train import hosts
@@ -47,7 +48,9 @@ def _run_folder(path: Path, step: int | None) -> Facts:
         return {**facts, "step": f"0 of {config.steps:,}, none saved yet", **_network(read(ModelConfig, path / MODEL))}
     checkpoint = find(path, step)
     at = step if step is not None else steps[-1]
-    number, stage = stage_at(config.curriculum, min(at, config.steps) - 1)
+    standing = path / STEPS / str(at) / "standing" / "metadata"
+    skipped = read(Standing, standing).skipped if standing.is_file() else 0
+    number, stage = stage_at(config.curriculum, min(at + skipped, config.steps) - 1)
     facts |= {
         "step": f"{at:,} of {config.steps:,}",
         "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.curriculum)}",

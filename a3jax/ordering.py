@@ -185,28 +185,25 @@ def draw_mixture(
     """
 
     def one(key: Array, segment_L: Array, weight_P: Array | None, size_P: Array | None) -> Order:
-        # The keys with the numbers 0 and 1 are those of what is given and of the groups.
-        kind_key, size_key = jax.random.fold_in(key, 2), jax.random.fold_in(key, 3)
         context_L, segment_L = segment_L < 0, jnp.abs(segment_L)
         drawn = [
-            _draw_part(key, size_key, segment_L, context_L, part, part.group_size if size_P is None else size_P[number])
+            draw_part(key, segment_L, context_L, part, part.group_size if size_P is None else size_P[number])
             for number, part in enumerate(parts)
         ]
         given_L, group_L = drawn[0]
         if len(parts) > 1:
             weight_P = jnp.array([part.weight for part in parts]) if weight_P is None else weight_P
-            chosen = jax.random.categorical(kind_key, jnp.log(weight_P))
+            chosen = jax.random.categorical(jax.random.fold_in(key, 2), jnp.log(weight_P))
             given_L, group_L = (jnp.stack(each)[chosen] for each in zip(*drawn))
         return arrange(group_L, given_L, segment_L, seeding, groups=2 * segment_L.shape[0])
 
     return jax.vmap(one)(keys_B, segment_BxL, weight_BxP, size_BxP)
 
 
-def _draw_part(
-    key: Array, size_key: Array, segment_L: Array, context_L: Array, part: Part, group_size: int | Array
-) -> tuple[Array, Array]:
-    """What is given, and the groups, of one window."""
+def draw_part(key: Array, segment_L: Array, context_L: Array, part: Part, group_size: int | Array) -> tuple[Array, Array]:
+    """`draw_given` and `draw_groups` of one window, as a part of a mixture says; `context_L` is given besides."""
     given_key, group_key = jax.random.split(key)
+    size_key = jax.random.fold_in(key, 3)  # 0 and 1 are those of split(), 2 chooses the part
     break_L = None
     if part.sizes == "uniform":
         group_size = jax.random.randint(size_key, (), 1, group_size + 1)

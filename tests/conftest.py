@@ -17,8 +17,9 @@ from a3jax.checkpoint import save_model
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import byte_codec
 from a3jax.model.two_stream import TwoStream
-from a3jax.ordering import Order, arrange, draw_given, draw_groups
+from a3jax.ordering import Order, arrange, draw_part
 from a3jax.record import Record
+from a3jax.stage import Part
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -112,16 +113,16 @@ def packed() -> np.ndarray:
 def draw() -> Callable[..., tuple[np.ndarray, np.ndarray, Order]]:
     """What is given, the groups, and the order of one window, drawn as in training; compiled once per family."""
 
-    @functools.partial(jax.jit, static_argnames=("family", "given", "seeding"))
-    def compiled(key, segments, family, group_size, given, seeding):
-        given_key, group_key = jax.random.split(key)
-        is_given = draw_given(given_key, segments, family, given)
-        groups = draw_groups(group_key, segments, is_given, family, group_size)
+    @functools.partial(jax.jit, static_argnames=("part", "seeding"))
+    def compiled(key, segments, part, group_size, seeding):
+        is_given, groups = draw_part(key, segments, segments < 0, part, group_size)
         return is_given, groups, arrange(groups, is_given, segments, seeding)
 
-    def draw(key, segments, family, group_size, given=0.5, seeding="successor"):
+    def draw(key, segments, family, group_size, given=0.5, seeding="successor", **rest):
         key = jax.random.key(key) if isinstance(key, int) else key
-        return jax.tree.map(np.asarray, compiled(key, segments, family, group_size, given, seeding))
+        return jax.tree.map(
+            np.asarray, compiled(key, segments, Part(family=family, given=given, **rest), group_size, seeding)
+        )
 
     return draw
 

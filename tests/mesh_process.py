@@ -25,6 +25,7 @@ from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerC
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.model.parameters import graph
 from a3jax.ordering import example_keys
+from a3jax.stage import Part
 from a3jax.train import step as steps
 from a3jax.train.compiled import lower
 
@@ -47,7 +48,12 @@ THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream and held-out windows are computed."""
 MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
 BATCH, L = 8, 32
-STAGE, ONE_STREAM, HELD_OUT = Stage(2, "random", 4, 0.5), Stage(2, "in_order", 1), "random_4"
+MIXTURE = (
+    Part(2.0, "random", 4, 0.5),
+    Part(1.0, "spans", 3, sizes="geometric"),
+    Part(1.0, "right_to_left", 2, prefix=0.5, sizes="uniform"),
+)
+STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1), "random_4"
 
 
 def experiment(name):

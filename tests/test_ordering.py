@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from a3jax.errors import UserError
-from a3jax.ordering import arrange, draw_given, draw_groups, draw_order, example_keys
-from a3jax.stage import Family, parse_order
+from a3jax.ordering import arrange, draw_given, draw_groups, draw_mixture, draw_order, example_keys
+from a3jax.stage import Family, Part, parse_order
 
 L = 24
 FAMILIES = typing.get_args(Family)
@@ -126,6 +127,80 @@ def test_spans_are_contiguous_stretches_in_random_order(draw, group_size):
     assert firsts == set(range(-(-16 // group_size)))
 
 
+def test_right_to_left_is_in_order_read_from_the_other_end(draw):
+    segments = np.repeat([1, 2, 0], [13, 7, 4]).astype(np.int32)
+    for seed in range(10):
+        is_given, groups, _ = draw(seed, segments, "right_to_left", 3)
+        for number in (1, 2):
+            assert (np.diff(groups[(segments == number) & ~is_given]) <= 0).all()
+    _, groups, order = draw(0, segments, "right_to_left", 1, given=0.0)
+    np.testing.assert_array_equal(order.token_index[:20], [0, *range(12, 0, -1), 13, *range(19, 13, -1)])
+
+
+@pytest.mark.parametrize("family", ["in_order", "random", "spans", "right_to_left"])
+def test_geometric_sizes_are_those_of_independent_groups(draw, family):
+    """Every group ends with odds of 1/S after each token, so P(n) = (1 - 1/S)^(n - 1) / S where no end cuts it."""
+    mean, length, sizes = 3, 400, []
+    for seed in range(60):
+        _, groups, _ = draw(seed, np.ones(length, np.int32), family, mean, given=0.0, sizes="geometric")
+        names, counts = np.unique(groups[1:], return_counts=True)
+        whole = ~np.isin(names, [groups[1], groups[-1], names[0], names[-1]])
+        sizes += counts[whole].tolist()
+    observed = np.bincount(np.minimum(sizes, 10), minlength=11)[1:]
+    odds = (1 - 1 / mean) ** np.arange(10)
+    expected = len(sizes) * np.append(odds[:9] / mean, odds[9])
+    assert stats.chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_uniform_sizes_are_one_size_a_window_and_each_as_likely(draw):
+    segments, count = np.ones(41, np.int32), np.zeros(5)
+    for seed in range(400):
+        _, groups, _ = draw(seed, segments, "random", 4, given=0.0, sizes="uniform")
+        sizes = np.unique(groups[1:], return_counts=True)[1]
+        assert (sizes[1:-1] == sizes.max()).all(), "only the first and the last are cut"
+        count[sizes.max()] += 1
+    assert stats.chisquare(count[1:]).pvalue > 1e-4
+
+
+def test_a_prefix_is_the_beginning_of_each_document_and_never_all_of_it(draw):
+    segments, shares = np.repeat([1, 2, 3, 0], [14, 6, 1, 3]).astype(np.int32), []
+    for seed in range(200):
+        is_given, _, _ = draw(seed, segments, "random", 2, given=0.0, prefix=0.9)
+        for number in (1, 2, 3):
+            here = is_given[segments == number]
+            assert (np.diff(here.astype(int)) <= 0).all(), "given first, then not"
+            assert here[0]
+            assert not here[-1] or len(here) == 1
+        shares.append((is_given[:14].sum() - 1) / 13)
+    assert max(shares) > 0.8
+    assert np.mean(shares) == pytest.approx(0.45 - 0.5 / 13, abs=0.06)  # uniform up to 0.9, rounded down; 3 standard errors
+
+
+MIXTURE = (Part(1.0, "in_order", 1), Part(2.0, "right_to_left", 2), Part(0.0, "random", 3), Part(5.0, "spans", 4))
+
+
+def kinds(order):
+    """Which part of the mixture drew each window, by the sizes and the order of its groups."""
+    sizes = np.asarray(order.group_end - order.group_start).max(axis=1)
+    assert set(sizes) <= {1, 2, 4}
+    return np.searchsorted([1, 2, 4], sizes)
+
+
+def test_mixtures_reproduce_their_probabilities_and_each_part_draws_what_it_draws_alone():
+    count = 2000
+    keys, segments = example_keys(3, 0, count), np.ones((count, L), np.int32)
+    draw_mixed = jax.jit(draw_mixture, static_argnums=(2, 3))
+    for weights in ([1, 2, 0, 5], [3, 1, 0, 4]):
+        mixed = draw_mixed(keys, segments, MIXTURE, "successor", np.tile(np.float32(weights), (count, 1)))
+        chosen, expected = kinds(mixed), np.delete(weights, 2)
+        assert stats.chisquare(np.bincount(chosen), count * expected / expected.sum()).pvalue > 1e-4
+    assert draw_mixed._cache_size() == 1, "weights may change from step to step"
+    for kind, part in [(0, MIXTURE[0]), (1, MIXTURE[1])]:
+        alone = DRAW_ORDER(keys, segments, part.family, part.group_size, 0.0, "successor")
+        for one, other in zip(mixed, alone):
+            np.testing.assert_array_equal(one[chosen == kind], other[chosen == kind])
+
+
 def test_spans_of_long_windows_never_fall_together():
     length, group_size = 2048, 4
     draw_many = jax.jit(jax.vmap(lambda k: draw_groups(k, np.ones(length), np.arange(length) == 0, "spans", group_size)))
@@ -199,6 +274,7 @@ def test_names_of_orders():
     assert parse_order("ar") == ("in_order", 1)
     assert parse_order("in_order_4") == ("in_order", 4)
     assert parse_order("random_16") == ("random", 16)
+    assert parse_order("right_to_left") == parse_order("right_to_left_1") == ("right_to_left", 1)
     for wrong in ("random", "random_0", "random_-1", "sideways_4", "random_x", ""):
         with pytest.raises(UserError, match="orders are ar, in_order_N, random_N"):
             parse_order(wrong)

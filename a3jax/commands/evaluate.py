@@ -52,7 +52,7 @@ class Evaluate:
     include: tuple[str, ...] = ("*",)
     """likelihood: shell patterns of files to read inside a folder."""
     orders: tuple[str, ...] = ()
-    """likelihood: ar, in_order_N, random_N, spans_N, infill_N, right_to_left; a choice of all of them if not given."""
+    """likelihood: ar, in_order_N, random_N, spans_N, infill_N, right_to_left_N; a choice of all of them if not given."""
     stories: Text = None
     """stories: the CSV file of Story Cloze, or five sentences a line; synthetic stories from templates if not given."""
     sizes: str = "4-20"

@@ -20,7 +20,7 @@ class Decoding:
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
     of first. speculative: as one token at a time in `order`, in fewer passes."""
     order: str = "ar"
-    """ar, or in_order_N, random_N, spans_N with N tokens predicted at once. All blanks share one order."""
+    """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
     seed: int = 0
     """Draws the order and the tokens; the same seed gives the same text."""
     temperature: float = 0.0

@@ -152,6 +152,8 @@ def draw(config: Config, file: Path) -> None:
     rates = sizes.twinx()
     rates.plot(seen.step_C, seen.rate_C, color="tab:red", linewidth=1)
     rates.set_ylabel("learning rate", color="tab:red")
+    for axis in (sizes, rates):
+        axis.set_ylim(bottom=0)
     for end in np.cumsum([stage.length for stage in config.curriculum])[:-1].tolist():
         for panel in (shares, sizes):
             panel.axvline(end, color="black", linewidth=0.6, linestyle=":")

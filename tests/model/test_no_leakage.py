@@ -14,17 +14,20 @@ from flax import nnx
 from a3jax.attention import chunked, flash, interface, splash
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
+from a3jax.stage import Part
 
 L = 24
 DRAWS = [
-    ("random", 4, 0.5),
-    ("random", 1, 0.0),
-    ("random", 64, 0.0),
-    ("spans", 4, 0.5),
-    ("infill", 8, 0.3),
-    ("in_order", 4, 0.5),
+    Part(1.0, "random", 4, 0.5),
+    Part(1.0, "random", 1),
+    Part(1.0, "random", 64),
+    Part(1.0, "spans", 4, 0.5),
+    Part(1.0, "infill", 8, 0.3),
+    Part(1.0, "in_order", 4, 0.5),
+    Part(1.0, "random", 3, prefix=0.7, sizes="geometric"),
+    Part(1.0, "spans", 3, sizes="geometric"),
+    Part(1.0, "right_to_left", 5, prefix=0.5, sizes="uniform"),
 ]
-"""Family, group size, given."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +67,11 @@ def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
         gradient_LxVxD = jax.jacrev(losses)(params["embedding"][...])
         return jnp.abs(gradient_LxVxD).max(-1)[:, tokens[0]]
 
-    for number, (family, group_size, given) in enumerate(DRAWS):
+    for number, part in enumerate(DRAWS):
         for example, segments in enumerate(packed):
             key = example_keys(0, number, 3)[example]
-            _, groups, order = draw(key, segments, family, group_size, given, seeding)
+            rest = {"prefix": part.prefix, "sizes": part.sizes}
+            _, groups, order = draw(key, segments, part.family, part.group_size, part.given, seeding, **rest)
             moves = sensitivity(jax.tree.map(lambda x: x[None], order))
             check(np.asarray(moves), order.token_index, groups, segments)
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from a3jax.config import Config, DataConfig, MeshConfig, Stage, TrainConfig
+from a3jax.curriculum import settle
 from a3jax.mesh import make_mesh
 from a3jax.model.adapters import content_is_fixed
 from a3jax.ordering import draw_order, example_keys
+from a3jax.stage import Part
 from a3jax.train import flops
 from a3jax.train.compiled import abstract_batch
 from a3jax.train.step import abstract_state, make_step, single_stream
@@ -42,7 +44,18 @@ def products(jaxpr, times=1):
     return weights, attention
 
 
-@pytest.mark.parametrize("stage", [Stage(1), Stage(1, given=0.5), Stage(1, "in_order", 4), Stage(1, "random", 8)], ids=str)
+MIXTURE = (Part(1.0, "in_order", 1), Part(3.0, "random", 4, sizes="geometric"), Part(1.0, "right_to_left", 2, prefix=0.5))
+RAMPED = settle((Stage(1), Stage(4, "random", 8, ramp=2, sizes="uniform")), BATCH, L, ar_share=0.1)[1]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(Stage(1), Stage(1, given=0.5), Stage(1, "in_order", 4), Stage(1, "random", 8)),
+        *(Stage(1, mixture=MIXTURE), RAMPED, Stage(1, mixture=MIXTURE[:1])),
+    ],
+    ids=lambda stage: f"{stage.name} {stage.given} {stage.changes}",
+)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -73,7 +86,9 @@ def test_the_step_does_what_is_counted(stage, changes, tiny):
         assert attention == BATCH * useful_attention * 2  # the dense path computes hidden keys as well
 
 
-@pytest.mark.parametrize(("family", "size"), [("in_order", 1), ("in_order", 4), ("random", 4), ("random", 8)])
+@pytest.mark.parametrize(
+    ("family", "size"), [("in_order", 1), ("in_order", 4), ("right_to_left", 4), ("random", 4), ("random", 8)]
+)
 def test_rows_see_half_of_all_keys_on_average(family, size):
     length = 512
     keys, segments = example_keys(0, 0, 1), np.ones((1, length), np.int32)
