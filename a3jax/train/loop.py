@@ -153,7 +153,7 @@ def _steps(
         report.evaluation(step, functools.partial(held_out.nll, state.params))
     if stop.now():
         return step
-    while step < config.steps:
+    while step < config.end:
         index, stage = stage_at(config.curriculum, step)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
@@ -171,9 +171,10 @@ def _steps(
         report.step(step, stage, metrics)
         tracing.after(step, report.flush)
         record = _after(record, stage, config)
-        ending = step == config.steps or bool(stop.after(metrics.predicted))
+        ending = step == config.end or bool(stop.after(metrics.predicted))
+        ends_stage = settings.eval_stages and step == sum(stage.steps for stage in config.curriculum[: index + 1])
         nll = None
-        if step == config.steps or step % settings.eval_every == 0:
+        if step == config.end or step % settings.eval_every == 0 or ends_stage:
             nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
         if ending or step % settings.save_every == 0:
             report.flush()  # a bad step is not saved
