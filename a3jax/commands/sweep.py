@@ -151,7 +151,7 @@ def _report(options: ReportOptions) -> dict[str, Any]:
     return page | dataclasses.asdict(report) if options.json else page
 
 
-_SWEEP_HELP = """usage: a3jax sweep run EXPERIMENT [--out FOLDER] [--at-once N] [--dry-run] [option ...] [--field value ...] [--json]
+_SWEEP_HELP = """usage: a3jax sweep run EXPERIMENT [--out FOLDER] [--dry-run] [option ...] [--field value ...] [--json]
        a3jax sweep status FOLDER [--json]
        a3jax sweep report FOLDER [--order ORDER] [--json]
 

@@ -3,7 +3,7 @@
 import html
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from a3jax.evaluate.plot import pyplot
 from a3jax.evaluate.results import WIDTH
 from a3jax.folders import write_whole
-from a3jax.sweep.curves import SOURCE, Curve, Point, Report, Setting, StageEnd
+from a3jax.sweep.curves import SOURCE, Curve, Report, Setting, StageEnd
 from a3jax.sweep.status import print_failed
 
 PAGE = "report.html"
@@ -104,14 +104,15 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _colors(report: Report) -> dict[str, Any]:
     """A color for each setting, the same in every plot."""
-    palette = pyplot().get_cmap("tab20").colors
+    palette = pyplot().get_cmap("tab10" if len(report.settings) <= 10 else "tab20").colors
     return {setting.name: palette[i % len(palette)] for i, setting in enumerate(report.settings)}
 
 
 def _svg(figure: Any) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot().close(figure)
+    text, plt = io.StringIO(), pyplot()
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]  # without the prologue of a file
 
 
@@ -186,9 +187,9 @@ def _stages(curve: Curve, order: str) -> list[str]:
         return []
     titles = [f"{name}, step {point.step}" for name, point in ends]
     panels = [
-        ("by order", {name: _change(ends, lambda point, name=name: point.nll[name]) for name in ends[0][1].nll}),
+        ("by order", {name: _changes([point.nll[name] for _, point in ends]) for name in ends[0][1].nll}),
         *(
-            (f"{of} by {what}", _parts(ends, part, of))
+            (f"{of} by {what}", _quarters([getattr(point, part).get(of, []) for _, point in ends]))
             for of in dict.fromkeys((SOURCE, order))
             for part, what in (("by_rank", "rank in the order"), ("by_visible", "part of the window visible"))
         ),
@@ -203,24 +204,22 @@ def _stages(curve: Curve, order: str) -> list[str]:
         for line, changes in lines.items():
             axis.plot(titles, [float("nan") if change is None else change for change in changes], label=line, marker=".")
         axis.set_title(title)
-        axis.tick_params(axis="x", rotation=45)
+        axis.set_xticks(range(len(titles)), titles, rotation=30, ha="right")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     table = _table(("", *titles), rows)
     return [f"<h3>{html.escape(curve.name)}</h3>", _svg(figure), f"<details><summary>as numbers</summary>{table}</details>"]
 
 
-Change = list[float | None]
+def _changes(values: Sequence[float | None]) -> list[float | None]:
+    """Since the first value."""
+    first = values[0]
+    return [None if first is None or now is None else now - first for now in values]
 
 
-def _change(ends: Sequence[tuple[str, Point]], value: Callable[[Point], float | None]) -> Change:
-    first = value(ends[0][1])
-    return [None if first is None or (now := value(point)) is None else now - first for _, point in ends]
-
-
-def _parts(ends: Sequence[tuple[str, Point]], part: str, order: str) -> dict[str, Change]:
-    count = len(getattr(ends[0][1], part).get(order, ()))
+def _quarters(values: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
+    """The same for each part, by name."""
     return {
-        f"{100 * i // count}-{100 * (i + 1) // count}%": _change(ends, lambda point, i=i: getattr(point, part)[order][i])
-        for i in range(count)
+        f"{100 * i // len(values[0])}-{100 * (i + 1) // len(values[0])}%": _changes(part)
+        for i, part in enumerate(zip(*values))
     }

@@ -26,6 +26,7 @@ from a3jax.sweep.status import last_lines
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, save_sweep
 from a3jax.train.run import CONFIG, check_same, is_training
 
+COMMAND = (sys.executable, "-m", "a3jax.sweep.child")
 POLL_SECONDS = 0.1
 STOPPED = (TRY_AGAIN, *(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number)))
 """Exit statuses of a run that was told to stop: it is no failure, and goes on with the next call."""
@@ -51,12 +52,13 @@ def run_sweep(sweep: Sweep, folder: Path, at_once: int, retry: bool = False) -> 
         if retry:
             _retry(folder, sweep)
         going: Sequence[Trial] = sweep.trials
-        rungs = 1 if sweep.halving is None else len(stops(sweep.baseline, sweep.halving.eta, len(sweep.trials)))
+        rungs = len(stops(sweep, sweep.trials[0]))
         for rung in range(rungs):
-            _run(folder, [Job(trial, _stop(sweep, trial, rung)) for trial in going], at_once, caught, f"rung {rung + 1}")
-            if caught() or rung == rungs - 1:
+            title = f"rung {rung + 1} of {rungs}" if sweep.halving else "sweep"
+            _run(folder, [Job(trial, stops(sweep, trial)[rung]) for trial in going], at_once, caught, title)
+            if sweep.halving is None or rung + 1 == rungs or caught():
                 break
-            if (better := best(folder, sweep, rung, going)) is None:
+            if (better := best(folder, sweep, sweep.halving, rung, going)) is None:  # one was stopped from outside
                 break
             going = better
     return caught()
@@ -83,10 +85,6 @@ def _retry(folder: Path, sweep: Sweep) -> None:
     for trial in sweep.trials:
         if (failed := folder / FAILED / trial.name).is_dir():
             failed.rename(folder / RUNS / trial.name)
-
-
-def _stop(sweep: Sweep, trial: Trial, rung: int) -> int:
-    return trial.config.steps if sweep.halving is None else stops(trial.config, sweep.halving.eta, len(sweep.trials))[rung]
 
 
 def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], int], title: str) -> None:
@@ -133,7 +131,7 @@ def _write_config(folder: Path, job: Job) -> Path:
 
 def _start(folder: Path, job: Job, place: int, at_once: int) -> subprocess.Popen[bytes]:
     config = _write_config(folder, job)
-    command = [sys.executable, "-m", "a3jax.sweep.child", str(os.getpid()), str(config)]
+    command = [*COMMAND, str(os.getpid()), str(config)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **share_of_gpus(place, at_once, os.environ)}
     with (config.parent / LOG).open("ab") as log:  # its own group, so that an interrupt from a terminal comes once
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0)
