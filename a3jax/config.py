@@ -181,7 +181,7 @@ class TrainConfig:
     eval_windows: int = 16
     """Held-out windows per evaluation."""
     eval_stages: bool = False
-    """Evaluate at the end of every stage too; the runs of a sweep do."""
+    """Evaluate at the end of every stage too, and log the NLL by rank and by what is visible; the runs of a sweep do."""
     stop_at: int | None = None
     """The step that ends the run for now; the learning rate goes on as if there were none."""
     save_every: int = 200

@@ -135,8 +135,10 @@ class Report:
         with self.pause("evaluating"):
             found = evaluate()
         if found and self._log:
-            parts = {f"{part}/{order}": value for order, nll in found.items() for part, value in nll._asdict().items()}
-            self._log.write(step=step, **parts)
+            parts = Nll._fields if self._config.train.eval_stages else ("nll",)
+            self._log.write(
+                step=step, **{f"{part}/{order}": getattr(found[order], part) for part in parts for order in found}
+            )
         return {order: nll.nll for order, nll in found.items()}
 
     def rewind(self, step: int) -> None:

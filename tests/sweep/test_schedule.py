@@ -209,6 +209,7 @@ def test_a_sweep_that_is_killed_ends_with_the_table_of_one_that_was_not(varied, 
     prepare(["texts"], Path("corpus"), "bytes", held_out=0.2, workers=1)
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # bits depend on it, see tests/conftest.py
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
     killed = subprocess.Popen([sys.executable, "-m", "a3jax.cli", "sweep", "run", str(varied), "--out", "killed"])
     first = Path("killed/runs/optimizer.peak_lr=0.01")
