@@ -121,7 +121,7 @@ def _run(options: RunOptions, config: Config, trials: "Trials") -> dict[str, Any
     from a3jax.sweep.schedule import run_one, run_sweep
 
     if options.index is not None:
-        run_one(sweep, folder, options.index)
+        run_one(sweep, folder, options.index, options.retry)
     stopped_by = run_sweep(sweep, folder, options.at_once, options.retry)
     found = _status(folder, options.json)
     return {**found, "complete": not found["failed"], "stopped_by": stopped_by}

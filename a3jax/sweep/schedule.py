@@ -49,8 +49,8 @@ def run_sweep(sweep: Sweep, folder: Path, at_once: int, retry: bool = False) -> 
     save_sweep(sweep, folder)
     with (folder / "lock").open("w") as lock, stop_requests() as caught:
         hold(lock, folder)
-        if retry:
-            _retry(folder, sweep)
+        for trial in sweep.trials if retry else ():
+            _retry(folder, trial)
         going: Sequence[Trial] = sweep.trials
         rungs = len(stops(sweep, sweep.trials[0]))
         for rung in range(rungs):
@@ -64,13 +64,20 @@ def run_sweep(sweep: Sweep, folder: Path, at_once: int, retry: bool = False) -> 
     return caught()
 
 
-def run_one(sweep: Sweep, folder: Path, index: int) -> NoReturn:
-    """Become `a3jax train` of one trial, by its number from 0, for launchers that start every trial themselves."""
+def run_one(sweep: Sweep, folder: Path, index: int, retry: bool = False) -> NoReturn:
+    """Become `a3jax train` of one trial, by its number from 0, for launchers that start every trial themselves.
+
+    Raises `UserError` for a number that is none of theirs, and for a trial that failed before, unless `retry` is given.
+    """
     if not 0 <= index < len(sweep.trials):
         raise UserError(f"--index is {index}; the sweep has trials 0 to {len(sweep.trials) - 1}")
     trial = sweep.trials[index]
     _check(folder, trial)
     save_sweep(sweep, folder)
+    if retry:
+        _retry(folder, trial)
+    if (failed := folder / FAILED / trial.name).is_dir():
+        raise UserError(f"{failed} has failed before; see {LOG} there, and give --retry to go on with it")
     config = _write_config(folder, Job(trial, trial.config.steps))
     os.execv(sys.executable, [sys.executable, "-m", "a3jax.cli", "train", str(config)])
 
@@ -81,10 +88,9 @@ def _check(folder: Path, trial: Trial) -> None:
             check_same(folder / kind / trial.name, trial.config)
 
 
-def _retry(folder: Path, sweep: Sweep) -> None:
-    for trial in sweep.trials:
-        if (failed := folder / FAILED / trial.name).is_dir():
-            failed.rename(folder / RUNS / trial.name)
+def _retry(folder: Path, trial: Trial) -> None:
+    if (failed := folder / FAILED / trial.name).is_dir():
+        failed.rename(folder / RUNS / trial.name)
 
 
 def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], int], title: str) -> None:

@@ -133,6 +133,12 @@ def test_one_trial_of_an_array_becomes_a_run_of_its_own(sweep, tmp_path, monkeyp
     assert config.read_text() == to_json(sweep.trials[1].config)
     with pytest.raises(UserError, match="--index is 4; the sweep has trials 0 to 3"):
         run_one(sweep, tmp_path, 4)
+    (tmp_path / "failed").mkdir()
+    config.parent.rename(tmp_path / "failed" / config.parent.name)
+    with pytest.raises(UserError, match="has failed before; see log"):
+        run_one(sweep, tmp_path, 1)
+    run_one(sweep, tmp_path, 1, retry=True)
+    assert became[0] == became[1]
 
 
 @pytest.mark.parametrize(
