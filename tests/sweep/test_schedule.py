@@ -65,19 +65,19 @@ def test_a_failure_is_set_apart_and_told_and_the_others_end(at_once, stand_in, s
 
 
 def test_a_signal_stops_all_runs_and_the_same_call_goes_on(stand_in, sweep, tmp_path, monkeypatch):
-    original = schedule._ended
+    start, started = schedule._start, []
 
-    def ended(*args):
-        original(*args)
-        os.kill(os.getpid(), signal.SIGINT)
+    def start_and_interrupt(*args):
+        started.append(start(*args))
+        if len(started) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return started[-1]
 
-    monkeypatch.setattr(schedule, "_ended", ended)
-    assert run_sweep(sweep, tmp_path, 2) == signal.SIGINT
-    states = [one.state for one in status(tmp_path, sweep)]
-    assert "waiting" in states
-    assert not (tmp_path / "failed").exists() or "failed" in states
-    monkeypatch.undo()
-    monkeypatch.setattr(schedule, "COMMAND", (sys.executable, str(Path(__file__).with_name("stand_in.py"))))
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "_start", start_and_interrupt)
+        assert run_sweep(sweep, tmp_path, 2) == signal.SIGINT
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
+    assert [one.state for one in status(tmp_path, sweep)] == ["stopped", "stopped", "waiting", "waiting"]
     assert run_sweep(sweep, tmp_path, 2) == 0
     assert [one.state for one in status(tmp_path, sweep)] == ["done", "done", "failed", "done"]
 
