@@ -231,7 +231,7 @@ def test_gke_sweep_runs_each_trial_by_its_own_number():
     chosen |= {"CHIPS": "4", "TRIALS": "12", "AT_ONCE": "3", "COMMAND": command}
     assert all(f"{name}=" in head for name in chosen)
     assert f"COMMAND='{command}'" in head, "the pod's shell is to read the number"
-    job = yaml.safe_load(string.Template(text).substitute(chosen))["spec"]
+    job = yaml.safe_load(string.Template(text.removeprefix(head)).substitute(chosen))["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 12, 3)
     assert (job["backoffLimitPerIndex"], job["template"]["spec"]["restartPolicy"]) == (20, "Never")
     (rule,) = job["podFailurePolicy"]["rules"]

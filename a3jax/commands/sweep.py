@@ -124,7 +124,8 @@ def _run(options: RunOptions, config: Config, trials: "Trials") -> dict[str, Any
         run_one(sweep, folder, options.index, options.retry)
     stopped_by = run_sweep(sweep, folder, options.at_once, options.retry)
     found = _status(folder, options.json)
-    return {**found, "complete": not found["failed"], "stopped_by": stopped_by}
+    complete = all(trial["state"] in ("done", "dropped") for trial in found["trials"])
+    return {**found, "complete": complete, "stopped_by": stopped_by}
 
 
 def _status(folder: Path, json: bool) -> dict[str, Any]:
@@ -132,11 +133,9 @@ def _status(folder: Path, json: bool) -> dict[str, Any]:
     from a3jax.sweep.trials import read_sweep
 
     found = status(folder, read_sweep(folder))
-    failed = [one.name for one in found if one.state == "failed"]
-    if json:
-        return {"folder": str(folder), "trials": [dataclasses.asdict(one) for one in found], "failed": failed}
-    print_status(found)
-    return {"failed": failed}
+    if not json:
+        print_status(found)
+    return {"folder": str(folder), "trials": [dataclasses.asdict(one) for one in found]}
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
@@ -151,15 +150,18 @@ def _report(options: ReportOptions) -> dict[str, Any]:
     return page | dataclasses.asdict(report) if options.json else page
 
 
-_SWEEP_HELP = """usage: a3jax sweep run EXPERIMENT [--out FOLDER] [--dry-run] [option ...] [--field value ...] [--json]
+_SWEEP_HELP = """usage: a3jax sweep run EXPERIMENT [--out FOLDER] [--at-once N] [--halving N [--order ORDER]] [--retry]
+                           [--index N] [--dry-run] [--field value ...] [--json]
        a3jax sweep status FOLDER [--json]
        a3jax sweep report FOLDER [--order ORDER] [--json]
 
 Run many variants of an experiment, and compare them. EXPERIMENT is a Python file that has, beside `experiment()`, a function
 `sweep()` that returns what varies. The same command goes on with a sweep that was stopped or killed.
 
-run       every trial as a run of its own, so many at once; --dry-run only shows them
-status    how far each is, and why runs failed
+run       every trial as a run of its own in FOLDER (sweeps/NAME), so many at once; with --halving one in so many goes on at
+          every rung, by its held-out NLL in ORDER; with --retry those that failed go on too; with --index one trial alone,
+          for an array of jobs; with --dry-run they are only shown
+status    how far each is, and how the logs of failed runs end
 report    what was learned and forgotten: a table, and FOLDER/report.html with plots
 
     a3jax sweep run mine --at-once 2
@@ -168,4 +170,4 @@ report    what was learned and forgotten: a table, and FOLDER/report.html with p
 
     a3jax sweep report sweeps/mine
 
-All options:  a3jax sweep run EXPERIMENT --help"""
+The fields of an experiment:  a3jax sweep run EXPERIMENT --help"""

@@ -30,7 +30,10 @@ def print_report(report: Report) -> None:
         column.no_wrap = True
     for setting in report.settings:
         table.add_row(*_cells(setting))
-    console.print(table)
+    if report.settings:
+        console.print(table)
+    else:
+        print("no run has been evaluated yet")
     print_failed(report.failed)
 
 

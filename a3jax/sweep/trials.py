@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _name(labels: dict[str, str]) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def _changed(config: Config, changes: dict[str, Value] | Any, name: str) -> Config:
+def _changed(config: Config, changes: Mapping[str, Value], name: str) -> Config:
     """The experiment with its changes; that of a whole goes before those of its parts."""
     tree = json.loads(to_json(config))
     for path in sorted(changes):
