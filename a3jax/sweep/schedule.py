@@ -4,13 +4,14 @@ Whether a trial is still to be run is read from its folder. So the same command 
 killed, at any moment, and ends as one that was not. A child does not outlive this process.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -46,9 +47,8 @@ def run_sweep(sweep: Sweep, folder: Path, at_once: int, retry: bool = False) -> 
     """
     for trial in sweep.trials:
         _check(folder, trial)
-    save_sweep(sweep, folder)
-    with (folder / "lock").open("w") as lock, stop_requests() as caught:
-        hold(lock, folder)
+    with _held(folder), stop_requests() as caught:
+        save_sweep(sweep, folder)
         for trial in sweep.trials if retry else ():
             _retry(folder, trial)
         going: Sequence[Trial] = sweep.trials
@@ -80,6 +80,19 @@ def run_one(sweep: Sweep, folder: Path, index: int, retry: bool = False) -> NoRe
         raise UserError(f"{failed} has failed before; see {LOG} there, and give --retry to go on with it")
     config = _write_config(folder, Job(trial, trial.config.steps))
     os.execv(sys.executable, [sys.executable, "-m", "a3jax.cli", "train", str(config)])
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it for this process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another with --out") from None
+    with lock:
+        hold(lock, folder)
+        yield
 
 
 def _check(folder: Path, trial: Trial) -> None:

@@ -113,6 +113,10 @@ def test_two_processes_do_not_run_one_sweep(stand_in, sweep, tmp_path):
         hold(lock, tmp_path)
         with pytest.raises(UserError, match="is being written by another process"):
             run_sweep(sweep, tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written: .*; choose another with --out"):
+        run_sweep(sweep, tmp_path / "file", 1)
 
 
 def test_another_experiment_is_refused_in_the_same_folder(stand_in, experiment, tmp_path):
