@@ -17,6 +17,7 @@ from a3jax.commands.evaluate import Evaluate
 from a3jax.commands.generate import Generate
 from a3jax.commands.score import Score
 from a3jax.commands.serve import Serve
+from a3jax.commands.sweep import Sweep
 from a3jax.commands.train import Plan, Train
 from a3jax.commands.weights import Export, Import, Inspect
 from a3jax.errors import UserError
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "data": (Data, "a3jax.data.pipeline", "look at an experiment's batches, or measure how fast they come"),
     "curriculum": (Curriculum, "a3jax.show.schedule", "look at an experiment's curriculum, as a picture and by examples"),
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
+    "sweep": (Sweep, "a3jax.sweep.trials", "many runs of an experiment: run them, look after them, compare them"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
     "score": (Score, "a3jax.scoring", "the exact likelihood of texts, in any order"),
@@ -56,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
         kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
-        command = kind.parse(args[1:], prog) if kind in (Train, Plan, Data, Curriculum) else parse(kind, args[1:], prog)
+        command = kind.parse(args[1:], prog) if hasattr(kind, "parse") else parse(kind, args[1:], prog)
         if isinstance(command, Train) and several(command.options):
             continue_in_child()
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
@@ -93,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
             leave()
             os._exit(status)
         sys.exit(status)
-    if result.get("fits") is False:
+    if False in (result.get("fits"), result.get("complete")):
         sys.exit(1)
 
 

@@ -174,6 +174,10 @@ class TrainConfig:
     eval_every: int = 200
     eval_windows: int = 16
     """Held-out windows per evaluation."""
+    eval_stages: bool = False
+    """Evaluate at the end of every stage too, and log the NLL by rank and by what is visible; the runs of a sweep do."""
+    stop_at: int | None = None
+    """The step that ends the run for now; the learning rate goes on as if there were none."""
     save_every: int = 200
     keep: int = 2
     """Checkpoints kept besides the newest."""
@@ -255,6 +259,11 @@ class Config:
         return tuple(dict.fromkeys([self.data.batch, *(stage.batch for stage in self.curriculum if stage.batch is not None)]))
 
     @property
+    def end(self) -> int:
+        """The step after which training ends: the last of the curriculum, or `train.stop_at` before it."""
+        return min(self.steps, self.train.stop_at or self.steps)
+
+    @property
     def run_folder(self) -> Path:
         """Where the run keeps its checkpoints, metrics and configuration."""
         return Path(self.run or f"runs/{self.name}")
@@ -292,6 +301,7 @@ def check(config: Config) -> None:
         "train.eval_windows": config.train.eval_windows,
         "train.eval_every": config.train.eval_every,
         "train.save_every": config.train.save_every,
+        "train.stop_at": 1 if config.train.stop_at is None else config.train.stop_at,
         "guard.limit": config.guard.limit,
     }
     for name, value in positive.items():

@@ -1,4 +1,7 @@
-"""Experiments: Python files with a function `experiment()` that returns a Config, and command lines that name one."""
+"""Experiments: Python files with a function `experiment()` that returns a Config, and command lines that name one.
+
+Such a file may have a function `sweep()` too, which returns the Trials of `a3jax sweep`.
+"""
 
 import dataclasses
 import runpy
@@ -10,9 +13,11 @@ from typing import Any, TypeVar
 from a3jax.commandline import divide, parse
 from a3jax.config import Config, check, settled
 from a3jax.errors import UserError
-from a3jax.strict import from_json, nearest, to_json
+from a3jax.strict import from_json, nearest, read, to_json
+from a3jax.sweep.combine import Trials
 
 Options = TypeVar("Options")
+T = TypeVar("T")
 
 
 def parse_experiment(options: type[Options], args: Sequence[str], prog: str, usage: str) -> tuple[Config, Options]:
@@ -25,27 +30,44 @@ def parse_experiment(options: type[Options], args: Sequence[str], prog: str, usa
         sys.exit(0 if args else 2)
     name, *words = args
     known: Any = options
-    own, fields = divide(words, [f"--{field.name}" for field in dataclasses.fields(known)])
+    own, fields = divide(words, [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(known)])
     config = parse(Config, fields, f"{prog} {name}", load_experiment(name), usage)
     check(config)
     return settled(config), parse(options, own, prog)
 
 
 def load_experiment(name: str) -> Config:
-    """The Config that an experiment file returns. Raises `UserError` for one that is absent or broken."""
-    path = Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    """The Config that an experiment file returns, or the config.json of a run. Raises `UserError` for a broken one."""
+    if name.endswith(".json"):
+        return read(Config, Path(name))
+    config = _call(name, "experiment", Config)
+    return from_json(Config, to_json(config), str(_path(name)))  # Python does not check the types of fields; this does
+
+
+def load_sweep(name: str) -> Trials:
+    """The trials that an experiment file's `sweep()` returns. Raises `UserError` where there are none."""
+    return _call(name, "sweep", Trials)
+
+
+def _path(name: str) -> Path:
+    return Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+
+
+def _call(name: str, function: str, kind: type[T]) -> T:
+    """What a function of an experiment file returns."""
+    path = _path(name)
     if not path.is_file():
         known = [file.stem for file in sorted(Path("experiments").glob("*.py"))]
         raise UserError(f"experiment {path} does not exist{nearest(name, known)}")
     try:
         content = runpy.run_path(str(path))
-        if "experiment" not in content:
-            raise UserError(f"{path}: there is no function experiment() that returns a Config")
-        config = content["experiment"]()
+        if function not in content:
+            raise UserError(f"{path}: there is no function {function}() that returns a {kind.__name__}")
+        value = content[function]()
     except (Exception, SystemExit) as error:  # whatever is wrong with a user's file is the user's to mend
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: experiment() returns {type(config).__name__}, not a Config")
-    return from_json(Config, to_json(config), str(path))  # Python does not check the types of fields; this does
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: {function}() returns {type(value).__name__}, not a {kind.__name__}")
+    return value

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,19 @@ def new_file(out: Path) -> Iterator[Path]:
         if is_full_disk(error):
             raise UserError(f"{out} could not be written: the disk is full; make room and run it again") from None
         raise
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a small file, whole at any moment, whoever else writes the same. Raises `UserError` if it cannot be written."""
+    new = file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text)
+        new.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise UserError(f"{file} cannot be written: {error.strerror}; make room or choose another place") from None
 
 
 def hold(file: IO, written: Path) -> None:

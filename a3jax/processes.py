@@ -166,7 +166,7 @@ def continue_in_child() -> None:
         os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone, which passes it on once
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(status_pipe)
-        _die_with(parent)
+        die_with(parent)
         return
     os.close(_status_pipe)
     for number in passed_on:
@@ -197,7 +197,7 @@ def failing(status: int) -> int:
     return status
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have Linux kill this process when its parent is gone, for nobody would be left who knows of it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -4,6 +4,7 @@
 """
 
 from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.sweep import Trials, product, seeds
 
 
 def experiment() -> Config:
@@ -29,3 +30,9 @@ def experiment() -> Config:
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup=10),
         train=TrainConfig(compute_dtype="float32", remat="none", eval_every=50, save_every=25, eval_windows=8),
     )
+
+
+def sweep() -> Trials:
+    """How fast to learn, and whether to begin with the order that is asked for in the end."""
+    curricula = {"staged": experiment().curriculum, "direct": (Stage(50, "random", 4),)}
+    return product({"optimizer.peak_lr": [1e-3, 2e-3], "curriculum": curricula}, seeds(2))

@@ -118,7 +118,7 @@ def run(name, step, params):
     if name in THOROUGH:
         put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
         held_out = HeldOut(graph(MODEL), MODEL, windows(), steps.compute(config), BATCH, put)
-        found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT])}
+        found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
         one_stream = jax.jit(steps.summed_loss, static_argnums=(3, 4, 5, 6))
         keys = example_keys(0, 0, BATCH)
         loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)

@@ -222,6 +222,25 @@ def test_what_tpu_vm_would_run_on_a_worker_starts_the_command_logs_its_status_an
     log_ends_with("exit status 143\n")
 
 
+def test_gke_sweep_runs_each_trial_by_its_own_number():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    text = (LAUNCH / "gke_sweep.yaml").read_text()
+    head = text.partition("\napiVersion")[0]
+    command = "a3jax sweep run mine --out /shared/sweeps/mine --index $JOB_COMPLETION_INDEX"
+    chosen = {"NAME": "rates", "IMAGE": "i", "CLAIM": "disk", "ACCELERATOR": "tpu-v5-lite-podslice", "TOPOLOGY": "2x2"}
+    chosen |= {"CHIPS": "4", "TRIALS": "12", "AT_ONCE": "3", "COMMAND": command}
+    assert all(f"{name}=" in head for name in chosen)
+    assert f"COMMAND='{command}'" in head, "the pod's shell is to read the number"
+    job = yaml.safe_load(string.Template(text.removeprefix(head)).substitute(chosen))["spec"]
+    assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 12, 3)
+    assert (job["backoffLimitPerIndex"], job["template"]["spec"]["restartPolicy"]) == (20, "Never")
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailIndex", [1, 2])
+    (container,) = job["template"]["spec"]["containers"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert [*container["command"], *container["args"]] == ["sh", "-c", f"exec {command}"]
+
+
 def test_gke_names_what_it_must_and_every_choice_stands_in_its_first_lines():
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     text = (LAUNCH / "gke.yaml").read_text()

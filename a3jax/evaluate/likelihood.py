@@ -4,7 +4,7 @@ The order is data, so one compiled program serves every order family and group s
 """
 
 from collections.abc import Callable
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,18 @@ from a3jax.stage import HeldOutOrder, parse_order
 from a3jax.train.loss import token_nll
 
 ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)
+PARTS = 4
+"""Of an order, and of a window."""
+
+
+class Nll(NamedTuple):
+    """Nats per predicted token, of all tokens and of parts of them; None where a part has none."""
+
+    nll: float
+    nll_by_rank: tuple[float | None, ...]
+    """By the quarter of its document's order in which a token comes."""
+    nll_by_visible: tuple[float | None, ...]
+    """By how much of a window a token sees, in quarters of the window's length."""
 
 
 def log_probs(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, chunk: int = 1024) -> Array:
@@ -51,27 +63,42 @@ class HeldOut:
         ]
         self._batch, self._model = batch, model
 
-        def sums(params: nnx.State, tokens_BxL: Array, order: Order) -> tuple[Array, Array]:
+        def sums(params: nnx.State, tokens_BxL: Array, order: Order) -> dict[str, list[tuple[Array, Array]]]:
             network = nnx.merge(graph, params)
-            return -log_probs(network, tokens_BxL, order, how).sum(), order.predicted.sum()
+            nll_BxL = sort(-log_probs(network, tokens_BxL, order, how), order.token_index)
+            return {
+                name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
+                for name, part_BxL in _parts(order).items()
+            }
 
         self._sums = jax.jit(sums)
         self._draw = jax.jit(draw_order, static_argnames=("family", "group_size", "given", "seeding"))
 
-    def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, float]:
-        """Nats per predicted token for each named order, empty without windows. The orders drawn are always the same."""
+    def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, Nll]:
+        """The NLL in each named order, empty without windows. The orders drawn are always the same."""
         if not self._batches:
             return {}
         return {name: self._one(params, name) for name in orders}
 
-    def _one(self, params: nnx.State, name: str) -> float:
+    def _one(self, params: nnx.State, name: str) -> Nll:
         family, group_size = parse_order(name)
-        total, count = 0.0, 0
+        found = []
         for i, batch in enumerate(self._batches):
             keys = example_keys(0, i, self._batch)
             order = self._draw(
                 keys, batch["segments"], family=family, group_size=group_size, given=0.0, seeding=self._model.seeding
             )
-            nll, predicted = self._sums(params, batch["tokens"], order)
-            total, count = total + float(nll), count + int(predicted)
-        return total / max(1, count)
+            found.append(jax.device_get(self._sums(params, batch["tokens"], order)))
+        rank, visible = (np.array([each[name] for each in found], np.float64).sum(0) for name in ("rank", "visible"))
+        total, count = rank.sum(0)
+        by_rank, by_visible = (tuple(nll / n if n else None for nll, n in part.tolist()) for part in (rank, visible))
+        return Nll(float(total / max(1, count)), by_rank, by_visible)
+
+
+def _parts(order: Order) -> dict[str, Array]:
+    """Which part a slot belongs to, by its rank and by what it sees, B x L; -1 where nothing is predicted."""
+    length = order.start.shape[1]
+    document_BxL = jax.vmap(lambda start_L: jnp.bincount(start_L, length=length)[start_L])(order.start)
+    rank_BxL = (jnp.arange(length) - order.start) * PARTS // document_BxL
+    visible_BxL = (order.group_start - order.start) * PARTS // length
+    return {name: jnp.where(order.predicted, part, -1) for name, part in (("rank", rank_BxL), ("visible", visible_BxL))}

@@ -162,7 +162,8 @@ def _steps(
         report.evaluation(step, functools.partial(held_out.nll, state.params))
     if stop.now():
         return step
-    while (position := step + standing.skipped) < config.steps:
+    while step < _end(config, standing):
+        position = step + standing.skipped
         index, stage = stage_at(config.curriculum, position)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
@@ -182,15 +183,16 @@ def _steps(
         report.step(step, stage, metrics)
         tracing.after(step, report.flush)
         record = _after(record, stage, config)
-        last_step = position + 1 == config.steps
+        last_step = step == _end(config, standing)
         ending = last_step or bool(stop.after(metrics.predicted))
+        ends_stage = settings.eval_stages and position + 1 == sum(stage.length for stage in config.curriculum[: index + 1])
         nll = None
-        if last_step or step % settings.eval_every == 0:
+        if last_step or step % settings.eval_every == 0 or ends_stage:
             nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
             standing = judge(standing, config.curriculum, step, nll)
             if step + standing.skipped > position + 1:  # the stage ends here
                 state = with_counts(state, step, standing.skipped)
-                ending |= step + standing.skipped == config.steps
+                ending |= step == _end(config, standing)
         if ending or step % settings.save_every == 0:
             report.flush()  # a bad step is not saved
         if report.roll_back:
@@ -213,6 +215,11 @@ def _steps(
             break
     report.flush()
     return step
+
+
+def _end(config: Config, standing: Standing) -> int:
+    """The optimizer steps after which the run ends, as things stand."""
+    return min(config.end, config.steps - standing.skipped)
 
 
 def _after(record: Record, stage: Stage, config: Config) -> Record:

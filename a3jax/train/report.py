@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
+from a3jax.evaluate.likelihood import Nll
 from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.goodput import USEFUL, Goodput
@@ -105,7 +106,7 @@ class Report:
         if self._peak:
             needed = data.batch * flops.per_window(self._model, stage, data.length)
             facts["mfu"] = needed / seconds / self._peak
-        if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.steps):
+        if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler
             self._log.write(
                 step=step,
@@ -128,14 +129,17 @@ class Report:
         self._bar.note(f"{stage.name} loss {loss:.3f} {speed:,.0f} tok/s{share}")
         self._judge(step, loss, norm, bool(bad))
 
-    def evaluation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Run and report an evaluation: NLL by order."""
+    def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll]]) -> dict[str, float]:
+        """Run and report an evaluation. Returns the NLL by order."""
         self.flush()
         with self.pause("evaluating"):
-            nll = evaluate()
-        if nll and self._log:
-            self._log.write(step=step, **{f"nll/{order}": value for order, value in nll.items()})
-        return nll
+            found = evaluate()
+        if found and self._log:
+            parts = Nll._fields if self._config.train.eval_stages else ("nll",)
+            self._log.write(
+                step=step, **{f"{part}/{order}": getattr(found[order], part) for part in parts for order in found}
+            )
+        return {order: nll.nll for order, nll in found.items()}
 
     def rewind(self, step: int) -> None:
         """Go on from an earlier step: what was logged after it is dropped."""

@@ -39,6 +39,7 @@ _FREE_TO_CHANGE = (
     *("name", "run", "mesh", "guard", "profile"),
     *(f"train.{name}" for name in ("attention", "remat", "loss_chunk", "executables", "log_every", "eval_every")),
     *(f"train.{name}" for name in ("eval_windows", "save_every", "keep", "keep_hours", "keep_best", "best_order")),
+    *(f"train.{name}" for name in ("eval_stages", "stop_at")),
 )
 """Fields that a resumed run may set anew, since the steps stay the same steps."""
 
@@ -86,7 +87,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
     folder = config.run_folder
     if (folder / CONFIG).is_file():
-        _check_same(folder, config)
+        check_same(folder, config)
     barrier("checked")
     if jax.process_index() == 0:
         _write(folder, config, model, source.codec if source else load_codec(corpora[0].folder))
@@ -140,7 +141,20 @@ def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...],
         raise UserError(f"data.length {config.data.length} is more than the model's context of {model.context} tokens")
 
 
-def _check_same(folder: Path, config: Config) -> None:
+def is_training(folder: Path) -> bool:
+    """Whether a process holds the run folder."""
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def check_same(folder: Path, config: Config) -> None:
+    """Raise `UserError` if the run in `folder` is another than `config`, but for what is free to change."""
     before = dict(flat(dataclasses.asdict(read(Config, folder / CONFIG))))
     now = dict(flat(dataclasses.asdict(config)))
     bound = ("train.eval_every", "train.eval_windows") if any(stage.plateau for stage in config.curriculum) else ()

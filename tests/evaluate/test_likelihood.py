@@ -1,5 +1,7 @@
 """Likelihood by order against a loop over tokens."""
 
+from collections import defaultdict
+
 import brute_force
 import jax
 import numpy as np
@@ -41,8 +43,9 @@ def by_hand(model, params, windows, name, batch, draw):
 
 def test_held_out_nll_equals_the_loop_over_tokens_in_every_order(model, held_out, draw):
     graph, params, windows = held_out
-    nll = HeldOut(graph, model, windows, HOW, batch=2).nll(params)
-    assert tuple(nll) == ORDERS
+    found = HeldOut(graph, model, windows, HOW, batch=2).nll(params)
+    assert tuple(found) == ORDERS
+    nll = {name: one.nll for name, one in found.items()}
     for name in ORDERS:
         expected = -np.mean(np.concatenate(by_hand(model, params, windows, name, 2, draw)))
         np.testing.assert_allclose(nll[name], expected, rtol=1e-5, err_msg=name)
@@ -53,7 +56,27 @@ def test_windows_that_fill_the_last_batch_do_not_count(model, held_out):
     graph, params, windows = held_out
     one = {name: x[:1] for name, x in windows.items()}
     alone, filled = (HeldOut(graph, model, one, HOW, batch).nll(params, ("ar", "random_4")) for batch in (1, 5))
-    assert alone == pytest.approx(filled, rel=1e-6)
+    for order in ("ar", "random_4"):
+        for x, y in zip(alone[order], filled[order], strict=True):
+            assert x == pytest.approx(y, rel=1e-6)
+
+
+def test_parts_by_rank_and_by_what_is_visible_equal_a_loop_over_tokens(model, held_out, draw):
+    graph, params, windows = held_out
+    found = HeldOut(graph, model, windows, HOW, batch=3).nll(params, ("ar", "random_4"))
+    for name, one in found.items():
+        log_probs = by_hand(model, params, windows, name, 3, draw)
+        by_rank, by_visible = defaultdict(list), defaultdict(list)
+        for i, segments in enumerate(windows["segments"]):
+            is_given, groups, _ = draw(example_keys(0, 0, 3)[i], segments, *parse_order(name), 0.0)
+            predicted = [t for t in range(24) if segments[t] and not is_given[t]]
+            for t, log_prob in zip(predicted, log_probs[i], strict=True):
+                document = np.flatnonzero(segments == segments[t])
+                rank = sorted(document, key=lambda u: (groups[u], u)).index(t)
+                by_rank[4 * rank // len(document)].append(-log_prob)
+                by_visible[4 * sum(groups[u] < groups[t] for u in document) // 24].append(-log_prob)
+        for parts, expected in ((one.nll_by_rank, by_rank), (one.nll_by_visible, by_visible)):
+            assert list(parts) == [pytest.approx(np.mean(expected[k]), rel=1e-5) if k in expected else None for k in range(4)]
 
 
 def test_without_windows_there_is_no_nll(model, held_out):

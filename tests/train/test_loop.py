@@ -136,6 +136,26 @@ def test_a_run_goes_on_with_the_same_batches_and_orders_on_another_mesh(uninterr
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+def test_a_run_that_is_to_stop_at_a_step_goes_on_as_if_it_had_not(uninterrupted, experiment):
+    assert train(experiment("halted", stop_at=5)).steps == 5
+    assert train(experiment("halted", stop_at=5)).steps == 5
+    assert [row["step"] for row in read(experiment("halted").run_folder) if "nll/ar" in row] == [0, 4, 5]
+    summary = train(experiment("halted"))
+    assert summary.steps == 8
+    for x, y in zip(parameters(summary.run), parameters(uninterrupted), strict=True):
+        np.testing.assert_array_equal(x, y)
+    rates = [[row["learning_rate"] for row in read(Path(run)) if "loss" in row] for run in (summary.run, uninterrupted)]
+    assert rates[0] == rates[1]
+
+
+def test_the_ends_of_stages_are_evaluated_if_asked_for(experiment):
+    config = experiment(eval_stages=True, eval_every=100)
+    train(config)
+    rows = [row for row in read(config.run_folder) if "nll/ar" in row]
+    assert [row["step"] for row in rows] == [0, 3, 8]
+    assert all(len(row["nll_by_rank/random_4"]) == len(row["nll_by_visible/ar"]) == 4 for row in rows)
+
+
 def test_a_finished_run_does_nothing_more(uninterrupted, experiment):
     before = parameters(uninterrupted)
     summary = train(experiment("whole"))

@@ -1,0 +1,200 @@
+"""What the runs of a sweep have learned and what they have forgotten, from what they logged.
+
+Both are held-out nats per token, against the same run before its first step: `forgotten` is what the left-to-right order has
+lost, `gained` what the order that stands for any order has won. A setting is what runs have in common that differ in their
+seed only. It lies on the Pareto front if no other forgets less and gains as much, or gains more and forgets as little.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from a3jax.checkpoint import MODEL
+from a3jax.config import Config, ModelConfig, settled
+from a3jax.strict import flat, read
+from a3jax.sweep.status import Status, status
+from a3jax.sweep.trials import FAILED, RUNS, Sweep, Trial
+from a3jax.train import flops
+from a3jax.train.metrics import read as read_metrics
+from a3jax.train.run import CONFIG
+
+SOURCE = "ar"
+"""The order that the source model knew."""
+NO_DIFFERENCE = ("name", "run", "train.stop_at")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run at an evaluation."""
+
+    step: int
+    tokens: int
+    flops: float
+    """Useful ones, up to here."""
+    nll: dict[str, float]
+    """Nats per token by order."""
+    by_rank: dict[str, list[float | None]]
+    by_visible: dict[str, list[float | None]]
+    """The same in parts (`a3jax.evaluate.likelihood.Nll`)."""
+
+
+class StageEnd(NamedTuple):
+    """Where a stage ends."""
+
+    name: str
+    step: int
+    tokens: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run over its evaluations; without any, there is nothing to compare."""
+
+    name: str
+    setting: str
+    state: str
+    changes: dict[str, tuple[Any, Any]]
+    """Fields whose values differ from the baseline's: the baseline's, and its own."""
+    stages: tuple[StageEnd, ...]
+    points: tuple[Point, ...]
+    forgotten: float | None
+    gained: float | None
+    """At the last evaluation."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether it says something of its setting."""
+        return bool(self.points) and self.state != "failed"
+
+    @property
+    def stage_ends(self) -> list[tuple[str, Point]]:
+        """The first evaluation, and those at the end of stages."""
+        ends = {end.step: end.name for end in self.stages}
+        return [(ends.get(point.step, "start"), point) for point in self.points if point.step in ends or point.step == 0]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only: of those that are done, if any are, the means and standard deviations."""
+
+    name: str
+    runs: int
+    done: bool
+    tokens: int
+    flops: float
+    forgotten: float
+    forgotten_sd: float | None
+    gained: float
+    gained_sd: float | None
+    front: bool = False
+    """On the Pareto front of the settings that are done."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All runs and settings, in the order of the sweep."""
+
+    order: str
+    """The one that stands for any order."""
+    settings: tuple[Setting, ...]
+    curves: tuple[Curve, ...]
+    failed: tuple[Status, ...]
+
+
+def compare(folder: Path, sweep: Sweep, order: str) -> Report:
+    """Read all runs in `folder`."""
+    found = status(folder, sweep)
+    curves = tuple(_curve(folder, sweep, trial, one.state, order) for trial, one in zip(sweep.trials, found))
+    settings = _with_front([made for name in dict.fromkeys(c.setting for c in curves) if (made := _setting(name, curves))])
+    return Report(order, tuple(settings), curves, tuple(one for one in found if one.state == "failed"))
+
+
+def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> Curve:
+    run = folder / (FAILED if state == "failed" else RUNS) / trial.name
+    config = read(Config, run / CONFIG) if (run / CONFIG).is_file() else trial.config
+    stages: tuple[StageEnd, ...] = ()
+    points: tuple[Point, ...] = ()
+    if (run / MODEL).is_file():
+        rows = read_metrics(run)
+        stages = tuple(_stage_ends(settled(config), read(ModelConfig, run / MODEL), rows))
+        points = tuple(_points(stages, rows))
+    first, last = (points[0].nll, points[-1].nll) if points else ({}, {})
+    forgotten = last[SOURCE] - first[SOURCE] if points else None
+    gained = first[order] - last[order] if points else None
+    return Curve(trial.name, trial.setting, state, differences(sweep.baseline, config), stages, points, forgotten, gained)
+
+
+def differences(baseline: Config, config: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two experiments differ, with both values; None where one has no such field."""
+    before, now = (dict(flat(dataclasses.asdict(one))) for one in (baseline, config))
+    names = [name for name in (*before, *(now.keys() - before.keys())) if name not in NO_DIFFERENCE]
+    return {name: (before.get(name), now.get(name)) for name in sorted(names) if before.get(name) != now.get(name)}
+
+
+def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) -> Iterable[StageEnd]:
+    """As they are planned; that of a stage which may end early, where it did."""
+    step, tokens, total, length = 0, 0, 0.0, config.data.length
+    for stage in config.curriculum:
+        steps = stage.length
+        if stage.plateau is not None:
+            logged = [row["step"] - step for row in rows if row.get("stage") == stage.name]
+            steps = max((done for done in logged if 0 < done <= steps), default=steps)
+        windows = steps * config.at(stage).data.batch
+        step, tokens = step + steps, tokens + windows * length
+        total += windows * flops.per_window(model, stage, length)
+        yield StageEnd(stage.name, step, tokens, total)
+
+
+def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]]) -> Iterable[Point]:
+    evaluated = {row["step"]: row for row in rows if f"nll/{SOURCE}" in row}  # a step that was done again counts once
+    for step, row in sorted(evaluated.items()):
+        nll, by_rank, by_visible = (
+            {name.removeprefix(f"{part}/"): value for name, value in row.items() if name.startswith(f"{part}/")}
+            for part in ("nll", "nll_by_rank", "nll_by_visible")
+        )
+        yield Point(step, *_cost_at(step, stages), nll, by_rank, by_visible)
+
+
+def _cost_at(step: int, stages: Sequence[StageEnd]) -> tuple[int, float]:
+    """Tokens and FLOPs up to a step: linear within a stage, whose steps all cost the same."""
+    begin = StageEnd("start", 0, 0, 0.0)
+    for end in stages:
+        if begin.step < step <= end.step:
+            share = (step - begin.step) / (end.step - begin.step)
+            tokens = begin.tokens + round(share * (end.tokens - begin.tokens))
+            return tokens, begin.flops + share * (end.flops - begin.flops)
+        begin = end
+    return (begin.tokens, begin.flops) if step else (0, 0.0)
+
+
+def _setting(name: str, curves: Sequence[Curve]) -> Setting | None:
+    """None where no run has been evaluated, but for those that failed."""
+    runs = [curve for curve in curves if curve.setting == name and curve.compared]
+    done = [curve for curve in runs if curve.state == "done"]
+    chosen = done or runs
+    if not chosen:
+        return None
+    forgotten, gained = ([getattr(run, of) for run in chosen] for of in ("forgotten", "gained"))
+    last = [run.points[-1] for run in chosen]
+    return Setting(
+        name, len(chosen), bool(done), max(point.tokens for point in last), max(point.flops for point in last),
+        statistics.fmean(forgotten), _spread(forgotten), statistics.fmean(gained), _spread(gained),
+    )  # fmt: skip
+
+
+def _spread(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _with_front(settings: list[Setting]) -> list[Setting]:
+    def better(a: Setting, b: Setting) -> bool:
+        ours, others = (-a.forgotten, a.gained), (-b.forgotten, b.gained)
+        return a.done and ours != others and all(x >= y for x, y in zip(ours, others))
+
+    return [
+        dataclasses.replace(one, front=one.done and not any(better(other, one) for other in settings)) for one in settings
+    ]

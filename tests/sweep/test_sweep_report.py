@@ -1,0 +1,104 @@
+"""The report of a sweep, against numbers worked out by hand from metrics that were made up."""
+
+import dataclasses
+import re
+
+import pytest
+from typed import answer, run
+
+from a3jax.config import Stage
+from a3jax.sweep import product, seeds, zip_
+from a3jax.sweep.curves import compare, differences
+from a3jax.sweep.page import write_page
+from a3jax.sweep.trials import make_sweep, save_sweep
+from a3jax.train import flops
+
+
+def evaluation(ar: float, random_4: float) -> dict:
+    parts = {"nll_by_rank/ar": [ar, ar, ar, None], "nll_by_visible/ar": [ar] * 4}
+    parts |= {"nll_by_rank/random_4": [random_4 + i for i in range(4)], "nll_by_visible/random_4": [random_4] * 4}
+    return {"nll/ar": ar, "nll/random_4": random_4, **parts}
+
+
+@pytest.fixture
+def report(experiment, write_run, tmp_path):
+    """Four settings: A keeps the most, B is between and gains the most, C is worse than B, D is not done. A and B have two
+    seeds each."""
+    factors = ({"optimizer.peak_lr": [0.1, 0.2]}, seeds(2))
+    trials = product(*factors)
+    others = product({"optimizer.peak_lr": [0.3, 0.4], "data.batch": [2]})
+    sweep = make_sweep(experiment, dataclasses.replace(trials, changes=trials.changes + others.changes), tmp_path)
+    save_sweep(sweep, tmp_path)
+    ends = [(3.1, 5.5), (3.3, 5.1), (3.6, 4.5), (3.6, 4.7), (3.7, 4.8), (2.0, 2.0)]
+    for trial, (ar, random_4) in zip(sweep.trials, ends):
+        first, between = evaluation(3.0, 6.0), evaluation(3.05, 5.9)
+        last = 5 if trial is sweep.trials[-1] else 8
+        write_run(trial, {0: first, 3: between, last: evaluation(ar, random_4)})
+    return compare(tmp_path, sweep, "random_4")
+
+
+def test_what_is_forgotten_and_gained_over_seeds(report):
+    assert [(one.name, one.runs, one.done) for one in report.settings] == [
+        ("optimizer.peak_lr=0.1", 2, True),
+        ("optimizer.peak_lr=0.2", 2, True),
+        ("data.batch=2,optimizer.peak_lr=0.3", 1, True),
+        ("data.batch=2,optimizer.peak_lr=0.4", 1, False),
+    ]
+    assert [one.forgotten for one in report.settings] == pytest.approx([0.2, 0.6, 0.7, -1.0])
+    assert [one.gained for one in report.settings] == pytest.approx([0.7, 1.4, 1.2, 4.0])
+    assert report.settings[0].forgotten_sd == pytest.approx(0.02**0.5)
+    assert report.settings[0].gained_sd == pytest.approx(0.08**0.5)
+    assert report.settings[2].forgotten_sd is None
+    assert [one.front for one in report.settings] == [True, True, False, False]
+
+
+def test_axes_count_tokens_and_the_flops_of_each_stage(report, experiment):
+    first, fifth = report.curves[0], report.curves[5]
+    one, two = (flops.per_window(experiment.model, stage, 32) for stage in (Stage(1), Stage(1, "random", 4)))
+    assert [point.tokens for point in first.points] == [0, 3 * 4 * 32, 8 * 4 * 32]
+    assert [point.flops for point in first.points] == pytest.approx([0, 12 * one, 12 * one + 20 * two])
+    assert [point.tokens for point in fifth.points] == [0, 3 * 2 * 32, 5 * 2 * 32]
+    assert [point.flops for point in fifth.points] == pytest.approx([0, 6 * one, 6 * one + 4 * two])
+    assert [(end.name, end.step) for end in first.stages] == [("in_order_1", 3), ("random_4", 8)]
+    assert [(name, point.step) for name, point in first.stage_ends] == [("start", 0), ("in_order_1", 3), ("random_4", 8)]
+    assert [name for name, _ in fifth.stage_ends] == ["start", "in_order_1"]
+    assert first.points[1].by_rank["random_4"] == [5.9, 6.9, 7.9, 8.9]
+
+
+def test_differences_name_the_fields_that_changed(report, experiment):
+    assert report.curves[1].changes == {"optimizer.peak_lr": (0.01, 0.1), "seed": (0, 1)}
+    shorter = dataclasses.replace(experiment, curriculum=(Stage(4),), name="other", run="elsewhere")
+    assert differences(experiment, shorter) == {
+        "curriculum.0.steps": (3, 4),
+        "curriculum.1.family": ("random", None),
+        "curriculum.1.given": (0.0, None),
+        "curriculum.1.group_size": (4, None),
+        "curriculum.1.steps": (5, None),
+    }
+
+
+def test_the_page_needs_nothing_but_itself(report, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = dataclasses.replace(report, curves=report.curves[:2], settings=report.settings[:1])
+    page = write_page(report, tmp_path).read_text()
+    assert page.count("<svg") == 3 + 2
+    assert not re.search(r"<(script|link|img)|url\((?!#)", page)
+    for text in ("+0.2000 ± 0.1414", "optimizer.peak_lr: 0.01 → 0.1<br>seed: 0 → 1", "in_order_1, step 3", "+0.7000"):
+        assert text in page
+
+
+def test_a_failed_run_is_told_and_not_compared(experiment, write_run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    sweep = make_sweep(experiment, zip_({"optimizer.peak_lr": [0.1, 0.2]}), tmp_path)
+    save_sweep(sweep, tmp_path)
+    for trial in sweep.trials:
+        write_run(trial, {0: evaluation(3.0, 6.0), 8: evaluation(3.5, 5.0)})
+    (tmp_path / "failed").mkdir()
+    failed = sweep.trials[1].config.run_folder.rename(tmp_path / "failed" / sweep.trials[1].name)
+    (failed / "log.txt").write_text("out of <memory>\n")
+    found = answer(capsys, "sweep", "report", tmp_path)
+    assert [one["name"] for one in found["settings"]] == ["optimizer.peak_lr=0.1"]
+    assert [curve["state"] for curve in found["curves"]] == ["done", "failed"]
+    run("sweep", "report", tmp_path)
+    assert "optimizer.peak_lr=0.2 failed:\nout of <memory>" in capsys.readouterr().out
+    assert "out of &lt;memory&gt;" in (tmp_path / "report.html").read_text()
