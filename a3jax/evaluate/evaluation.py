@@ -46,7 +46,8 @@ def evaluate(
     """
     if out is not None and any(task.name == by_order.ByOrder.name for task in tasks):
         pyplot()  # better told now than after the work
-    known = {name: identity(model) for name, model in models.items()}
+    identities = {number: identity(model) for number, model in {id(model): model for model in models.values()}.items()}
+    known = {name: identities[id(model)] for name, model in models.items()}
     results: dict[str, Any] = {"models": known, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "tasks": {}}
     tables: dict[str, Tables] = {}
     for task in tasks:
