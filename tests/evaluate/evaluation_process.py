@@ -11,12 +11,13 @@ import jax
 
 from a3jax.cli import main
 
-LIKELIHOOD = ("likelihood",)
 MESHES = {
     "one device": ((), ("likelihood", "stories", "code")),
-    "data x tensor": (("--mesh.data", "4", "--mesh.tensor", "2"), ("likelihood", "stories", "code")),
-    "data x fsdp": (("--mesh.data", "-1", "--mesh.fsdp", "4"), ("stories",)),
-    "fsdp x context": (("--mesh.fsdp", "2", "--mesh.context", "4"), LIKELIHOOD),
+    "data x fsdp x tensor": (
+        ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"),
+        ("likelihood", "stories", "code"),
+    ),
+    "context": (("--mesh.fsdp", "2", "--mesh.context", "4"), ("likelihood",)),
 }
 """By name: the options, and the tasks that are evaluated so."""
 
@@ -24,8 +25,8 @@ MESHES = {
 def run(model: str, texts: str, stories: str, out: str) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     for name, (mesh, tasks) in MESHES.items():
-        data = ["--text", texts, "--code", texts, "--stories", stories, "--settings", "one", "chosen", "--sizes", "8-9"]
-        how = ["--orders", "ar", "random_4", "infill_2", "--longest", "60", "--limit", "3", "--batch", "3"]
+        data = ["--text", texts, "--code", texts, "--stories", stories, "--settings", "one"]
+        how = ["--orders", "ar", "random_4", "--longest", "60", "--limit", "3", "--batch", "3"]
         main(["evaluate", model, "--tasks", *tasks, *data, *how, *mesh, "--out", f"{out}/{name}"])
 
 

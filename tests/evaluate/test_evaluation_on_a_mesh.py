@@ -18,9 +18,9 @@ def evaluated(model_folder, tmp_path_factory):
     """The folder of results of every mesh."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "texts").mkdir()
-    (folder / "texts" / "a.py").write_text("def f(x):\n    return x + 1\n\n\ndef long(x):\n    y = x * x\n    return y\n")
-    (folder / "texts" / "b.py").write_text("def g(x):\n    z = x\n    return z\n")
-    stories = [{"sentences": ["Al ran.", "He fell.", f"It hurt {n}.", "He sat.", "Pain left."]} for n in range(3)]
+    for name in "fgh":  # every blank comes late, so that all texts are padded to the same size and few programs compiled
+        (folder / "texts" / f"{name}.py").write_text(f"def {name}(x, y=None, z=None, other=0):\n    return x + 1\n")
+    stories = [{"sentences": ["Al ran up a long way.", "He fell down.", f"It hurt {n}.", "Al sat.", "No."]} for n in range(3)]
     (folder / "stories.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {DEVICES}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, Path(__file__).with_name("evaluation_process.py"), model_folder]
