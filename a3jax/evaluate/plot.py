@@ -27,7 +27,8 @@ def plot(tables: Tables, names: Sequence[str]) -> str:
     figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 5), squeeze=False, layout="constrained")
     for panel, name in zip(panels[0], names):
         rows = tables[name]
-        panel.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # more than the usual ten
+        colors = plt.get_cmap("tab20").colors
+        panel.set_prop_cycle(color=[*colors[::2], *colors[1::2]])  # the usual ten, then their pale ones
         columns = sorted({column for row in rows.values() for column in row}, key=lambda column: int(column.split("-")[0]))
         for row, found in rows.items():
             shown = [(columns.index(column), *estimate) for column, estimate in found.items()]

@@ -4,7 +4,8 @@ Samples are taken evenly over the items, shortest to longest, so that nobody cho
 """
 
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 from typing import Any
@@ -28,10 +29,13 @@ def report(results: Mapping[str, Any], evaluated: Sequence[tuple[Task, Rows, Tab
     model = results["models"]["model"]
     record = model["record"]
     title = f"Evaluation of {record['source']}" + (f" after {record['steps']} steps" if record["steps"] else "")
-    facts = {**results, "tasks": {name: {**task, "tables": {}} for name, task in results["tasks"].items()}}
+    models = {
+        name: "the model itself" if name != "model" and one == model else one for name, one in results["models"].items()
+    }
+    tasks = {name: {**task, "tables": {}} for name, task in results["tasks"].items()}
     content = [f"<p>Weights {model['weights_sha256'][:16]}. Every figure comes with its standard error over items.</p>"]
     content += [_task(*each) for each in evaluated]
-    content += ["<h2>Protocol</h2>", _facts(flat(facts))]
+    content += ["<h2>Protocol</h2>", _facts({**results, "models": models, "tasks": tasks})]
     page = (importlib.resources.files(__package__) / "report.html").read_text(encoding="utf-8")
     return Template(page).substitute(title=_text(title), content="\n".join(content))
 
@@ -71,19 +75,30 @@ def _sample(row: Mapping[str, Any], blanked: Blanked) -> str:
     """A text with its blank marked, and below what was filled in by whom."""
     before = ("…" if len(blanked.before) > AROUND else "") + blanked.before[-AROUND:]
     after = blanked.after[:AROUND] + ("…" if len(blanked.after) > AROUND else "")
-    whole = f"<pre>{_text(before)}<mark>{_text(blanked.truth)}</mark>{_text(after)}</pre>"
+    whole = _passage(f"{_text(before)}<mark>{_text(blanked.truth)}</mark>{_text(after)}")
     figures = {sees: shares for table in row["figures"].values() for sees, shares in table.items()}
-    fills = [f'<figure class="truth"><figcaption>the truth</figcaption><pre>{_text(blanked.truth)}</pre></figure>']
+    parts = [f'<figure class="truth"><figcaption>the truth</figcaption>{_passage(_text(blanked.truth))}</figure>']
     for sees, text in row["texts"].items():
         scores = ", ".join(f"{name} {above / below:.3g}" for name, (above, below) in figures[sees].items())
-        caption = f"<figcaption>filled in, {_text(sees)} seen</figcaption>"
-        fills.append(f"<figure>{caption}<pre>{_text(text)}</pre><figcaption>{_text(scores)}</figcaption></figure>")
-    return f'<article><h3>{_text(row["id"])}</h3>{whole}<div class="side">{"".join(fills)}</div></article>'
+        filled = f"<figcaption>filled in, {_text(sees)} seen</figcaption>{_passage(_text(text))}"
+        parts.append(f"<figure>{filled}<figcaption>{_text(scores)}</figcaption></figure>")
+    return f'<article><h3>{_text(row["id"])}</h3>{whole}<div class="side">{"".join(parts)}</div></article>'
 
 
-def _facts(facts: Iterable[tuple[str, Any]]) -> str:
-    rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in facts)
-    return f'<table class="facts">{rows}</table>'
+def _passage(marked: str) -> str:
+    """Text with its line ends. In `pre` a first one would be lost."""
+    return f'<p class="text">{marked}</p>'
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    """Every one with its dotted name; of a list the entries together."""
+    together: dict[str, list[str]] = {}
+    for name, value in flat(facts):
+        together.setdefault(re.sub(r"(\.\d+)+$", "", name), []).append(str(value))
+    rows = (
+        f'<tr><th scope="row">{_text(name)}</th><td>{_text(", ".join(each))}</td></tr>' for name, each in together.items()
+    )
+    return f'<table class="facts">{"".join(rows)}</table>'
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from a3jax.evaluate.report import SAMPLES, report, sampled
 from a3jax.evaluate.results import tabulate
 from a3jax.evaluate.task import Item
 
-EVIL = "<script>alert('x')</script> & \"$title\" </pre>\x1b"
+EVIL = "\n<script>alert('x')</script> & \"$title\" </p></article>\x1b"
 
 
 class Page(HTMLParser):
@@ -68,7 +68,7 @@ def test_texts_are_texts():
     shown = EVIL.replace("\x1b", "␛")
     assert page.all("h1") == [f"Evaluation of {shown} after 90 steps"]
     assert page.all("mark") == [shown] * SAMPLES
-    fills = page.all("pre")
+    fills = page.all("p")
     for text in (f"both {shown}", f"left {shown}", shown):
         assert fills.count(text) == SAMPLES
     assert max(map(len, fills)) < 1000, "far from the blank the text is cut"
