@@ -105,16 +105,15 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
+def parts_in_use() -> int:
+    """`batch_parts` of the mesh in use, 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_parts(mesh)
+
+
 def filled_up(batch: Sequence[T]) -> list[T]:
-    """A batch that the mesh in use, if any, splits evenly: its last entry is repeated."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return [*batch, *[batch[-1]] * (0 if mesh.empty else -len(batch) % batch_parts(mesh))]
-
-
-def device_parts() -> int:
-    """Into how many parts the rows of a batch are split over the mesh in use, if any."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else batch_parts(mesh) * mesh.shape["context"]
+    """A batch that the mesh in use splits evenly: its last entry is repeated."""
+    return [*batch, *[batch[-1]] * (-len(batch) % parts_in_use())]
 
 
 def width_parts(mesh: Mesh) -> int:

@@ -20,13 +20,13 @@ from a3jax.decode.template import lay_out, parse
 from a3jax.errors import UserError
 from a3jax.evaluate import likelihood
 from a3jax.loading import Model, check_context
-from a3jax.mesh import filled_up
+from a3jax.mesh import filled_up, parts_in_use
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, arrange
 
 BATCH = 8
-"""Texts of one forward pass."""
+"""Texts of one forward pass, on each of the devices that share it."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def forced(model: Model, texts: Sequence[Sequence[int]], orders: Sequence[Order]
         model.config.seeding == "successor" and likelihood.left_to_right(order, len(text))
         for text, order in zip(texts, orders)
     ]
-    size = min(BATCH, len(texts))
+    size = min(BATCH * parts_in_use(), len(texts))
     found: dict[int, np.ndarray] = {}
     for kind in (False, True):
         alike = sorted((i for i in range(len(texts)) if one_stream[i] == kind), key=lambda i: len(texts[i]))

@@ -13,8 +13,8 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import HeldOutOrder, ModelConfig, parse_order
-from a3jax.context import spread
-from a3jax.mesh import device_parts
+from a3jax.context import devices, spread
+from a3jax.mesh import parts_in_use
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys
 from a3jax.train.loss import token_nll
@@ -34,8 +34,9 @@ def log_probs(
     if one_stream:  # a slot's content predicts the token of the next
         target_BxL, predicted_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, predicted_BxL))
     order = jax.tree.map(spread, order)
+    chunk *= parts_in_use() * devices()
     hidden_BxLxD = (network.content_hidden if one_stream else network.query_hidden)(tokens_BxL, order, how)
-    nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), chunk * device_parts())
+    nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), chunk)
     log_prob_BxL = jnp.where(spread(predicted_BxL), -nll_BxL, 0.0)
     log_prob_BxL = sort(log_prob_BxL, jnp.argsort(order.token_index, axis=1))
     return jnp.roll(log_prob_BxL, 1, axis=1) if one_stream else log_prob_BxL
