@@ -95,10 +95,9 @@ def _facts(facts: Mapping[str, Any]) -> str:
     together: dict[str, list[str]] = {}
     for name, value in flat(facts):
         together.setdefault(re.sub(r"(\.\d+)+$", "", name), []).append(str(value))
-    rows = (
-        f'<tr><th scope="row">{_text(name)}</th><td>{_text(", ".join(each))}</td></tr>' for name, each in together.items()
-    )
-    return f'<table class="facts">{"".join(rows)}</table>'
+    rows = [(_text(name).replace(".", ".<wbr>"), _text(", ".join(values))) for name, values in together.items()]
+    body = "".join(f'<tr><th scope="row">{name}</th><td>{values}</td></tr>' for name, values in rows)
+    return f'<table class="facts">{body}</table>'
 
 
 def _text(value: Any) -> str:
@@ -106,5 +105,6 @@ def _text(value: Any) -> str:
 
 
 def _inline(svg: str) -> str:
-    """The drawing without what only a file needs, in the colours of the page."""
-    return svg[svg.index("<svg") :].replace("#000000", "currentColor").replace("#ffffff", "none")
+    """The drawing without what only a file needs, or may be there once in a page, in the colours of the page."""
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    return svg.replace("#000000", "currentColor").replace("#ffffff", "none")
