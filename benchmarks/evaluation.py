@@ -3,6 +3,7 @@
 python benchmarks/evaluation.py CHECKPOINT
 """
 
+import math
 import statistics
 import tempfile
 import time
@@ -59,13 +60,15 @@ def evaluation(options: Options, model: a3jax.Model) -> int:
 
 
 def forward(options: Options, model: a3jax.Model) -> int:
-    """One batch of as many windows as evaluation takes at once, none of them padded. Returns its tokens."""
+    """As many batches as evaluation has, of as many windows each, none of them padded. Returns their tokens."""
     tokens_BxL = np.random.default_rng(0).integers(0, model.config.vocab, (BATCH, options.length), np.int32)
     batch = {"tokens": jnp.asarray(tokens_BxL), "segments": jnp.ones_like(tokens_BxL)}
     stage = Stage(1, *parse_order(options.order))
     keys_B = example_keys(0, 0, BATCH)
-    jax.block_until_ready(_loss(model.params, batch, keys_B, model.config, stage, model.how, 1024))
-    return tokens_BxL.size
+    passes = math.ceil(options.windows / BATCH)
+    for _ in range(passes):
+        jax.block_until_ready(_loss(model.params, batch, keys_B, model.config, stage, model.how, 1024))
+    return passes * tokens_BxL.size
 
 
 _loss = jax.jit(summed_loss, static_argnums=(3, 4, 5, 6))
