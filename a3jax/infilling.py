@@ -24,6 +24,7 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Range, Template, lay_out, parse
 from a3jax.errors import UserError
 from a3jax.loading import Model, check_context
+from a3jax.mesh import filled_up
 from a3jax.scoring import token_log_likelihoods
 
 CANDIDATES = 8
@@ -174,12 +175,13 @@ def _fill(
             for text, document, decoding in zip(texts, documents, decodings)
         )
 
+    rows = filled_up(list(zip(decodings, documents)))
     drawn = plan(
-        decodings,
-        [document.tokens for document in documents],
-        [document.given for document in documents],
+        [decoding for decoding, _ in rows],
+        [document.tokens for _, document in rows],
+        [document.given for _, document in rows],
         model.config.seeding,
-        _allowed(model, decodings),
+        _allowed(model, [decoding for decoding, _ in rows]),
     )
     watched = observe is not None or any(decoding.ends for decoding in decodings)
     return cut(loop.decode(model.params, model.config, model.how, drawn, decodings[0], look if watched else None))

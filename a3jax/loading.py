@@ -6,10 +6,12 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.errors import UserError
+from a3jax.mesh import check_mesh
 from a3jax.model.two_stream import Compute
 from a3jax.pretrained import Pretrained, pretrained
 from a3jax.record import Record
@@ -29,11 +31,12 @@ class Model:
     """V bool: tokens that may stand in a blank, which are those of plain text."""
 
 
-def load(path: str | Path, dtype: str = "float32", step: int | None = None) -> Model:
+def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh: Mesh | None = None) -> Model:
     """Load a model folder, a run folder at its newest step or the one asked for, or what `a3jax import` takes.
 
-    `dtype` is "float32" or "bfloat16", for weights and computation. Raises `UserError` for anything else, and for a
-    folder that holds no model.
+    `dtype` is "float32" or "bfloat16", for weights and computation. Over a `mesh` the weights are split as in training;
+    have it in use, with `jax.set_mesh`, for whatever is done with the model. Raises `UserError` for anything else, for a
+    folder that holds no model, and for one that the mesh cannot split.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype '{dtype}' is unknown; choose float32 or bfloat16")
@@ -41,7 +44,9 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None) -> M
     codec = checkpoint.codec
     if codec.vocab > checkpoint.config.vocab:
         raise UserError(f"{path}: the tokenizer has {codec.vocab} tokens, the model only {checkpoint.config.vocab}")
-    params = checkpoint.load(dtype=dtype)
+    if mesh is not None:
+        check_mesh(mesh, checkpoint.config)
+    params = checkpoint.load(mesh, dtype)
     how = Compute(jnp.dtype(dtype))
     may_fill = jnp.asarray(fillable(codec, checkpoint.config))
     return Model(checkpoint.config, params, codec, checkpoint.record, checkpoint, how, may_fill)

@@ -12,12 +12,13 @@ so they can share one copy of the weights, and whoever splits windows has no mem
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 from flax import nnx
 from jax import Array
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from a3jax.config import MeshConfig, ModelConfig
@@ -32,6 +33,7 @@ WIDTH = ("fsdp", "context")
 RULES = {"N": None, "D": WIDTH, "F": "tensor", "H": "tensor", "K": "tensor", "E": None, "V": "tensor", "A": None}
 ACTIVATIONS = {**RULES, "B": BATCH, "D": None, "L": "context", "R": "context"}
 _NAMES = "/".join(AXES)
+T = TypeVar("T")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -78,11 +80,11 @@ def _granules(devices: list[jax.Device], slices: int) -> int:
     return found
 
 
-def check_mesh(mesh: Mesh, model: ModelConfig, batch: int, length: int) -> None:
+def check_mesh(mesh: Mesh, model: ModelConfig, batch: int = 0, length: int = 0) -> None:
     """Raise `UserError` where a size is not divisible by the mesh axes that split it.
 
-    `batch` and `length` are windows of one micro-batch and their tokens. Over `context` a window is cut into twice as
-    many blocks as there are devices (`a3jax.context`).
+    `batch` and `length` are windows of one micro-batch and their tokens, where they are known beforehand. Over `context` a
+    window is cut into twice as many blocks as there are devices (`a3jax.context`).
     """
     tensor, context = mesh.shape["tensor"], mesh.shape["context"]
     for name, size, axis, parts in [
@@ -98,9 +100,20 @@ def check_mesh(mesh: Mesh, model: ModelConfig, batch: int, length: int) -> None:
             raise UserError(f"mesh: {name} = {size} is not divisible by {axis} = {parts}")
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the windows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def parts_in_use() -> int:
+    """`batch_parts` of the mesh in use, 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_parts(mesh)
+
+
+def filled_up(batch: Sequence[T]) -> list[T]:
+    """A batch that the mesh in use splits evenly: its last entry is repeated."""
+    return [*batch, *[batch[-1]] * (-len(batch) % parts_in_use())]
 
 
 def width_parts(mesh: Mesh) -> int:

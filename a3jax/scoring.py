@@ -1,6 +1,7 @@
 """Exact log-likelihood of texts in any order and grouping: `a3jax.log_likelihood` and its relatives."""
 
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +12,21 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
+from a3jax import context
+from a3jax.config import ModelConfig, Seeding
 from a3jax.decode.cached import bucket, draw, pad_order
 from a3jax.decode.settings import Prefill
 from a3jax.decode.template import lay_out, parse
 from a3jax.errors import UserError
 from a3jax.evaluate import likelihood
 from a3jax.loading import Model, check_context
+from a3jax.mesh import filled_up, parts_in_use
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, arrange
 
 BATCH = 8
-"""Texts of one forward pass."""
+"""Texts of one forward pass, on each of the devices that share it."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,17 @@ def token_log_likelihoods(
         raise UserError(f"seed is {seed}; it must be at least 0 and below {2**32}")
     for i, (ids, known) in enumerate(zip(tokens, given)):
         _check(model, ids, known, None if groups is None else groups[i])
-    rows: list[tuple[np.ndarray, Order]] = []
-    for i, (ids, known) in enumerate(zip(tokens, given)):
-        for number in range(orders):
-            if groups is not None:
-                rows.append(_grouped(ids, known, groups[i], model.config.seeding, prefill))
-            else:
-                drawn = draw(seed + number, ids, known, order, model.config.seeding, prefill)
-                rows.append((drawn.tokens_L, drawn.order))
-    log_probs = _batches(model, rows)
+
+    def order_of(i: int, number: int) -> Order:
+        if groups is not None:
+            return grouped(given[i], groups[i], model.config.seeding, prefill)
+        return draw(seed + number, tokens[i], given[i], order, model.config.seeding, prefill).order
+
+    drawn = [order_of(i, number) for i in range(len(tokens)) for number in range(orders)]
+    log_probs = forced(model, [ids for ids in tokens for _ in range(orders)], drawn)
     found = []
     for i, (ids, known) in enumerate(zip(tokens, given)):
-        each = [row[: len(ids)][~np.asarray(known)] for row in log_probs[i * orders : (i + 1) * orders]]
+        each = [row[~np.asarray(known)] for row in log_probs[i * orders : (i + 1) * orders]]
         totals = tuple(float(row.sum(dtype=np.float64)) for row in each)
         predicted = tuple(int(token) for token, is_given in zip(ids, known) if not is_given)
         found.append(Likelihood(statistics.fmean(totals), predicted, tuple(np.mean(each, axis=0).tolist()), totals))
@@ -142,37 +144,59 @@ def _check(model: Model, tokens: Sequence[int], given: Sequence[bool], groups: S
         raise UserError(f"token {max(tokens, key=abs)} is not in the model's vocabulary of {model.config.vocab}")
 
 
-def _grouped(
-    tokens: Sequence[int], given: Sequence[bool], groups: Sequence[int], seeding: str, prefill: Prefill
-) -> tuple[np.ndarray, Order]:
-    """Tokens and order of one text whose groups are known, padded to its bucket."""
-    length, own = bucket(len(tokens)), len(tokens)
+def grouped(given: Sequence[bool], groups: Sequence[int], seeding: Seeding, prefill: Prefill = "ar") -> Order:
+    """The order of one text whose groups are known, padded to its bucket."""
+    own = len(groups)
+    padding = (0, bucket(own) - own)
     _, rank = np.unique(np.asarray(groups), return_inverse=True)
     known = np.zeros(own, int) if prefill == "group" else np.arange(own)
-    group_L = np.pad(np.where(given, known, own + rank), (0, length - own)).astype(np.int32)
-    given_L, segment_L = np.pad(np.asarray(given, bool), (0, length - own)), (np.arange(length) < own).astype(np.int32)
-    return np.pad(np.asarray(tokens, np.int32), (0, length - own)), _arranged(group_L, given_L, segment_L, seeding=seeding)
+    group_L = np.pad(np.where(given, known, own + rank), padding).astype(np.int32)
+    given_L, segment_L = np.pad(np.asarray(given, bool), padding), np.pad(np.ones(own, np.int32), padding)
+    return _arranged(group_L, given_L, segment_L, seeding=seeding)
 
 
 _arranged = jax.jit(arrange, static_argnames="seeding")
 
 
-def _batches(model: Model, rows: Sequence[tuple[np.ndarray, Order]]) -> list[np.ndarray]:
-    """Log-probabilities of each row by place. Rows of one length share a pass, a few rows one that is as small."""
+def forced(model: Model, texts: Sequence[Sequence[int]], orders: Sequence[Order]) -> list[np.ndarray]:
+    """Log-probabilities of each text's tokens by place, in nats, by teacher forcing in its own order; 0 where given.
+
+    Texts of like length share a pass, few texts one that is as small. Those taken from left to right are kept apart, as
+    successor seeding computes them at half the price.
+    """
+    orders = jax.device_get(orders)
+    one_stream = [
+        model.config.seeding == "successor" and likelihood.left_to_right(order, len(text))
+        for text, order in zip(texts, orders)
+    ]
+    size = min(BATCH * parts_in_use(), len(texts))
     found: dict[int, np.ndarray] = {}
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    for begin in range(0, len(rows), BATCH):
-        chosen = by_length[begin : begin + BATCH]
-        size = BATCH if len(rows) > BATCH else len(rows)
-        chosen_B = chosen + [chosen[-1]] * (size - len(chosen))
-        length = max(len(rows[i][0]) for i in chosen)
-        tokens_BxL = np.stack([np.pad(rows[i][0], (0, length - len(rows[i][0]))) for i in chosen_B])
-        order = jax.tree.map(lambda *x: np.stack(x), *[pad_order(rows[i][1], length) for i in chosen_B])
-        log_prob_BxL = np.asarray(_log_probs(model.params, tokens_BxL, order, config=model.config, how=model.how))
-        found |= dict(zip(chosen, log_prob_BxL))
-    return [found[i] for i in range(len(rows))]
+    for kind in (False, True):
+        alike = sorted((i for i in range(len(texts)) if one_stream[i] == kind), key=lambda i: len(texts[i]))
+        for begin in range(0, len(alike), size):
+            chosen = alike[begin : begin + size]
+            chosen_B = filled_up(chosen + [chosen[-1]] * (size - len(chosen)))
+            length = _rounded(len(texts[chosen[-1]]))
+            tokens_BxL = np.stack([np.pad(np.asarray(texts[i], np.int32), (0, length - len(texts[i]))) for i in chosen_B])
+            order = jax.tree.map(lambda *x: np.stack(x), *[_cut(orders[i], length) for i in chosen_B])
+            log_prob_BxL = _log_probs(model.params, tokens_BxL, order, config=model.config, how=model.how, one_stream=kind)
+            found |= {i: row_L[: len(texts[i])] for i, row_L in zip(chosen, np.asarray(log_prob_BxL))}
+    return [found[i] for i in range(len(texts))]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
-def _log_probs(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, how: Compute) -> Array:
-    return likelihood.log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, how)
+def _rounded(count: int) -> int:
+    """`count` rounded up so that few sizes are compiled, and at most a fifth of a pass is padding where it is long."""
+    step = math.lcm(max(32, bucket(count) // 8), 2 * context.devices())
+    return -(-count // step) * step
+
+
+def _cut(order: Order, length: int) -> Order:
+    """The order of one sequence with its padding, which is last, cut or filled up to `length`."""
+    return pad_order(Order(*(x_L[:length] for x_L in order)), length)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how", "one_stream"))
+def _log_probs(
+    params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, how: Compute, one_stream: bool
+) -> Array:
+    return likelihood.log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, how, one_stream)

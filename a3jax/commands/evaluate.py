@@ -1,5 +1,6 @@
 """a3jax evaluate."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from a3jax.commandline import Json, Text
+from a3jax.config import MeshConfig
 from a3jax.errors import UserError
 from a3jax.requests.choices import DEFAULTS, Choices
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from a3jax.loading import Model
 
 Name = Literal["likelihood", "stories", "code"]
+ONE_DEVICE = MeshConfig(fsdp=1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Evaluate:
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation."""
+    mesh: MeshConfig = ONE_DEVICE
+    """Several devices, as for a3jax train: weights are split, and batches over data and fsdp."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
@@ -79,16 +84,23 @@ class Evaluate:
             if not least <= getattr(self, name) <= 2**20:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least} and at most {2**20}")
         self.decoding.checked()
+        if self.mesh.context != 1 and self.tasks != ("likelihood",):
+            raise UserError("--mesh.context splits windows of text, which only likelihood has; take data, fsdp or tensor")
+
+        import jax
 
         from a3jax.evaluate.evaluation import evaluate
         from a3jax.evaluate.results import print_tables
         from a3jax.loading import load
+        from a3jax.mesh import make_mesh
 
         ready = [self._read(name) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
-        model = load(self.checkpoint, dtype=self.dtype, step=self.step)
-        baseline = model if self.baseline is None else load(self.baseline, dtype=self.dtype)
-        tasks = [make(model, baseline) for make in ready]
-        results, tables = evaluate(tasks, {"model": model, "baseline": baseline}, self.out, self.batch)
+        mesh = None if self.mesh == ONE_DEVICE else make_mesh(self.mesh)
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            model = load(self.checkpoint, self.dtype, self.step, mesh)
+            baseline = model if self.baseline is None else load(self.baseline, self.dtype, mesh=mesh)
+            tasks = [make(model, baseline) for make in ready]
+            results, tables = evaluate(tasks, {"model": model, "baseline": baseline}, self.out, self.batch)
         results = {"checkpoint": str(self.checkpoint), "baseline": str(self.baseline or self.checkpoint), **results}
         if self.json:
             return results

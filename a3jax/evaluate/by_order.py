@@ -1,6 +1,6 @@
 """Task `likelihood`: how well a model predicts text, by order, by position, and by how much of the text it sees already.
 
-An order is told to the network as the number of tokens that each token may see: tokens of one group see as many.
+Of what is visible when a token is predicted, the order itself tells: its group sees the slots before the group's own.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from a3jax.decode.cached import draw
@@ -16,7 +17,8 @@ from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
 from a3jax.loading import Model
-from a3jax.scoring import token_log_likelihoods
+from a3jax.ordering import Order
+from a3jax.scoring import forced
 from a3jax.stage import parse_order
 
 ORDERS = (
@@ -80,36 +82,33 @@ class ByOrder:
 
     def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
         """Nats of every window in every order; passes through the network are of one size whatever the `batch`."""
-        asked = [(item, order, *self._order(item, order)) for item in items for order in self._orders]
-        scores = token_log_likelihoods(
-            self._model,
-            [item.content[0] for item, *_ in asked],
-            [given.tolist() for *_, given, _ in asked],
-            groups=[visible.tolist() for *_, visible in asked],
-        )
+        asked = [(item, name) for item in items for name in self._orders]
+        orders = jax.device_get([self._order(item, name) for item, name in asked])
+        log_probs = forced(self._model, [item.content[0] for item, _ in asked], orders)
         found: dict[str, dict[str, Any]] = {item.id: {"figures": {}} for item in items}
-        for (item, order, given, visible), score in zip(asked, scores):
-            figures = _figures(item, order, given, visible, -np.array(score.log_probs))
-            for table, row in figures.items():
-                found[item.id]["figures"].setdefault(table, {})[order] = row
+        for (item, name), order, log_prob_L in zip(asked, orders, log_probs):
+            place, visible = predicted(order)
+            for table, row in _figures(item, name, place, visible, -log_prob_L[place].astype(float)).items():
+                found[item.id]["figures"].setdefault(table, {})[name] = row
         return list(found.values())
 
-    def _order(self, item: Item, order: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens are given, and how many each token may see."""
-        tokens, seed = item.content[0], f"{self._seed} {item.id}"
+    def _order(self, item: Item, name: str) -> Order:
+        tokens, seed, seeding = item.content[0], f"{self._seed} {item.id}", self._model.config.seeding
         count, place = len(tokens), np.arange(len(tokens))
         given = place == 0
-        if parse_order(order)[0] == "infill":
+        if parse_order(name)[0] == "infill":
             drawn = random.Random(seed)
             size = drawn.randint(1, max(1, (count - 1) // 2))
             begin = drawn.randint(1, count - size)
             given = (place < begin) | (place >= begin + size)
-        drawn_order = draw(
-            random.Random(seed).getrandbits(32), tokens, given.tolist(), order, self._model.config.seeding
-        ).order
-        visible = np.zeros(len(drawn_order.position), int)
-        visible[np.asarray(drawn_order.token_index)] = drawn_order.group_start
-        return given, visible[:count]
+        return draw(random.Random(seed).getrandbits(32), tokens, given.tolist(), name, seeding).order
+
+
+def predicted(order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens of a text are predicted, by place, and how many each of them sees."""
+    by_place = np.argsort(order.token_index)
+    place = np.flatnonzero(order.predicted[by_place])
+    return place, np.asarray(order.group_start)[by_place][place]
 
 
 def cut_windows(model: Model, text: Text, window: int) -> list[Item]:
@@ -128,10 +127,9 @@ def cut_windows(model: Model, text: Text, window: int) -> list[Item]:
     return items
 
 
-def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nats: np.ndarray) -> dict[str, dict[str, Any]]:
+def _figures(item: Item, order: str, place: np.ndarray, visible: np.ndarray, nats: np.ndarray) -> dict[str, dict[str, Any]]:
     """A window's shares in the row `order` of every table."""
     tokens, size = item.content
-    place = np.flatnonzero(~given)
     summary = {"nats per token": (float(nats.sum()), len(nats))}
     if parse_order(order)[0] != "infill":  # of whole windows the bytes are known
         summary["bits per byte"] = (float(nats.sum()) / math.log(2), size)
@@ -141,7 +139,7 @@ def _figures(item: Item, order: str, given: np.ndarray, visible: np.ndarray, nat
         return {name(number): (float(nats[chosen].sum()), int(chosen.sum())) for number, chosen in each}
 
     octave = np.maximum(np.frexp(place)[1], FIRST_OCTAVE)
-    part = np.minimum(visible[place] * PARTS // len(tokens), PARTS - 1)
+    part = np.minimum(visible * PARTS // len(tokens), PARTS - 1)
     return {
         SUMMARY: summary,
         BY_POSITION: by(octave, lambda n: f"{1 << (n - 1) if n > FIRST_OCTAVE else 1}-{(1 << n) - 1}"),

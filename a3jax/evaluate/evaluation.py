@@ -13,11 +13,12 @@ from flax import nnx
 
 from a3jax.evaluate import by_order
 from a3jax.evaluate.plot import plot, pyplot
+from a3jax.evaluate.report import report
 from a3jax.evaluate.results import Tables, as_json, tabulate
-from a3jax.evaluate.task import Task, digest, run
+from a3jax.evaluate.task import Rows, Task, digest, run
 from a3jax.loading import Model
 
-RESULTS = "results.json"
+RESULTS, REPORT = "results.json", "report.html"
 
 
 def identity(model: Model) -> dict[str, Any]:
@@ -41,21 +42,25 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, Tables]]:
     """Run tasks, and return what is in `RESULTS`, with the tables by task.
 
-    In `out` go each task's results by item, from which a stopped evaluation goes on, `RESULTS`, and curves of the task
-    `likelihood`. Raises `UserError` as `task.run` does.
+    In `out` go each task's results by item, from which a stopped evaluation goes on, `RESULTS`, curves of the task
+    `likelihood`, and all of it as a page, `REPORT`. Raises `UserError` as `task.run` does.
     """
     if out is not None and any(task.name == by_order.ByOrder.name for task in tasks):
         pyplot()  # better told now than after the work
-    known = {name: identity(model) for name, model in models.items()}
+    identities = {number: identity(model) for number, model in {id(model): model for model in models.values()}.items()}
+    known = {name: identities[id(model)] for name, model in models.items()}
     results: dict[str, Any] = {"models": known, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "tasks": {}}
-    tables: dict[str, Tables] = {}
+    evaluated: list[tuple[Task, Rows, Tables]] = []
     for task in tasks:
         rows = run(task, known, out, batch)
-        found = tables[task.name] = tabulate(row["figures"] for row in rows)
+        found = tabulate(row["figures"] for row in rows)
+        evaluated.append((task, rows, found))
         facts = {"protocol": task.protocol, "data": {**task.data, "sha256": digest(task.items)}, "items": len(rows)}
         results["tasks"][task.name] = {**facts, "tables": as_json(found)}
         if out is not None:
             (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
             if task.name == by_order.ByOrder.name:
-                plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE), out / f"{task.name}.svg")
-    return results, tables
+                curves = plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE))
+                (out / f"{task.name}.svg").write_text(curves, encoding="utf-8")
+            (out / REPORT).write_text(report(results, evaluated), encoding="utf-8")
+    return results, {task.name: found for task, _, found in evaluated}

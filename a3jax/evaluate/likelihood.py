@@ -13,7 +13,8 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.context import spread
+from a3jax.context import devices, spread
+from a3jax.mesh import parts_in_use
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys
 from a3jax.stage import HeldOutOrder, parse_order
@@ -34,14 +35,30 @@ class Nll(NamedTuple):
     """By how much of a window a token sees, in quarters of the window's length."""
 
 
-def log_probs(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, chunk: int = 1024) -> Array:
-    """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding."""
+def log_probs(
+    network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, one_stream: bool = False, chunk: int = 1024
+) -> Array:
+    """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding.
+
+    With `one_stream`, which is for orders that `left_to_right` knows, the content stream does the work of both. `chunk`
+    counts rows of one device whose logits exist at one time.
+    """
+    target_BxL, predicted_BxL = sort(tokens_BxL, order.token_index), order.predicted
+    if one_stream:  # a slot's content predicts the token of the next
+        target_BxL, predicted_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, predicted_BxL))
     order = jax.tree.map(spread, order)
-    hidden_BxLxD = network.query_hidden(tokens_BxL, order, how)
-    targets_BxL = sort(tokens_BxL, order.token_index)
-    nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], targets_BxL, chunk)
-    log_prob_BxL = jnp.where(order.predicted, -nll_BxL, 0.0)
-    return sort(log_prob_BxL, jnp.argsort(order.token_index, axis=1))
+    chunk *= parts_in_use() * devices()
+    hidden_BxLxD = (network.content_hidden if one_stream else network.query_hidden)(tokens_BxL, order, how)
+    nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), chunk)
+    log_prob_BxL = jnp.where(spread(predicted_BxL), -nll_BxL, 0.0)
+    log_prob_BxL = sort(log_prob_BxL, jnp.argsort(order.token_index, axis=1))
+    return jnp.roll(log_prob_BxL, 1, axis=1) if one_stream else log_prob_BxL
+
+
+def left_to_right(order: Order, length: int) -> bool:
+    """Whether an order, L, takes a text of so many tokens one by one as it stands, whichever of them are given."""
+    place = np.arange(length)
+    return all(np.array_equal(x_L[:length], place) for x_L in (order.token_index, order.group_start))
 
 
 class HeldOut:

@@ -1,6 +1,7 @@
 """The tables of task `likelihood` as curves."""
 
-from pathlib import Path
+import io
+from collections.abc import Sequence
 from types import ModuleType
 
 from a3jax.errors import UserError
@@ -14,19 +15,20 @@ def pyplot() -> ModuleType:
     except ImportError:
         raise UserError("the plot is drawn with matplotlib; pip install 'a3jax[evaluate]'") from None
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "a3jax"}
+    matplotlib.rcParams |= {"svg.hashsalt": "a3jax", "svg.fonttype": "none"}  # text stays text
     import matplotlib.pyplot
 
     return matplotlib.pyplot
 
 
-def plot(tables: Tables, names: tuple[str, ...], file: Path) -> None:
-    """A panel for each named table, a curve with error bars for each of its rows, as SVG; the same bytes every time."""
+def plot(tables: Tables, names: Sequence[str]) -> str:
+    """A panel for each named table, a curve with error bars for each of its rows, as SVG; the same every time."""
     plt = pyplot()
-    figure, panels = plt.subplots(1, len(names), figsize=(6 * len(names), 4.5), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 5), squeeze=False, layout="constrained")
     for panel, name in zip(panels[0], names):
         rows = tables[name]
-        panel.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # more than the usual ten
+        colors = plt.get_cmap("tab20").colors
+        panel.set_prop_cycle(color=[*colors[::2], *colors[1::2]])  # the usual ten, then their pale ones
         columns = sorted({column for row in rows.values() for column in row}, key=lambda column: int(column.split("-")[0]))
         for row, found in rows.items():
             shown = [(columns.index(column), *estimate) for column, estimate in found.items()]
@@ -35,6 +37,9 @@ def plot(tables: Tables, names: tuple[str, ...], file: Path) -> None:
         panel.set_xticks(range(len(columns)), columns)
         panel.set_title(name)
         panel.grid(alpha=0.3)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    legend = panels[0][0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=4 * len(names), fontsize="small")
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     plt.close(figure)
+    return file.getvalue()

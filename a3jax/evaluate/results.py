@@ -69,18 +69,24 @@ def print_tables(tables: Tables) -> None:
     """On standard output, a figure as `value ± standard error`."""
     console = Console(highlight=False, width=WIDTH)
     for name, rows in tables.items():
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        shown = Table("", *columns, title=name, title_justify="left", box=None, header_style="bold")
+        names = columns(rows)
+        shown = Table("", *names, title=name, title_justify="left", box=None, header_style="bold")
         for column in shown.columns[1:]:
             column.justify = "right"
             column.no_wrap = True
         for row, found in rows.items():
-            shown.add_row(row, *(_written(found.get(column)) for column in columns))
+            shown.add_row(row, *(written(found.get(column)) for column in names))
         console.print(shown)
         console.print()
 
 
-def _written(estimate: Estimate | None) -> str:
+def columns(table: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+    """Of all rows, in the order in which they come up."""
+    return list(dict.fromkeys(column for row in table.values() for column in row))
+
+
+def written(estimate: Estimate | None) -> str:
+    """A figure with its standard error, empty where there is none."""
     if estimate is None:
         return ""
     return f"{estimate.value:.3f}" + ("" if estimate.error is None else f" ± {estimate.error:.3f}")

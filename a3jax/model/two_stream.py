@@ -302,7 +302,7 @@ class TwoStream(nnx.Module):
 def empty_cache(config: ModelConfig, batch: int, slots: int, how: Compute) -> Cache:
     """Room for `slots` committed tokens in each of `batch` sequences."""
     shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
-    return Cache(jnp.zeros(shape, how.dtype), jnp.zeros(shape, how.dtype))
+    return Cache(*(constrain(jnp.zeros(shape, how.dtype), "NxBxLxKxE") for _ in range(2)))
 
 
 def sort(x_BxL: Array, index_BxL: Array) -> Array:

@@ -45,7 +45,7 @@ def test_an_evaluation(model_folder, stories, tmp_path, capsys):
     (tmp_path / "torn" / "stories.jsonl").write_bytes(b"".join(rows[:3]) + rows[3][:9])
     (tmp_path / "torn" / "results.json").unlink()
     assert answer(capsys, *words, tmp_path / "torn", "--batch", 2) == first
-    for name in ("stories.jsonl", "likelihood.jsonl", "results.json", "likelihood.svg"):
+    for name in ("stories.jsonl", "likelihood.jsonl", "results.json", "likelihood.svg", "report.html"):
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
     other = figures(answer(capsys, *words[:-1], "--batch", 3))
@@ -53,7 +53,10 @@ def test_an_evaluation(model_folder, stories, tmp_path, capsys):
     for name, found in figures(first).items():
         assert other[name] == pytest.approx(found, abs=1e-4), name  # float32, summed in another order
 
+    page = tmp_path / "first" / "report.html"
+    page.unlink()
     run(*words, tmp_path / "first", "--batch", 2)
+    assert page.read_bytes() == (tmp_path / "torn" / "report.html").read_bytes()
     shown = capsys.readouterr().out
     assert "ROUGE mean" in shown
     assert "left out: not UTF-8 text 1" in shown

@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -19,7 +20,7 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template
 from a3jax.evaluate import code, task
 from a3jax.evaluate.blanks import BOTH, LEFT, Blanked, fillers
-from a3jax.evaluate.by_order import BY_POSITION, BY_VISIBLE, SUMMARY, ByOrder
+from a3jax.evaluate.by_order import BY_POSITION, BY_VISIBLE, SUMMARY, ByOrder, predicted
 from a3jax.evaluate.code import Code, blanks, is_python
 from a3jax.evaluate.results import ratio, tabulate
 from a3jax.evaluate.rouge import rouge
@@ -83,10 +84,11 @@ def test_likelihood_by_order(model):
         assert figures[SUMMARY][order]["nats per token"] == (pytest.approx(-expected, abs=1e-3), 39)
     expected = a3jax.token_log_likelihood(model, tokens, given, groups=range(40, 0, -1)).total
     assert figures[SUMMARY]["right_to_left"]["nats per token"][0] == pytest.approx(-expected, abs=1e-3)
-    _, visible = measured._order(item, "random_4")
-    assert sorted(Counter(visible[1:].tolist()).values()) == [3, *[4] * 9]  # groups of four, the given first token in one
-    predicted = figures[SUMMARY]["infill_1"]["nats per token"][1]
-    assert 1 <= predicted <= 19
+    place, visible = predicted(jax.device_get(measured._order(item, "random_4")))
+    assert place.tolist() == list(range(1, 40))
+    assert sorted(Counter(visible.tolist()).values()) == [3, *[4] * 9]  # groups of four, the given first token in one
+    blanked = figures[SUMMARY]["infill_1"]["nats per token"][1]
+    assert 1 <= blanked <= 19
     assert "bits per byte" not in figures[SUMMARY]["infill_1"]
     nats, count = figures[SUMMARY]["ar"]["bits per byte"]
     assert (nats, count) == (pytest.approx(figures[SUMMARY]["ar"]["nats per token"][0] / math.log(2)), item.content[1])
