@@ -81,6 +81,12 @@ def longest(model: Model, order: str) -> int:
     return model.config.context + single_stream(model, order)
 
 
+def check_length(model: Model, order: str, tokens: int) -> None:
+    """Raises `UserError` if a choice of so many tokens is longer than `longest`."""
+    if tokens > (most := longest(model, order)):
+        raise UserError(f"{tokens} tokens are more than the {most} that the model's context has room for")
+
+
 def single_stream(model: Model, order: str) -> bool:
     """Whether the content stream predicts what the query stream would."""
     return parse_order(order) == ("in_order", 1) and model.config.seeding == "successor"
@@ -92,10 +98,8 @@ def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0,
     An order that is drawn follows from `seed` and the choice itself. Raises `UserError` for an unknown order, and for a
     choice that is longer than `longest`.
     """
-    most = longest(model, order)
     for choice in itertools.chain.from_iterable(items):
-        if len(choice.tokens) > most:
-            raise UserError(f"{len(choice.tokens)} tokens are more than the {most} that the model can score at once")
+        check_length(model, order, len(choice.tokens))
     found: dict[int, list[Score]] = {}
     by_size = sorted(range(len(items)), key=lambda i: (len(items[i]), max(len(choice.tokens) for choice in items[i])))
     for _, group in itertools.groupby(by_size, key=lambda i: len(items[i])):
@@ -174,7 +178,7 @@ def _scores(
     _, cache = network.run(rows, count, _few(how, count), empty_cache(config, batch, count, how))
     cache = jax.tree.map(lambda x: jnp.pad(x[:, owner_R], ((0, 0), (0, 0), (0, places), (0, 0), (0, 0))), cache)
 
-    embedding, position, end = network.embed(suffix.token, how), suffix.position, suffix.end
+    embedding, position, end = network.embed(suffix.token, how), jnp.asarray(suffix.position), jnp.asarray(suffix.end)
     if suffix.queries is not None:
         token, known, query_position, query_end = suffix.queries
         query = network.embed_queries(token, known > 0, how)

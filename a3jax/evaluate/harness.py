@@ -10,7 +10,6 @@ same figures. One thing differs: what is longer than the model's context is an e
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -23,12 +22,9 @@ from a3jax.config import parse_order
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template
 from a3jax.errors import UserError
-from a3jax.evaluate.continuations import Choice, longest, score, seed_of
-from a3jax.loading import Model, load
+from a3jax.evaluate.continuations import Choice, check_length, longest, score, seed_of
+from a3jax.loading import Model, check_context, load
 from a3jax.requests.request import Request, fill
-
-MOST_CHOICES = 16
-"""Requests that are taken for the choices of one item, at most."""
 
 
 @register_model("a3")
@@ -67,7 +63,7 @@ class A3(TemplateLM):
         # Without its start token the codec lays a prompt out as the harness does.
         self.model = model if self.begins else dataclasses.replace(model, codec=dataclasses.replace(codec, start=None))
         self.batch_size, self.max_gen_toks = int(batch_size), int(max_gen_toks)
-        self._order, self._seed, self._prefix = order, seed, prefix
+        self.order, self.seed, self._prefix = order, seed, prefix
 
     @property
     def eot_token_id(self) -> int:
@@ -82,7 +78,7 @@ class A3(TemplateLM):
     @property
     def max_length(self) -> int:
         """Tokens of a context and its continuation at most, the last aside."""
-        return longest(self.model, self._order) - 1
+        return longest(self.model, self.order) - 1
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, with the start token where the harness would have the tokenizer put it."""
@@ -92,9 +88,17 @@ class A3(TemplateLM):
             begins = False
         return ([self._prefix] if begins else []) + codec.encode(string)
 
-    def choices(self, requests: Sequence[Instance]) -> list[Choice]:
-        """The tokens of `loglikelihood` requests."""
-        return [_choice(context, continuation) for context, continuation in map(self._encoded, requests)]
+    def length(self, request: Instance) -> int:
+        """Tokens of a request for a continuation or for text. Raises `UserError` if the context has no room for them."""
+        if request.request_type == "generate_until":
+            return self.prompt(request).length
+        tokens = len(self.choice(request).tokens)
+        check_length(self.model, self.order, tokens)
+        return tokens
+
+    def choice(self, request: Instance) -> Choice:
+        """The tokens of a request for a continuation."""
+        return _choice(*self._encoded(request))
 
     def _encoded(self, request: Instance) -> tuple[list[int], list[int]]:
         context, continuation = request.args
@@ -114,27 +118,34 @@ class A3(TemplateLM):
         if unknown := sorted(wanted.keys() - known):
             raise UserError(f"the task asks for {unknown[0]} when text is written; a3 knows {', '.join(sorted(known))}")
         decoding = Decoding(
-            order=self._order,
-            seed=seed_of(self._seed, context),
+            order=self.order,
+            seed=seed_of(self.seed, context),
             temperature=temperature,
             ends=True,
             stop=tuple([until] if isinstance(until, str) else until),
             **wanted,
         )
         length = len(self.tok_encode(context)) + tokens
-        if length > self.model.config.context:
-            raise UserError(f"{length} tokens are more than the model's context of {self.model.config.context}")
+        check_context(self.model, length)
         return Request(Template((context, ""), (tokens,)), decoding, length)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Nats of each continuation, and whether it is the greedy one."""
-        return self._scores(_items(self.choices(requests)))
+        """Nats of each continuation, and whether it is the greedy one. Those of one question stand next to each other."""
+        questions: list[list[Choice]] = []
+        last = None
+        for request in requests:
+            own = None if request.doc_id is None else (request.task_name, request.doc_id)
+            if own is None or own != last:
+                questions.append([])
+            questions[-1].append(self.choice(request))
+            last = own
+        return self._scores(questions)
 
     def _loglikelihood_tokens(self, requests: list, **_: Any) -> list[tuple[float, bool]]:
-        return self._scores(_items([_choice(context, continuation) for _, context, continuation in requests]))
+        return self._scores([[_choice(context, continuation)] for _, context, continuation in requests])
 
     def _scores(self, items: list[list[Choice]]) -> list[tuple[float, bool]]:
-        found = score(self.model, items, self._order, self._seed, self.batch_size)
+        found = score(self.model, items, self.order, self.seed, self.batch_size)
         return [(one.log_prob, one.greedy) for item in found for one in item]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -157,23 +168,3 @@ class A3(TemplateLM):
 
 def _choice(context: list[int], continuation: list[int]) -> Choice:
     return Choice((*context, *continuation), len(context))
-
-
-def _items(choices: Sequence[Choice]) -> list[list[Choice]]:
-    """Choices in their order, those next to each other together that have their context or their continuation in common."""
-    items: list[list[Choice]] = []
-    for choice in choices:
-        last = items[-1][-1] if items and len(items[-1]) < MOST_CHOICES else None
-        if last is not None and (_context(last) == _context(choice) or _rest(last) == _rest(choice)):
-            items[-1].append(choice)
-        else:
-            items.append([choice])
-    return items
-
-
-def _context(choice: Choice) -> tuple[int, ...]:
-    return choice.tokens[: choice.given]
-
-
-def _rest(choice: Choice) -> tuple[int, ...]:
-    return choice.tokens[choice.given :]
