@@ -111,7 +111,7 @@ class A3(TemplateLM):
         """The request of ours for one of `generate_until`. Raises `UserError` for what is not to be had."""
         context, asked = request.args
         wanted = normalize_gen_kwargs(asked, self.max_gen_toks)
-        until = wanted.pop("until", None) or []
+        until = [stop for stop in wanted.pop("until", []) if stop]
         tokens, temperature = wanted.pop("max_gen_toks"), wanted.pop("temperature", 0.0)
         wanted.pop("do_sample", None)
         known = {"top_p", "top_k", "min_p", "repetition_penalty"}
@@ -122,7 +122,7 @@ class A3(TemplateLM):
             seed=seed_of(self.seed, context),
             temperature=temperature,
             ends=True,
-            stop=tuple([until] if isinstance(until, str) else until),
+            stop=tuple(until),
             **wanted,
         )
         length = len(self.tok_encode(context)) + tokens
