@@ -50,7 +50,7 @@ def questions(options: Options, model: a3jax.Model) -> list[Item]:
     _, texts = read_texts(None, "text", "train", ["*"], 0, False, {})  # type: ignore[arg-type]
     ids = list(itertools.islice(itertools.chain.from_iterable(model.codec.encode(text.text) for text in texts), 200_000))
     drawn = random.Random(0)
-    found = []
+    found: list[Item] = []
     for _ in range(options.items):
         size, begin = drawn.randint(*options.context), drawn.randrange(len(ids) // 2)
         places = [begin + size, *(drawn.randrange(len(ids) // 2, len(ids) - 100) for _ in range(options.choices - 1))]

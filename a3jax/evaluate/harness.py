@@ -102,9 +102,9 @@ class A3(TemplateLM):
 
     def _encoded(self, request: Instance) -> tuple[list[int], list[int]]:
         context, continuation = request.args
-        if context:
+        if context.strip():
             return self._encode_pair(context, continuation)
-        ids = self.tok_encode(continuation, add_special_tokens=False)
+        ids = self.tok_encode(context + continuation, add_special_tokens=False)
         return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] else ([self._prefix], ids)
 
     def prompt(self, request: Instance) -> Request:
