@@ -10,9 +10,10 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 all: .venv/ready $(SMOLLM2)
 
 # --no-compile: the byte code of what is never imported is not needed, and set-up takes a fraction of the time.
-.venv/ready: requirements.txt pyproject.toml
+.venv/ready: requirements.txt requirements-harness.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile -r requirements.txt
+	$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-harness.txt
 	$(BIN)/pip install --quiet --no-compile --no-deps -e .
 	touch $@
 

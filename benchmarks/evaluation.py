@@ -26,7 +26,7 @@ from a3jax.evaluate.evaluation import evaluate
 from a3jax.evaluate.texts import read_texts
 from a3jax.ordering import example_keys
 from a3jax.scoring import BATCH
-from a3jax.stage import parse_order
+from a3jax.stage import Stage, parse_order
 from a3jax.train.step import summed_loss
 
 

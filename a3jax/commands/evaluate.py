@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -18,17 +18,22 @@ if TYPE_CHECKING:
     from a3jax.evaluate.task import Task
     from a3jax.loading import Model
 
-Name = Literal["likelihood", "stories", "code"]
+Name = Literal["likelihood", "stories", "code", "continuation", "hellaswag", "winogrande", "social_iqa", "piqa", "triviaqa"]
 ONE_DEVICE = MeshConfig(fsdp=1)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: how well it predicts text in any order, and what it fills into stories and code.
+    """Measure a model: how well it predicts text in any order, what it fills into stories and code, how it continues texts,
+    and how it answers the questions of data sets.
 
     a3jax evaluate runs/demo --tasks likelihood stories code --limit 100 --out results/demo
 
     a3jax evaluate runs/demo --tasks stories --stories cloze_test_val.csv --baseline models/smollm2 --out results/stories
+
+    a3jax evaluate runs/demo --tasks hellaswag piqa triviaqa --data datasets --limit 20000 --out results/questions
+
+    a3jax evaluate runs/demo --tasks continuation --text held_out.jsonl --judge models/llama --temperature 1
 
     The same command goes on where it was stopped, and gives the same numbers again.
     """
@@ -40,20 +45,20 @@ class Evaluate:
     out: Path | None = None
     """Folder for the results: of every item as they come, and of all."""
     limit: int = 1000
-    """Most stories, windows of text, and blanks of each kind in code."""
+    """Most stories, windows of text, blanks of each kind in code, prompts, and questions of each data set."""
     longest: int = 1024
-    """Tokens: longer texts are cut into windows for likelihood, and longer items of other tasks are left out and counted."""
+    """Tokens: longer texts are cut into windows for likelihood, and longer stories and code are left out and counted."""
     batch: int = 8
     """Items evaluated at once; what comes out does not depend on it."""
     text: Text = None
-    """likelihood: a file or folder of texts, or what else a3jax prepare takes; the source of Python's standard library if
-    not given."""
+    """likelihood, continuation: a file or folder of texts, or what else a3jax prepare takes; the source of Python's standard
+    library if not given."""
     column: str = "text"
-    """likelihood, code: field or column that holds the text."""
+    """likelihood, continuation, code: field or column that holds the text."""
     split: str = "train"
-    """likelihood, code: of data sets that have splits."""
+    """likelihood, continuation, code: of data sets that have splits."""
     include: tuple[str, ...] = ("*",)
-    """likelihood: shell patterns of files to read inside a folder."""
+    """likelihood, continuation: shell patterns of files to read inside a folder."""
     orders: tuple[str, ...] = ()
     """likelihood: ar, in_order_N, random_N, spans_N, infill_N, right_to_left_N; a choice of all of them if not given."""
     stories: Text = None
@@ -64,6 +69,15 @@ class Evaluate:
     """stories: sentence 3 is blanked, sentences 2 to 4, and sentence 3 with its length chosen by the model."""
     code: Text = None
     """code: a file or folder of Python; the source of Python's standard library if not given."""
+    data: Path | None = None
+    """hellaswag, winogrande, social_iqa, piqa, triviaqa: a folder with a folder of this name for each, where the files of its
+    validation split lie."""
+    judge: Path | None = None
+    """continuation: the autoregressive model that says how likely the texts are; a Hugging Face folder, or any CHECKPOINT."""
+    prompt_tokens: int = 64
+    """continuation: tokens of each text that are given."""
+    new_tokens: int = 128
+    """continuation: tokens that are written behind them."""
     baseline: Path | None = None
     """stories, code: the model that sees the left only; CHECKPOINT itself if not given."""
     skip_bad: bool = False
@@ -79,10 +93,11 @@ class Evaluate:
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError("--tasks names what to measure, each once: likelihood, stories, code")
-        for name, least in {"limit": 1, "longest": 2, "batch": 1}.items():
+            raise UserError(f"--tasks names what to measure, each once: {', '.join(get_args(Name))}")
+        for name, least in {"limit": 1, "longest": 2, "batch": 1, "prompt_tokens": 1, "new_tokens": 1}.items():
             if not least <= getattr(self, name) <= 2**20:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least} and at most {2**20}")
+                option, value = name.replace("_", "-"), getattr(self, name)
+                raise UserError(f"--{option} is {value}; it must be at least {least} and at most {2**20}")
         self.decoding.checked()
         if self.mesh.context != 1 and self.tasks != ("likelihood",):
             raise UserError("--mesh.context splits windows of text, which only likelihood has; take data, fsdp or tensor")
@@ -99,8 +114,11 @@ class Evaluate:
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             model = load(self.checkpoint, self.dtype, self.step, mesh)
             baseline = model if self.baseline is None else load(self.baseline, self.dtype, mesh=mesh)
-            tasks = [make(model, baseline) for make in ready]
-            results, tables = evaluate(tasks, {"model": model, "baseline": baseline}, self.out, self.batch)
+            models = {"model": model, "baseline": baseline}
+            if self.judge is not None:
+                models["judge"] = load(self.judge, self.dtype, mesh=mesh)
+            tasks = [make(models) for make in ready]
+            results, tables = evaluate(tasks, models, self.out, self.batch)
         results = {"checkpoint": str(self.checkpoint), "baseline": str(self.baseline or self.checkpoint), **results}
         if self.json:
             return results
@@ -111,8 +129,8 @@ class Evaluate:
             print_tables(tables[task.name])
         return {} if self.out is None else {"out": str(self.out)}
 
-    def _read(self, name: Name) -> "Callable[[Model, Model], Task]":
-        """Read what a task is about, for a model and its baseline.
+    def _read(self, name: Name) -> "Callable[[dict[str, Model]], Task]":
+        """Read what a task is about, for a model with its baseline and its judge.
 
         A new task is a file in `a3jax.evaluate`, its options above, and a case here.
         """
@@ -129,16 +147,35 @@ class Evaluate:
             for order in orders:
                 parse_order(order)
             source, texts = read_texts(self.text, self.column, self.split, self.include, seed, self.skip_bad, left_out)
-            return lambda model, _: ByOrder(model, source, texts, left_out, orders, self.longest, self.limit, seed)
+            return lambda models: ByOrder(models["model"], source, texts, left_out, orders, self.longest, self.limit, seed)
 
         decoding = self.decoding.checked()
+        if name == "continuation":
+            from a3jax.evaluate.judged import Judged
+
+            if self.judge is None:
+                raise UserError("continuation needs --judge, the model that says how likely the texts are")
+            source, texts = read_texts(self.text, self.column, self.split, self.include, seed, self.skip_bad, left_out)
+            lengths = self.prompt_tokens, self.new_tokens, self.limit
+            return lambda models: Judged(models["model"], models["judge"], decoding, source, texts, left_out, *lengths)
+
+        if name not in ("code", "stories"):
+            return self._questions(name, left_out)
+
         if name == "code":
             from a3jax.evaluate.code import Code
 
             patterns = ("*.py", "*.jsonl*", "*.parquet")
             source, texts = read_texts(self.code, self.column, self.split, patterns, seed, self.skip_bad, left_out)
-            return lambda model, baseline: Code(
-                fillers(model, baseline, decoding), source, texts, left_out, self.skip_bad, self.longest, self.limit, seed
+            return lambda models: Code(
+                fillers(models["model"], models["baseline"], decoding),
+                source,
+                texts,
+                left_out,
+                self.skip_bad,
+                self.longest,
+                self.limit,
+                seed,
             )
 
         from a3jax.decode.template import Range
@@ -156,6 +193,33 @@ class Evaluate:
             source, stories = SYNTHETIC, synthetic_stories(self.limit, seed)
         else:
             source, stories = self.stories, read_stories(self.stories, self.skip_bad, left_out)
-        return lambda model, baseline: Stories(
-            fillers(model, baseline, decoding), source, stories, left_out, settings, sizes, self.longest, self.limit
+        return lambda models: Stories(
+            fillers(models["model"], models["baseline"], decoding),
+            source,
+            stories,
+            left_out,
+            settings,
+            sizes,
+            self.longest,
+            self.limit,
+        )
+
+    def _questions(self, name: Name, left_out: Counter[str]) -> "Callable[[dict[str, Model]], Task]":
+        """A task of lm-evaluation-harness."""
+        try:
+            import lm_eval  # noqa: F401
+        except ImportError:
+            raise UserError(f"{name} is asked by lm-evaluation-harness; pip install 'a3jax[harness]'") from None
+        from a3jax.evaluate.harness import A3
+        from a3jax.evaluate.local_data import read_rows
+        from a3jax.evaluate.questions import Questions
+
+        if self.data is None:
+            raise UserError(f"{name} needs --data, a folder whose folder '{name}' has the files of the data set")
+        if self.decoding.mode not in ("groups", "ar"):
+            raise UserError(f"{name} is answered in a fixed order; leave --mode {self.decoding.mode} out, or name an --order")
+        source, rows = str(self.data / name), read_rows(self.data, name, self.skip_bad, left_out)
+        order, seed = self.decoding.order, self.decoding.seed
+        return lambda models: Questions(
+            name, A3(models["model"], order, seed, self.batch), source, rows, left_out, self.skip_bad, self.limit
         )

@@ -94,9 +94,10 @@ class Kind(NamedTuple):
     """Whether a token being read sees those read before it only, or all that are read in the same pass."""
 
 
-def bucket(count: int) -> int:
-    """`count` rounded up to a power of two, at least 32, so that few sizes are ever compiled."""
-    return max(32, 1 << (count - 1).bit_length())
+def bucket(count: int, least: int = 32, steps: int = 1) -> int:
+    """`count` rounded up to one of `steps` sizes for every doubling, at least `least`, so that few are ever compiled."""
+    step = max(1, (1 << (count - 1).bit_length()) // (2 * steps))
+    return max(least, -(-count // step) * step)
 
 
 def draw(

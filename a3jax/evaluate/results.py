@@ -1,6 +1,7 @@
 """What an evaluation found: every figure is a ratio of two sums over items, and so has one formula for its standard error.
 
-Nats per token are the nats of all items over their tokens; a mean score is the sum of scores over the number of items.
+Nats per token are the nats of all items over their tokens; a mean score is the sum of scores over the number of items. A
+perplexity is the exponential of such a ratio.
 """
 
 import math
@@ -25,6 +26,8 @@ class Estimate(NamedTuple):
     items: int
 
 
+PERPLEXITY = "perplexity"
+"""The column whose shares are nats and tokens, and whose figure is not their ratio but its exponential."""
 WIDTH = 240
 """Columns of a printed table, at most: a figure that is cut off is none, so that a narrow terminal has to wrap lines."""
 Tables = dict[str, dict[str, dict[str, Estimate]]]
@@ -43,6 +46,13 @@ def ratio(shares: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(value, math.sqrt(squares * count / (count - 1)) / below, count)
 
 
+def perplexity(shares: Sequence[Sequence[float]]) -> Estimate:
+    """The exponential of nats per token, and its error to first order."""
+    nats = ratio(shares)
+    value = math.exp(min(nats.value, 700.0))
+    return Estimate(value, None if nats.error is None else value * nats.error, nats.items)
+
+
 def tabulate(figures: Iterable[Figures]) -> Tables:
     """The figures of all items together, tables, rows and columns in the order in which they come up."""
     found: dict[str, dict[str, dict[str, list[Sequence[float]]]]] = {}
@@ -52,7 +62,10 @@ def tabulate(figures: Iterable[Figures]) -> Tables:
                 for column, share in columns.items():
                     found.setdefault(table, {}).setdefault(row, {}).setdefault(column, []).append(share)
     return {
-        table: {row: {column: ratio(shares) for column, shares in columns.items()} for row, columns in rows.items()}
+        table: {
+            row: {column: (perplexity if column == PERPLEXITY else ratio)(shares) for column, shares in columns.items()}
+            for row, columns in rows.items()
+        }
         for table, rows in found.items()
     }
 

@@ -1,0 +1,202 @@
+"""Log-likelihoods of continuations, such as the choices of one question: what they share is read once.
+
+The choices of an item begin alike. The tokens that they have in common are read into a cache by one pass; a second one
+scores all choices from copies of it. Given tokens are read from left to right whatever the order of the rest, so that this
+holds in every order. From left to right one stream is enough, where it predicts as the query stream does; in any other
+order the choices are read and predicted by both.
+
+What is read has a few sizes only, so that few programs are compiled. Sizes, and not what is in them, depend on the batch.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from a3jax.config import ModelConfig, Seeding, parse_order
+from a3jax.decode.cached import FEW_ROWS, bucket, draw
+from a3jax.decode.sampling import log_prob
+from a3jax.errors import UserError
+from a3jax.loading import Model
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute, Rows, empty_cache
+
+HEADS_AT_ONCE = 8
+"""Choices whose logits are held at once: those of a large vocabulary are the largest arrays by far."""
+
+
+class Choice(NamedTuple):
+    """Tokens of a context and its continuation."""
+
+    tokens: tuple[int, ...]
+    given: int
+    """The first so many are the context, of at least one; the others are scored."""
+
+
+class Score(NamedTuple):
+    """Of a continuation."""
+
+    log_prob: float
+    """Nats."""
+    greedy: bool
+    """Whether each token is the most probable one in its place."""
+
+
+Item = Sequence[Choice]
+"""Choices that begin alike."""
+
+
+class Queries(NamedTuple):
+    """The query rows of M places, R x M each."""
+
+    token: np.ndarray
+    """x_{t-1}, where it is `known`."""
+    known: np.ndarray
+    position: np.ndarray
+    end: np.ndarray
+
+
+class Suffix(NamedTuple):
+    """What is read of R choices after what they share, R x M each."""
+
+    token: np.ndarray
+    position: np.ndarray
+    end: np.ndarray
+    """The slot after the last one that is seen; 0 for padding."""
+    target: np.ndarray
+    scored: np.ndarray
+    queries: Queries | None
+    """None where the content of a slot predicts the token of the next."""
+
+
+def longest(model: Model, order: str) -> int:
+    """Tokens of a choice at most: from left to right the last one is predicted, and not read."""
+    return model.config.context + single_stream(model, order)
+
+
+def check_length(model: Model, order: str, tokens: int) -> None:
+    """Raises `UserError` if a choice of so many tokens is longer than `longest`."""
+    if tokens > (most := longest(model, order)):
+        raise UserError(f"{tokens} tokens are more than the {most} that the model's context has room for")
+
+
+def single_stream(model: Model, order: str) -> bool:
+    """Whether the content stream predicts what the query stream would."""
+    return parse_order(order) == ("in_order", 1) and model.config.seeding == "successor"
+
+
+def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0, batch: int = 8) -> list[list[Score]]:
+    """Score every choice of `items`, of which `batch` of like length are computed at once.
+
+    An order that is drawn follows from `seed` and the choice itself. Raises `UserError` for an unknown order, and for a
+    choice that is longer than `longest`.
+    """
+    for choice in itertools.chain.from_iterable(items):
+        check_length(model, order, len(choice.tokens))
+    found: dict[int, list[Score]] = {}
+    by_size = sorted(range(len(items)), key=lambda i: (len(items[i]), max(len(choice.tokens) for choice in items[i])))
+    for _, group in itertools.groupby(by_size, key=lambda i: len(items[i])):
+        alike = list(group)
+        for begin in range(0, len(alike), batch):
+            chosen = alike[begin : begin + batch]
+            filled = chosen + [chosen[-1]] * (batch - len(chosen))
+            found |= zip(chosen, _score_batch(model, [items[i] for i in filled], order, seed))
+    return [found[i] for i in range(len(items))]
+
+
+def shared(item: Item) -> int:
+    """How many tokens the choices of an item begin with alike; at least the last of a context is each one's own."""
+    columns = zip(*(choice.tokens for choice in item))
+    alike = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    return min(alike, *(choice.given - 1 for choice in item))
+
+
+def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> list[list[Score]]:
+    """Of items that have as many choices each."""
+    length_B = np.array([shared(item) for item in items], np.int32)
+    prefix = bucket(int(length_B.max()), steps=4)
+    prefix_BxC = _stack([item[0].tokens[:length] for item, length in zip(items, length_B)], prefix)
+    owner_R = np.repeat(np.arange(len(items)), len(items[0]))
+    two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
+    read = _one_stream if single_stream(model, order) else two_streams
+    each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
+    rows = bucket(max(len(one.token) for one in each), least=8, steps=2)
+    suffix = jax.tree.map(lambda *columns: _stack(columns, rows), *each)
+    log_prob_R, greedy_R = jax.device_get(
+        _scores(model.params, prefix_BxC, length_B, owner_R, suffix, config=model.config, how=model.how)
+    )
+    scores = (Score(float(total), bool(greedy)) for total, greedy in zip(log_prob_R, greedy_R))
+    return [list(itertools.islice(scores, len(item))) for item in items]
+
+
+def _stack(rows: Sequence[Sequence[int] | np.ndarray], size: int) -> np.ndarray:
+    """Rows of different lengths as one array, padded with zeros."""
+    return np.stack([np.pad(np.asarray(row, np.int32), (0, size - len(row))) for row in rows])
+
+
+def _one_stream(choice: Choice, begin: int) -> Suffix:
+    """The content rows from slot `begin` up to the last token but one."""
+    slot = np.arange(begin, len(choice.tokens) - 1)
+    tokens = np.asarray(choice.tokens)
+    return Suffix(tokens[slot], slot, slot + 1, tokens[slot + 1], slot + 1 >= choice.given, None)
+
+
+def _two_streams(choice: Choice, begin: int, order: str, seed: int, seeding: Seeding) -> Suffix:
+    """The rows of both streams from slot `begin` on."""
+    count, tokens = len(choice.tokens), np.asarray(choice.tokens)
+    given = np.arange(count) < choice.given
+    drawn = draw(seed_of(seed, choice), choice.tokens, given.tolist(), order, seeding)
+    slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin:count], drawn.order)
+    before = slots.predecessor
+    queries = Queries(tokens[np.maximum(before, 0)], before >= 0, slots.query_position, slots.group_start * slots.predicted)
+    own = tokens[slots.token_index]
+    return Suffix(own, slots.position, slots.group_end, own, slots.predicted, queries)
+
+
+def seed_of(seed: int, content: object) -> int:
+    """A seed for whatever `content` is written as, the same in every batch and every run."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:4])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def _scores(
+    params: nnx.State, prefix_BxC: Array, length_B: Array, owner_R: Array, suffix: Suffix, config: ModelConfig, how: Compute
+) -> tuple[Array, Array]:
+    """Nats of every choice, and whether it is greedy, R each. `owner` is the item, of B, that a choice belongs to."""
+    network = nnx.merge(graph(config), params)
+    (batch, count), places = prefix_BxC.shape, suffix.token.shape[1]
+    slot_BxC = jnp.broadcast_to(jnp.arange(count), (batch, count))
+    end_BxC = jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0)
+    rows = Rows(network.embed(prefix_BxC, how), slot_BxC, jnp.zeros_like(end_BxC), end_BxC)
+    _, cache = network.run(rows, count, _few(how, count), empty_cache(config, batch, count, how))
+    cache = jax.tree.map(lambda x: jnp.pad(x[:, owner_R], ((0, 0), (0, 0), (0, places), (0, 0), (0, 0))), cache)
+
+    embedding, position, end = network.embed(suffix.token, how), jnp.asarray(suffix.position), jnp.asarray(suffix.end)
+    if suffix.queries is not None:
+        token, known, query_position, query_end = suffix.queries
+        query = network.embed_queries(token, known > 0, how)
+        embedding = jnp.concatenate([embedding, query], axis=1)
+        position, end = jnp.concatenate([position, query_position], 1), jnp.concatenate([end, query_end], 1)
+    rows = Rows(embedding, position, jnp.zeros_like(end), end)
+    hidden_RxMxD, _ = network.run(rows, places, _few(how, end.shape[1]), cache, length_B[owner_R])
+    head_VxD = network.output_matrix[...].astype(hidden_RxMxD.dtype)
+
+    def one(hidden_MxD: Array, target_M: Array, scored_M: Array) -> tuple[Array, Array]:
+        logits_MxV = jnp.einsum("md,vd->mv", hidden_MxD, head_VxD, preferred_element_type=jnp.float32)
+        greedy_M = (jnp.argmax(logits_MxV, -1) == target_M) | (scored_M == 0)
+        return jnp.where(scored_M > 0, log_prob(logits_MxV, target_M), 0.0).sum(), greedy_M.all()
+
+    chosen = (hidden_RxMxD, suffix.target, suffix.scored)
+    return jax.lax.map(lambda row: one(*row), chosen, batch_size=min(HEADS_AT_ONCE, len(hidden_RxMxD)))
+
+
+def _few(how: Compute, rows: int) -> Compute:
+    """A few rows attend to all keys at once."""
+    return how._replace(attention="dense") if rows <= FEW_ROWS else how

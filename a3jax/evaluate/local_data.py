@@ -1,0 +1,170 @@
+"""Local copies of the data sets of lm-evaluation-harness: rows of a split's JSONL or Parquet files, as the hub has them.
+
+FOLDER/TASK/                     or FOLDER/TASK/SUBSET/, if the data set has subsets; files lie in it or further below
+    validation*.jsonl            one object a line
+    validation*.parquet
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from a3jax.errors import UserError, first_line
+from a3jax.requests.reading import check_text, json_object, opened, raw_lines
+
+SPLIT = "validation"
+FORMATS = (".jsonl", ".parquet")
+
+
+class Row(NamedTuple):
+    """One question."""
+
+    where: str
+    """The file and the place in it."""
+    value: dict[str, Any]
+
+
+class DataSet(NamedTuple):
+    """What a task's rows look like."""
+
+    fields: Mapping[str, Callable[[Any], Any]]
+    """Those that the harness reads, each with what checks its value."""
+    subset: str | None = None
+    """The one that the harness takes, if the data set has several."""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"is {value!r:.40}; it must be text")
+    check_text("it", value)
+    return value
+
+
+def _words(value: Any) -> str:
+    if not _text(value).strip():
+        raise UserError("is empty")
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"is {value!r:.40}; it must be a list of texts")
+    return [_words(one) for one in value]
+
+
+def _sentence(value: Any) -> str:
+    if "_" not in _text(value):
+        raise UserError("has no _, which stands where the options go")
+    return value
+
+
+def _aliases(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or "aliases" not in value:
+        raise UserError("has no 'aliases'")
+    return {"aliases": _texts(value["aliases"])}
+
+
+def _one_of(*known: int | str) -> Callable[[Any], int | str]:
+    """A label, told as the harness expects it, whether the file has a number or its digits."""
+
+    def label(value: Any) -> int | str:
+        for one in known:
+            if str(one) == str(value):
+                return one
+        raise UserError(f"is {value!r:.40}; it must be one of {', '.join(map(str, known))}")
+
+    return label
+
+
+DATA_SETS = {
+    "hellaswag": DataSet(
+        {
+            "activity_label": _text, "ctx_a": _text, "ctx_b": _text, "endings": _texts,
+            "label": _one_of("0", "1", "2", "3"),
+        }
+    ),
+    "winogrande": DataSet(
+        {"sentence": _sentence, "option1": _words, "option2": _words, "answer": _one_of("1", "2")}, "winogrande_xl"
+    ),
+    "social_iqa": DataSet(
+        {
+            "context": _text, "question": _text, "answerA": _words, "answerB": _words, "answerC": _words,
+            "label": _one_of("1", "2", "3"),
+        }
+    ),
+    "piqa": DataSet({"goal": _text, "sol1": _words, "sol2": _words, "label": _one_of(0, 1)}),
+    "triviaqa": DataSet({"question": _text, "answer": _aliases}, "rc.nocontext"),
+}  # fmt: skip
+"""By the name of the task in the harness."""
+
+
+def read_rows(folder: Path, name: str, skip_bad: bool, left_out: Counter[str]) -> list[Row]:
+    """All questions of a task, with the fields that it needs.
+
+    Raises `UserError` where there is no such split, and for a broken line, unless such are to be counted in `left_out`.
+    """
+    found = []
+    for file in _files(folder, name):
+        for where, read in _parquet(file, name) if file.suffix == ".parquet" else _jsonl(file):
+            try:
+                found.append(Row(where, _checked(read(), name)))
+            except UserError as error:
+                message = str(error) if str(error).startswith(where) else f"{where}: {error}"
+                if not skip_bad:
+                    raise UserError(f"{message}; mend it, or pass over such with --skip-bad") from None
+                left_out["broken line"] += 1
+    if not found:
+        raise UserError(f"{folder / name} has no question in its {SPLIT} split")
+    return found
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    root = folder / name
+    if not root.is_dir():
+        raise UserError(f"{folder} has no folder '{name}'; put the files of the data set there, or name another with --data")
+    subset = DATA_SETS[name].subset
+    if subset is not None and (root / subset).is_dir():
+        root = root / subset
+    files = sorted(file for file in root.rglob(f"{SPLIT}*") if file.suffix in FORMATS and file.is_file())
+    if not files:
+        raise UserError(f"{root} has no {SPLIT} split; its files are called {SPLIT}*.jsonl or {SPLIT}*.parquet")
+    kinds = list(dict.fromkeys((file.parent, file.suffix) for file in files))
+    if len(kinds) > 1:
+        one, other = (parent / f"{SPLIT}*{suffix}" for parent, suffix in kinds[:2])
+        raise UserError(f"{root} has the {SPLIT} split twice, as {one} and as {other}; leave one of them")
+    return files
+
+
+def _jsonl(file: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Lines that are parsed when they are asked for, so that one that is broken does not end the file."""
+    with opened(str(file)) as (source, name):
+        for where, _, line in raw_lines(source, name):
+            yield where, lambda line=line, where=where: json_object(line, where)  # type: ignore[misc]
+
+
+def _parquet(file: Path, name: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    try:
+        with pq.ParquetFile(file) as source:
+            names = source.schema_arrow.names
+            table = source.read([field for field in DATA_SETS[name].fields if field in names])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{file}, row {number}", lambda row=row: row  # type: ignore[misc]
+
+
+def _checked(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fields that the task needs."""
+    found = {}
+    for field, check in DATA_SETS[name].fields.items():
+        if field not in row:
+            raise UserError(f"has no '{field}'; {name} needs {', '.join(DATA_SETS[name].fields)}")
+        try:
+            found[field] = check(row[field])
+        except UserError as error:
+            raise UserError(f"'{field}' {error}") from None
+    return found
