@@ -20,13 +20,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig, Seeding, parse_order
+from a3jax.config import ModelConfig, Seeding
 from a3jax.decode.cached import FEW_ROWS, bucket, draw
 from a3jax.decode.sampling import log_prob
 from a3jax.errors import UserError
 from a3jax.loading import Model
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, Rows, empty_cache
+from a3jax.stage import parse_order
 
 HEADS_AT_ONCE = 8
 """Choices whose logits are held at once: those of a large vocabulary are the largest arrays by far."""
@@ -61,6 +62,8 @@ class Queries(NamedTuple):
     known: np.ndarray
     position: np.ndarray
     end: np.ndarray
+    causal: np.ndarray
+    """`Order.causal`."""
 
 
 class Suffix(NamedTuple):
@@ -155,7 +158,8 @@ def _two_streams(choice: Choice, begin: int, order: str, seed: int, seeding: See
     drawn = draw(seed_of(seed, choice), choice.tokens, given.tolist(), order, seeding)
     slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin:count], drawn.order)
     before = slots.predecessor
-    queries = Queries(tokens[np.maximum(before, 0)], before >= 0, slots.query_position, slots.group_start * slots.predicted)
+    end = slots.group_start * slots.predicted
+    queries = Queries(tokens[np.maximum(before, 0)], before >= 0, slots.query_position, end, slots.causal)
     own = tokens[slots.token_index]
     return Suffix(own, slots.position, slots.group_end, own, slots.predicted, queries)
 
@@ -178,13 +182,15 @@ def _scores(
     _, cache = network.run(rows, count, _few(how, count), empty_cache(config, batch, count, how))
     cache = jax.tree.map(lambda x: jnp.pad(x[:, owner_R], ((0, 0), (0, 0), (0, places), (0, 0), (0, 0))), cache)
 
+    changed = None
     embedding, position, end = network.embed(suffix.token, how), jnp.asarray(suffix.position), jnp.asarray(suffix.end)
     if suffix.queries is not None:
-        token, known, query_position, query_end = suffix.queries
+        token, known, query_position, query_end, causal = suffix.queries
+        changed = jnp.concatenate([jnp.zeros_like(end, bool), network.changed(jnp.asarray(causal) > 0)], axis=1)
         query = network.embed_queries(token, known > 0, how)
         embedding = jnp.concatenate([embedding, query], axis=1)
         position, end = jnp.concatenate([position, query_position], 1), jnp.concatenate([end, query_end], 1)
-    rows = Rows(embedding, position, jnp.zeros_like(end), end)
+    rows = Rows(embedding, position, jnp.zeros_like(end), end, changed)
     hidden_RxMxD, _ = network.run(rows, places, _few(how, end.shape[1]), cache, length_B[owner_R])
     head_VxD = network.output_matrix[...].astype(hidden_RxMxD.dtype)
 

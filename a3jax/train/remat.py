@@ -12,13 +12,15 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig
 from a3jax.errors import UserError
 from a3jax.mesh import batch_parts, width_parts
-from a3jax.model.parameters import count
+from a3jax.model.parameters import count, shapes
 from a3jax.model.two_stream import Remat
+from a3jax.train.trained import changes
 
 SHARE = 0.8
 """Of the device's memory; the rest is for logits, attention and what the estimate leaves out."""
@@ -35,7 +37,7 @@ def choose(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -
         return config.train.remat
     if memory is None:
         return "full"
-    return "dots" if state_bytes(model, mesh) + saved_bytes(config, model, mesh) <= SHARE * memory else "full"
+    return "dots" if state_bytes(config, model, mesh) + saved_bytes(config, model, mesh) <= SHARE * memory else "full"
 
 
 def settled(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -> Config:
@@ -43,9 +45,10 @@ def settled(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) 
     return dataclasses.replace(config, train=dataclasses.replace(config.train, remat=choose(config, model, mesh, memory)))
 
 
-def state_bytes(model: ModelConfig, mesh: Mesh) -> int:
-    """Float32 parameters, gradients and both moments on one device."""
-    return 4 * 4 * count(model) // (width_parts(mesh) * mesh.shape["tensor"])
+def state_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
+    """Float32 parameters on one device, with gradients and both moments of those that are trained."""
+    changed = sum(leaf.size for leaf in jax.tree.leaves(nnx.filter_state(shapes(model), changes(config.adapt, model))))
+    return 4 * (count(model) + 3 * changed) // (width_parts(mesh) * mesh.shape["tensor"])
 
 
 def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:

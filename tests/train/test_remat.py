@@ -49,8 +49,8 @@ def test_the_estimate_is_what_jax_keeps(config, mesh):
 
 
 def test_auto_keeps_what_fits(config, mesh):
-    needed = remat.state_bytes(config.model, mesh) + remat.saved_bytes(config, config.model, mesh)
-    assert remat.state_bytes(config.model, mesh) == 16 * count(config.model)
+    needed = remat.state_bytes(config, config.model, mesh) + remat.saved_bytes(config, config.model, mesh)
+    assert remat.state_bytes(config, config.model, mesh) == 16 * count(config.model)
     enough = int(needed / remat.SHARE) + 1
     assert remat.choose(config, config.model, mesh, enough) == "dots"
     assert remat.choose(config, config.model, mesh, enough - 2) == "full"
