@@ -130,7 +130,7 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
     two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
     read = _one_stream if single_stream(model, order) else two_streams
     each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
-    rows = bucket(max(len(one.token) for one in each), least=8, steps=2)
+    rows = bucket(max(len(one.token) for one in each), least=8, steps=4)
     suffix = jax.tree.map(lambda *columns: _stack(columns, rows), *each)
     log_prob_R, greedy_R = jax.device_get(
         _scores(model.params, prefix_BxC, length_B, owner_R, suffix, config=model.config, how=model.how)
