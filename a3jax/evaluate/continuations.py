@@ -1,9 +1,9 @@
 """Log-likelihoods of continuations, such as the choices of one question: what they share is read once.
 
-The choices of an item begin alike. The tokens that they have in common are read into a cache by one pass; a second one
-scores all choices from copies of it. Given tokens are read from left to right whatever the order of the rest, so that this
-holds in every order. From left to right one stream is enough, where it predicts as the query stream does; in any other
-order the choices are read and predicted by both.
+The choices of an item begin alike. The tokens that they have in common are read into a cache by one pass; others score
+the choices from copies of it, those of like length together. Given tokens are read from left to right whatever the order
+of the rest, so that this holds in every order. From left to right one stream is enough, where it predicts as the query
+stream does; in any other order the choices are read and predicted by both.
 
 What is read has a few sizes only, so that few programs are compiled. Sizes, and not what is in them, depend on the batch.
 """
@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from a3jax.decode.sampling import log_prob
 from a3jax.errors import UserError
 from a3jax.loading import Model
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, Rows, empty_cache
+from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
 from a3jax.stage import parse_order
 
 HEADS_AT_ONCE = 8
@@ -130,18 +130,28 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
     two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
     read = _one_stream if single_stream(model, order) else two_streams
     each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
-    rows = bucket(max(len(one.token) for one in each), least=8, steps=4)
-    suffix = jax.tree.map(lambda *columns: _stack(columns, rows), *each)
-    log_prob_R, greedy_R = jax.device_get(
-        _scores(model.params, prefix_BxC, length_B, owner_R, suffix, config=model.config, how=model.how)
-    )
-    scores = (Score(float(total), bool(greedy)) for total, greedy in zip(log_prob_R, greedy_R))
-    return [list(itertools.islice(scores, len(item))) for item in items]
+    cache = _read(model.params, prefix_BxC, length_B, config=model.config, how=model.how)
+    found: dict[int, Score] = {}
+    by_size = sorted(range(len(each)), key=lambda i: len(each[i].token))
+    for begin in range(0, len(each), len(items)):
+        chosen = by_size[begin : begin + len(items)]
+        places = bucket(len(each[chosen[-1]].token), least=8, steps=4)
+        suffix = jax.tree.map(functools.partial(_columns, places), *(each[i] for i in chosen))
+        scores = _scores(
+            model.params, cache, length_B[owner_R[chosen]], owner_R[chosen], suffix, config=model.config, how=model.how
+        )
+        found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *jax.device_get(scores))}
+    in_order = (found[i] for i in range(len(each)))
+    return [list(itertools.islice(in_order, len(item))) for item in items]
 
 
 def _stack(rows: Sequence[Sequence[int] | np.ndarray], size: int) -> np.ndarray:
     """Rows of different lengths as one array, padded with zeros."""
     return np.stack([np.pad(np.asarray(row, np.int32), (0, size - len(row))) for row in rows])
+
+
+def _columns(size: int, *rows: np.ndarray) -> np.ndarray:
+    return _stack(rows, size)
 
 
 def _one_stream(choice: Choice, begin: int) -> Suffix:
@@ -170,16 +180,23 @@ def seed_of(seed: int, content: object) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "how"))
-def _scores(
-    params: nnx.State, prefix_BxC: Array, length_B: Array, owner_R: Array, suffix: Suffix, config: ModelConfig, how: Compute
-) -> tuple[Array, Array]:
-    """Nats of every choice, and whether it is greedy, R each. `owner` is the item, of B, that a choice belongs to."""
+def _read(params: nnx.State, prefix_BxC: Array, length_B: Array, config: ModelConfig, how: Compute) -> Cache:
+    """The first `length` tokens of every item, from left to right."""
     network = nnx.merge(graph(config), params)
-    (batch, count), places = prefix_BxC.shape, suffix.token.shape[1]
+    batch, count = prefix_BxC.shape
     slot_BxC = jnp.broadcast_to(jnp.arange(count), (batch, count))
     end_BxC = jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0)
     rows = Rows(network.embed(prefix_BxC, how), slot_BxC, jnp.zeros_like(end_BxC), end_BxC)
-    _, cache = network.run(rows, count, _few(how, count), empty_cache(config, batch, count, how))
+    return cast(Cache, network.run(rows, count, _few(how, count), empty_cache(config, batch, count, how))[1])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def _scores(
+    params: nnx.State, cache: Cache, length_R: Array, owner_R: Array, suffix: Suffix, config: ModelConfig, how: Compute
+) -> tuple[Array, Array]:
+    """Nats of every choice, and whether it is greedy, R each. `owner` is whose part of the cache is a choice's."""
+    network = nnx.merge(graph(config), params)
+    places = suffix.token.shape[1]
     cache = jax.tree.map(lambda x: jnp.pad(x[:, owner_R], ((0, 0), (0, 0), (0, places), (0, 0), (0, 0))), cache)
 
     changed = None
@@ -191,7 +208,7 @@ def _scores(
         embedding = jnp.concatenate([embedding, query], axis=1)
         position, end = jnp.concatenate([position, query_position], 1), jnp.concatenate([end, query_end], 1)
     rows = Rows(embedding, position, jnp.zeros_like(end), end, changed)
-    hidden_RxMxD, _ = network.run(rows, places, _few(how, end.shape[1]), cache, length_B[owner_R])
+    hidden_RxMxD, _ = network.run(rows, places, _few(how, end.shape[1]), cache, length_R)
     head_VxD = network.output_matrix[...].astype(hidden_RxMxD.dtype)
 
     def one(hidden_MxD: Array, target_M: Array, scored_M: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """The model a3 against lm-evaluation-harness's own Hugging Face backend on the same weights, and tasks on local data."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from flax import nnx
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from typed import answer, fails
@@ -132,8 +134,11 @@ def test_text_is_written_as_the_task_says(model):
         ours.generate_until(asks({"num_beams": 2}))
 
 
-@pytest.mark.parametrize("order", ["random_2", "in_order_4"])
-def test_any_order_is_that_of_teacher_forcing_whatever_the_batch(model, order):
+@pytest.mark.parametrize(("order", "adapter_rank"), [("random_2", 0), ("in_order_4", 0), ("in_order_2", 3)])
+def test_any_order_is_that_of_teacher_forcing_whatever_the_batch(model, order, adapter_rank, network):
+    if adapter_rank:
+        net = network(dataclasses.replace(model.config, adapter_rank=adapter_rank))
+        model = dataclasses.replace(model, config=net.config, params=nnx.state(net, nnx.Param))
     ours = A3(model, order=order, seed=3, batch_size=3)
     asked = PAIRS[:8]
     found = ours.loglikelihood(asked)
