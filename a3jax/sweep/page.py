@@ -112,10 +112,9 @@ def _colors(report: Report) -> dict[str, Any]:
 
 
 def _svg(figure: Any) -> str:
-    text, plt = io.StringIO(), pyplot()
-    with plt.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot().close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]  # without the prologue of a file
 
 

@@ -73,6 +73,11 @@ def test_differences_name_the_fields_that_changed(report, experiment):
         "curriculum.1.family": ("random", None),
         "curriculum.1.given": (0.0, None),
         "curriculum.1.group_size": (4, None),
+        "curriculum.1.lr_factor": (1.0, None),
+        "curriculum.1.prefix": (0.0, None),
+        "curriculum.1.ramp": (0, None),
+        "curriculum.1.ramp_of": ("probability", None),
+        "curriculum.1.sizes": ("fixed", None),
         "curriculum.1.steps": (5, None),
     }
 
