@@ -89,7 +89,7 @@ def main(options: Options) -> None:
     reads = {
         "shared context": sum(shared(item) + streams * sum(len(c.tokens) - shared(item) for c in item) for item in items),
         "each whole": sum(c.given - 1 + streams * (len(c.tokens) - c.given + 1) for (c,) in whole),
-        "a3jax.token_log_likelihoods": 2 * sum(map(len, tokens)),
+        "a3jax.token_log_likelihoods": streams * sum(map(len, tokens)),
     }
     heads = {name: sum(len(c.tokens) - c.given + 1 for (c,) in whole) for name in ways}
     heads["a3jax.token_log_likelihoods"] = sum(map(len, tokens))
