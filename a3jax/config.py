@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from a3jax.curriculum import settle
+from a3jax.curriculum import mixed, settle
 from a3jax.errors import UserError
 from a3jax.stage import HeldOutOrder, Stage
 
@@ -233,7 +233,7 @@ class Config:
     run: str | None = None
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    curriculum: tuple[Stage, ...] = (Stage(steps=1000),)
+    curriculum: tuple[Stage, ...] = mixed(1000)
     ar_share: float = 0.0
     """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
     stage itself draws so: what keeps the autoregressive ability."""

@@ -50,21 +50,25 @@ def curricula(*names: str) -> dict[str, dict[str, tuple[Stage, ...]]]:
 
 def sweep() -> Trials:
     """Three seeds of every setting, the most telling settings first."""
-    direct, adapters = curricula("direct"), {"optimizer.peak_lr": [4e-3]}
+    direct, half = curricula("direct"), curricula("half")
+    rate, query, both = {"optimizer.peak_lr": [4e-3]}, {"adapt.stream": ["query"]}, {"adapt.stream": ["both"]}
     return product(
         chain(
             product(),
             curricula("ar", "direct"),
-            product(direct, {"ar_share": [0.25]}),
-            product(curricula("half"), {"ar_share": [0.25]}),
             {"seeding": ["learned"]},
-            product(direct, {"adapt.rank": [16], "adapt.stream": ["query"]}, adapters),
-            product(direct, {"ar_share": [0.1, 0.5]}),
-            curricula("ramped", "short", "subsets"),
+            product(direct, {"adapt.rank": [16]}, query, rate),
+            product(direct, {"ar_share": [0.25]}),
+            product(half, {"adapt.rank": [16]}, query, rate),
+            product(half, {"ar_share": [0.25]}),
+            product(direct, {"ar_share": [0.5]}),
+            product(direct, {"adapt.rank": [64]}, query, rate),
             product(direct, {"ar_share": [0.25], "adapt.distill": [0.5]}),
+            curricula("ramped", "short", "subsets"),
+            product(direct, {"ar_share": [0.1]}),
             product(direct, {"optimizer.peak_lr": [5e-4, 2e-3]}),
             product(direct, {"adapt.frozen": {"embeddings and norms": ("embeddings", "norms")}}),
-            product(direct, {"adapt.rank": [16], "adapt.stream": ["both"]}, adapters),
+            product(direct, {"adapt.rank": [16]}, both, rate),
             curricula("ones", "eights"),
         ),
         seeds(3),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from a3jax.config import Config, DataConfig, Stage, check, settled
-from a3jax.curriculum import batch_sizes, mixture_at, paper, rows_at, settle, stage_at
+from a3jax.curriculum import batch_sizes, mixed, mixture_at, paper, rows_at, settle, stage_at
 from a3jax.errors import UserError
 from a3jax.plateau import Standing, judge
 from a3jax.stage import AR, Part, Plateau
@@ -56,6 +56,13 @@ def test_the_paper_goes_from_in_order_groups_of_one_to_random_groups_of_eight(st
     assert sum(stage.steps for stage in stages) == steps
     assert len({stage.steps for stage in stages[:4]}) == 1
     assert stages[4].steps >= stages[0].steps >= 1
+
+
+def test_the_default_is_random_groups_beside_the_order_of_the_source():
+    (stage,) = settle(mixed(12), 4, 100)
+    assert (stage.length, stage.name) == (12, "random_4+in_order_1")
+    assert [part.weight for part in stage.parts] == [0.75, 0.25]
+    assert stage.parts[1].is_ar
 
 
 def steps_of(*stages, **totals):

@@ -125,7 +125,9 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> 
     first, last = (points[0].nll, points[-1].nll) if points else ({}, {})
     forgotten = last[SOURCE] - first[SOURCE] if points else None
     gained = first[order] - last[order] if points else None
-    return Curve(trial.name, trial.setting, state, differences(sweep.baseline, config), stages, points, forgotten, gained)
+    return Curve(
+        trial.name, trial.setting, state, differences(sweep.baseline, trial.config), stages, points, forgotten, gained
+    )
 
 
 def differences(baseline: Config, config: Config) -> dict[str, tuple[Any, Any]]:

@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.checkpoint import MODEL
-from a3jax.config import Config, ModelConfig
+from a3jax.config import Config, ModelConfig, settled
 from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
@@ -155,8 +155,7 @@ def is_training(folder: Path) -> bool:
 
 def check_same(folder: Path, config: Config) -> None:
     """Raise `UserError` if the run in `folder` is another than `config`, but for what is free to change."""
-    before = dict(flat(dataclasses.asdict(read(Config, folder / CONFIG))))
-    now = dict(flat(dataclasses.asdict(config)))
+    before, now = (dict(flat(dataclasses.asdict(settled(one)))) for one in (read(Config, folder / CONFIG), config))
     bound = ("train.eval_every", "train.eval_windows") if any(stage.plateau for stage in config.curriculum) else ()
     for name in sorted(before.keys() | now.keys()):
         free = name not in bound and any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)

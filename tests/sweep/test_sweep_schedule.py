@@ -1,5 +1,7 @@
 """Running a sweep: so many at once, failures set apart, and whatever stops it, the same call ends it the same way."""
 
+import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -12,6 +14,7 @@ import jax
 import pytest
 from typed import answer, fails, run
 
+from a3jax.config import settled
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment import load_sweep
@@ -22,7 +25,7 @@ from a3jax.sweep.schedule import run_one, run_sweep, share_of_gpus
 from a3jax.sweep.status import status
 from a3jax.sweep.trials import Halving, make_sweep, save_sweep
 from a3jax.train.loop import train
-from a3jax.train.run import is_training
+from a3jax.train.run import check_same, is_training
 
 
 @pytest.fixture
@@ -244,3 +247,13 @@ def test_a_sweep_that_is_killed_ends_with_the_table_of_one_that_was_not(varied, 
     assert [point["step"] for point in tables[0]["curves"][0]["points"]] == [0, 3, 4, 8]
     for part in ("settings", "curves", "failed"):
         assert tables[0][part] == tables[1][part]
+
+
+def test_a_run_is_the_same_whether_its_curriculum_is_settled_yet_or_not(experiment, tmp_path):
+    """A sweep writes the experiment as it was varied, training as it runs."""
+    kept = dataclasses.replace(experiment, ar_share=0.25)
+    for written, resumed in itertools.permutations((kept, settled(kept))):
+        (tmp_path / "config.json").write_text(to_json(written))
+        check_same(tmp_path, resumed)
+    with pytest.raises(UserError, match="holds a run with curriculum"):
+        check_same(tmp_path, experiment)
