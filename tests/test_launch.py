@@ -27,7 +27,12 @@ NAMES = [
 def start(*command: object, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in NAMES and not name.startswith("SLURM_")}
     words, environment, pipe = [str(word) for word in command], inherited | environment, subprocess.PIPE
-    return subprocess.Popen(words, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, process_group=0)
+    # Whoever runs the tests in the background has them ignore SIGINT, which what they start would inherit.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(words, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, process_group=0)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
 
 
 def run(*command: object, cwd: Path | None = None, **environment: str) -> tuple[int, list[str], str]:
