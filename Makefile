@@ -1,4 +1,4 @@
-# make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~14 minutes
+# make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
 # make test     all tests                                    make check   formatting, lint, types
 PYTHON ?= python3
 BIN := .venv/bin
