@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from a3jax.checkpoint import saved_steps
 from a3jax.errors import UserError
 from a3jax.folders import hold, write_whole
 from a3jax.interrupt import stop_requests
@@ -23,7 +22,7 @@ from a3jax.processes import TRY_AGAIN
 from a3jax.progress import Progress, console
 from a3jax.strict import to_json
 from a3jax.sweep.halving import best, stops
-from a3jax.sweep.status import last_lines
+from a3jax.sweep.status import last_lines, reached
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, save_sweep
 from a3jax.train.run import CONFIG, check_same, is_training
 
@@ -137,7 +136,7 @@ def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], i
 
 def _over(folder: Path, job: Job) -> bool:
     failed = (folder / FAILED / job.trial.name).is_dir()
-    return failed or max(saved_steps(folder / RUNS / job.trial.name), default=0) >= job.stop
+    return failed or reached(folder / RUNS / job.trial.name) >= job.stop
 
 
 def _write_config(folder: Path, job: Job) -> Path:

@@ -51,7 +51,7 @@ def status(folder: Path, sweep: Sweep) -> list[Status]:
             state = "failed"
         elif is_training(run):
             state = "training"
-        elif step + _passed_over(run, step) >= trial.config.steps:
+        elif reached(run) >= trial.config.steps:
             state = "done"
         elif trial.name in gone:
             state = "dropped"
@@ -60,10 +60,11 @@ def status(folder: Path, sweep: Sweep) -> list[Status]:
     return found
 
 
-def _passed_over(run: Path, step: int) -> int:
-    """Steps of the curriculum that a saved run will never make, as a stage ended early."""
-    saved = run / STEPS / str(step) / "standing" / "metadata"
-    return read(Standing, saved).skipped if saved.is_file() else 0
+def reached(run: Path) -> int:
+    """The step of its curriculum that a run has saved: what stages that ended early passed over counts as done."""
+    step = max(saved_steps(run), default=0)
+    standing = run / STEPS / str(step) / "standing" / "metadata"
+    return step + (read(Standing, standing).skipped if standing.is_file() else 0)
 
 
 def last_lines(log: Path) -> str:

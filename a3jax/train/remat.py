@@ -46,9 +46,10 @@ def settled(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) 
 
 
 def state_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
-    """Float32 parameters on one device, with gradients and both moments of those that are trained."""
+    """Float32 on one device: parameters, gradients and both moments of those that are trained, a source to learn from."""
     changed = sum(leaf.size for leaf in jax.tree.leaves(nnx.filter_state(shapes(model), changes(config.adapt, model))))
-    return 4 * (count(model) + 3 * changed) // (width_parts(mesh) * mesh.shape["tensor"])
+    held = count(model) * (2 if config.adapt.distill else 1)
+    return 4 * (held + 3 * changed) // (width_parts(mesh) * mesh.shape["tensor"])
 
 
 def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:

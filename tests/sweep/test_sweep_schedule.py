@@ -19,10 +19,11 @@ from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment import load_sweep
 from a3jax.folders import hold
+from a3jax.plateau import Standing
 from a3jax.strict import to_json
 from a3jax.sweep import product, schedule, seeds
 from a3jax.sweep.schedule import run_one, run_sweep, share_of_gpus
-from a3jax.sweep.status import status
+from a3jax.sweep.status import reached, status
 from a3jax.sweep.trials import Halving, make_sweep, save_sweep
 from a3jax.train.loop import train
 from a3jax.train.run import check_same, is_training
@@ -257,3 +258,11 @@ def test_a_run_is_the_same_whether_its_curriculum_is_settled_yet_or_not(experime
         check_same(tmp_path, resumed)
     with pytest.raises(UserError, match="holds a run with curriculum"):
         check_same(tmp_path, experiment)
+
+
+def test_a_run_whose_stage_ended_early_is_not_run_again(experiment, tmp_path):
+    step = tmp_path / "checkpoints" / "5"
+    (step / "standing").mkdir(parents=True)
+    assert reached(tmp_path) == 5
+    (step / "standing" / "metadata").write_text(to_json(Standing(skipped=3)))
+    assert reached(tmp_path) == experiment.steps == 8
