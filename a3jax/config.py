@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from a3jax.curriculum import mixed, settle
+from a3jax.curriculum import direct, settle
 from a3jax.errors import UserError
 from a3jax.stage import HeldOutOrder, Stage
 
@@ -108,9 +108,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up; defaults are the paper's (arXiv 2601.13228)."""
+    """AdamW with warm-up; defaults are the paper's (arXiv 2601.13228), but for the learning rate of adapters."""
 
-    peak_lr: float = 2e-5
+    peak_lr: float | None = None
+    """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
     schedule: Literal["constant", "cosine", "wsd"] = "wsd"
     warmup: int = 50
     """Steps of linear warm-up."""
@@ -128,15 +129,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """Which parameters an adaptation changes: all of them, unless this says otherwise."""
+    """Which parameters change: adapters of the query stream where there is a source, unless this says otherwise."""
 
-    frozen: tuple[str, ...] = ()
-    """Parameters that stay as they are: by name (embedding, query_seed, gate, ...), or all `norms` or `embeddings`."""
     rank: int | None = None
-    """Freeze all weights and train low-rank changes to them, of this inner width, and the query seed; None keeps the
-    source's (none after import)."""
+    """Inner width of low-rank changes to the weights: these and the query seed are trained, and all weights stay. 0: there
+    are none, and all weights are trained. None: the source's own adapters or, if it has none, new ones of rank 64; 0
+    without a source."""
     stream: AdapterStream = "query"
     """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten."""
+    frozen: tuple[str, ...] = ()
+    """Of what is trained, parameters that stay all the same: by name (embedding, query_seed, gate, ...), or all `norms` or
+    `embeddings`."""
     distill: float = 0.0
     """Share of the loss that is the cross-entropy to the source model's own distribution of a token, given all tokens
     before it, in place of the token itself. It costs a forward pass of one stream, and the source's weights in memory."""
@@ -233,7 +236,7 @@ class Config:
     run: str | None = None
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    curriculum: tuple[Stage, ...] = mixed(1000)
+    curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
     """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
     stage itself draws so: what keeps the autoregressive ability."""
@@ -247,6 +250,20 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether weights stay as they are, and adapters change."""
+        if self.adapt.rank is not None:
+            return self.adapt.rank > 0
+        return self.source is not None or (self.model is not None and self.model.adapter_rank > 0)
+
+    @property
+    def peak_lr(self) -> float:
+        """The optimizer's own, or the default of what is trained."""
+        if self.optimizer.peak_lr is not None:
+            return self.optimizer.peak_lr
+        return 2e-4 if self.trains_adapters else 2e-5
 
     @property
     def steps(self) -> int:
@@ -275,7 +292,7 @@ class Config:
 
 
 def settled(config: Config) -> Config:
-    """The experiment with its curriculum settled (`a3jax.curriculum.settle`), as all that runs it wants it.
+    """The experiment with its curriculum (`a3jax.curriculum.settle`) and learning rate settled, as all that runs it wants it.
 
     Raises `UserError` for a curriculum that cannot be.
     """
@@ -287,7 +304,10 @@ def settled(config: Config) -> Config:
         config.total_tokens,
         config.ar_share,
     )
-    return dataclasses.replace(config, curriculum=stages, ar_share=0.0, total_steps=None, total_tokens=None)
+    optimizer = dataclasses.replace(config.optimizer, peak_lr=config.peak_lr)
+    return dataclasses.replace(
+        config, curriculum=stages, ar_share=0.0, total_steps=None, total_tokens=None, optimizer=optimizer
+    )
 
 
 def check(config: Config) -> None:
@@ -318,7 +338,7 @@ def check(config: Config) -> None:
         ("train.keep_best", config.train.keep_best, None),
         ("train.keep_hours", config.train.keep_hours or 0, None),
         ("guard.spike", config.guard.spike or 0, None),
-        ("optimizer.peak_lr", optimizer.peak_lr, None),
+        ("optimizer.peak_lr", config.peak_lr, None),
         ("optimizer.warmup", optimizer.warmup, None),
         ("optimizer.decay", optimizer.decay, 1),
         ("optimizer.final_lr", optimizer.final_lr, 1),
@@ -340,8 +360,8 @@ def check(config: Config) -> None:
             raise UserError(f"train.accumulate {config.train.accumulate} does not divide {name} {batch}")
     if config.adapt.distill and config.source is None:
         raise UserError(f"adapt.distill is {config.adapt.distill}, but there is no source to learn from; give source")
-    if config.adapt.rank is not None and config.adapt.rank < 1:
-        raise UserError(f"adapt.rank is {config.adapt.rank}; it must be at least 1")
+    if config.adapt.rank is not None and config.adapt.rank < 0:
+        raise UserError(f"adapt.rank is {config.adapt.rank}; it must be at least 0")
     if config.source is None and config.model is None:
         raise UserError("give source (an imported model), or model (random weights of that shape)")
 

@@ -7,7 +7,7 @@ a3jax prepare ~/fineweb data/fineweb-llama3 --tokenizer models/llama-3b
 a3jax train llama_3b
 """
 
-from a3jax.config import Config, DataConfig, ModelConfig, RopeScaling
+from a3jax.config import AdaptConfig, Config, DataConfig, ModelConfig, RopeScaling
 from a3jax.curriculum import paper
 
 
@@ -34,4 +34,5 @@ def experiment() -> Config:
         ),
         data=DataConfig(path="data/fineweb-llama3", length=2048, batch=128),
         curriculum=paper(7630),
+        adapt=AdaptConfig(rank=0),
     )

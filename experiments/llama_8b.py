@@ -7,7 +7,7 @@ a3jax prepare ~/fineweb data/fineweb-llama3 --tokenizer models/llama-8b
 a3jax train llama_8b
 """
 
-from a3jax.config import Config, DataConfig, ModelConfig, RopeScaling
+from a3jax.config import AdaptConfig, Config, DataConfig, ModelConfig, RopeScaling
 from a3jax.curriculum import paper
 
 
@@ -33,4 +33,5 @@ def experiment() -> Config:
         ),
         data=DataConfig(path="data/fineweb-llama3", length=4096, batch=64),
         curriculum=paper(7630),
+        adapt=AdaptConfig(rank=0),
     )

@@ -22,7 +22,7 @@ from a3jax.config import Config, DataConfig, OptimizerConfig, Stage, TrainConfig
 def experiment():
     return Config(
         name="road", source="{0}/model", run="{0}/run", data=DataConfig("{0}/corpus", length=32, batch=2),
-        curriculum=(Stage(2), Stage(2, "random", 4)), optimizer=OptimizerConfig(peak_lr=1e-3, warmup=1),
+        curriculum=(Stage(2, "in_order", 2), Stage(2, "random", 4)), optimizer=OptimizerConfig(peak_lr=1e-3, warmup=1),
         train=TrainConfig(compute_dtype="float32", remat="none", eval_windows=2),
     )
 """
@@ -73,7 +73,7 @@ def test_the_whole_road_in_json(folder, capsys):
     assert answer("export", folder / "run", folder / "exported", "--verify")["max_logit_difference"] < 1e-4
     assert answer("export", folder / "run", folder / "llama", "--as", "llama", "--verify")["max_logit_difference"] < 1e-4
     again = answer("import", folder / "exported", folder / "again")
-    assert again["parameters"] == imported["parameters"]
+    assert again["parameters"] > imported["parameters"], "adapters come along"
     assert answer("generate", folder / "again", "--text", "The number [[3]].")["blanks"]
 
     run("generate", folder / "run", "--text", "The number [[3]].")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from a3jax.config import Config, DataConfig, Stage, check, settled
-from a3jax.curriculum import batch_sizes, mixed, mixture_at, paper, rows_at, settle, stage_at
+from a3jax.curriculum import batch_sizes, direct, mixed, mixture_at, paper, rows_at, settle, stage_at
 from a3jax.errors import UserError
 from a3jax.plateau import Standing, judge
 from a3jax.stage import AR, Part, Plateau
@@ -58,7 +58,8 @@ def test_the_paper_goes_from_in_order_groups_of_one_to_random_groups_of_eight(st
     assert stages[4].steps >= stages[0].steps >= 1
 
 
-def test_the_default_is_random_groups_beside_the_order_of_the_source():
+def test_our_own_are_random_groups_alone_or_beside_the_order_of_the_source():
+    assert settle(direct(12), 4, 100) == (Stage(12, "random", 4),)
     (stage,) = settle(mixed(12), 4, 100)
     assert (stage.length, stage.name) == (12, "random_4+in_order_1")
     assert [part.weight for part in stage.parts] == [0.75, 0.25]

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from a3jax.checkpoint import find, save_model
-from a3jax.config import Config, DataConfig, Stage
+from a3jax.config import AdaptConfig, Config, DataConfig, Stage
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.describe import describe
@@ -92,6 +92,7 @@ def test_a_corpus_and_a_run_and_where_it_stands(model, tmp_path):
         source=str(model),
         data=DataConfig(str(tmp_path / "data"), length=32, batch=1),
         curriculum=(Stage(1), Stage(2, "random", 4)),
+        adapt=AdaptConfig(rank=0),
     )
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, save_every=1, eval_every=9)))
     facts = describe(tmp_path / "run")

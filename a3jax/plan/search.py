@@ -58,7 +58,8 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
 
     The step compiled is that of the stage with most work. Raises `UserError` if no mesh divides topology, model and batch.
     """
-    model, config = model_of(config), settled(config)
+    config = settled(config)
+    model = model_of(config)
     trained = [stage for stage in config.curriculum if stage.length]
     stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length))
     config = dataclasses.replace(config, curriculum=(dataclasses.replace(stage, batch=None),))

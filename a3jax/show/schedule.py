@@ -44,7 +44,7 @@ def curve(config: Config, points: int) -> Curve:
     """A settled curriculum at so many steps, evenly spread, or at all if it has fewer."""
     stages = config.curriculum
     step_C = np.unique(np.linspace(0, config.steps - 1, points).round().astype(int))
-    rate_C = np.asarray(schedule(config.optimizer, config.steps)(jnp.asarray(step_C)))
+    rate_C = np.asarray(schedule(config.optimizer, config.peak_lr, config.steps)(jnp.asarray(step_C)))
     shares: dict[str, np.ndarray] = {}
     size_C, factor_C = np.zeros(len(step_C)), np.zeros(len(step_C))
     for column, step in enumerate(step_C.tolist()):

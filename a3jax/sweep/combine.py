@@ -1,7 +1,7 @@
 """Combinators: which fields of an experiment take which values, as small values that combine.
 
     def sweep() -> Trials:
-        return product({"optimizer.peak_lr": [1e-4, 3e-4], "curriculum": {"paper": paper(600), "direct": direct}}, seeds(3))
+        return product({"optimizer.peak_lr": [1e-4, 3e-4], "curriculum": {"a": mixed(600), "b": direct(600)}}, seeds(3))
 
 A trial is a set of changes to an experiment, a field by its dotted name each. Values are listed, or given a label each in a
 dict, as those that are no plain numbers or words must be. Wherever trials are taken, a dict of fields stands for them.

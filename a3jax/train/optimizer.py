@@ -6,10 +6,9 @@ import optax
 from a3jax.config import OptimizerConfig
 
 
-def schedule(config: OptimizerConfig, steps: int, factor: float = 1.0) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, cosine, or constant with a linear end (WSD); times `factor`."""
+def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up to `peak`, then constant, cosine, or constant with a linear end (WSD)."""
     warmup = min(config.warmup, steps)
-    peak = factor * config.peak_lr
     final = peak * config.final_lr
     rest = max(1, steps - warmup)
     if config.schedule == "cosine":

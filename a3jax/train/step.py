@@ -117,7 +117,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 
     The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.rows_at`).
     """
-    rate = schedule(config.optimizer, config.steps, stage.lr_factor)
+    rate = schedule(config.optimizer, stage.lr_factor * config.peak_lr, config.steps)
     how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch
     changed = changes(config.adapt, model)
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
@@ -183,7 +183,7 @@ def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
 
 def _any_optimizer(config: Config) -> optax.GradientTransformation:
     """That of any stage: their states begin alike."""
-    return make_optimizer(config.optimizer, schedule(config.optimizer, config.steps))
+    return make_optimizer(config.optimizer, schedule(config.optimizer, config.peak_lr, config.steps))
 
 
 def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from a3jax.config import AdaptConfig, Config, ModelConfig
 from a3jax.errors import UserError
-from a3jax.model.adapters import adapted, factors
+from a3jax.model.adapters import adapted, content_is_fixed, factors
 from a3jax.model.parameters import shapes
 from a3jax.strict import nearest
 
@@ -20,26 +20,39 @@ GROUPS = {
     "embeddings": ("embedding", "head"),
 }
 """What `AdaptConfig.frozen` may say instead of names."""
+RANK = 64
+"""Of the adapters that an adaptation begins with, unless it says otherwise (docs/study.md)."""
 
 
 def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
-    """The model that an experiment makes of its source's. Raises `UserError` where the source has other adapters."""
+    """The model that an experiment makes of its source's, or of its own shape.
+
+    Raises `UserError` where the source has other adapters, and for a stage that would train nothing.
+    """
     model = source if config.seeding is None else dataclasses.replace(source, seeding=config.seeding)
     if config.adapt.distill and source.adapter_rank:
         raise UserError("adapt.distill is given, but the source has adapters; only a model without can be learned from")
-    if (rank := config.adapt.rank) is None:
-        return model
-    stream = config.adapt.stream
-    if source.adapter_rank and (source.adapter_rank, source.adapter_stream) != (rank, stream):
-        there = f"adapters of rank {source.adapter_rank} ({source.adapter_stream})"
-        raise UserError(f"adapt.rank is {rank} ({stream}), but the source has {there}; leave adapt.rank out")
-    return dataclasses.replace(model, adapter_rank=rank, adapter_stream=stream)
+    rank, stream = config.adapt.rank, config.adapt.stream
+    if source.adapter_rank:
+        if rank is not None and (source.adapter_rank, source.adapter_stream) != (rank, stream):
+            there = f"adapters of rank {source.adapter_rank} ({source.adapter_stream})"
+            raise UserError(f"adapt.rank is {rank} ({stream}), but the source has {there}; leave adapt.rank out")
+    elif config.trains_adapters:
+        model = dataclasses.replace(model, adapter_rank=RANK if rank is None else rank, adapter_stream=stream)
+    if content_is_fixed(model) and model.seeding == "successor":
+        for i, stage in enumerate(config.curriculum):
+            if stage.length and all(part.is_ar for part in stage.parts):
+                raise UserError(
+                    f"curriculum.{i} ({stage.name}) would train nothing: from left to right, adapters of the query stream do "
+                    "not apply; leave it out, or give adapt.rank 0 to train all weights"
+                )
+    return model
 
 
 def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bool]:
     """An NNX filter of the parameters that change: where there are adapters these and the query seed, else all not frozen.
 
-    Raises `UserError` for a name in `frozen` that the model does not have, and where nothing is left to train.
+    Raises `UserError` for a name in `frozen` that the model does not have or that stays anyway, and where nothing is left.
     """
     names = {str(path[-1]) for path, _ in nnx.to_flat_state(shapes(model))}
     for name in adapt.frozen:
@@ -47,6 +60,11 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
             known = nearest(name, names | set(GROUPS)) or f"; they are {', '.join(sorted(names))}"
             raise UserError(f"adapt.frozen names '{name}', which is no parameter of this model{known}")
     left = adapters(model) | {"query_seed"} if model.adapter_rank else names
+    for name in adapt.frozen:
+        if not left & {name, *GROUPS.get(name, ())}:
+            raise UserError(
+                f"adapt.frozen names '{name}', but only adapters are trained; give adapt.rank 0 to train all weights"
+            )
     changed = left - {one for name in adapt.frozen for one in GROUPS.get(name, (name,))}
     if not changed:
         raise UserError("adapt.frozen names all parameters; leave some out, or there is nothing to train")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from a3jax.checkpoint import find, load_arrays
-from a3jax.config import Config, MeshConfig
+from a3jax.config import AdaptConfig, Config, MeshConfig
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import ORDERS
 from a3jax.strict import to_json
@@ -271,7 +271,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(change, message,
 
 
 def test_a_model_given_beside_its_source_must_be_that_of_the_source(uninterrupted, experiment):
-    config = dataclasses.replace(experiment("other"), source=uninterrupted)
+    config = dataclasses.replace(experiment("other"), source=uninterrupted, adapt=AdaptConfig(rank=0))
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, rope_theta=7.0))
     with pytest.raises(UserError, match=r"model.rope_theta is 7.0, but .* has 10000.0; correct the experiment's model"):
         train(other)

@@ -15,8 +15,8 @@ PEAK = 1e-3
 
 
 def rates(steps=100, **changes):
-    settings = {"peak_lr": PEAK, "warmup": 10, "decay": 0.2, "final_lr": 0.1, **changes}
-    return schedule(OptimizerConfig(**settings), steps)
+    settings = {"warmup": 10, "decay": 0.2, "final_lr": 0.1, **changes}
+    return schedule(OptimizerConfig(**settings), PEAK, steps)
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
@@ -71,7 +71,7 @@ def params(tiny, network):
 
 
 def step(config, params, gradients, state=None, steps=100):
-    optimizer = make_optimizer(config, schedule(config, steps))
+    optimizer = make_optimizer(config, schedule(config, config.peak_lr, steps))
     state = optimizer.init(params) if state is None else state
     updates, state = jax.jit(optimizer.update)(gradients, state, params)
     return optax.apply_updates(params, updates), state

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them fixtures
 
-from a3jax.config import AdaptConfig
+from a3jax.config import AdaptConfig, OptimizerConfig, settled
 from a3jax.errors import UserError
 from a3jax.stage import Stage
 from a3jax.train import step as steps
@@ -91,11 +91,37 @@ def test_a_model_has_nothing_to_learn_from_itself(stage, tiny, batch, mesh):  # 
     assert other > 1e-2 * norms[1e-9], "in another order it has"
 
 
+def test_a_source_gets_adapters_unless_all_weights_are_to_be_trained(tiny):
+    fresh, adapted = experiment(tiny()), dataclasses.replace(experiment(tiny()), source="models/source")
+    assert trained_model(fresh, tiny()) == tiny()
+    assert trained_model(adapted, tiny()) == tiny(adapter_rank=64, adapter_stream="query")
+    whole = dataclasses.replace(adapted, adapt=AdaptConfig(rank=0))
+    assert trained_model(whole, tiny()) == tiny()
+    rates = [
+        settled(dataclasses.replace(one, optimizer=OptimizerConfig())).optimizer.peak_lr for one in (fresh, adapted, whole)
+    ]
+    assert rates == [2e-5, 2e-4, 2e-5]
+    with pytest.raises(UserError, match=r"adapt.rank is 0 \(query\), but the source has adapters of rank 2 \(both\)"):
+        trained_model(whole, tiny(adapter_rank=2, adapter_stream="both"))
+
+
+def test_a_stage_that_adapters_learn_nothing_from_is_refused(tiny):
+    stages = Stage(0), Stage(1, "random", 4), Stage(1, "in_order", 1)
+    config = dataclasses.replace(experiment(tiny()), source="models/source", curriculum=stages)
+    with pytest.raises(UserError, match=r"curriculum.2 \(in_order_1\) would train nothing: .* adapt.rank 0"):
+        trained_model(config, tiny())
+    for other in (AdaptConfig(rank=0), AdaptConfig(stream="both")):
+        trained_model(dataclasses.replace(config, adapt=other), tiny())
+    trained_model(config, tiny(seeding="learned"))
+
+
 def test_unknown_names_and_nothing_left_are_refused(tiny):
     with pytest.raises(UserError, match=r"adapt.frozen names 'embeding', .* did you mean 'embedd"):
         changes(AdaptConfig(frozen=("embeding",)), tiny())
     with pytest.raises(UserError, match="names all parameters"):
         changes(AdaptConfig(frozen=tuple(names(steps.shapes(tiny())))), tiny())
+    with pytest.raises(UserError, match=r"adapt.frozen names 'norms', but only adapters are trained; give adapt.rank 0"):
+        changes(AdaptConfig(frozen=("norms",)), tiny(adapter_rank=2))
 
 
 def test_adapters_of_the_source_are_kept_and_others_refused(tiny):
