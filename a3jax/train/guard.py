@@ -1,7 +1,8 @@
 """Bad steps: a loss or a gradient that is not finite, or a loss that jumps above those before it.
 
 Whether a step is bad is decided inside it, on all devices alike, and a bad step changes neither parameters nor moments;
-counts go on, so that the learning rate follows the step. What then happens (stop, skip, roll back) is the loop's to do.
+counts go on, so that the learning rate follows the step. The optimizer is told, and leaves its moments as they are
+(`a3jax.train.optimizer`). What then happens (stop, skip, roll back) is the loop's to do.
 """
 
 from typing import NamedTuple
@@ -38,7 +39,7 @@ def init(optimizer: optax.GradientTransformation, params: nnx.State) -> GuardedS
 
 
 def update(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     grads: nnx.State,
     state: GuardedState,
     params: nnx.State,
@@ -52,11 +53,8 @@ def update(
     bad = ~jnp.isfinite(loss) | ~jnp.isfinite(gradient_norm)
     if config.spike is not None:
         bad |= (good >= ENOUGH) & (loss > state.mean + config.spike)
-    updates, new = optimizer.update(grads, state.optimizer, params)
+    updates, new = optimizer.update(grads, state.optimizer, params, norm=gradient_norm, bad=bad)
     updates = jax.tree.map(lambda u: jnp.where(bad, jnp.zeros_like(u), u), updates)
-    new = jax.tree.map(
-        lambda n, old: n if jnp.issubdtype(n.dtype, jnp.integer) else jnp.where(bad, old, n), new, state.optimizer
-    )
     weight = jnp.maximum(1 / (good + 1), 1 - MEMORY)
     mean = jnp.where(bad, state.mean, jnp.where(good == 0, loss, state.mean + weight * (loss - state.mean)))
     return updates, GuardedState(new, mean, jnp.where(bad, good, good + 1), stage), bad

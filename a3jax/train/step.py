@@ -148,8 +148,8 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
             zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
             (total, count, grads), _ = jax.lax.scan(add, zeros, micro)
         count = jnp.maximum(count, 1)
-        grads = jax.tree.map(lambda g: g / count, grads)
-        loss, norm = total / count, optax.tree.norm(grads)
+        loss, norm = total / count, optax.tree.norm(grads) / count
+        grads = jax.tree.map(lambda g: g * (1 / count), grads)  # a division would not be fused into what follows
         rate_now = rate(state.step + state.skipped)
         optimizer = make_optimizer(config.optimizer, lambda _: rate_now)
         updates, optimizer_state, bad = guard.update(

@@ -9,14 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from a3jax.config import GuardConfig
+from a3jax.config import GuardConfig, OptimizerConfig
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.train import guard
 from a3jax.train.loop import train
 from a3jax.train.metrics import read
+from a3jax.train.optimizer import make_optimizer
 
-OPTIMIZER = optax.adam(0.1)
+OPTIMIZER = make_optimizer(OptimizerConfig(clip=10.0, weight_decay=0.0), lambda _: 0.1)
+"""Clips none of the gradients below."""
 STOP = GuardConfig()
 PARAMS = {"w": jnp.asarray([1.0, -2.0])}
 
@@ -46,11 +48,25 @@ def test_a_bad_step_leaves_parameters_and_moments_as_they_were():
         assert (history[2] != history[1]).all()
 
 
+def test_a_bad_step_leaves_every_bit_of_the_moments_and_counts_on():
+    def update(state, value, loss):
+        grads = {"w": jnp.full(2, value)}
+        return guard.update(OPTIMIZER, grads, state, PARAMS, loss, jnp.float32(1), jnp.uint32(7), STOP)[1].optimizer
+
+    before = guard.init(OPTIMIZER, PARAMS)
+    before = before._replace(optimizer=update(before, 0.3, jnp.float32(2)))
+    after = update(before, math.nan, jnp.float32(math.nan))
+    for old, new in zip(jax.tree.leaves(before.optimizer), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(new, old + 1 if jnp.issubdtype(old.dtype, jnp.integer) else old)
+
+
 def test_without_bad_steps_it_is_the_optimizer_itself():
     _, history = go([2.0] * 5)
-    params, state = PARAMS, OPTIMIZER.init(PARAMS)
+    settings = OptimizerConfig()
+    adam = optax.adam(0.1, settings.b1, settings.b2, settings.eps)
+    params, state = PARAMS, adam.init(PARAMS)
     for expected in history:
-        updates, state = OPTIMIZER.update({"w": jnp.full(2, 0.5)}, state, params)
+        updates, state = adam.update({"w": jnp.full(2, 0.5)}, state, params)
         params = optax.apply_updates(params, updates)
         np.testing.assert_array_equal(params["w"], expected)
 
