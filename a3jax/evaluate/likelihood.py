@@ -3,6 +3,7 @@
 The order is data, so one compiled program serves every order family and group size.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
@@ -79,16 +80,7 @@ class HeldOut:
             {k: put(np.pad(v, ((0, pad), (0, 0)))[i : i + batch]) for k, v in windows.items()} for i in range(0, count, batch)
         ]
         self._batch, self._model = batch, model
-
-        def sums(params: nnx.State, tokens_BxL: Array, order: Order) -> dict[str, list[tuple[Array, Array]]]:
-            network = nnx.merge(graph, params)
-            nll_BxL = sort(-log_probs(network, tokens_BxL, order, how), order.token_index)
-            return {
-                name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
-                for name, part_BxL in _parts(order).items()
-            }
-
-        self._sums = jax.jit(sums)
+        self._sums = functools.partial(_sums, graph, how)
         self._draw = jax.jit(draw_order, static_argnames=("family", "group_size", "given", "seeding"))
 
     def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, Nll]:
@@ -110,6 +102,18 @@ class HeldOut:
         total, count = rank.sum(0)
         by_rank, by_visible = (tuple(nll / n if n else None for nll, n in part.tolist()) for part in (rank, visible))
         return Nll(float(total / max(1, count)), by_rank, by_visible)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sums(
+    graph: nnx.GraphDef, how: Compute, params: nnx.State, tokens_BxL: Array, order: Order
+) -> dict[str, list[tuple[Array, Array]]]:
+    """NLL and number of the tokens of every part. Compiled once a process, for all who evaluate the same model."""
+    nll_BxL = sort(-log_probs(nnx.merge(graph, params), tokens_BxL, order, how), order.token_index)
+    return {
+        name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
+        for name, part_BxL in _parts(order).items()
+    }
 
 
 def _parts(order: Order) -> dict[str, Array]:

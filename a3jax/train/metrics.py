@@ -2,12 +2,19 @@
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from a3jax.errors import UserError
+
+# tensorboardX imports PyTorch where it is installed, for tensors that are never written here: seconds of every start.
+if hide := "torch" not in sys.modules:
+    sys.modules["torch"] = None  # type: ignore[assignment]
 from tensorboardX import SummaryWriter
 
-from a3jax.errors import UserError
+if hide:
+    del sys.modules["torch"]
 
 METRICS, EVENTS = "metrics.jsonl", "events"
 

@@ -3,13 +3,17 @@
 import dataclasses
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
+from jax.sharding import Mesh
 
 from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.data.prepare import prepare
+from a3jax.strict import to_json
+from a3jax.train import compiled
 from a3jax.train.loop import train
 
 
@@ -52,3 +56,21 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = train(make_experiment(corpus, tmp_path_factory.mktemp("whole"), "whole"))
     assert (summary.steps, summary.stopped_by) == (8, 0)
     return Path(summary.run)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lowered_once() -> Iterator[None]:
+    """Runs here repeat each other's steps: each is traced and lowered for the first of them, and compiled for all."""
+    lower, kept = compiled.lower, {}
+
+    def once(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
+        names = ("compute_dtype", "attention", "remat", "accumulate", "loss_chunk")
+        in_step = TrainConfig(**{name: getattr(config.train, name) for name in names})
+        key = (to_json(dataclasses.replace(config, name="", run=None, train=in_step)), model, stage, mesh)
+        if key not in kept:
+            kept[key] = lower(config, model, stage, mesh)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "lower", once)
+        yield

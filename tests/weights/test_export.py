@@ -112,6 +112,7 @@ def test_the_folder_says_what_it_is(imported, tmp_path):
     assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
 
 
+@pytest.mark.slow
 def test_mixed_dtypes_stay_mixed(imported, tmp_path):
     arrays = load_arrays(imported("llama", "bfloat16"))
     arrays = arrays | {"final_norm": load_arrays(imported("llama"))["final_norm"]}

@@ -62,6 +62,7 @@ def _fill_in_torch(model, rows: dict[str, np.ndarray], size: int, order: str | N
     return model.infill(**given, group_size=size, order=order or torch.from_numpy(rows["rank"])).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_infilling_equals_ours(case, exported):
     ours, folder = exported(case)

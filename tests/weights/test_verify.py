@@ -13,6 +13,8 @@ from a3jax.record import Record
 from a3jax.weights.exporter import export_model
 from a3jax.weights.verify import TOLERANCE, Verification, verify
 
+pytestmark = pytest.mark.slow
+
 
 def _changed(checkpoint: Checkpoint, out: Path, seed_scale: float = 1.0, **changes) -> Checkpoint:
     """The checkpoint with another query seed, and changes to its configuration."""
