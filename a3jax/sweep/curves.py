@@ -186,7 +186,7 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
             steps = max((done for done in logged if 0 < done <= steps), default=steps)
         windows = steps * config.at(stage).data.batch
         step, tokens = step + steps, tokens + windows * length
-        total += windows * flops.per_window(model, stage, length)
+        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
         yield StageEnd(stage.name, step, tokens, total)
 
 
