@@ -1,6 +1,7 @@
 """The scripts in launch/: every process is told its place, signals and statuses pass through, nothing starts twice."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -244,6 +245,28 @@ def test_gke_sweep_runs_each_trial_by_its_own_number():
     (container,) = job["template"]["spec"]["containers"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
     assert [*container["command"], *container["args"]] == ["sh", "-c", f"exec {command}"]
+
+
+def test_trials_of_several_hosts_are_jobsets_of_their_own(tmp_path):
+    """The loop of docs/sweep.md, as it stands there."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    page = (LAUNCH.parent / "docs" / "sweep.md").read_text()
+    (loop,) = re.findall(r"^    export IMAGE=\S+ CLAIM=.*?^    done$", page, re.MULTILINE | re.DOTALL)
+    substitute = "import os, string, sys; print(string.Template(sys.stdin.read()).substitute(os.environ))"
+    fakes = {"envsubst": f'{shlex.quote(sys.executable)} -c "{substitute}"', "kubectl": "cat; printf '%s\\n' --- \"$@\" ---"}
+    for name, command in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    status, said, errors = run("bash", "-ec", loop, cwd=LAUNCH.parent, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (status, errors) == (0, "")
+    applied = list(yaml.safe_load_all("\n".join(said)))
+    assert applied[1::2] == ["apply -f -"] * 12
+    for i, jobset in enumerate(applied[:-1:2]):
+        assert (jobset["kind"], jobset["metadata"]["name"]) == ("JobSet", f"rates-{i}")
+        job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+        assert job["completions"] == 4
+        (container,) = job["template"]["spec"]["containers"]
+        assert container["args"] == [f"exec a3jax sweep run mine --out /shared/sweeps/mine --index {i}"]
 
 
 def test_gke_names_what_it_must_and_every_choice_stands_in_its_first_lines():

@@ -72,11 +72,12 @@ def read_costs(compiled: jax.stages.Compiled) -> Costs:
 def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, topology: Topology) -> Roofline:
     """Set what one device does in a step against what it can do."""
     devices, windows, length = len(topology.devices), config.data.batch, config.data.length
-    useful = windows * flops.per_window(model, stage, length)
+    useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
     executed = costs.matmul_flops * devices
     if costs.hidden_matmuls:
         passes = _BACKWARD + (2 if config.train.remat == "full" else 1)
         executed += windows * passes * flops.attention_forward(model, stage, length)
+        executed += windows * flops.source_attention(model, length) if config.adapt.distill else 0
     compute = executed / devices / topology.flops_per_second
     memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second
     communication = sum(costs.sent_bytes.values()) / topology.chip.ici_bytes_per_second

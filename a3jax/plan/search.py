@@ -133,7 +133,7 @@ def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -
     token = 2 * model.layers * model.kv_heads * model.head_width * width / mesh.tensor
     keys = 3 * parts * _tokens(config) * token * (mesh.context - 1) / mesh.context
     communication = (gathered + reduced + summed + keys) / topology.chip.ici_bytes_per_second
-    useful = config.data.batch * flops.per_window(model, config.curriculum[0], config.data.length)
+    useful = config.data.batch * flops.per_window(model, config.curriculum[0], config.data.length, config.adapt.distill > 0)
     arithmetic = useful / len(topology.devices) / topology.flops_per_second
     tokens = config.data.batch * config.data.length
     return max(arithmetic, communication) / tokens, (arithmetic + communication) / tokens

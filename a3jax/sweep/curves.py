@@ -1,13 +1,17 @@
 """What the runs of a sweep have learned and what they have forgotten, from what they logged.
 
-Both are held-out nats per token, against the same run before its first step: `forgotten` is what the left-to-right order has
-lost, `gained` what the order that stands for any order has won. A setting is what runs have in common that differ in their
-seed only. It lies on the Pareto front if no other forgets less and gains as much, or gains more and forgets as little.
+Both are held-out nats per token, against the source model: `forgotten` is what the left-to-right order has lost, `gained`
+what the order that stands for any order has won. Before its first step a run is its source, unless its queries start in
+another way. So of the runs that start from the same weights and are evaluated alike, the one that reads best from left to
+right at step 0 speaks for the source of all of them: where one has successor seeding, these are the source's own figures.
+
+A setting is what runs have in common that differ in their seed only. It lies on the Pareto front if no other forgets less
+and gains as much, or gains more and forgets as little.
 """
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +65,10 @@ class Curve:
     """Fields whose values differ from the baseline's: the baseline's, and its own."""
     stages: tuple[StageEnd, ...]
     points: tuple[Point, ...]
+    source: Point | None
+    """The source model: the best first evaluation of all runs that start from its weights and are evaluated alike."""
+    untrained: bool
+    """Whether all of those start with a query seed that may be untrained, so that none shows the source as it was."""
     forgotten: float | None
     gained: float | None
     """At the last evaluation."""
@@ -104,16 +112,24 @@ class Report:
     curves: tuple[Curve, ...]
     failed: tuple[Status, ...]
 
+    @property
+    def best_first(self) -> list[Setting]:
+        """The settings by what they have gained, those that are done before the others."""
+        return sorted(self.settings, key=lambda one: (not one.done, -one.gained))
+
 
 def compare(folder: Path, sweep: Sweep, order: str) -> Report:
     """Read all runs in `folder`."""
     found = status(folder, sweep)
-    curves = tuple(_curve(folder, sweep, trial, one.state, order) for trial, one in zip(sweep.trials, found))
+    curves = _against_sources(
+        [_curve(folder, sweep, trial, one.state) for trial, one in zip(sweep.trials, found)], sweep, order
+    )
     settings = _with_front([made for name in dict.fromkeys(c.setting for c in curves) if (made := _setting(name, curves))])
     return Report(order, tuple(settings), curves, tuple(one for one in found if one.state == "failed"))
 
 
-def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> Curve:
+def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str) -> Curve:
+    """What a run has measured, not yet compared with anything."""
     run = folder / (FAILED if state == "failed" else RUNS) / trial.name
     config = read(Config, run / CONFIG) if (run / CONFIG).is_file() else trial.config
     stages: tuple[StageEnd, ...] = ()
@@ -122,12 +138,35 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> 
         rows = read_metrics(run)
         stages = tuple(_stage_ends(settled(config), read(ModelConfig, run / MODEL), rows))
         points = tuple(_points(stages, rows))
-    first, last = (points[0].nll, points[-1].nll) if points else ({}, {})
-    forgotten = last[SOURCE] - first[SOURCE] if points else None
-    gained = first[order] - last[order] if points else None
-    return Curve(
-        trial.name, trial.setting, state, differences(sweep.baseline, trial.config), stages, points, forgotten, gained
-    )
+    changed = differences(sweep.baseline, trial.config)
+    return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
+
+
+def _against_sources(curves: Sequence[Curve], sweep: Sweep, order: str) -> tuple[Curve, ...]:
+    """Each with its source, and what it has forgotten and gained of that."""
+    starts: dict[Hashable, list[tuple[Point, bool]]] = {}
+    for curve, trial in zip(curves, sweep.trials):
+        if curve.points:
+            untrained = trial.config.seeding == "learned"
+            starts.setdefault(_begins_as(trial.config), []).append((curve.points[0], untrained))
+
+    def compared(curve: Curve, config: Config) -> Curve:
+        if not curve.points:
+            return curve
+        source, untrained = min(starts[_begins_as(config)], key=lambda start: start[0].nll[SOURCE])
+        last = curve.points[-1].nll
+        forgotten, gained = last[SOURCE] - source.nll[SOURCE], source.nll[order] - last[order]
+        return dataclasses.replace(curve, source=source, untrained=untrained, forgotten=forgotten, gained=gained)
+
+    return tuple(compared(curve, trial.config) for curve, trial in zip(curves, sweep.trials))
+
+
+def _begins_as(config: Config) -> Hashable:
+    """The same for runs that start from the same weights, and evaluate them on the same windows in the same orders."""
+    weights = config.source or (config.model, config.seed)
+    corpora = tuple(source.path for source in config.data.sources)
+    windows = config.data.length, config.train.eval_windows, config.data.batch // config.train.accumulate
+    return weights, corpora, windows, config.train.compute_dtype
 
 
 def differences(baseline: Config, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -147,7 +186,7 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
             steps = max((done for done in logged if 0 < done <= steps), default=steps)
         windows = steps * config.at(stage).data.batch
         step, tokens = step + steps, tokens + windows * length
-        total += windows * flops.per_window(model, stage, length)
+        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
         yield StageEnd(stage.name, step, tokens, total)
 
 

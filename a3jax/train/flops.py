@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from a3jax.config import ModelConfig, Stage
-from a3jax.model.adapters import adapted, content_is_fixed, factors
+from a3jax.model.adapters import adapted, content_is_fixed, factors, without_adapters
 from a3jax.model.parameters import shapes
 from a3jax.train.step import single_stream
 
@@ -34,15 +34,15 @@ def peak(device: jax.Device) -> float | None:
     return PEAK_BF16[max(known, key=len)] if known else None
 
 
-def per_window(model: ModelConfig, stage: Stage, length: int) -> float:
-    """FLOPs of one window of `length` tokens, forward and backward.
+def per_window(model: ModelConfig, stage: Stage, length: int, distilled: bool = False) -> float:
+    """FLOPs of one window of `length` tokens, forward and backward; of a distilled model, its source's too.
 
     A matrix product with an a x b weight costs 2ab per row, and as much again backward for each of its factors that has a
     gradient: the rows, unless they are those of a fixed content stream, and the weight, unless only adapters are trained.
     `attention_forward` counts the rest. Parameters that are frozen by name count as if they were not.
     """
     single, fixed = single_stream(stage, model), content_is_fixed(model)
-    sizes = {name: leaf.size // model.layers for name, leaf in nnx.to_pure_dict(shapes(model))["blocks"].items()}
+    sizes = _sizes(model)
     layers = {name: _layers(model, name.removesuffix("_in").removesuffix("_out"), single) for name in _products(model)}
     passes = 2 if model.adapter_rank else 3
     head = model.width * model.vocab * (1 if single and fixed else passes)
@@ -52,7 +52,21 @@ def per_window(model: ModelConfig, stage: Stage, length: int) -> float:
             weights += 3 * sizes[name] * (query if fixed else content + query)
         else:
             weights += sizes[name] * ((1 if fixed else passes) * content + passes * query)
-    return length * 2 * weights + attention(model, stage, length)
+    own = length * 2 * weights + attention(model, stage, length)
+    return own + _of_source(model, length) if distilled else own
+
+
+def _of_source(model: ModelConfig, length: int) -> float:
+    """FLOPs of one stream of the source model, forward only, and of its logits."""
+    weights = model.width * model.vocab + model.layers * sum(
+        _sizes(model)[name] for name in _products(without_adapters(model))
+    )
+    return length * 2 * weights + source_attention(model, length)
+
+
+def source_attention(model: ModelConfig, length: int) -> float:
+    """FLOPs of the attention of one window in the source model that a distilled one learns from."""
+    return _attention_of_layers(model, model.layers, length)
 
 
 def attention(model: ModelConfig, stage: Stage, length: int) -> float:
@@ -69,8 +83,16 @@ def attention_forward(model: ModelConfig, stage: Stage, length: int) -> float:
 
     It costs 4HE per row and visible key: half of all keys on average, as every slot sees those before it.
     """
-    content, query = _layers(model, "query", single_stream(stage, model))
-    return (content + query) * length * 4 * model.query_heads * model.head_width * length / 2
+    return _attention_of_layers(model, sum(_layers(model, "query", single_stream(stage, model))), length)
+
+
+def _attention_of_layers(model: ModelConfig, layers: int, length: int) -> float:
+    return layers * length * 4 * model.query_heads * model.head_width * length / 2
+
+
+def _sizes(model: ModelConfig) -> dict[str, int]:
+    """Floats of a layer's parameters."""
+    return {name: leaf.size // model.layers for name, leaf in nnx.to_pure_dict(shapes(model))["blocks"].items()}
 
 
 def _products(model: ModelConfig) -> list[str]:

@@ -104,7 +104,7 @@ class Report:
         self._hosts.step(step, own, seconds)
         facts = {"input_wait": waited / seconds}
         if self._peak:
-            needed = data.batch * flops.per_window(self._model, stage, data.length)
+            needed = data.batch * flops.per_window(self._model, stage, data.length, self._config.adapt.distill > 0)
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler

@@ -7,9 +7,10 @@ import pytest
 from typed import answer, run
 
 from a3jax.config import Stage
-from a3jax.sweep import product, seeds, zip_
+from a3jax.sweep import chain, product, seeds, zip_
 from a3jax.sweep.curves import compare, differences
-from a3jax.sweep.page import write_page
+from a3jax.sweep.page import print_report, write_page
+from a3jax.sweep.plots import stage_changes
 from a3jax.sweep.trials import make_sweep, save_sweep
 from a3jax.train import flops
 
@@ -50,6 +51,37 @@ def test_what_is_forgotten_and_gained_over_seeds(report):
     assert report.settings[0].gained_sd == pytest.approx(0.08**0.5)
     assert report.settings[2].forgotten_sd is None
     assert [one.front for one in report.settings] == [True, True, False, False]
+
+
+def test_the_best_first_step_speaks_for_the_source(experiment, write_run, tmp_path, capsys):
+    """Three runs with learned seeds: one has a source that another run shows as it was, two have none."""
+    learned = {"seeding": ["learned"]}
+    trials = chain(product(), learned, product({"source": ["other"]}, learned), product({"data.length": [16]}, learned))
+    sweep = make_sweep(dataclasses.replace(experiment, source="base"), trials, tmp_path)
+    save_sweep(sweep, tmp_path)
+    for trial in sweep.trials:
+        start, end = (7.0, 7.0), (3.5, 5.5)
+        if trial is sweep.trials[0]:
+            start, end = (3.0, 6.0), (3.25, 5.0)
+        write_run(trial, {0: evaluation(*start), 8: evaluation(*end)})
+    report = compare(tmp_path, sweep, "random_4")
+    assert [(one.forgotten, one.gained) for one in report.settings] == [(0.25, 1.0), (0.5, 0.5), (-3.5, 1.5), (-3.5, 1.5)]
+    assert [curve.untrained for curve in report.curves] == [False, False, True, True]
+    print_report(report)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith("query seed may be untrained: seeding=learned,source=other; data.length=16,seeding=learned")
+    _, panels = stage_changes(report.curves[1], "random_4")
+    assert panels["by order"] == {"ar": [4.0, 0.5], "random_4": [1.0, -0.5]}
+    assert panels["ar by rank in the order"] == {
+        "0-25%": [4.0, 0.5],
+        "25-50%": [4.0, 0.5],
+        "50-75%": [4.0, 0.5],
+        "75-100%": [None, None],
+    }
+
+
+def test_settings_are_listed_by_their_gain_those_that_are_done_first(report):
+    assert [one.gained for one in report.best_first] == pytest.approx([1.4, 1.2, 0.7, 4.0])
 
 
 def test_axes_count_tokens_and_the_flops_of_each_stage(report, experiment):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from a3jax.config import Config, DataConfig, MeshConfig, Stage, TrainConfig
+from a3jax.config import AdaptConfig, Config, DataConfig, MeshConfig, Stage, TrainConfig
 from a3jax.curriculum import settle
 from a3jax.mesh import make_mesh
 from a3jax.model.adapters import content_is_fixed
@@ -72,18 +72,40 @@ def test_the_step_does_what_is_counted(stage, changes, tiny):
     model = tiny(**changes)
     if content_is_fixed(model) and single_stream(stage, model):
         pytest.skip("there is nothing to train")
-    train = TrainConfig(attention="dense", remat="none", loss_chunk=16)
-    config = Config("test", model=model, data=DataConfig(length=L, batch=BATCH), curriculum=(stage,), train=train)
+    weights, attention = step_products(model, stage)
+    useful_attention = flops.attention(model, stage, L)
+    assert weights == BATCH * (flops.per_window(model, stage, L) - useful_attention)
+    if not model.adapter_rank:
+        assert attention == BATCH * useful_attention * 2  # the dense path computes hidden keys as well
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        (Stage(1), {}),
+        (Stage(1, "random", 8), {"seeding": "learned", "tied_head": True, "kv_heads": 4, "layers": 1}),
+        (Stage(1, "random", 8), {"adapter_rank": 2}),
+    ],
+    ids=str,
+)
+def test_a_distilled_step_reads_its_windows_with_the_source_too(stage, changes, tiny):
+    model = tiny(**changes)
+    own, distilled = (step_products(model, stage, share) for share in (0.0, 0.5))
+    attention = flops.source_attention(model, L)
+    more = flops.per_window(model, stage, L, distilled=True) - flops.per_window(model, stage, L)
+    assert (distilled[0] - own[0], distilled[1] - own[1]) == (BATCH * (more - attention), BATCH * attention * 2)
+
+
+def step_products(model, stage, distill=0.0):
+    train, adapt = TrainConfig(attention="dense", remat="none", loss_chunk=16), AdaptConfig(distill=distill)
+    data = DataConfig(length=L, batch=BATCH)
+    config = Config("test", model=model, data=data, curriculum=(stage,), train=train, adapt=adapt)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         traced = make_step(config, model, stage, mesh).trace(
             abstract_state(config, model, mesh), abstract_batch(config, stage, mesh)
         )
-    weights, attention = products(traced.jaxpr.jaxpr)
-    useful_attention = flops.attention(model, stage, L)
-    assert weights == BATCH * (flops.per_window(model, stage, L) - useful_attention)
-    if not model.adapter_rank:
-        assert attention == BATCH * useful_attention * 2  # the dense path computes hidden keys as well
+    return products(traced.jaxpr.jaxpr)
 
 
 @pytest.mark.parametrize(
