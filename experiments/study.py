@@ -66,7 +66,7 @@ def sweep() -> Trials:
             product(curricula("shorter"), {"adapt.rank": [16]}, query, rate),
             product(curricula("shorter"), {"adapt.rank": [16]}, query, {"optimizer.peak_lr": [8e-3]}),
             product(half, {"ar_share": [0.25]}),
-            product(at_once, {"adapt.rank": [64]}, query, rate),
+            product(at_once, {"adapt.rank": [64]}, query, {"optimizer.peak_lr": [4e-3, 8e-3]}),
             product(half, {"adapt.rank": [64]}, query, {"optimizer.peak_lr": [4e-3, 8e-3]}),
             product(at_once, {"ar_share": [0.25], "adapt.distill": [0.5]}),
             {"optimizer.peak_lr": [2e-3]},
