@@ -1,4 +1,4 @@
-"""Stopping on request: the first SIGINT or SIGTERM ends the run after the current step, the second at once, wherever it is."""
+"""Stopping on request: the first SIGINT or SIGTERM ends the run after the current step, the second at once."""
 
 import contextlib
 import signal
