@@ -177,11 +177,10 @@ def _steps(
             read = next(batches)
             read |= rows_at(config.curriculum, position, len(read["tokens"]))
             batch = {name: put_rows[config.at(stage).data.batch](array) for name, array in read.items()}
-        tracing.before(step + 1)
-        state, metrics = run_step(state, batch)
-        step += 1
-        report.step(step, stage, metrics)
-        tracing.after(step, report.flush)
+        with tracing.step(step + 1, report.flush):
+            state, metrics = run_step(state, batch)
+            step += 1
+            report.step(step, stage, metrics)
         record = _after(record, stage, config)
         last_step = step == _end(config, standing)
         ending = last_step or bool(stop.after(metrics.predicted))

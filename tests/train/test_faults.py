@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 
 from a3jax.checkpoint import find, load_arrays, saved_steps
 from a3jax.config import Config, GuardConfig, ProfileConfig, Stage
@@ -165,7 +166,11 @@ def test_an_order_that_is_not_evaluated_cannot_be_the_best(experiment):
 def test_steps_are_traced_where_asked_for(experiment):
     config = dataclasses.replace(experiment(), profile=ProfileConfig("3:5"))
     train(config)
-    assert list((config.run_folder / "events" / "plugins" / "profile").rglob("*.xplane.pb"))
+    (trace,) = (config.run_folder / "events" / "plugins" / "profile").rglob("*.xplane.pb")
+    events = [event for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines for event in line.events]
+    marked = [dict(event.stats) for event in events if event.name == "train"]
+    assert [marks["step_num"] for marks in marked] == [3, 4], "what viewers take steps by"
+    assert any("step" in event.name for event in events if event.name != "train"), "the programs themselves"
     for wrong in ("3", "5:3", "0:2", "a:b"):
         with pytest.raises(UserError, match=r"profile.steps is .* such as 10:13"):
             train(dataclasses.replace(config, profile=ProfileConfig(wrong)))
