@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from jax.profiler import ProfileData
-from orbax.checkpoint.checkpoint_managers.preservation_policy import PreservationContext
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from a3jax.checkpoint import find, load_arrays, saved_steps
 from a3jax.config import Config, GuardConfig, ProfileConfig, Stage, TrainConfig
@@ -165,7 +165,7 @@ def test_checkpoints_stay_by_policy(experiment):
 def test_one_checkpoint_every_so_many_hours_stays():
     saved = [SimpleNamespace(step=n, metrics=None, time=datetime(2026, 1, 1) + timedelta(hours=n / 2)) for n in range(10)]
     policy = checkpoints.policy(TrainConfig(keep=1, keep_hours=2.0))
-    kept = policy.should_preserve(saved, context=PreservationContext())
+    kept = policy.should_preserve(saved, context=preservation_policy.PreservationContext())
     assert [info.step for info, stays in zip(saved, kept, strict=True) if stays] == [0, 4, 8, 9]
 
 
@@ -181,7 +181,6 @@ def test_steps_are_traced_where_asked_for(experiment):
     events = [event for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines for event in line.events]
     marked = [dict(event.stats) for event in events if event.name == "train"]
     assert [marks["step_num"] for marks in marked] == [3, 4], "what viewers take steps by"
-    assert any("step" in event.name for event in events if event.name != "train"), "the programs themselves"
     for wrong in ("3", "5:3", "0:2", "a:b"):
         with pytest.raises(UserError, match=r"profile.steps is .* such as 10:13"):
             train(dataclasses.replace(config, profile=ProfileConfig(wrong)))
