@@ -15,7 +15,7 @@ from a3jax.errors import UserError
 from a3jax.plateau import Standing
 from a3jax.record import Record
 from a3jax.strict import read
-from a3jax.train import hosts
+from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder
@@ -56,6 +56,7 @@ def _run_folder(path: Path, step: int | None) -> Facts:
         "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.curriculum)}",
         "saved_steps": ", ".join(map(str, steps)),
         "nll": last_nll(path),
+        "time": ", ".join(f"{cause} {share:.2%}" for cause, share in goodput.shares(path).items() if share),
         **_hosts(path),
     }
     return {**facts, **_network(checkpoint.config), **_saved(checkpoint), **_history(checkpoint.record)}

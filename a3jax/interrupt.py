@@ -12,10 +12,9 @@ def stop_requests() -> Iterator[Callable[[], int]]:
     caught: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
-        if caught:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         caught.append(number)
+        for each in before:  # the next one ends the process wherever it is, while it waits for a device too
+            signal.signal(each, signal.SIG_DFL)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

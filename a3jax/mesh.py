@@ -45,10 +45,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"mesh {dict(zip(AXES, sizes))}: sizes must be positive, at most one of them -1")
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, len(devices) // -math.prod(sizes))
+    given, named = dict(zip(AXES, sizes)), abs(math.prod(sizes))
+    if -1 in sizes and len(devices) % named == 0:
+        sizes[sizes.index(-1)] = len(devices) // named
     if math.prod(sizes) != len(devices):
-        raise UserError(f"mesh {dict(zip(AXES, sizes))} does not cover {len(devices)} devices; change mesh.{_NAMES}")
+        why = f"{named} does not divide {len(devices)}" if -1 in sizes else f"they multiply to {named}"
+        raise UserError(f"mesh {given} does not cover {len(devices)} devices; change mesh.{_NAMES}: {why}")
     types = (AxisType.Auto,) * len(AXES)
     slices, inner = sizes[0], (1, *sizes[1:])
     if _granules(devices, slices) == slices > 1:

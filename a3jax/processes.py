@@ -156,45 +156,58 @@ def continue_in_child() -> None:
     JAX ends a process by an abort, in the midst of any work, once its coordinator is gone or others did not come in time;
     the parent then still says what happened. To be called before JAX is imported, since its threads do not survive a fork.
     """
-    global _status_pipe
+    global _pipe
     parent = os.getpid()
-    status_pipe, _status_pipe = os.pipe()
+    pipe, _pipe = os.pipe()
     passed_on = (signal.SIGINT, signal.SIGTERM)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # a signal waits until there is somebody to pass it on
     child = os.fork()
     if not child:
         os.setpgid(0, 0)  # an interrupt from the terminal reaches the parent alone, which passes it on once
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(status_pipe)
+        os.close(pipe)
         die_with(parent)
         return
-    os.close(_status_pipe)
+    os.close(_pipe)
     for number in passed_on:
         signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.set_blocking(status_pipe, False)  # a worker of the child may outlive it, and hold the other end
+    os.set_blocking(pipe, False)  # a worker of the child may outlive it, and hold the other end
+    told: dict[str, str] = {}
     with contextlib.suppress(BlockingIOError):
-        if status == -signal.SIGABRT and (told := os.read(status_pipe, 1)):
-            status = told[0]
+        told = dict(line.split("=", 1) for line in os.read(pipe, 2**12).decode().splitlines())
+    if status == -signal.SIGABRT and "status" in told:
+        status = int(told["status"])
     if status == -signal.SIGABRT:
+        lost = f"process 0, where all processes meet, was lost, or not all of them were there within {CONNECT_SECONDS} s"
+        if "meeting" in told:
+            lost = f"host {told['meeting']} (process 0), where all processes meet, was lost"
         print(
-            "a3jax: process 0, where all processes meet, was lost, or not all of them were there within "
-            f"{CONNECT_SECONDS} s; start the same command again on all hosts: it goes on from the last checkpoint",
-            file=sys.stderr,
+            f"a3jax: {lost}; start the same command again on all hosts: it goes on from the last checkpoint", file=sys.stderr
         )
         status = TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
 
 
-_status_pipe: int | None = None
+_pipe: int | None = None
+"""To the parent, lines NAME=VALUE."""
+
+
+def meeting_at(host: str) -> None:
+    """Tell the parent where process 0 is, of whose loss only the parent can speak."""
+    _tell("meeting", host)
 
 
 def failing(status: int) -> int:
     """`status`, told to the parent as well: a process that fails alone waits for others that wait for it, and is aborted."""
-    if _status_pipe is not None:
-        os.write(_status_pipe, bytes([status]))
+    _tell("status", str(status))
     return status
+
+
+def _tell(name: str, value: str) -> None:
+    if _pipe is not None:
+        os.write(_pipe, f"{name}={value}\n".encode())
 
 
 def die_with(parent: int) -> None:

@@ -2,7 +2,7 @@
 # Several processes of one command on this machine, that find each other on loopback:
 #
 #     launch/local.sh 2 a3jax train tiny                 # each process has the GPU of its number, if there are GPUs
-#     DEVICES=4 launch/local.sh 2 a3jax train tiny       # each process simulates four devices on the CPU
+#     DEVICES=2 launch/local.sh 2 a3jax train tiny       # each process simulates two devices on the CPU
 #
 # Every line of output begins with the number of its process. Signals reach each process once. The exit status is 0 if all
 # ended with 0, else the first, by number, that is not 75: that one only says that another process was lost.

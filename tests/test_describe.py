@@ -100,6 +100,8 @@ def test_a_corpus_and_a_run_and_where_it_stands(model, tmp_path):
     assert (facts["curriculum_stage"], facts["saved_steps"]) == ("random_4, 2 of 2", "1, 2, 3")
     assert (facts["steps_trained"], facts["tokens_seen"]) == (10, 900 + 3 * 32)
     assert set(facts["nll"]) == {"ar", "in_order_4", "random_1", "random_4", "random_8"}
+    assert re.match(r"(\w+ \d+\.\d\d%, )+\w+ \d+\.\d\d%$", facts["time"])
+    assert {"training", "starting", "saving"} <= {part.split()[0] for part in facts["time"].split(", ")}
     assert re.match(r".*, step 3, .* s a step its own \(.* s x [123].*\)", facts["process_0"])
     early = describe(tmp_path / "run", step=1)
     assert (early["step"], early["curriculum_stage"], early["steps_trained"]) == ("1 of 3", "in_order_1, 1 of 2", 8)

@@ -1,5 +1,6 @@
 """The scripts in launch/: every process is told its place, signals and statuses pass through, nothing starts twice."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -10,8 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
+
+from a3jax.commands.train import TrainOptions
+from a3jax.config import Config
+from a3jax.experiment import parse_experiment
+from a3jax.mesh import check_mesh, make_mesh
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -58,6 +66,24 @@ def test_scripts_are_well_formed_and_say_how_they_are_used(script):
     assert errors.count("\n") == 1
     if shutil.which("shellcheck"):
         assert run("shellcheck", "--severity=warning", script) == (0, [], "")
+
+
+def test_no_field_of_an_experiment_is_set_in_launch():
+    parts = "|".join(field.name for field in dataclasses.fields(Config))
+    for file in LAUNCH.iterdir():
+        assert not re.search(rf"--({parts})\.\w", file.read_text()), file
+
+
+@pytest.mark.parametrize("file", ["docs/launch.md", "launch/local.sh"])
+def test_what_is_shown_of_local_fits_its_devices(file, monkeypatch):
+    monkeypatch.chdir(LAUNCH.parent)
+    monkeypatch.setattr(jax, "make_mesh", lambda sizes, axes, **_: SimpleNamespace(shape=dict(zip(axes, sizes))))
+    shown = re.findall(r"(?:DEVICES=(\d) )?launch/local\.sh (\d) a3jax train ([-.\w ]+\w)", Path(file).read_text())
+    assert len(shown) > 1
+    for devices, processes, command in shown:
+        config, _ = parse_experiment(TrainOptions, command.split(), "a3jax train", "")
+        mesh = make_mesh(config.mesh, [None] * int(devices or 1) * int(processes))
+        check_mesh(mesh, config.model, config.data.batch // config.train.accumulate, config.data.length)
 
 
 def test_local_gives_each_process_its_place_and_marks_its_lines():

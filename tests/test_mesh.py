@@ -163,6 +163,13 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes):
         make_mesh(MeshConfig(*sizes), Devices(8))
 
 
+def test_what_keeps_the_axes_from_the_devices_is_told_as_it_was_given():
+    with pytest.raises(UserError, match=r"'data': 3, 'fsdp': -1, .*'tensor': 2\} does not cover 8 .*: 6 does not divide 8$"):
+        make_mesh(MeshConfig(data=3, tensor=2), Devices(8))
+    with pytest.raises(UserError, match=r"'data': 16, 'fsdp': 1, .* does not cover 8 devices; .*: they multiply to 16$"):
+        make_mesh(MeshConfig(16, 1), Devices(8))
+
+
 def test_minus_one_takes_what_the_others_leave(monkeypatch):
     monkeypatch.setattr(jax, "make_mesh", lambda sizes, axes, **_: {a: n for a, n in zip(axes, sizes) if n > 1})
     assert make_mesh(MeshConfig(), Devices(8)) == {"fsdp": 8}

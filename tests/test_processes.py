@@ -219,6 +219,13 @@ def test_an_abort_means_that_process_0_was_lost_and_the_command_is_to_be_tried_a
     assert [line for line in errors.splitlines() if line.startswith("a3jax: process 0") and "was lost" in line]
 
 
+def test_the_host_of_process_0_is_named_once_it_is_known(tmp_path):
+    process = parent(tmp_path, "from a3jax.processes import meeting_at\nmeeting_at('far=away')\nos.abort()")
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == processes.TRY_AGAIN
+    assert errors.splitlines()[-1].startswith("a3jax: host far=away (process 0), where all processes meet, was lost; start")
+
+
 def test_an_abort_on_the_way_out_leaves_the_status_that_the_child_was_to_end_with(tmp_path):
     """And a process that outlives the child, as its workers may, keeps nobody waiting."""
     program = """

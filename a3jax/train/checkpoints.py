@@ -60,7 +60,7 @@ class Checkpoints:
     def __init__(self, run: Path, config: TrainConfig):
         self._folder = (run / STEPS).resolve()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(config),
+            preservation_policy=policy(config),
             best_fn=(lambda metrics: metrics[config.best_order]) if config.keep_best else None,
             best_mode="min",
             enable_async_checkpointing=True,
@@ -185,7 +185,7 @@ class Checkpoints:
         return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
 
 
-def _policy(config: TrainConfig) -> policies.PreservationPolicy:
+def policy(config: TrainConfig) -> policies.PreservationPolicy:
     """Which steps stay."""
     kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep + 1)]
     if config.keep_hours is not None:

@@ -70,3 +70,13 @@ class Goodput:
         with contextlib.suppress(OSError):  # a full disk is for the metrics and the checkpoint to report
             new.write_text(json.dumps({"began": self._began, "until": time.time(), "seconds": self._seconds}))
             new.replace(self._file)
+
+
+def shares(run: Path) -> dict[str, float]:
+    """The part of a run's time so far that went into each cause, the largest first; empty before the first step."""
+    try:
+        seconds = json.loads((run / FILE).read_text())["seconds"]
+    except (OSError, ValueError, KeyError):  # none, or cut off
+        return {}
+    whole = max(1e-9, sum(seconds.values()))
+    return {cause: seconds[cause] / whole for cause in sorted(seconds, key=lambda cause: -seconds[cause])}

@@ -103,6 +103,11 @@ class Hosts:
         finally:
             self._watching = False
 
+    @property
+    def first(self) -> str:
+        """The name of the host of process 0."""
+        return next((beat.host for beat in self._read().values()), self._mine.host)
+
     def step(self, step: int, own_seconds: float, step_seconds: float) -> None:
         """Note a step."""
         self._own.append(own_seconds)

@@ -26,7 +26,7 @@ from a3jax.evaluate.likelihood import HeldOut
 from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
 from a3jax.plateau import Standing, judge
-from a3jax.processes import Processes, connect
+from a3jax.processes import Processes, connect, meeting_at
 from a3jax.record import Record
 from a3jax.train.agreement import AgreedStop, barrier
 from a3jax.train.checkpoints import Checkpoints
@@ -80,6 +80,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(only_process(config.run_folder))
         hosts = stack.enter_context(Hosts(config.run_folder, caught))
         barrier("hosts")
+        meeting_at(hosts.first)
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
@@ -177,11 +178,10 @@ def _steps(
             read = next(batches)
             read |= rows_at(config.curriculum, position, len(read["tokens"]))
             batch = {name: put_rows[config.at(stage).data.batch](array) for name, array in read.items()}
-        tracing.before(step + 1)
-        state, metrics = run_step(state, batch)
-        step += 1
-        report.step(step, stage, metrics)
-        tracing.after(step, report.flush)
+        with tracing.step(step + 1, report.flush):
+            state, metrics = run_step(state, batch)
+            step += 1
+            report.step(step, stage, metrics)
         record = _after(record, stage, config)
         last_step = step == _end(config, standing)
         ending = last_step or bool(stop.after(metrics.predicted))

@@ -1,7 +1,7 @@
 """Traces of a few steps, for TensorBoard's profile tab or XProf."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -26,14 +26,14 @@ class Tracing:
             with contextlib.suppress(RuntimeError):
                 jax.profiler.stop_trace()
 
-    def before(self, step: int) -> None:
-        """To be called before `step` is dispatched."""
+    @contextlib.contextmanager
+    def step(self, step: int, finish: Callable[[], None]) -> Iterator[None]:
+        """Around the dispatch of `step`, which viewers find by its number; `finish` waits for the end of all so far."""
         if step in self._steps and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
-
-    def after(self, step: int, finish: Callable[[], None]) -> None:
-        """To be called once `step` is dispatched; `finish` waits for its end."""
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
         if self._running and step + 1 not in self._steps:
             finish()
             jax.profiler.stop_trace()

@@ -7,19 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from a3jax.checkpoint import find, load_arrays, saved_steps
-from a3jax.config import Config, GuardConfig, ProfileConfig, Stage
+from a3jax.config import Config, GuardConfig, ProfileConfig, Stage, TrainConfig
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.strict import from_json, to_json
-from a3jax.train import compiled
+from a3jax.train import checkpoints, compiled
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.goodput import CAUSES
 from a3jax.train.loop import train
@@ -65,39 +69,40 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_if_nothing_had_happened(e
     assert done.returncode == 0, done.stderr[-3000:]
     reached = json.loads(done.stdout.splitlines()[-1])
     assert len(reached) == 20
+    assert any(r["half_written"] for r in reached), "no kill came during a save"
     assert [r["saved"] for r in reached] == sorted(r["saved"] for r in reached), "a saved step was lost"
     assert_same(killed.run_folder, whole.run_folder)
 
 
-def signal_during(monkeypatch, owner, name: str, call: int = 1) -> None:
-    """Send this process a SIGTERM at the start of the `call`th call of a method."""
+def signal_during(monkeypatch, owner, name: str, call: int, number: int) -> None:
+    """Send this process a signal at the start of the `call`th call of a method."""
     original, calls = getattr(owner, name), []
 
     def method(*args, **kwargs):
         calls.append(1)
         if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, method)
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call", "steps"),
+    ("owner", "name", "call", "number", "steps"),
     [
-        (compiled, "compile_step", 1, 0),
-        (compiled, "compile_step", 2, None),  # in the background, while the first stage runs
-        (HeldOut, "nll", 1, 0),
-        (HeldOut, "nll", 2, 4),
-        (Checkpoints, "save", 1, None),
-        (Batches, "__getitem__", 3, None),
+        (compiled, "compile_step", 1, signal.SIGTERM, 0),
+        (compiled, "compile_step", 2, signal.SIGINT, None),  # in the background, while the first stage runs
+        (HeldOut, "nll", 1, signal.SIGINT, 0),
+        (HeldOut, "nll", 2, signal.SIGTERM, 4),
+        (Checkpoints, "save", 1, signal.SIGTERM, None),
+        (Batches, "__getitem__", 3, signal.SIGINT, None),
     ],
 )
-def test_a_signal_during(owner, name, call, steps, whole_run, experiment, monkeypatch):
+def test_a_signal_during(owner, name, call, number, steps, whole_run, experiment, monkeypatch):
     config = experiment("stopped")
-    signal_during(monkeypatch, owner, name, call)
+    signal_during(monkeypatch, owner, name, call, number)
     summary = train(config)
-    assert summary.stopped_by == signal.SIGTERM
+    assert summary.stopped_by == number
     assert summary.steps < 8
     assert steps is None or summary.steps == steps
     assert saved_steps(config.run_folder)[-1:] == ([summary.steps] if summary.steps else [])
@@ -157,6 +162,13 @@ def test_checkpoints_stay_by_policy(experiment):
     assert saved_steps(config.run_folder) == list(range(1, 9))
 
 
+def test_one_checkpoint_every_so_many_hours_stays():
+    saved = [SimpleNamespace(step=n, metrics=None, time=datetime(2026, 1, 1) + timedelta(hours=n / 2)) for n in range(10)]
+    policy = checkpoints.policy(TrainConfig(keep=1, keep_hours=2.0))
+    kept = policy.should_preserve(saved, context=preservation_policy.PreservationContext())
+    assert [info.step for info, stays in zip(saved, kept, strict=True) if stays] == [0, 4, 8, 9]
+
+
 def test_an_order_that_is_not_evaluated_cannot_be_the_best(experiment):
     with pytest.raises(UserError, match=r"best_order is 'random_5'; expected one of ar, .* did you mean 'random_"):
         from_json(Config, to_json(experiment(keep_best=1, best_order="random_5")), "here")
@@ -165,7 +177,10 @@ def test_an_order_that_is_not_evaluated_cannot_be_the_best(experiment):
 def test_steps_are_traced_where_asked_for(experiment):
     config = dataclasses.replace(experiment(), profile=ProfileConfig("3:5"))
     train(config)
-    assert list((config.run_folder / "events" / "plugins" / "profile").rglob("*.xplane.pb"))
+    (trace,) = (config.run_folder / "events" / "plugins" / "profile").rglob("*.xplane.pb")
+    events = [event for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines for event in line.events]
+    marked = [dict(event.stats) for event in events if event.name == "train"]
+    assert [marks["step_num"] for marks in marked] == [3, 4], "what viewers take steps by"
     for wrong in ("3", "5:3", "0:2", "a:b"):
         with pytest.raises(UserError, match=r"profile.steps is .* such as 10:13"):
             train(dataclasses.replace(config, profile=ProfileConfig(wrong)))

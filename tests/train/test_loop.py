@@ -20,11 +20,14 @@ from a3jax.checkpoint import find, load_arrays
 from a3jax.config import AdaptConfig, Config, MeshConfig
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import ORDERS
+from a3jax.mesh import make_mesh
 from a3jax.strict import to_json
+from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.loop import train
-from a3jax.train.metrics import read
+from a3jax.train.metrics import Log, read
 from a3jax.train.report import Report
 from a3jax.train.run import only_process
+from a3jax.train.step import abstract_state
 
 
 def parameters(run: str) -> list[np.ndarray]:
@@ -227,21 +230,73 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(part, dama
         np.testing.assert_array_equal(x, y)
 
 
-def test_nothing_is_compiled_after_the_first_evaluation_of_a_stage(experiment, caplog):
-    config = experiment(eval_every=2, save_every=2)
+def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found_or_changes_nothing(uninterrupted, experiment):
+    """Some files hold nothing that is needed to go on."""
+    config = experiment("whole")
+    folder = config.run_folder / "checkpoints"
+    abstract = abstract_state(config, config.model, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+    def restored() -> Restored:
+        with Checkpoints(config.run_folder, config.train) as checkpoints:
+            return checkpoints.restore(abstract)
+
+    whole = {8: restored()}
+    (folder / "8").rename(folder.parent / "8")
+    whole[6] = restored()
+    (folder.parent / "8").rename(folder / "8")
+    found = set()
+    for file in [file.relative_to(folder) for file in (folder / "8").rglob("*") if file.is_file()]:
+        flip(folder / file)
+        step, *rest = restored()
+        assert step in whole, file
+        jax.tree.map(np.testing.assert_array_equal, rest, list(whole[step][1:]))
+        if step == 6:
+            found.add(file.parts[1])
+            (folder / "damaged" / "8").rename(folder / "8")
+        flip(folder / file)
+    assert {"params", "optimizer", "record", "data", "standing", "checksums"} <= found
+
+
+def test_no_evaluation_or_save_but_the_first_compiles_anything(experiment, caplog):
+    """Counted before the evaluation or save of each step: evaluations follow steps 0, 2, 4, 6 and 8, saves 3, 6 and 8."""
+    config = experiment(eval_every=2, save_every=3)
     config = dataclasses.replace(config, curriculum=config.curriculum[1:])
     config = dataclasses.replace(config, curriculum=(dataclasses.replace(config.curriculum[0], steps=8),))
     compiled: dict[int, int] = {}
     original = Report.step
 
+    def so_far() -> int:
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
     def step(self, number, stage, metrics):
         original(self, number, stage, metrics)
-        compiled[number] = sum("Finished XLA compilation" in record.message for record in caplog.records)
+        compiled[number] = so_far()
 
     with pytest.MonkeyPatch.context() as patch, jax.log_compiles(), caplog.at_level(logging.WARNING):
         patch.setattr(Report, "step", step)
         train(config)
-    assert compiled[8] == compiled[3] > 0
+    assert compiled[3] == compiled[2] > 0
+    assert so_far() == compiled[8] == compiled[4]
+
+
+def test_metrics_are_read_while_the_step_after_them_is_under_way(experiment, monkeypatch):
+    config = experiment(eval_every=100, save_every=100)
+    config = dataclasses.replace(config, curriculum=(dataclasses.replace(config.curriculum[1], steps=4),))
+    seen, dispatched, written = [], Report.step, Log.write
+
+    def step(self, number, stage, metrics):
+        seen.append(f"dispatched {number}")
+        dispatched(self, number, stage, metrics)
+
+    def write(self, **values):
+        seen.extend([f"read {values['step']}"] if "loss" in values else [])
+        written(self, **values)
+
+    monkeypatch.setattr(Report, "step", step)
+    monkeypatch.setattr(Log, "write", write)
+    train(config)
+    late = [word for n in (2, 3, 4) for word in (f"dispatched {n}", f"read {n - 1}")]
+    assert seen == ["dispatched 1", *late, "read 4"]
 
 
 @pytest.mark.parametrize(
