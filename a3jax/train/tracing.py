@@ -30,7 +30,9 @@ class Tracing:
     def step(self, step: int, finish: Callable[[], None]) -> Iterator[None]:
         """Around the dispatch of `step`, which viewers find by its number; `finish` waits for the end of all so far."""
         if step in self._steps and not self._running:
-            jax.profiler.start_trace(str(self._folder))
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call, while the next stage is traced too, would fill the trace
+            jax.profiler.start_trace(str(self._folder), profiler_options=options)
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
