@@ -137,4 +137,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector, a tenth of what tracing costs, need not look at it again and again."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def make_experiment(corpus: Path, folder: Path, run: str = "run", **train) -> Co
 def experiment(corpus: Path, tmp_path: Path) -> Callable[..., Config]:
     """`make_experiment` in the test's own folder."""
     return functools.partial(make_experiment, corpus, tmp_path)
+
+
+@pytest.fixture
+def until_saved() -> Callable[[Config, int], None]:
+    """Waits for a checkpoint, which is written in the background while steps go on."""
+
+    def wait(config: Config, step: int) -> None:
+        for _ in range(3000):
+            if (config.run_folder / "checkpoints" / str(step)).exists():
+                return
+            time.sleep(0.01)
+        raise TimeoutError(f"step {step} was not saved within 30 s")
+
+    return wait
 
 
 @pytest.fixture(scope="session")

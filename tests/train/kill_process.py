@@ -2,10 +2,9 @@
 
     python kill_process.py CONFIG.json KILLS SEED
 
-The experiment is trained in a child process, forked once everything is imported, that gets SIGKILL after a random time (every
-fourth one once a checkpoint is being written then) and is followed by another, until there were so many kills; the last one
-trains to the end. Prints one JSON list: for each kill
-what the run had reached, and its state.
+The experiment is trained in a child process, forked once everything is imported, that gets SIGKILL after a random time
+(every fourth one as soon as a checkpoint is being written after that) and is followed by another, until there were so many
+kills; the last one trains to the end. Prints one JSON list: for each kill what the run had reached, and its state.
 """
 
 import json
@@ -21,6 +20,8 @@ from a3jax.strict import read
 from a3jax.train import loop
 from a3jax.train.metrics import read as read_metrics
 
+STILL_THERE = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
 
 def half_written(config: Config) -> list[Path]:
     return list((config.run_folder / "checkpoints").glob("*tmp*"))
@@ -34,8 +35,7 @@ def train_in_child(config: Config, seconds: float | None, while_saving: bool = F
         os._exit(0)
     if seconds is not None:
         time.sleep(seconds)
-        latest = time.monotonic() + 2
-        while while_saving and not half_written(config) and time.monotonic() < latest:
+        while while_saving and not half_written(config) and not os.waitid(os.P_PID, child, STILL_THERE):
             time.sleep(0.0005)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -131,7 +131,9 @@ def back(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("close", "reopen"), [(read_only, writable), (gone, back)])
-def test_a_folder_that_cannot_be_written_stops_the_run_and_leaves_the_last_checkpoint(close, reopen, experiment, monkeypatch):
+def test_a_folder_that_cannot_be_written_stops_the_run_and_leaves_the_last_checkpoint(
+    close, reopen, experiment, until_saved, monkeypatch
+):
     if close is read_only and os.geteuid() == 0:
         pytest.skip("root may write into read-only folders")
     config = experiment(save_every=3)
@@ -141,6 +143,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_and_leaves_the_last_check
     def step(self, number, stage, metrics):
         original(self, number, stage, metrics)
         if number == 5:
+            until_saved(config, 3)
             close(folder)
 
     monkeypatch.setattr(Report, "step", step)

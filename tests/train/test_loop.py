@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(e
         find(config.run_folder)
 
 
-def test_a_full_disk_while_saving_is_one_line_and_leaves_the_checkpoint_before_it(experiment, monkeypatch):
+def test_a_full_disk_while_saving_is_one_line_and_leaves_the_checkpoint_before_it(experiment, until_saved, monkeypatch):
     config = experiment(save_every=3)
     original = Report.step
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -191,6 +191,7 @@ def test_a_full_disk_while_saving_is_one_line_and_leaves_the_checkpoint_before_i
     def step(self, number, stage, metrics):
         original(self, number, stage, metrics)
         if number == 5:  # from now on no file can grow past 4 KiB: writing fails as on a full disk
+            until_saved(config, 3)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
 
     monkeypatch.setattr(Report, "step", step)
