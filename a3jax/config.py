@@ -2,11 +2,10 @@
 
 A `ModelConfig` describes the network and lives beside its weights. A `Config` describes one experiment: a Python file in
 `experiments/` returns one, the command line overrides its fields by dotted name, and the run folder keeps it as JSON
-(`a3jax.strict`).
+(`a3jax.strict`). Which values cannot be says `a3jax.check`.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -239,7 +238,7 @@ class Config:
     curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
     """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
-    stage itself draws so: what keeps the autoregressive ability."""
+    stage itself draws so: what keeps the autoregressive ability. Adapters of the query stream learn nothing from them."""
     total_steps: int | None = None
     """Optimizer steps of the whole curriculum, where stages are fractions of it."""
     total_tokens: int | None = None
@@ -308,80 +307,3 @@ def settled(config: Config) -> Config:
     return dataclasses.replace(
         config, curriculum=stages, ar_share=0.0, total_steps=None, total_tokens=None, optimizer=optimizer
     )
-
-
-def check(config: Config) -> None:
-    """Raise `UserError` for values that cannot work together."""
-    positive = {
-        "data.length": config.data.length,
-        "data.batch": config.data.batch,
-        "train.accumulate": config.train.accumulate,
-        "train.loss_chunk": config.train.loss_chunk,
-        "train.log_every": config.train.log_every,
-        "train.eval_windows": config.train.eval_windows,
-        "train.eval_every": config.train.eval_every,
-        "train.save_every": config.train.save_every,
-        "train.stop_at": 1 if config.train.stop_at is None else config.train.stop_at,
-        "guard.limit": config.guard.limit,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    stages = settled(config).curriculum
-    _check_data(config.data)
-    _ = config.profile.range
-    optimizer = config.optimizer
-    for name, number, high in [
-        ("seed", config.seed, 2**32 - 1),
-        ("data.workers", config.data.workers, None),
-        ("train.keep", config.train.keep, None),
-        ("train.keep_best", config.train.keep_best, None),
-        ("train.keep_hours", config.train.keep_hours or 0, None),
-        ("guard.spike", config.guard.spike or 0, None),
-        ("optimizer.peak_lr", config.peak_lr, None),
-        ("optimizer.warmup", optimizer.warmup, None),
-        ("optimizer.decay", optimizer.decay, 1),
-        ("optimizer.final_lr", optimizer.final_lr, 1),
-        ("optimizer.weight_decay", optimizer.weight_decay, None),
-        ("optimizer.clip", optimizer.clip, None),
-        ("adapt.distill", config.adapt.distill, 1),
-    ]:
-        if not 0 <= number <= (math.inf if high is None else high):
-            raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
-    early = any(stage.plateau for stage in stages)
-    sizes = {config.at(stage).data.batch for stage in stages if stage.length}
-    if len(sizes) > 1 and (early or config.guard.action == "rollback"):
-        what = "a plateau" if early else "guard.action rollback"
-        raise UserError(f"{what} can bring batches into another stage than was planned; give all stages one batch")
-    batches = {"data.batch": config.data.batch}
-    batches |= {f"curriculum.{i}.batch": stage.batch for i, stage in enumerate(stages) if stage.batch is not None}
-    for name, batch in batches.items():
-        if batch % config.train.accumulate:
-            raise UserError(f"train.accumulate {config.train.accumulate} does not divide {name} {batch}")
-    if config.adapt.distill and config.source is None:
-        raise UserError(f"adapt.distill is {config.adapt.distill}, but there is no source to learn from; give source")
-    if config.adapt.rank is not None and config.adapt.rank < 0:
-        raise UserError(f"adapt.rank is {config.adapt.rank}; it must be at least 0")
-    if config.source is None and config.model is None:
-        raise UserError("give source (an imported model), or model (random weights of that shape)")
-
-
-def _check_data(data: DataConfig) -> None:
-    if data.mixture and data.path != DataConfig.path:
-        raise UserError(f"data.path is {data.path}, and there is a data.mixture too; give one of them")
-    if data.overlap and data.packing != "best_fit":
-        raise UserError(f"data.overlap is {data.overlap}; it needs data.packing best_fit")
-    if not 0 <= data.overlap < data.length:
-        raise UserError(f"data.overlap is {data.overlap}; it must be at least 0 and below data.length {data.length}")
-    for i, source in enumerate(data.mixture):
-        where, before = f"data.mixture.{i}", -1
-        if not (math.isfinite(source.weight) and source.weight > 0):
-            raise UserError(f"{where}.weight is {source.weight}; it must be above 0")
-        for j, point in enumerate(source.schedule):
-            if point.step <= before:
-                raise UserError(f"{where}.schedule.{j}.step is {point.step}; it must be at least {before + 1}")
-            if not (math.isfinite(point.weight) and point.weight >= 0):
-                raise UserError(f"{where}.schedule.{j}.weight is {point.weight}; it must be at least 0")
-            before = point.step
-        if source.schedule and not any(point.weight for point in source.schedule):
-            raise UserError(f"{where}.schedule is 0 at every step; leave the source out")

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from a3jax.check import check
 from a3jax.commandline import divide, parse
-from a3jax.config import Config, check, settled
+from a3jax.config import Config, settled
 from a3jax.errors import UserError
 from a3jax.strict import from_json, nearest, read, to_json
 from a3jax.sweep.combine import Trials

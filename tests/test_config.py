@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from a3jax.config import Config, DataConfig, ModelConfig, RopeScaling, Stage, TrainConfig, check
+from a3jax.check import check
+from a3jax.config import Config, DataConfig, ModelConfig, RopeScaling, Stage, TrainConfig
 from a3jax.curriculum import paper
 from a3jax.errors import UserError
 from a3jax.strict import from_json, nearest, read, to_json

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from a3jax.config import Config, DataConfig, Stage, check, settled
+from a3jax.check import check
+from a3jax.config import Config, DataConfig, Stage, settled
 from a3jax.curriculum import batch_sizes, direct, mixed, mixture_at, paper, rows_at, settle, stage_at
 from a3jax.errors import UserError
 from a3jax.plateau import Standing, judge

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a3jax.config import Config, HeldOutOrder, check
+from a3jax.check import check
+from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
 from a3jax.folders import write_whole
 from a3jax.strict import build, flat, nearest, read, to_json

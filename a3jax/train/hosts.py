@@ -106,7 +106,7 @@ class Hosts:
     @property
     def first(self) -> str:
         """The name of the host of process 0."""
-        return next((beat.host for beat in self._read().values()), self._mine.host)
+        return self._read().get(0, self._mine).host
 
     def step(self, step: int, own_seconds: float, step_seconds: float) -> None:
         """Note a step."""

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
-from a3jax.config import Config, Stage, check, settled
+from a3jax.check import check
+from a3jax.config import Config, Stage, settled
 from a3jax.curriculum import batch_sizes, rows_at, stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.errors import UserError

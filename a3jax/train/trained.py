@@ -55,12 +55,11 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
     Raises `UserError` for a name in `frozen` that the model does not have or that stays anyway, and where nothing is left.
     """
     names = {str(path[-1]) for path, _ in nnx.to_flat_state(shapes(model))}
+    left = adapters(model) | {"query_seed"} if model.adapter_rank else names
     for name in adapt.frozen:
         if name not in names | set(GROUPS):
             known = nearest(name, names | set(GROUPS)) or f"; they are {', '.join(sorted(names))}"
             raise UserError(f"adapt.frozen names '{name}', which is no parameter of this model{known}")
-    left = adapters(model) | {"query_seed"} if model.adapter_rank else names
-    for name in adapt.frozen:
         if not left & {name, *GROUPS.get(name, ())}:
             raise UserError(
                 f"adapt.frozen names '{name}', but only adapters are trained; give adapt.rank 0 to train all weights"
