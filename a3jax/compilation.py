@@ -26,7 +26,7 @@ class Option(NamedTuple):
     """One option of XLA that is not what it would be by itself."""
 
     name: str
-    value: bool
+    value: str | bool
     reason: str
 
 
@@ -36,6 +36,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "xla_tpu_prefer_async_allgather_to_allreduce",
             True,
             "over 64 devices and more, libtpu gathers weights by an all-reduce of mostly zeros, which sends twice as much",
+        ),
+        Option(
+            "xla_jf_spmd_threshold_for_windowed_einsum_mib",
+            "1048576",
+            "never: a product would be summed up from pieces of a gathered weight, each of which reads, writes and rounds "
+            "all activations",
         ),
     ),
     "gpu": (

@@ -58,21 +58,6 @@ def rest(x_BxRx: Array, skip: int) -> Array:
     return _join(_cut(x_BxRx)[:, :, skip // devices() :])
 
 
-def shares(x_BxLx: Array) -> Array:
-    """C B x L / C x ...: every device's share of a window as if it were a window of its own."""
-    if (count := devices()) == 1:
-        return x_BxLx
-    x_CxBxlx = _cut(x_BxLx).swapaxes(0, 1)
-    return lay(x_CxBxlx.reshape(count * x_BxLx.shape[0], *x_CxBxlx.shape[2:]), ("context", *BATCH))
-
-
-def whole(x_Pxlx: Array) -> Array:
-    """The inverse of `shares`."""
-    if (count := devices()) == 1:
-        return x_Pxlx
-    return _join(x_Pxlx.reshape(count, -1, *x_Pxlx.shape[1:]).swapaxes(0, 1))
-
-
 def _cut(x_BxRx: Array) -> Array:
     """B x C x R / C x ..., by device."""
     B, R, *others = x_BxRx.shape

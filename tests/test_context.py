@@ -1,6 +1,5 @@
 """Which rows lie on which device; that gathered keys are in slot order, `test_mesh` shows."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,18 +47,10 @@ def test_streams_lie_side_by_side_and_come_apart_again():
     np.testing.assert_array_equal(context.rest(rows, 0), rows)
 
 
-def test_shares_are_windows_of_their_own():
-    x = jnp.arange(B * L * 5).reshape(B, L, 5)
-    shares = context.shares(x)
-    np.testing.assert_array_equal(shares, np.concatenate(by_device(x)))
-    np.testing.assert_array_equal(context.whole(shares), x)
-
-
 def test_without_a_mesh_nothing_changes(monkeypatch):
     monkeypatch.undo()
     x = jnp.arange(B * L * 4 * 5).reshape(B, L, 4, 5)
-    for function in (context.spread, context.gathered, context.shares, context.whole):
+    for function in (context.spread, context.gathered):
         assert function(x) is x
     np.testing.assert_array_equal(context.first(x, 7), x[:, :7])
     np.testing.assert_array_equal(context.rest(x, 7), x[:, 7:])
-    assert not jax.make_jaxpr(context.shares)(x).eqns

@@ -14,8 +14,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.context import devices, spread
-from a3jax.mesh import parts_in_use
+from a3jax.context import spread
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys
 from a3jax.stage import HeldOutOrder, parse_order
@@ -48,7 +47,6 @@ def log_probs(
     if one_stream:  # a slot's content predicts the token of the next
         target_BxL, predicted_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, predicted_BxL))
     order = jax.tree.map(spread, order)
-    chunk *= parts_in_use() * devices()
     hidden_BxLxD = (network.content_hidden if one_stream else network.query_hidden)(tokens_BxL, order, how)
     nll_BxL = token_nll(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), chunk)
     log_prob_BxL = jnp.where(spread(predicted_BxL), -nll_BxL, 0.0)

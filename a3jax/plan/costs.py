@@ -27,10 +27,13 @@ KERNEL = "tpu_custom_call"
 """The custom call behind which the compiler cannot look: a Pallas kernel."""
 
 _FREE = frozenset(
-    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "async-start",
-     "after-all", "partition-id", "replica-id", "opt-barrier", "domain")
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "call-start", "conditional",
+     "async-start", "after-all", "partition-id", "replica-id", "opt-barrier", "domain")
 )  # fmt: skip
 """Instructions that move nothing themselves."""
+
+_SAME = ("bitcast", "copy", "convert", "reduce-precision")
+"""Instructions whose result has the elements of their operand, one for one."""
 
 
 @dataclass
@@ -141,27 +144,37 @@ def _fusion_bytes(program: Program, computation: Computation, instruction: Instr
     (fused,) = _fused(program, instruction)
     read = 0
     for number, operand in enumerate(computation.operands(instruction)):
-        whole = _hbm(operand)
-        read += min(whole, _used(program, fused, fused.parameter(number), whole)) if whole else 0
+        if _hbm(operand):
+            read += _read(program, fused, fused.parameter(number)) * operand.arrays[0].bits // 8
     results = fused.operands(fused.root) if fused.root.opcode == "tuple" else [fused.root]
     written = sum(_written(program, fused, result, array) for result, array in zip(results, instruction.arrays))
     return read + written
 
 
-def _used(program: Program, fused: Computation, source: Instruction, whole: int) -> int:
-    """Bytes of a fusion's operand that it reads: all, unless every use takes or replaces a part."""
-    total = 0
+def _read(program: Program, fused: Computation, source: Instruction) -> int:
+    """Elements of `source` that a fusion reads: all, unless every use takes or replaces a part.
+
+    Inside a fusion nothing is made that is not wanted: of a copy, a conversion, another layout, which a fusion within the
+    fusion may be, only that part is read that is used of the result.
+    """
+    whole, total = source.arrays[0].elements, 0
     for user, place in fused.users(source.name):
+        (result, *others) = user.arrays
         if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
-            total += user.arrays[0].bytes
-        elif user.opcode == "bitcast":
-            total += _used(program, fused, user, whole)
-        elif user.opcode == "fusion":
-            (inner,) = _fused(program, user)
-            total += _used(program, inner, inner.parameter(place), whole)
-        elif not (user.opcode == "dynamic-update-slice" and place == 0):
-            return whole
-    return total
+            total += result.elements
+        elif user.opcode == "dynamic-update-slice" and place == 0:
+            pass
+        else:
+            used = whole
+            if user.opcode == "fusion":
+                (inner,) = _fused(program, user)
+                used = _read(program, inner, inner.parameter(place))
+            elif user.opcode not in _SAME:
+                return whole
+            if used >= whole and not user.root and not others and result.elements == whole:
+                used = _read(program, fused, user)
+            total += used
+    return min(whole, total)
 
 
 def _written(program: Program, fused: Computation, result: Instruction, array: Array) -> int:

@@ -134,7 +134,7 @@ class Program:
             if instruction.opcode == "while":
                 trips = self.trip_count(run.computation, instruction)
                 times, certain = times * (1 if trips is None else trips), certain and trips is not None
-            elif instruction.opcode not in ("call", "async-start", "conditional"):
+            elif instruction.opcode not in ("call", "call-start", "async-start", "conditional"):
                 continue
             for name in instruction.called(*_CALLED):
                 yield from self._executed(Run(self.computations[name], times, certain))

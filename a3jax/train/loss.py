@@ -4,24 +4,47 @@ Logits exist for `chunk` rows at a time. The loss is one scalar whose gradient w
 known as soon as they are (softmax minus one-hot, times the row's weight), so the backward pass is computed together
 with the forward one and no logits are computed twice. Rows without weight (given tokens, padding) are brought together
 at the end, where chunks of nothing else are skipped. Gradients are exact. Memory: chunk x V float32 logits and as much
-again for their gradient, plus V x D float32 for the head's, unless it is not trained. Over a mesh with `context` every
-device cuts its own share of a window's rows into chunks, as if it were a window of its own; no hidden state leaves its
-device.
+again for their gradient, plus V x D float32 for the head's, unless it is not trained.
+
+Over a mesh every device goes through its own rows and no hidden state leaves it: the head is gathered once before the
+first chunk, and its gradient is summed over the devices once after the last. Where the vocabulary is split over `tensor`,
+a device holds the logits of its part, and the devices of a row add up what the softmax wants of all.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
-from a3jax.context import shares, whole
+from a3jax.mesh import BATCH, WIDTH
+
+_ROWS = P(BATCH, "context")
+_HEAD = P("tensor")
+
+
+class _Axes(NamedTuple):
+    """The axes of the mesh in use that lead to other devices."""
+
+    rows: tuple[str, ...]
+    """To those with other rows."""
+    vocabulary: tuple[str, ...]
+    """To those with other tokens of the vocabulary."""
+
+
+def _axes() -> _Axes:
+    split = {axis for axis, size in jax.sharding.get_abstract_mesh().shape.items() if size > 1}
+    return _Axes(tuple(axis for axis in (*BATCH, "context") if axis in split), ("tensor",) if "tensor" in split else ())
 
 
 def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
-    """-log p(target) in nats for every row, B x L float32. Not meant to be differentiated."""
-    return whole(_token_nll(shares(hidden_BxLxD), head_VxD, shares(target_BxL), chunk))
+    """-log p(target) in nats for every row, B x L float32. Not meant to be differentiated. `chunk` is of one device."""
+    device = functools.partial(_token_nll, chunk=chunk, axes=_axes())
+    on_devices = _on_every_device(device, (_ROWS, _HEAD, _ROWS), _ROWS)
+    return on_devices(hidden_BxLxD, head_VxD.astype(hidden_BxLxD.dtype), target_BxL)
 
 
 class Teacher(NamedTuple):
@@ -38,18 +61,25 @@ def nll_sum(
     """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`.
 
     With a teacher, -log p(target) is mixed with the cross-entropy to the teacher's distribution, sum of -p_t log p.
+    `chunk` counts rows of one device.
     """
-    rows = tuple(map(shares, (hidden_BxLxD, target_BxL, weight_BxL)))
-    if teacher is None:
-        return _nll_sum(rows[0], head_VxD, *rows[1:], None, None, chunk, 0.0)
-    return _nll_sum(rows[0], head_VxD, *rows[1:], shares(teacher.hidden_BxLxD), teacher.head_VxD, chunk, teacher.share)
+    taught = (None, None, 0.0) if teacher is None else teacher
+    return _nll_sum(hidden_BxLxD, head_VxD, target_BxL, weight_BxL, *taught[:2], chunk, taught[2])
 
 
-def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
+def _on_every_device(function: Callable, parts: Any, result: Any) -> Callable:
+    """`function` of what a device holds; of everything where no mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=result, check_vma=False)
+
+
+def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int, axes: _Axes) -> Array:
     def rows(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden_BxcxD, target_Bxc = xs
         logits = _logits(hidden_BxcxD, head_VxD)
-        return None, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, target_Bxc)
+        return None, _softmax(logits, axes).log_normalizer - _pick(logits, target_Bxc, axes)
 
     _, nll = jax.lax.scan(rows, None, (_cut(hidden_BxLxD, chunk), _cut(target_BxL, chunk)))
     return _join(nll, target_BxL.shape[1])
@@ -67,7 +97,7 @@ def _nll_sum(
     share: float,
 ) -> Array:
     if teacher is None:
-        return (_token_nll(hidden, head, target, chunk) * weight).sum()
+        return (token_nll(hidden, head, target, chunk) * weight).sum()
     return _sums(hidden, head, target, weight, teacher, teacher_head, chunk, share, trained_head=False)[0]
 
 
@@ -92,6 +122,30 @@ def _sums(
     trained_head: bool,
 ) -> tuple[Array, Array, Array | None]:
     """The loss, and its gradients with respect to `hidden` and, if it is trained, `head`."""
+    device = functools.partial(_own_sums, chunk=chunk, share=share, trained_head=trained_head, axes=_axes())
+    parts = (_ROWS, _HEAD, _ROWS, _ROWS, _ROWS, _HEAD)
+    on_devices = _on_every_device(device, parts, (P(), _ROWS, P(WIDTH, "tensor")))
+    heads = tuple(None if matrix is None else matrix.astype(hidden.dtype) for matrix in (head, teacher_head))
+    total, d_hidden, d_head_DxV = on_devices(hidden, heads[0], target, weight, teacher, heads[1])
+    return total, d_hidden, d_head_DxV.T.astype(head.dtype) if trained_head else None
+
+
+def _own_sums(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    weight: Array,
+    teacher: Array | None,
+    teacher_head: Array | None,
+    chunk: int,
+    share: float,
+    trained_head: bool,
+    axes: _Axes,
+) -> tuple[Array, Array, Array | None]:
+    """What one device does for `_sums`: its own rows, and then the sum over the other devices.
+
+    The head's gradient is D x V, and of its width the device keeps the part that it has of the head.
+    """
     last_BxL = jnp.argsort(weight == 0, axis=1, stable=True)
     first_BxL = jnp.argsort(last_BxL, axis=1)
 
@@ -99,36 +153,44 @@ def _sums(
         def skipped(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
             return carry, jnp.zeros_like(xs[0])
 
-        return jax.lax.cond((xs[2] != 0).any(), counted, skipped, carry, xs)
+        live, *xs = xs
+        return jax.lax.cond(live, counted, skipped, carry, tuple(xs))
 
     def counted(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head_DxV = carry
         hidden_BxcxD, target_Bxc, weight_Bxc, *teacher_BxcxD = xs
         logits = _logits(hidden_BxcxD, head)
-        top = logits.max(-1, keepdims=True)
-        exp = jnp.exp(logits - top)
-        normalizer = exp.sum(-1, keepdims=True)
-        lse = (top + jnp.log(normalizer))[..., 0]
-        wanted = jnp.arange(logits.shape[-1]) == target_Bxc[..., None]
+        softmax = _softmax(logits, axes)
+        wanted = _tokens(logits, axes) == target_Bxc[..., None]
         if teacher_head is None:
-            found = _pick(logits, target_Bxc)
+            found = _pick(logits, target_Bxc, axes)
         else:
-            wanted = (1 - share) * wanted + share * jax.nn.softmax(_logits(teacher_BxcxD[0], teacher_head), axis=-1)
-            found = (wanted * logits).sum(-1)
-        total += ((lse - found) * weight_Bxc).sum()
-        d_logits = (exp / normalizer - wanted) * weight_Bxc[..., None]
+            taught = _softmax(_logits(teacher_BxcxD[0], teacher_head), axes)
+            wanted = (1 - share) * wanted + share * taught.exp / taught.normalizer
+            found = jax.lax.psum((wanted * logits).sum(-1), axes.vocabulary)
+        total += ((softmax.log_normalizer - found) * weight_Bxc).sum()
+        d_logits = (softmax.exp / softmax.normalizer - wanted) * weight_Bxc[..., None]
         d_logits = d_logits.astype(hidden.dtype)
-        d_hidden = d_logits @ head.astype(hidden.dtype)
+        d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, head, preferred_element_type=jnp.float32)
+        d_hidden = jax.lax.psum(d_hidden, axes.vocabulary).astype(hidden.dtype)
         if trained_head:
             d_head_DxV += jnp.einsum("bcd,bcv->dv", hidden_BxcxD, d_logits, preferred_element_type=jnp.float32)
         return (total, d_head_DxV), d_hidden
 
-    taught = () if teacher is None else (teacher,)
-    xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight, *taught))
+    taught_rows = () if teacher is None else (teacher,)
+    xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight, *taught_rows))
+    # All devices skip together, so that none waits in a chunk for another that has left it out.
+    live_n = jax.lax.psum((xs[2] != 0).any((1, 2)).astype(jnp.int32), axes.rows) > 0
     zeros = jnp.zeros(()), jnp.zeros(head.shape[::-1] if trained_head else ())
-    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, zeros, xs)
+    (total, d_head_DxV), d_hidden = jax.lax.scan(rows, zeros, (live_n, *xs))
     d_hidden = _gather(_join(d_hidden, hidden.shape[1]), first_BxL)
-    return total, d_hidden, d_head_DxV.T.astype(head.dtype) if trained_head else None
+    if not trained_head:
+        d_head_DxV = None
+    else:
+        width = tuple(axis for axis in axes.rows if axis in WIDTH)
+        d_head_DxV = jax.lax.psum_scatter(d_head_DxV, width, tiled=True) if width else d_head_DxV
+        d_head_DxV = jax.lax.psum(d_head_DxV, tuple(axis for axis in axes.rows if axis not in WIDTH))
+    return jax.lax.psum(total, axes.rows), d_hidden, d_head_DxV
 
 
 def _backward(chunk: int, share: float, gradients: tuple[Array, Array | None], d_total: Array) -> tuple:
@@ -142,7 +204,6 @@ _nll_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _logits(hidden_BxcxD: Array, head_VxD: Array) -> Array:
     """B x c x V float32."""
-    head_VxD = head_VxD.astype(hidden_BxcxD.dtype)
     return jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32)
 
 
@@ -150,12 +211,36 @@ def _gather(x_BxLx: Array, index_BxL: Array) -> Array:
     return jnp.take_along_axis(x_BxLx, index_BxL.reshape(*index_BxL.shape, *[1] * (x_BxLx.ndim - 2)), axis=1)
 
 
-def _pick(logits_BxcxV: Array, target_Bxc: Array) -> Array:
-    return jnp.take_along_axis(logits_BxcxV, target_Bxc[..., None], axis=-1)[..., 0]
+class _Softmax(NamedTuple):
+    """exp(logits - top) of this device's tokens, and over all tokens their sum, ... x 1, and its logarithm with top, ..."""
+
+    exp: Array
+    normalizer: Array
+    log_normalizer: Array
+
+
+def _softmax(logits_BxcxV: Array, axes: _Axes) -> _Softmax:
+    top = jax.lax.pmax(logits_BxcxV.max(-1, keepdims=True), axes.vocabulary)
+    exp = jnp.exp(logits_BxcxV - top)
+    normalizer = jax.lax.psum(exp.sum(-1, keepdims=True), axes.vocabulary)
+    return _Softmax(exp, normalizer, (top + jnp.log(normalizer))[..., 0])
+
+
+def _tokens(logits_BxcxV: Array, axes: _Axes) -> Array:
+    """The tokens whose logits this device holds."""
+    own = logits_BxcxV.shape[-1]
+    return jnp.arange(own) + (jax.lax.axis_index(axes.vocabulary) * own if axes.vocabulary else 0)
+
+
+def _pick(logits_BxcxV: Array, target_Bxc: Array, axes: _Axes) -> Array:
+    """The logit of every target, which one of the devices holds."""
+    index = target_Bxc - _tokens(logits_BxcxV, axes)[0]
+    found = jnp.take_along_axis(logits_BxcxV, index[..., None], axis=-1, mode="fill", fill_value=0)[..., 0]
+    return jax.lax.psum(jnp.where(index >= 0, found, 0), axes.vocabulary)
 
 
 def _cut(x_BxLx: Array, chunk: int) -> Array:
-    """n x B x c x ...: L in pieces of c = chunk / B rows, so that every device keeps its own batch; zero padding."""
+    """n x B x c x ...: L in pieces of c = chunk / B rows; zero padding."""
     batch, length = x_BxLx.shape[:2]
     size = min(length, max(1, chunk // batch))
     pad = [(0, 0), (0, -length % size)] + [(0, 0)] * (x_BxLx.ndim - 2)

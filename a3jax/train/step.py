@@ -121,7 +121,6 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch
     changed = changes(config.adapt, model)
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
-    chunk = config.train.loss_chunk * meshes.batch_parts(mesh) * mesh.shape["context"]
     kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))
 
     def gradients(
@@ -129,7 +128,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     ) -> tuple[Array, Array, nnx.State]:
         def loss(params: nnx.State) -> tuple[Array, Array]:
             whole = nnx.merge_state(params, still)
-            return summed_loss(whole, batch, keys, model, stage, how, chunk, source, config.adapt.distill)
+            return summed_loss(whole, batch, keys, model, stage, how, config.train.loss_chunk, source, config.adapt.distill)
 
         (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return total, count, grads
