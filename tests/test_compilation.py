@@ -40,3 +40,21 @@ def test_weights_are_gathered_as_such_over_many_chips():
     text = jax.jit(lambda x, weight: x @ weight).lower(x, weight).compile(options(mesh)).as_text()
     assert " all-gather" in text
     assert " all-reduce" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")
+def test_no_product_is_summed_up_from_the_pieces_of_a_gathered_weight():
+    """By itself, libtpu would pass the pieces around and add up 16 x 2048 x 8192 numbers for each."""
+    from a3jax.plan.topology import topology
+
+    mesh = make_mesh(MeshConfig(fsdp=8), list(topology("v6e:2x4").devices))
+    x, weight = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
+        for shape in [(128, 2048, 2048), (2048, 8192)]
+    )
+    product = jax.jit(lambda x, weight: x @ weight, out_shardings=NamedSharding(mesh, P("fsdp"))).lower(x, weight)
+    ours, theirs = (product.compile(chosen).as_text() for chosen in (options(mesh), {}))
+    assert " collective-permute" in theirs
+    assert " collective-permute" not in ours
+    assert " all-gather" in ours

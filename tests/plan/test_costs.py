@@ -110,6 +110,50 @@ def test_a_fusion_moves_what_it_takes_and_puts_of_a_stack_of_layers():
     assert expected["bytes accessed"] == 3 * layer + 4
 
 
+RELAYOUT = """HloModule relayout
+
+%same (whole: f32[9,64,16]) -> bf16[9,64,16] {
+  %whole = f32[9,64,16]{2,1,0:T(8,128)} parameter(0)
+  %other = f32[9,64,16]{2,1,0} copy(%whole)
+  ROOT %rounded = bf16[9,64,16]{2,1,0} convert(%other)
+}
+
+%seen (p: f32[64,16]) -> f32[64,16] {
+  %p = f32[64,16]{1,0} parameter(0)
+  ROOT %q = f32[64,16]{1,0} bitcast(%p)
+}
+
+%fused (stack: f32[9,64,16], x: f32[64,16], at: s32[]) -> (bf16[64,16], f32[64,16]) {
+  %stack = f32[9,64,16]{2,1,0:T(8,128)} parameter(0)
+  %x = f32[64,16]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %all = bf16[9,64,16]{2,1,0} fusion(%stack), kind=kLoop, calls=%same
+  %one = bf16[1,64,16]{2,1,0} dynamic-slice(%all, %at, %zero, %zero), dynamic_slice_sizes={1,64,16}
+  %layer = bf16[64,16]{1,0} bitcast(%one)
+  %y = f32[64,16]{1,0} fusion(%x), kind=kLoop, calls=%seen
+  %negative = f32[64,16]{1,0} negate(%y)
+  ROOT %both = (bf16[64,16]{1,0}, f32[64,16]{1,0}) tuple(%layer, %negative)
+}
+
+ENTRY %main (a: f32[9,64,16], b: f32[64,16], i: s32[]) -> (bf16[64,16], f32[64,16]) {
+  %a = f32[9,64,16]{2,1,0:T(8,128)} parameter(0)
+  %b = f32[64,16]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %r = (bf16[64,16]{1,0}, f32[64,16]{1,0}) fusion(%a, %b, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_of_a_stack_in_another_layout_a_fusion_reads_the_layer_that_it_takes():
+    """As libtpu writes it: a fusion inside the fusion turns the whole stack around, of which one layer is then wanted."""
+    elements = 64 * 16
+    taken, negated = (4 + 2) * elements, (4 + 4) * elements
+    assert count(Program(RELAYOUT)).hbm_bytes == taken + negated + 4  # and the index
+    whole = RELAYOUT.replace("dynamic-slice(%all, %at, %zero, %zero), dynamic_slice_sizes={1,64,16}", "fold(%all)")
+    assert count(Program(whole)).hbm_bytes == taken + negated + 8 * 4 * elements
+
+
 def test_what_stays_on_the_chip_is_free():
     on_chip = FUSION.replace("%b = f32[64,16]{1,0}", "%b = f32[64,16]{1,0:T(8,128)S(1)}")
     assert count(Program(FUSION)).hbm_bytes - count(Program(on_chip)).hbm_bytes == 64 * 16 * 4
@@ -196,6 +240,28 @@ ENTRY %main (a: f32[64,32], b: bf16[16,32]) -> f32[16,32] {
   ROOT %r = f32[16,32]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
 }
 """
+
+
+OFFLOADED = """HloModule offloaded
+
+%on_sparse_core (x: bf16[16,32]) -> bf16[64,32] {
+  %x = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %g = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: bf16[16,32]) -> bf16[64,32] {
+  %a = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = ((bf16[16,32]{1,0:T(8,128)(2,1)}), bf16[64,32]{1,0:T(8,128)(2,1)}) call-start(%a), async_execution_thread="sparsecore", to_apply=%on_sparse_core
+  ROOT %r = bf16[64,32]{1,0:T(8,128)(2,1)} call-done(%start)
+}
+"""  # noqa: E501
+
+
+def test_collectives_that_run_beside_the_others_are_counted_where_they_are_called():
+    costs = count(Program(OFFLOADED))
+    assert costs.sent_bytes == {"all-gather": 16 * 32 * 2 * 3}
+    assert costs.collectives == {"all-gather": 1}
+    assert costs.hbm_bytes == (16 + 64) * 32 * 2
 
 
 def test_the_forms_that_a_tpu_compiler_writes():
