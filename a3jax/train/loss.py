@@ -233,10 +233,12 @@ def _tokens(logits_BxcxV: Array, axes: _Axes) -> Array:
 
 
 def _pick(logits_BxcxV: Array, target_Bxc: Array, axes: _Axes) -> Array:
-    """The logit of every target, which one of the devices holds."""
+    """The logit of every target, which one of the devices holds; NaN for a number that is no token."""
+    own = logits_BxcxV.shape[-1]
     index = target_Bxc - _tokens(logits_BxcxV, axes)[0]
-    found = jnp.take_along_axis(logits_BxcxV, index[..., None], axis=-1, mode="fill", fill_value=0)[..., 0]
-    return jax.lax.psum(jnp.where(index >= 0, found, 0), axes.vocabulary)
+    found = jnp.take_along_axis(logits_BxcxV, index[..., None], axis=-1, mode="clip")[..., 0]
+    found = jax.lax.psum(jnp.where((index >= 0) & (index < own), found, 0), axes.vocabulary)
+    return jnp.where((target_Bxc >= 0) & (target_Bxc < own * jax.lax.psum(1, axes.vocabulary)), found, jnp.nan)
 
 
 def _cut(x_BxLx: Array, chunk: int) -> Array:

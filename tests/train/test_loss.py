@@ -67,6 +67,15 @@ def test_a_row_of_weight_zero_counts_for_nothing():
     assert all((np.asarray(g) == 0).all() for g in gradients)
 
 
+@pytest.mark.parametrize("number", [-1, V, 10**6])
+def test_a_target_that_is_no_token_makes_no_loss(number):
+    hidden, head, target, weight = inputs()
+    target[1, 3], weight[1, 3] = number, 1
+    value, _ = jax.value_and_grad(nll_sum)(hidden, head, target, weight, 4)
+    assert np.isnan(value)
+    assert np.isnan(token_nll(hidden, head, target, 4)).sum() == 1
+
+
 def test_chunks_of_rows_that_do_not_count_are_not_computed():
     """What is not computed cannot spoil the sums: rows without weight hold NaN, and those with weight fill whole chunks."""
     hidden, head, target, _ = (x[:, :8] if x.ndim > 1 and x.shape[1] == L else x for x in inputs())
