@@ -15,6 +15,7 @@ PLANS = (
     "llama_3b v5p:2x2x2",
     "llama_3b v6e:4x4",
     "llama_8b v5p:4x4x4",
+    "llama_8b v5p:4x4x4 --mesh.data 2 --mesh.fsdp 32",
     "llama_8b tpu7x:2x2x4",
     "llama_8b v5e:2x4",
 )
@@ -34,7 +35,7 @@ def main() -> None:
             sys.exit(done.returncode)
         answer = json.loads(done.stdout.splitlines()[-1])
         for row in rows(answer):
-            print(f"| {experiment.replace('_', ' ')} | {' '.join([topology, *options])} | {' | '.join(row)} |", flush=True)
+            print(f"| {experiment.replace('_', ' ')} | {topology} | {' | '.join(row)} |", flush=True)
     print(f"\nJAX {answer['jax']}, libtpu {answer['libtpu']}.")
 
 
