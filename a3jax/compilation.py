@@ -43,6 +43,10 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "never: a product would be summed up from pieces of a gathered weight, each of which reads, writes and rounds "
             "all activations",
         ),
+        Option(
+            "xla_enable_async_all_gather", True, "weights are gathered while arithmetic runs; by itself only v5e and tpu7x do"
+        ),
+        Option("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True, "the same: without it the gathers wait"),
     ),
     "gpu": (
         Option("xla_gpu_enable_latency_hiding_scheduler", True, "collectives begin early, and arithmetic runs while they do"),

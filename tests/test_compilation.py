@@ -58,3 +58,36 @@ def test_no_product_is_summed_up_from_the_pieces_of_a_gathered_weight():
     assert " collective-permute" in theirs
     assert " collective-permute" not in ours
     assert " all-gather" in ours
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")
+@pytest.mark.parametrize("name", ["v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
+def test_weights_are_gathered_while_arithmetic_runs(name):
+    """And each gather, which the program then names in several places, is counted once."""
+    from a3jax.plan.costs import count
+    from a3jax.plan.hlo import Program
+    from a3jax.plan.topology import topology
+
+    layers, width, inner = 4, 4096, 8192
+    mesh = make_mesh(MeshConfig(fsdp=-1), list(topology(name).devices))
+    split = NamedSharding(mesh, P("fsdp"))
+    x, up, down = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        for shape, spec in [
+            ((8, 4096, width), P("fsdp")),
+            ((layers, width, inner), P(None, "fsdp")),
+            ((layers, inner, width), P(None, None, "fsdp")),
+        ]
+    )
+
+    def run(x, up, down):
+        def layer(x, weights):
+            return jax.lax.with_sharding_constraint(x + jax.nn.silu(x @ weights[0]) @ weights[1], split), None
+
+        return jax.lax.scan(layer, x, (up, down))[0]
+
+    text = jax.jit(run, out_shardings=split).lower(x, up, down).compile(options(mesh)).as_text()
+    assert "calls=%async_collective_fusion" in text
+    gathered = 2 * width * inner * 2 // mesh.size * (mesh.size - 1)
+    assert layers * gathered <= count(Program(text)).sent_bytes["all-gather"] <= (layers + 1) * gathered
