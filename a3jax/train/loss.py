@@ -85,6 +85,17 @@ def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: i
     return _join(nll, target_BxL.shape[1])
 
 
+class _Inputs(NamedTuple):
+    """What the loss is made of."""
+
+    hidden: Array
+    head: Array
+    target: Array
+    weight: Array
+    teacher: Array | None
+    teacher_head: Array | None
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _nll_sum(
     hidden: Array,
@@ -98,54 +109,37 @@ def _nll_sum(
 ) -> Array:
     if teacher is None:
         return (token_nll(hidden, head, target, chunk) * weight).sum()
-    return _sums(hidden, head, target, weight, teacher, teacher_head, chunk, share, trained_head=False)[0]
+    return _sums(_Inputs(hidden, head, target, weight, teacher, teacher_head), chunk, share, trained_head=False)[0]
 
 
 def _forward(*arguments: Any) -> tuple[Array, tuple]:
     *arrays, chunk, share = arguments
     trained_head = arrays[1].perturbed
     values: tuple[Any, ...] = tuple(None if array is None else array.value for array in arrays)
-    hidden, head, target, weight, teacher, teacher_head = values
-    total, *gradients = _sums(hidden, head, target, weight, teacher, teacher_head, chunk, share, trained_head)
+    total, *gradients = _sums(_Inputs(*values), chunk, share, trained_head)
     return total, tuple(gradients)
 
 
-def _sums(
-    hidden: Array,
-    head: Array,
-    target: Array,
-    weight: Array,
-    teacher: Array | None,
-    teacher_head: Array | None,
-    chunk: int,
-    share: float,
-    trained_head: bool,
-) -> tuple[Array, Array, Array | None]:
+def _sums(inputs: _Inputs, chunk: int, share: float, trained_head: bool) -> tuple[Array, Array, Array | None]:
     """The loss, and its gradients with respect to `hidden` and, if it is trained, `head`."""
     device = functools.partial(_own_sums, chunk=chunk, share=share, trained_head=trained_head, axes=_axes())
-    parts = (_ROWS, _HEAD, _ROWS, _ROWS, _ROWS, _HEAD)
-    on_devices = _on_every_device(device, parts, (P(), _ROWS, P(WIDTH, "tensor")))
-    heads = tuple(None if matrix is None else matrix.astype(hidden.dtype) for matrix in (head, teacher_head))
-    total, d_hidden, d_head_DxV = on_devices(hidden, heads[0], target, weight, teacher, heads[1])
-    return total, d_hidden, d_head_DxV.T.astype(head.dtype) if trained_head else None
+    parts: tuple[Any, ...] = (_ROWS, _HEAD, _ROWS, _ROWS, _ROWS, _HEAD)
+    on_devices = _on_every_device(device, (_Inputs(*parts),), (P(), _ROWS, P(WIDTH, "tensor")))
+    rounded = {
+        name: matrix.astype(inputs.hidden.dtype)
+        for name, matrix in (("head", inputs.head), ("teacher_head", inputs.teacher_head))
+        if matrix is not None
+    }
+    total, d_hidden, d_head_DxV = on_devices(inputs._replace(**rounded))
+    return total, d_hidden, d_head_DxV.T.astype(inputs.head.dtype) if trained_head else None
 
 
-def _own_sums(
-    hidden: Array,
-    head: Array,
-    target: Array,
-    weight: Array,
-    teacher: Array | None,
-    teacher_head: Array | None,
-    chunk: int,
-    share: float,
-    trained_head: bool,
-    axes: _Axes,
-) -> tuple[Array, Array, Array | None]:
+def _own_sums(own: _Inputs, chunk: int, share: float, trained_head: bool, axes: _Axes) -> tuple[Array, Array, Array | None]:
     """What one device does for `_sums`: its own rows, and then the sum over the other devices.
 
     The head's gradient is D x V, and of its width the device keeps the part that it has of the head.
     """
+    hidden, head, target, weight, teacher, teacher_head = own
     last_BxL = jnp.argsort(weight == 0, axis=1, stable=True)
     first_BxL = jnp.argsort(last_BxL, axis=1)
 
