@@ -33,6 +33,15 @@ def spread(x_BxL: Array) -> Array:
     return constrain(pairs_BxCx2xl.reshape(x_BxL.shape), "BxL")
 
 
+def place(slot_BxL: Array, length: int) -> Array:
+    """Where a slot of a window of so many lies once its slots are `spread`."""
+    if (count := devices()) == 1:
+        return slot_BxL
+    size = length // (2 * count)
+    block, within = jnp.divmod(slot_BxL, size)
+    return jnp.where(block < count, 2 * block, 4 * count - 1 - 2 * block) * size + within
+
+
 def gathered(x_BxlxKxE: Array) -> Array:
     """Inside a `shard_map`: this device's slots -> all slots of its windows, in slot order."""
     if (count := devices()) == 1:

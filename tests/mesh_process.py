@@ -23,7 +23,7 @@ from flax import nnx
 from a3jax import mesh as meshes
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.evaluate.likelihood import HeldOut
-from a3jax.model.parameters import graph
+from a3jax.model.parameters import graph, shapes
 from a3jax.ordering import example_keys
 from a3jax.stage import Part
 from a3jax.train import step as steps
@@ -45,7 +45,7 @@ MESHES = {
 IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
 THOROUGH = ("one device", "context x tensor x fsdp")
-"""Meshes that also draw their own parameters, and on which one stream and held-out windows are computed."""
+"""Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
 MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
 BATCH, L = 8, 32
 MIXTURE = (
@@ -53,6 +53,7 @@ MIXTURE = (
     Part(1.0, "spans", 3, sizes="geometric"),
     Part(1.0, "right_to_left", 2, prefix=0.5, sizes="uniform"),
 )
+ADAPTED = dataclasses.replace(MODEL, adapter_rank=2)
 STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1), "random_4"
 
 
@@ -123,7 +124,26 @@ def run(name, step, params):
         keys = example_keys(0, 0, BATCH)
         loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
         found |= {"one_stream": np.asarray(loss / count)}
+        loss, gradients = distilled(name, params, batch)
+        found |= {"distilled": np.asarray(loss)}
+        for path, leaf in nnx.to_flat_state(gather(gradients)):
+            found[f"gradient/distilled/{'/'.join(path)}"] = np.asarray(leaf[...])
     return {f"{name}:{key}": value for key, value in found.items()}
+
+
+def distilled(name, source, batch):
+    """The loss of a model with adapters, half of it measured against another model, and its gradients."""
+    rng = np.random.default_rng(1)
+    adapted = steps.state_shardings(experiment(name), ADAPTED, mesh_of(name)).params
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes(ADAPTED))
+    params = jax.device_put(drawn, adapted)
+    how, keys = steps.compute(experiment(name)), example_keys(0, 0, BATCH)
+
+    def loss(params, source, batch):
+        total, count = steps.summed_loss(params, batch, keys, ADAPTED, STAGE, how, 64, source, 0.5)
+        return total / count
+
+    return jax.jit(jax.value_and_grad(loss), out_shardings=(None, adapted))(params, source, batch)
 
 
 def check_layout(path, leaf, mesh):

@@ -20,11 +20,12 @@ from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
-from a3jax.context import spread
+from a3jax.context import place, spread
+from a3jax.mesh import BATCH, constrain, lay
 from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import Order, arrange, draw_mixture, example_keys
+from a3jax.ordering import arrange, draw_mixture, example_keys
 from a3jax.train import guard, remat
 from a3jax.train.loss import Teacher, nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
@@ -83,33 +84,34 @@ def summed_loss(
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
     order = draw_mixture(keys_B, batch["segments"], stage.parts, model.seeding, batch.get("weights"), batch.get("sizes"))
-    target_BxL, weight_BxL = sort(tokens_BxL, order.token_index), order.predicted.astype(jnp.float32)
-    teacher = None if source is None else _teacher(source, tokens_BxL, batch["segments"], order, model, how, distill)
+    index_BxL, weight_BxL = order.token_index, order.predicted.astype(jnp.float32)
     if single_stream(stage, model):  # a slot's content predicts the token of the next
-        target_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (target_BxL, weight_BxL))
-        if teacher is not None:
-            teacher = teacher._replace(hidden_BxLxD=jnp.roll(teacher.hidden_BxLxD, -1, axis=1))
+        index_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, weight_BxL))
         hidden_BxLxD = network.content_hidden(tokens_BxL, jax.tree.map(spread, order), how)
     else:
         hidden_BxLxD = network.query_hidden(tokens_BxL, jax.tree.map(spread, order), how)
+    target_BxL = sort(tokens_BxL, index_BxL)
+    teacher = None if source is None else _teacher(source, tokens_BxL, batch["segments"], index_BxL, model, how, distill)
     total = nll_sum(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), spread(weight_BxL), chunk, teacher)
     return total, weight_BxL.sum()
 
 
 def _teacher(
-    source: nnx.State, tokens_BxL: Array, segment_BxL: Array, order: Order, model: ModelConfig, how: Compute, share: float
+    source: nnx.State, tokens_BxL: Array, segment_BxL: Array, index_BxL: Array, model: ModelConfig, how: Compute, share: float
 ) -> Teacher:
-    """What the source model, reading from left to right, says of the token of every slot of `order`."""
+    """What the source model, reading from left to right, says of the tokens `index` of the window, spread over `context`."""
     network = nnx.merge(graph(without_adapters(model)), source)
     batch, length = tokens_BxL.shape
     nothing_BxL = jnp.zeros((batch, length), bool)
-    index_BxL = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    place_BxL = jnp.broadcast_to(jnp.arange(length), (batch, length))
     arrange_in_order = jax.vmap(lambda group_L, given_L, segment_L: arrange(group_L, given_L, segment_L, "successor"))
-    in_order = arrange_in_order(index_BxL, nothing_BxL, jnp.abs(segment_BxL))
+    in_order = arrange_in_order(place_BxL, nothing_BxL, jnp.abs(segment_BxL))
     slot_BxL = jnp.argsort(in_order.token_index, axis=1)
-    hidden_BxLxD = network.content_hidden(tokens_BxL, in_order, how._replace(remat="none"))
-    before_BxL = sort(slot_BxL, jnp.maximum(order.token_index - 1, 0))  # first tokens are never predicted
-    return Teacher(sort(hidden_BxLxD, before_BxL[..., None]), network.output_matrix[...], share)
+    hidden_BxLxD = network.content_hidden(tokens_BxL, jax.tree.map(spread, in_order), how._replace(remat="none"))
+    before_BxL = sort(slot_BxL, jnp.maximum(index_BxL - 1, 0))  # first tokens are never predicted
+    # A row's teacher may be on any device along `context`, so these hold their windows' hidden states whole for once.
+    hidden_BxLxD = sort(lay(hidden_BxLxD, BATCH), spread(place(before_BxL, length))[..., None])
+    return Teacher(constrain(hidden_BxLxD, "BxLxD"), network.output_matrix[...], share)
 
 
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
