@@ -42,11 +42,18 @@ def check(config: Config) -> None:
         ("optimizer.decay", optimizer.decay, 1),
         ("optimizer.final_lr", optimizer.final_lr, 1),
         ("optimizer.weight_decay", optimizer.weight_decay, None),
-        ("optimizer.clip", optimizer.clip, None),
         ("adapt.distill", config.adapt.distill, 1),
     ]:
+        if not math.isfinite(number):
+            raise UserError(f"{name} is {number}; it must be finite")
         if not 0 <= number <= (math.inf if high is None else high):
             raise UserError(f"{name} is {number}; it must be " + ("at least 0" if high is None else f"from 0 to {high}"))
+    for name, number in [("optimizer.b1", optimizer.b1), ("optimizer.b2", optimizer.b2)]:
+        if not 0 <= number < 1:
+            raise UserError(f"{name} is {number}; it must be at least 0 and below 1")
+    for name, number in [("optimizer.eps", optimizer.eps), ("optimizer.clip", optimizer.clip)]:
+        if not (number > 0 and math.isfinite(number)):
+            raise UserError(f"{name} is {number}; it must be above 0")
     early = any(stage.plateau for stage in stages)
     sizes = {config.at(stage).data.batch for stage in stages if stage.length}
     if len(sizes) > 1 and (early or config.guard.action == "rollback"):

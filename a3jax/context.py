@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from a3jax.errors import UserError
 from a3jax.mesh import BATCH, constrain, lay
+
+
+def refuse(what: str) -> None:
+    """Raises `UserError` if the mesh in use splits windows, which `what` cannot."""
+    if (count := devices()) > 1:
+        raise UserError(f"{what} keeps keys in one piece, and mesh.context is {count}; set it to 1")
 
 
 def devices() -> int:

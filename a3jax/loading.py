@@ -35,7 +35,8 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     """Load a model folder, a run folder at its newest step or the one asked for, or what `a3jax import` takes.
 
     `dtype` is "float32" or "bfloat16", for weights and computation. Over a `mesh` the weights are split as in training;
-    have it in use, with `jax.set_mesh`, for whatever is done with the model. Raises `UserError` for anything else, for a
+    have it in use, with `jax.set_mesh`, for whatever is done with the model; with `context`, that can be teacher forcing
+    only. Raises `UserError` for anything else, for a
     folder that holds no model, and for one that the mesh cannot split.
     """
     if dtype not in ("float32", "bfloat16"):

@@ -107,6 +107,8 @@ def token_log_likelihoods(
     prefill: Prefill = "ar",
 ) -> list[Likelihood]:
     """`token_log_likelihood` of several texts, a batch at a time."""
+    if not tokens:
+        raise UserError("no text is given; give at least one")
     if orders < 1:
         raise UserError(f"orders is {orders}; it must be at least 1")
     if not 0 <= seed <= 2**32 - orders:
@@ -140,8 +142,8 @@ def _check(model: Model, tokens: Sequence[int], given: Sequence[bool], groups: S
     if not given[0]:
         raise UserError("the first token of a document cannot be predicted; mark it as given")
     check_context(model, len(tokens))
-    if not all(0 <= token < model.config.vocab for token in tokens):
-        raise UserError(f"token {max(tokens, key=abs)} is not in the model's vocabulary of {model.config.vocab}")
+    if strangers := [token for token in tokens if not 0 <= token < model.config.vocab]:
+        raise UserError(f"token {strangers[0]} is not in the model's vocabulary of {model.config.vocab}")
 
 
 def grouped(given: Sequence[bool], groups: Sequence[int], seeding: Seeding, prefill: Prefill = "ar") -> Order:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from a3jax.check import check
-from a3jax.config import Config, DataConfig, ModelConfig, RopeScaling, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
 from a3jax.curriculum import paper
 from a3jax.errors import UserError
 from a3jax.strict import from_json, nearest, read, to_json
@@ -89,6 +90,12 @@ def test_nearest_is_silent_where_nothing_is_near():
     [
         ({"data": DataConfig(length=0)}, "data.length is 0; it must be at least 1"),
         ({"data": DataConfig(batch=-1)}, "data.batch is -1; it must be at least 1"),
+        ({"optimizer": OptimizerConfig(b1=1.0)}, "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
+        ({"optimizer": OptimizerConfig(b2=-1.0)}, "optimizer.b2 is -1.0; it must be at least 0 and below 1"),
+        ({"optimizer": OptimizerConfig(eps=0.0)}, "optimizer.eps is 0.0; it must be above 0"),
+        ({"optimizer": OptimizerConfig(clip=0.0)}, "optimizer.clip is 0.0; it must be above 0"),
+        ({"optimizer": OptimizerConfig(peak_lr=math.inf)}, "optimizer.peak_lr is inf; it must be finite"),
+        ({"train": TrainConfig(keep_hours=math.inf)}, "train.keep_hours is inf; it must be finite"),
         ({"train": TrainConfig(accumulate=0)}, "train.accumulate is 0; it must be at least 1"),
         ({"train": TrainConfig(loss_chunk=0)}, "train.loss_chunk is 0; it must be at least 1"),
         ({"train": TrainConfig(accumulate=3)}, "train.accumulate 3 does not divide data.batch 16"),

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from a3jax import context
+from a3jax.decode.cached import plan
+from a3jax.errors import UserError
+from a3jax.evaluate.continuations import score
 from a3jax.ordering import draw_order, example_keys
 
 B, L, C = 2, 24, 4
@@ -33,6 +36,18 @@ def test_a_device_sees_as_many_keys_as_any_other():
     for end, total in [(order.group_end, L * (L + 1) / 2), (order.group_start, L * (L - 1) / 2)]:
         seen = [int(held.sum()) for held in by_device(context.spread(end))]
         assert seen == [B * total / C] * C
+
+
+def test_a_slot_is_where_it_was_spread_to():
+    slots = jnp.broadcast_to(jnp.arange(L), (B, L))
+    where = context.place(slots, L)
+    np.testing.assert_array_equal(np.take_along_axis(context.spread(slots), where, axis=1), slots)
+
+
+def test_what_keeps_a_cache_does_not_split_windows():
+    for call in (lambda: plan([], [], [], "successor", None), lambda: score(None, [])):
+        with pytest.raises(UserError, match=r"mesh\.context is 4; set it to 1"):
+            call()
 
 
 def test_streams_lie_side_by_side_and_come_apart_again():

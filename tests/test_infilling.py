@@ -141,7 +141,9 @@ def test_bad_requests(model):
         lambda: a3jax.token_log_likelihood(model, [1, 2], [True]): "2 tokens but 1 marks",
         lambda: a3jax.token_log_likelihood(model, [1, 2], [False, False]): "first token of a document cannot",
         lambda: a3jax.token_log_likelihood(model, [1, 300], [True, False]): "token 300 is not in",
+        lambda: a3jax.token_log_likelihood(model, [256, -1, 299], [True, False, False]): "token -1 is not in",
         lambda: a3jax.token_log_likelihood(model, [], []): "nothing to score",
+        lambda: a3jax.log_likelihoods(model, []): "no text is given",
     }.items():
         with pytest.raises(UserError, match=complaint):
             call()

@@ -106,7 +106,7 @@ def _parts(batches: Batches, draw: Draw, steps: int) -> dict[str, float]:
 
 def _choose(batches: Batches, step: int) -> Iterator[tuple[int, Pieces, int]]:
     """The source, the pieces and the number of the windows that a step takes from each source."""
-    source_B, window_B = batches.mixture.at(step, np.arange(batches.mixture.batch_S[step]))
+    source_B, window_B = batches.mixture.at(step, np.arange(batches.mixture.batch(step)))
     for source in np.unique(source_B).tolist():
         chosen = window_B[source_B == source]
         yield source, batches.packings[source].pieces(chosen), len(chosen)

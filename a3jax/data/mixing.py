@@ -61,21 +61,26 @@ def rows(share_SxK: np.ndarray, batch: int | np.ndarray) -> np.ndarray:
 
 
 class Mixture:
-    """Rows of steps -> sources and windows."""
+    """Rows of steps -> sources and windows. Steps after the last that was planned are as that one."""
 
     def __init__(
         self, sources: Sequence[SourceConfig], windows: Sequence[int], steps: int, batch: int | np.ndarray, seed: int
     ):
         """`windows` says how many windows each source has, `batch` how many rows every step has, S or one for all."""
-        self.batch_S, self.steps = np.broadcast_to(batch, steps), steps
-        self.windows = tuple(windows)
-        self._given_SxK = rows(weights(sources, steps), self.batch_S)
+        self.steps, self.windows = steps, tuple(windows)
+        self._batch_S = np.broadcast_to(batch, steps)
+        self._share_SxK = weights(sources, steps)
+        self._given_SxK = rows(self._share_SxK, self._batch_S)
         self._seed = seed
+
+    def batch(self, step: int) -> int:
+        """The rows of a step's batch."""
+        return int(self._batch_S[min(step, self.steps - 1)])
 
     def at(self, step: int, row_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source and the window of rows of a step's batch, both int64."""
-        before_K, after_K = self._given_SxK[step], self._given_SxK[step + 1]
-        place_R = shuffled(int(self.batch_S[step]), key(self._seed, _ROWS, step))[row_R]
+        before_K, after_K = self._given(step), self._given(step + 1)
+        place_R = shuffled(self.batch(step), key(self._seed, _ROWS, step))[row_R]
         edges_K = np.cumsum(after_K - before_K)
         source_R = np.searchsorted(edges_K, place_R, side="right")
         index_R = before_K[source_R] + place_R - (edges_K - after_K + before_K)[source_R]
@@ -88,8 +93,16 @@ class Mixture:
 
     def shares(self, steps: int) -> np.ndarray:
         """The share of each source in the first `steps` steps, K float64."""
-        return self._given_SxK[steps] / max(1, self._given_SxK[steps].sum())
+        return self._given(steps) / max(1, self._given(steps).sum())
 
     def epochs(self, steps: int) -> np.ndarray:
         """How often the first `steps` steps go through each source, K float64."""
-        return self._given_SxK[steps] / np.array(self.windows)
+        return self._given(steps) / np.array(self.windows)
+
+    def _given(self, steps: int) -> np.ndarray:
+        """How many rows every source is given in the first `steps` steps, K."""
+        if steps >= len(self._given_SxK):  # from the first step on, that rows are those of a plan with so many steps
+            more = 2 * steps - self.steps
+            batch_S = np.pad(self._batch_S, (0, more), mode="edge")
+            self._given_SxK = rows(np.pad(self._share_SxK, ((0, more), (0, 0)), mode="edge"), batch_S)
+        return self._given_SxK[steps]

@@ -5,6 +5,7 @@ Grain reads steps ahead, in threads or in processes of its own; what a checkpoin
 number of the next step.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,22 +56,23 @@ class Batches:
         seed: int,
         rows: Mapping[int, np.ndarray] | None = None,
         batch_S: np.ndarray | None = None,
+        endless: bool = False,
     ):
         """`rows` are the rows of the global batch to read, by its size; None for all. `batch_S` are the sizes of all steps'
-        batches, `data.batch` if not given.
+        batches, `data.batch` if not given. With `endless`, steps go on after the last, as that was.
         """
         self.names = tuple(corpus.name for corpus in corpora)
         self.packings = tuple(pack(TokenStream(c.folder, c.manifest, "train"), data) for c in corpora)
         windows = [len(packing) for packing in self.packings]
         self.mixture = Mixture(data.sources, windows, steps, data.batch if batch_S is None else batch_S, seed)
-        self._rows = rows
+        self._rows, self._endless = rows, endless
         self._length = data.length
 
     def __len__(self) -> int:
-        return self.mixture.steps
+        return sys.maxsize if self._endless else self.mixture.steps
 
     def __getitem__(self, step: int) -> Windows:
-        size = int(self.mixture.batch_S[step])
+        size = self.mixture.batch(step)
         row_R = np.arange(size) if self._rows is None else self._rows[size]
         source_R, window_R = self.mixture.at(step, row_R)
         batch = {name: np.zeros((len(row_R), self._length), np.int32) for name in ("tokens", "segments")}
@@ -94,11 +96,6 @@ def pack(stream: TokenStream, data: DataConfig) -> Packing:
     if data.packing == "concat":
         return Concat(stream, data.length)
     return BestFit(stream, data.length, data.overlap)
-
-
-def host_rows(batch: int, host: int, hosts: int) -> np.ndarray:
-    """The rows of the global batch that one of several hosts reads: neighbours, as many for each as the batch allows."""
-    return np.array_split(np.arange(batch), hosts)[host]
 
 
 def training_batches(batches: Batches, workers: int = 0) -> grain.IterDataset:

@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
+from a3jax.context import refuse
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding, Prefill
 from a3jax.model.parameters import graph
@@ -134,7 +135,8 @@ def plan(
     seeding: Seeding,
     allowed_BxV: Array,
 ) -> Plan:
-    """Draw every sequence's order and bring the batch to one shape."""
+    """Draw every sequence's order and bring the batch to one shape. Raises `UserError` under a mesh with `context`."""
+    refuse("decoding")
     drawn = [draw(d.seed, ids, known, d.order, seeding, d.prefill) for d, ids, known in zip(decodings, tokens, given)]
     length = max(len(one.tokens_L) for one in drawn)
     order_BxL = jax.tree.map(lambda *rows: np.stack(rows), *[pad_order(one.order, length) for one in drawn])

@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
+from a3jax.context import refuse
 from a3jax.decode.cached import FEW_ROWS, bucket, draw
 from a3jax.decode.sampling import log_prob
 from a3jax.errors import UserError
@@ -98,9 +99,10 @@ def single_stream(model: Model, order: str) -> bool:
 def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0, batch: int = 8) -> list[list[Score]]:
     """Score every choice of `items`, of which `batch` of like length are computed at once.
 
-    An order that is drawn follows from `seed` and the choice itself. Raises `UserError` for an unknown order, and for a
-    choice that is longer than `longest`.
+    An order that is drawn follows from `seed` and the choice itself. Raises `UserError` for an unknown order, for a choice
+    that is longer than `longest`, and under a mesh with `context`.
     """
+    refuse("scoring choices by what they share")
     for choice in itertools.chain.from_iterable(items):
         check_length(model, order, len(choice.tokens))
     found: dict[int, list[Score]] = {}

@@ -77,37 +77,38 @@ class HeldOut:
         self._batches = [
             {k: put(np.pad(v, ((0, pad), (0, 0)))[i : i + batch]) for k, v in windows.items()} for i in range(0, count, batch)
         ]
-        self._batch, self._model = batch, model
+        self._keys = [example_keys(0, 0, count + pad)[i : i + batch] for i in range(0, count, batch)]
+        self._model = model
         self._sums = functools.partial(_sums, graph, how)
         self._draw = jax.jit(draw_order, static_argnames=("family", "group_size", "given", "seeding"))
 
     def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, Nll]:
-        """The NLL in each named order, empty without windows. The orders drawn are always the same."""
+        """The NLL in each named order, empty without windows. A window's order is always the same, whatever the batch."""
         if not self._batches:
             return {}
         return {name: self._one(params, name) for name in orders}
 
     def _one(self, params: nnx.State, name: str) -> Nll:
         family, group_size = parse_order(name)
+        seeding = self._model.seeding
+        one_stream = (family, group_size, seeding) == ("in_order", 1, "successor")
         found = []
-        for i, batch in enumerate(self._batches):
-            keys = example_keys(0, i, self._batch)
-            order = self._draw(
-                keys, batch["segments"], family=family, group_size=group_size, given=0.0, seeding=self._model.seeding
-            )
-            found.append(jax.device_get(self._sums(params, batch["tokens"], order)))
+        for keys, batch in zip(self._keys, self._batches):
+            order = self._draw(keys, batch["segments"], family=family, group_size=group_size, given=0.0, seeding=seeding)
+            found.append(self._sums(params, batch["tokens"], order, one_stream=one_stream))
+        found = jax.device_get(found)
         rank, visible = (np.array([each[name] for each in found], np.float64).sum(0) for name in ("rank", "visible"))
         total, count = rank.sum(0)
         by_rank, by_visible = (tuple(nll / n if n else None for nll, n in part.tolist()) for part in (rank, visible))
         return Nll(float(total / max(1, count)), by_rank, by_visible)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="one_stream")
 def _sums(
-    graph: nnx.GraphDef, how: Compute, params: nnx.State, tokens_BxL: Array, order: Order
+    graph: nnx.GraphDef, how: Compute, params: nnx.State, tokens_BxL: Array, order: Order, one_stream: bool
 ) -> dict[str, list[tuple[Array, Array]]]:
     """NLL and number of the tokens of every part. Compiled once a process, for all who evaluate the same model."""
-    nll_BxL = sort(-log_probs(nnx.merge(graph, params), tokens_BxL, order, how), order.token_index)
+    nll_BxL = sort(-log_probs(nnx.merge(graph, params), tokens_BxL, order, how, one_stream), order.token_index)
     return {
         name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
         for name, part_BxL in _parts(order).items()

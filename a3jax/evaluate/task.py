@@ -49,8 +49,12 @@ Rows = list[dict[str, Any]]
 
 
 def digest(items: Sequence[Item]) -> str:
-    """SHA-256 of all items, contents included."""
-    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
+    """SHA-256 of all items, contents included, in the order in which they are taken."""
+    return hashlib.sha256(json.dumps(_by_length(items)).encode()).hexdigest()
+
+
+def _by_length(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: item.length)
 
 
 def run(task: Task, models: dict[str, Any], out: Path | None, batch: int) -> Rows:
@@ -61,7 +65,7 @@ def run(task: Task, models: dict[str, Any], out: Path | None, batch: int) -> Row
     if not task.items:
         left_out = ", ".join(f"{reason} {count}" for reason, count in task.data["left_out"].items())
         raise UserError(f"{task.data['source']}: nothing is left to evaluate ({left_out or 'it is empty'})")
-    items = sorted(task.items, key=lambda item: item.length)
+    items = _by_length(task.items)
     if out is None:
         return _evaluate(task, items, [], batch, None)
     made_from = {"models": models, "data": {**task.data, "sha256": digest(items)}, "protocol": task.protocol}

@@ -9,9 +9,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from a3jax.checkpoint import saved_steps
 from a3jax.errors import UserError
-from a3jax.sweep.trials import FAILED, RUNS, Halving, Sweep, Trial
+from a3jax.sweep.trials import FAILED, RUNS, Halving, Sweep, Trial, reached
 from a3jax.train.metrics import read
 
 
@@ -33,7 +32,7 @@ def best(folder: Path, sweep: Sweep, halving: Halving, rung: int, trials: Sequen
         if (folder / FAILED / trial.name).is_dir():
             continue
         run, stop = folder / RUNS / trial.name, stops(sweep, trial)[rung]
-        if max(saved_steps(run), default=0) < stop:
+        if reached(run) < stop:
             return None
         nll[trial.name] = _nll(run, stop, halving.order)
     count = len(sweep.trials) // halving.eta ** (rung + 1)
@@ -54,6 +53,6 @@ def dropped(folder: Path, sweep: Sweep) -> set[str]:
 
 def _nll(run: Path, step: int, order: str) -> float:
     for row in reversed(read(run)):
-        if row["step"] == step and f"nll/{order}" in row:
+        if row["step"] <= step and f"nll/{order}" in row:
             return row[f"nll/{order}"]
     raise UserError(f"{run} has no held-out NLL at step {step} to compare trials by; prepare the data with --held-out")

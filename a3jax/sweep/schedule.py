@@ -22,8 +22,8 @@ from a3jax.processes import TRY_AGAIN
 from a3jax.progress import Progress, console
 from a3jax.strict import to_json
 from a3jax.sweep.halving import best, stops
-from a3jax.sweep.status import last_lines, reached
-from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, save_sweep
+from a3jax.sweep.status import last_lines
+from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, reached, save_sweep
 from a3jax.train.run import CONFIG, check_same, is_training
 
 COMMAND = (sys.executable, "-m", "a3jax.sweep.child")

@@ -8,12 +8,10 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from a3jax.checkpoint import STEPS, saved_steps
+from a3jax.checkpoint import saved_steps
 from a3jax.evaluate.results import WIDTH
-from a3jax.plateau import Standing
-from a3jax.strict import read
 from a3jax.sweep.halving import dropped
-from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep
+from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, reached
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import is_training
 
@@ -58,13 +56,6 @@ def status(folder: Path, sweep: Sweep) -> list[Status]:
         log = last_lines(run / LOG) if failed else ""
         found.append(Status(trial.name, state, step, trial.config.steps, last_nll(run), log))
     return found
-
-
-def reached(run: Path) -> int:
-    """The step of its curriculum that a run has saved: what stages that ended early passed over counts as done."""
-    step = max(saved_steps(run), default=0)
-    standing = run / STEPS / str(step) / "standing" / "metadata"
-    return step + (read(Standing, standing).skipped if standing.is_file() else 0)
 
 
 def last_lines(log: Path) -> str:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from a3jax.check import check
+from a3jax.checkpoint import STEPS, saved_steps
 from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
 from a3jax.folders import write_whole
+from a3jax.plateau import Standing
 from a3jax.strict import build, flat, nearest, read, to_json
 from a3jax.sweep.combine import Trials, Value
 
@@ -93,6 +95,13 @@ def save_sweep(sweep: Sweep, folder: Path) -> None:
 def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder. Raises `UserError` if there is none."""
     return read(Sweep, folder / SWEEP)
+
+
+def reached(run: Path) -> int:
+    """The step of its curriculum that a run has saved: what stages that ended early passed over counts as done."""
+    step = max(saved_steps(run), default=0)
+    standing = run / STEPS / str(step) / "standing" / "metadata"
+    return step + (read(Standing, standing).skipped if standing.is_file() else 0)
 
 
 def _name(labels: dict[str, str]) -> str:

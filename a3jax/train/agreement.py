@@ -9,6 +9,8 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from a3jax.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -49,7 +51,8 @@ class AgreedStop:
 def together(work: Callable[[], T]) -> T:
     """What `work` returns, once it has succeeded in every process; if it failed in one, all raise an exception.
 
-    Not so with JAX's own errors: they are raised at once, for then processes may be lost.
+    That is a `UserError` if it was one anywhere, as then all must end. JAX's own errors are raised at once, without a
+    word to the others, for then processes may be lost.
     """
     result, failure = None, None
     try:
@@ -59,9 +62,10 @@ def together(work: Callable[[], T]) -> T:
     except Exception as error:
         failure = error
     if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.int32(failure is not None))
-        if failed.any() and failure is None:
-            failure = ValueError(f"process {failed.argmax()} says so")
+        own = 0 if failure is None else 2 if isinstance(failure, UserError) else 1
+        gravest = multihost_utils.process_allgather(np.int32(own))
+        if gravest.max() > own:
+            failure = (UserError if gravest.max() == 2 else ValueError)(f"process {gravest.argmax()} says so")
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]

@@ -14,11 +14,12 @@ Orbax writes a step under a temporary name and renames it when it is complete, s
 
 import contextlib
 import dataclasses
+import errno
 import functools
-import json
+import re
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,10 +34,12 @@ from a3jax.folders import is_full_disk, remove
 from a3jax.plateau import Standing
 from a3jax.progress import console
 from a3jax.record import Record
-from a3jax.strict import build, from_json
+from a3jax.strict import build
 from a3jax.train.agreement import barrier, together
 from a3jax.train.checksums import checksums
 from a3jax.train.step import State, with_counts
+
+T = TypeVar("T")
 
 DAMAGED = "damaged"
 _FACTS = ("record", "data", "standing")
@@ -108,18 +111,24 @@ class Checkpoints:
     def restore(self, abstract: State) -> Restored | None:
         """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
 
-        A step that is damaged for any of the processes is reported, set aside, and all take the one before it.
+        A step that is damaged for any of the processes is reported, set aside, and all take the one before it. Raises
+        `UserError` where none is left but those set aside, or where it is not the files that keep a step from being read.
         """
         while (step := self.newest) is not None:
             try:
                 saved = together(functools.partial(self._read, step, abstract))
                 return together(functools.partial(self._checked, step, saved, abstract))
-            except jax.errors.JaxRuntimeError:  # of the devices or other hosts, not of a file
+            except (jax.errors.JaxRuntimeError, UserError):  # of devices, other hosts or the file system, not of a file
                 raise
             except Exception as error:  # a damaged file can fail anywhere inside Orbax
                 aside = self._set_aside(step)
                 what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
                 console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
+        if any((self._folder / DAMAGED).glob("*")):
+            raise UserError(
+                f"{self._folder} has no step that can be read; remove {self._folder / DAMAGED} to begin the run anew, or "
+                f"move a step back from there"
+            )
         return None
 
     def wait(self) -> None:
@@ -137,8 +146,14 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
             **{name: ocp.args.JsonRestore() for name in facts},
         )
-        with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
-            saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
+        try:
+            with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
+                saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
+        except (OSError, ValueError, MemoryError) as error:
+            if not _of_the_file(error):
+                where = self._folder / str(step)
+                raise UserError(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
+            raise
         return {name: saved[name] for name in items}
 
     def _checked(self, step: int, saved: dict[str, Any], abstract: State) -> Restored:
@@ -147,14 +162,13 @@ class Checkpoints:
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
         facts = {name: saved[name] for name in _FACTS if name in saved}
-        standing = build(Standing, facts.get("standing", {}), "standing")  # older runs have none
+        standing = _built(Standing, facts.get("standing", {}), "standing")  # older runs have none
         state = with_counts(State(params, optimizer, abstract.step, abstract.skipped), step, standing.skipped)
         sums = checksums(state, **facts)
         for name in sums.keys() | saved["checksums"].keys():
             if sums.get(name) != saved["checksums"].get(name):
                 raise ValueError(f"{name} is not what was saved")
-        record = from_json(Record, json.dumps(saved["record"]), str(self._folder / str(step) / "record"))
-        return Restored(step, state, record, saved["data"], standing)
+        return Restored(step, state, _built(Record, saved["record"], "record"), saved["data"], standing)
 
     def _set_aside(self, step: int) -> Path:
         aside = self._folder / DAMAGED / str(step)
@@ -183,6 +197,21 @@ class Checkpoints:
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+
+
+def _built(kind: type[T], fact: Any, name: str) -> T:
+    """What was saved as JSON. Raises `ValueError` for what cannot have been."""
+    try:
+        return build(kind, fact, name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def _of_the_file(error: Exception) -> bool:
+    """Whether an error may be a damaged file's, and not one of memory, or of a file system that fails for a while."""
+    told = re.search(r"OS error (\d+)", str(error))  # in the words of TensorStore
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return not isinstance(error, MemoryError) and number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def policy(config: TrainConfig) -> policies.PreservationPolicy:

@@ -85,9 +85,10 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
-        batch_S = _batches_read(config)
+        batch_S = batch_sizes(config.curriculum, config.data.batch)
         rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
-        source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S)
+        endless = config.guard.action == "rollback"  # which passes over batches, nobody knows how many
+        source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless)
         stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
@@ -129,12 +130,6 @@ def _first_state(run: Run, mesh: Mesh) -> State:
     return init_state(run.config, params, run.model, mesh)
 
 
-def _batches_read(config: Config) -> np.ndarray:
-    """The sizes of all batches that there must be: every rollback passes over some."""
-    spare = config.guard.limit * config.train.save_every if config.guard.action == "rollback" else 0
-    return np.pad(batch_sizes(config.curriculum, config.data.batch), (0, spare), mode="edge")
-
-
 def _steps(
     run: Run,
     mesh: Mesh,
@@ -153,7 +148,7 @@ def _steps(
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
-    saved, rollbacks, last = step, 0, -1
+    saved, rollbacks, last = step, _Rollbacks(), -1
     report.started()
 
     def save(nll: dict[str, float] | None) -> None:
@@ -199,9 +194,7 @@ def _steps(
         if report.roll_back:
             checkpoints.wait()
             before = checkpoints.restore(abstract_state(config, run.model, mesh))
-            rollbacks = rollbacks + 1 if (before.step if before else 0) == saved else 1
-            if rollbacks > config.guard.limit:
-                raise UserError(f"{rollbacks - 1} rollbacks to step {saved} did not help; lower optimizer.peak-lr")
+            rollbacks = rollbacks.to(before.step if before else 0, config.guard.limit)
             teacher = state.source
             step, state, record = before[:3] if before else (0, _first_state(run, mesh), run.record)
             state = state._replace(source=teacher)
@@ -216,6 +209,20 @@ def _steps(
             break
     report.flush()
     return step
+
+
+class _Rollbacks(NamedTuple):
+    """How often a run has gone back to the same step, one time after the other."""
+
+    step: int = 0
+    times: int = 0
+
+    def to(self, step: int, limit: int) -> "_Rollbacks":
+        """Once more, to `step`. Raises `UserError` after `limit` times."""
+        times = self.times + 1 if step == self.step else 1
+        if times > limit:
+            raise UserError(f"{limit} rollbacks to step {step} did not help; lower optimizer.peak-lr")
+        return _Rollbacks(step, times)
 
 
 def _end(config: Config, standing: Standing) -> int:

@@ -28,6 +28,16 @@ def test_every_step_is_filled_and_no_source_strays_from_what_it_is_owed(share, b
     assert np.abs(given_SxK[1:] - owed_SxK).max() < 3  # fewer rows than there are sources besides it
 
 
+def test_steps_after_the_last_are_as_that_one():
+    """As those of a plan with more steps, whose weights stay."""
+    scheduled = [SourceConfig("a", schedule=(WeightAt(0, 1.0), WeightAt(19, 3.0))), SourceConfig("b", 1.0)]
+    planned, longer = (Mixture(scheduled, [64, 30], steps, 8, seed=2) for steps in (20, 70))
+    for step in (3, 19, 20, 33, 69, 41):
+        for x, y in zip(planned.at(step, np.arange(8)), longer.at(step, np.arange(8)), strict=True):
+            np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(planned.epochs(70), longer.epochs(70))
+
+
 def test_constant_weights_are_met_to_a_row():
     given_SxK = rows(weights(sources(1, 2, 5), 1000), 8)
     np.testing.assert_array_equal(given_SxK[1000], [1000, 2000, 5000])

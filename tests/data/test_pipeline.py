@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from a3jax.config import DataConfig, SourceConfig
 from a3jax.data.corpus import TokenStream
-from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, host_rows, open_corpora, training_batches
+from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, open_corpora, training_batches
 from a3jax.errors import UserError
 
 L, BATCH = 32, 8
@@ -33,6 +33,11 @@ def other(tmp_path_factory):
 
 def data(batch=BATCH, **changes) -> DataConfig:
     return DataConfig(length=L, batch=batch, **changes)
+
+
+def host_rows(batch, host, hosts):
+    """Neighbouring rows, as many for each host as the batch allows."""
+    return np.array_split(np.arange(batch), hosts)[host]
 
 
 def batches(corpus, steps=200, seed=0, rows=None, **changes) -> Batches:

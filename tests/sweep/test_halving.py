@@ -1,8 +1,12 @@
 """Successive halving on runs whose metrics were made up."""
 
+import dataclasses
+import json
+
 import pytest
 
 from a3jax.errors import UserError
+from a3jax.plateau import Standing
 from a3jax.sweep import product
 from a3jax.sweep.halving import best, dropped, stops
 from a3jax.sweep.trials import Halving, make_sweep
@@ -30,6 +34,16 @@ def test_the_best_at_the_rung_go_on_whatever_came_after_it(sweep, write_run, tmp
     assert best(tmp_path, sweep, RULE, 0, sweep.trials) == list(sweep.trials[1:3])
     assert best(tmp_path, sweep, RULE, 1, sweep.trials[1:3]) is None, "they are not there yet"
     assert dropped(tmp_path, sweep) == {sweep.trials[0].name, sweep.trials[3].name}
+
+
+def test_a_trial_whose_stage_ended_early_is_over(sweep, write_run, tmp_path):
+    """It has passed over what the stage had left, and is judged by what it evaluated last."""
+    for trial, nll in zip(sweep.trials, (3.0, 1.0, 2.0, 4.0)):
+        write_run(trial, {2: {"nll/random_1": nll}} if nll != 1.0 else {1: {"nll/random_1": nll}})
+    early = sweep.trials[1].config.run_folder / "checkpoints" / "1" / "standing"
+    early.mkdir()
+    (early / "metadata").write_text(json.dumps(dataclasses.asdict(Standing(skipped=7))))
+    assert best(tmp_path, sweep, RULE, 0, sweep.trials) == list(sweep.trials[1:3])
 
 
 def test_nobody_is_dropped_before_all_are_at_the_rung(sweep, write_run, tmp_path):

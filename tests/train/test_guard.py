@@ -112,6 +112,16 @@ def test_rollback_goes_on_from_the_checkpoint_with_the_batches_behind_the_bad_on
     assert rows[-1]["time/repeated"] > 0
 
 
+def test_rollbacks_are_counted_by_checkpoint_and_batches_never_run_out(experiment, monkeypatch):
+    poisoned(monkeypatch, 2, 5, 9, 11)
+    config = dataclasses.replace(experiment("often", save_every=1), guard=GuardConfig("rollback", limit=1))
+    assert train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=4))).steps == 4
+    assert train(config).steps == 8
+    rows = [row for row in read(config.run_folder) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert not any(row.get("bad") for row in rows)
+
+
 def test_too_many_bad_steps_end_the_run_all_the_same(experiment, monkeypatch):
     poisoned(monkeypatch, *range(4, 100))
     config = dataclasses.replace(experiment("bad"), guard=GuardConfig("skip", limit=2))

@@ -1,6 +1,7 @@
 """The loop: resuming gives bit for bit what an uninterrupted run gives, and every fault leaves the last checkpoint whole."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from a3jax.checkpoint import find, load_arrays
@@ -229,6 +232,33 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(part, dama
     assert (config.run_folder / "checkpoints" / "damaged" / "8").is_dir()
     for x, y in zip(parameters(config.run), parameters(uninterrupted), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_while_is_not_damaged(uninterrupted, experiment, monkeypatch):
+    config = experiment("stale")
+    shutil.copytree(uninterrupted, config.run)
+    (config.run_folder / "config.json").write_text(to_json(config))
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    for error in (stale, ValueError("UNAVAILABLE: Error reading local file [OS error 5: EIO]"), MemoryError()):
+        with monkeypatch.context() as broken:
+            broken.setattr(ocp.CompositeCheckpointHandler, "restore", Mock(side_effect=error))
+            with pytest.raises(UserError, match=r"checkpoints/8 cannot be read now \(.*\); run the same command again"):
+                train(config)
+    assert not (config.run_folder / "checkpoints" / "damaged").exists()
+    assert train(config).steps == 8
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(uninterrupted, experiment):
+    config = experiment("lost")
+    shutil.copytree(uninterrupted, config.run)
+    (config.run_folder / "config.json").write_text(to_json(config))
+    for step in (config.run_folder / "checkpoints").glob("[0-9]*"):
+        shutil.rmtree(step / "params")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"has no step that can be read; remove .*damaged to begin the run anew"):
+            train(config)
+    shutil.rmtree(config.run_folder / "checkpoints" / "damaged")
+    assert train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1))).steps == 1
 
 
 def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found_or_changes_nothing(uninterrupted, experiment):
