@@ -36,7 +36,7 @@ class Score:
     file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
     order: str = "ar"
-    """ar, or in_order_N, random_N, spans_N with N tokens predicted at once."""
+    """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once."""
     orders: int = 1
     """The mean over so many orders, with seed, seed + 1 and so on."""
     seed: int = 0

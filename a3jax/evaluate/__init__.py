@@ -1,1 +1,1 @@
-"""Likelihood of text in any order."""
+"""What a model is worth: likelihood in any order, stories, code, questions, continuations."""

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
+from a3jax.config import ModelConfig, Seeding
 from a3jax.context import spread
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys
@@ -54,6 +54,11 @@ def log_probs(
     return jnp.roll(log_prob_BxL, 1, axis=1) if one_stream else log_prob_BxL
 
 
+def single_stream(order: str, seeding: Seeding) -> bool:
+    """Whether the content stream predicts what the query stream would, one slot later: from left to right, one by one."""
+    return parse_order(order) == ("in_order", 1) and seeding == "successor"
+
+
 def left_to_right(order: Order, length: int) -> bool:
     """Whether an order, L, takes a text of so many tokens one by one as it stands, whichever of them are given."""
     place = np.arange(length)
@@ -91,11 +96,10 @@ class HeldOut:
     def _one(self, params: nnx.State, name: str) -> Nll:
         family, group_size = parse_order(name)
         seeding = self._model.seeding
-        one_stream = (family, group_size, seeding) == ("in_order", 1, "successor")
         found = []
         for keys, batch in zip(self._keys, self._batches):
             order = self._draw(keys, batch["segments"], family=family, group_size=group_size, given=0.0, seeding=seeding)
-            found.append(self._sums(params, batch["tokens"], order, one_stream=one_stream))
+            found.append(self._sums(params, batch["tokens"], order, one_stream=single_stream(name, seeding)))
         found = jax.device_get(found)
         rank, visible = (np.array([each[name] for each in found], np.float64).sum(0) for name in ("rank", "visible"))
         total, count = rank.sum(0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import grain
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax import mesh as meshes
@@ -30,7 +31,7 @@ from a3jax.plateau import Standing, judge
 from a3jax.processes import Processes, connect, meeting_at
 from a3jax.record import Record
 from a3jax.train.agreement import AgreedStop, barrier
-from a3jax.train.checkpoints import Checkpoints
+from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
@@ -116,10 +117,17 @@ def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _
     batches = iter(training_batches(source, config.data.workers))
     teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
     saved = checkpoints.restore(abstract_state(config, run.model, mesh))
+    if saved is not None:
+        go_on_from(batches, saved.data, saved.step)
+    return _position(run, mesh, saved, teacher, batches)
+
+
+def _position(
+    run: Run, mesh: Mesh, saved: Restored | None, teacher: nnx.State | None, batches: grain.DatasetIterator
+) -> _Position:
+    """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
     if saved is None:
-        first = _first_state(run, mesh)._replace(source=teacher)
-        return _Position(0, first, run.record, batches, Standing())
-    go_on_from(batches, saved.data, saved.step)
+        return _Position(0, _first_state(run, mesh)._replace(source=teacher), run.record, batches, Standing())
     return _Position(saved.step, saved.state._replace(source=teacher), saved.record, batches, saved.standing)
 
 
@@ -194,12 +202,8 @@ def _steps(
         if report.roll_back:
             checkpoints.wait()
             before = checkpoints.restore(abstract_state(config, run.model, mesh))
-            rollbacks = rollbacks.to(before.step if before else 0, config.guard.limit)
-            teacher = state.source
-            step, state, record = before[:3] if before else (0, _first_state(run, mesh), run.record)
-            state = state._replace(source=teacher)
-            standing = before.standing if before else Standing()
-            saved = step
+            step, state, record, batches, standing = _position(run, mesh, before, state.source, batches)
+            rollbacks, saved = rollbacks.to(step, config.guard.limit), step
             report.rewind(step)
             continue
         if ending or step % settings.save_every == 0:

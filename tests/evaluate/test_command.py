@@ -38,6 +38,9 @@ def test_an_evaluation(model_folder, stories, tmp_path, capsys):
     assert first["tasks"]["likelihood"]["data"]["left_out"] == {"not UTF-8 text": 1}
     assert first["tasks"]["likelihood"]["data"]["texts_cut_into_windows"] == 1
     assert first["tasks"]["stories"]["items"] == 3
+    for name, task in first["tasks"].items():
+        made_from = json.loads((tmp_path / "first" / f"{name}.jsonl").read_text().splitlines()[0])
+        assert made_from["data"] == task["data"], "one evaluation, one hash"
     assert (tmp_path / "first" / "likelihood.svg").read_text().count("<svg") == 1
 
     shutil.copytree(tmp_path / "first", tmp_path / "torn")
