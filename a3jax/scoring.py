@@ -16,7 +16,7 @@ from a3jax import context
 from a3jax.config import ModelConfig, Seeding
 from a3jax.decode.cached import bucket, draw, pad_order
 from a3jax.decode.settings import Prefill
-from a3jax.decode.template import lay_out, parse
+from a3jax.decode.template import lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.evaluate import likelihood
 from a3jax.loading import Model, check_context
@@ -60,10 +60,7 @@ def log_likelihood(
     """
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]
-    template = parse(text)
-    if len(blanks) != len(template.sizes):
-        raise UserError(f"the template has {len(template.sizes)} blanks, and {len(blanks)} texts are given for them")
-    document = lay_out(template.pieces, [model.codec.encode(blank) for blank in blanks], model.codec)
+    document = with_blanks(text, blanks, model.codec)
     return token_log_likelihood(model, document.tokens, document.given, order, seed, orders)
 
 

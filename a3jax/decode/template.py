@@ -85,6 +85,14 @@ def lay_out(pieces: Sequence[str], blanks: Sequence[Sequence[int]], codec: TextC
     return Document(tuple(tokens), tuple(given), tuple(places))
 
 
+def with_blanks(text: str, blanks: Sequence[str], codec: TextCodec) -> Document:
+    """The tokens of a template with texts in its blanks, whose sizes do not matter. Raises `UserError` for another number."""
+    template = parse(text)
+    if len(blanks) != len(template.sizes):
+        raise UserError(f"the template has {len(template.sizes)} blanks, and {len(blanks)} texts are given for them")
+    return lay_out(template.pieces, [codec.encode(blank) for blank in blanks], codec)
+
+
 def _size(blank: str, words: str) -> int | Range:
     least, dash, most = words.partition("-")
     if not dash:

@@ -100,8 +100,8 @@ def fitting(
     items = []
     for name, blanked in named:
         documents = [filler.document(blanked) for filler in fillers]
-        truths = [sum(document.given) for document in documents]
-        lengths = [max(len(document.tokens), known + most) for document, known in zip(documents, truths)]
+        givens = [sum(document.given) for document in documents]
+        lengths = [max(len(document.tokens), known + most) for document, known in zip(documents, givens)]
         limits = [min(window, filler.model.config.context) for filler in fillers]
         if any(all(document.given) for document in documents):
             left_out["empty blank"] += 1

@@ -24,7 +24,7 @@ from a3jax.infilling import Infilled
 from a3jax.loading import Model
 from a3jax.progress import Progress
 from a3jax.requests.choices import Choices
-from a3jax.requests.reading import count_lines, lines, located
+from a3jax.requests.reading import count_lines, lines, located, windows
 from a3jax.requests.request import Request, Wanted, answer, fill, request
 from a3jax.strict import build
 
@@ -74,7 +74,7 @@ def answer_file(
         done, again = _done(file, out, rows, name, size, model) if isinstance(out, Path) and out.is_file() else (0, [])
         written, read = done, done - len(again)
         with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:
-            for window in _windows(model, itertools.chain(again, rows), size):
+            for window in windows(_requests(model, itertools.chain(again, rows)), size):
                 read += len(window)
                 filled = fill(model, [one for _, one in window], min(batch, read), done=bar.advance)
                 answers = [_answer(model, row, text) for (row, _), text in zip(window, filled)]
@@ -103,23 +103,11 @@ def _rows(source: BinaryIO, name: str, choices: Choices, samples: int) -> Iterat
                 yield Row(line.where, row_id, wanted, wanted.decoding(chosen, seed=seed))
 
 
-def _windows(model: Model, rows: Iterator[Row], size: int) -> Iterator[list[tuple[Row, Request]]]:
-    """Requests, `size` at a time. Those before one that is wrong come before the error that it raises."""
-    going = True
-    while going:
-        window: list[tuple[Row, Request]] = []
-        wrong = None
-        try:
-            for row in itertools.islice(rows, size):
-                with located(row.where):
-                    window.append((row, request(model, row.wanted, row.decoding)))
-        except UserError as error:
-            wrong = error
-        if window:
-            yield window
-        if wrong:
-            raise wrong
-        going = len(window) == size
+def _requests(model: Model, rows: Iterator[Row]) -> Iterator[tuple[Row, Request]]:
+    for row in rows:
+        with located(row.where):
+            asked = request(model, row.wanted, row.decoding)
+        yield row, asked
 
 
 @contextlib.contextmanager

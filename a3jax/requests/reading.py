@@ -4,11 +4,13 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from a3jax.errors import UserError
+
+T = TypeVar("T")
 
 STDIN = "-"
 """The file name that stands for standard input."""
@@ -85,6 +87,23 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f'{where} is not a JSON object, such as {{"text": "..."}}')
     return value
+
+
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last of what is left. Those before a user's mistake come before the error that it raises."""
+    items, wrong = iter(items), None
+    while wrong is None:
+        window: list[T] = []
+        try:
+            for item in itertools.islice(items, size):
+                window.append(item)
+        except UserError as error:
+            wrong = error
+        if window:
+            yield window
+        elif wrong is None:
+            return
+    raise wrong
 
 
 def count_lines(source: BinaryIO) -> int | None:

@@ -1,15 +1,14 @@
 """Texts with their exact likelihood: scored a window at a time, and told as JSON or as a table."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from a3jax.decode.template import Document, lay_out, parse
+from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.loading import Model, check_context
-from a3jax.requests.reading import check_text
+from a3jax.requests.reading import check_text, windows
 from a3jax.scoring import Likelihood, token_log_likelihoods
 from a3jax.show.spelling import spell
 
@@ -79,12 +78,7 @@ def subject(model: Model, asked: Asked) -> Subject:
         first = 0 if codec.start is not None else len(codec.decode(list(document.tokens[:1])).encode())
         size = len(asked.text.encode()) - first
     else:
-        template = parse(asked.text)
-        if len(asked.blanks) != len(template.sizes):
-            raise UserError(
-                f"the template has {len(template.sizes)} blanks, and {len(asked.blanks)} texts are given for them"
-            )
-        document = lay_out(template.pieces, [codec.encode(blank) for blank in asked.blanks], codec)
+        document = with_blanks(asked.text, asked.blanks, codec)
         size = len("".join(asked.blanks).encode())
     if all(document.given):
         raise UserError("there is nothing to score; give more text than the document's first token")
@@ -94,20 +88,8 @@ def subject(model: Model, asked: Asked) -> Subject:
 
 def score(model: Model, subjects: Iterable[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
     """Score texts as they come. Those before a mistake are scored before it is raised."""
-    subjects = iter(subjects)
-    wrong = None
-    while wrong is None:
-        window: list[Subject] = []
-        try:
-            for one in itertools.islice(subjects, WINDOW):
-                window.append(one)
-        except UserError as error:
-            wrong = error
-        if not window:
-            break
+    for window in windows(subjects, WINDOW):
         yield from _window(model, window, order, seed, orders)
-    if wrong is not None:
-        raise wrong
 
 
 def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
