@@ -1,6 +1,7 @@
 """The `a3jax` command: finds the subcommand, runs it, and says what came of it."""
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from a3jax.commandline import parse
 from a3jax.commands.curriculum import Curriculum
@@ -21,6 +22,7 @@ from a3jax.commands.sweep import Sweep
 from a3jax.commands.train import Plan, Train
 from a3jax.commands.weights import Export, Import, Inspect
 from a3jax.errors import UserError
+from a3jax.folders import is_full_disk
 from a3jax.interrupt import stop_requests
 from a3jax.processes import continue_in_child, failing, leave, several
 from a3jax.strict import nearest
@@ -49,6 +51,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for name in ("absl", "asyncio"):  # Orbax warns of what is as it should be, and tells every failure at length
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is shown by its number
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by exception, so that folders are tidied
     try:
         if not args or args[0] in ("-h", "--help"):
@@ -76,7 +80,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         _stop_writing()
         sys.exit(0)
-    except Exception:
+    except Exception as error:
+        if is_full_disk(error):
+            _end_on_full_disk()
         failing(1)
         raise
     options: Any = getattr(command, "options", command)  # those that take an experiment keep theirs apart
@@ -88,6 +94,10 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads it, such as `head`, has seen enough
         _stop_writing()
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        _end_on_full_disk()
     if result.get("stopped_by"):
         status = 128 + result["stopped_by"]
         if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more
@@ -99,8 +109,15 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _end_on_full_disk() -> NoReturn:
+    """Where no one has said it better: as for what goes to standard output."""
+    _stop_writing()
+    print("a3jax: the disk is full; make room and run the same command again", file=sys.stderr)
+    sys.exit(failing(2))
+
+
 def _stop_writing() -> None:
-    """What is still to be written to a pipe that nobody reads goes nowhere."""
+    """What is still to be written, to a pipe that nobody reads or a full disk, goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

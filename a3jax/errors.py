@@ -13,3 +13,9 @@ def first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def check_list(name: str, value: object) -> None:
+    """Raises `UserError` for a text where several are asked for, as Python would take its letters one by one."""
+    if isinstance(value, str):
+        raise UserError(f"{name} is a text; give a list of them")

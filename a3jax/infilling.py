@@ -10,7 +10,7 @@ print(a3jax.log_likelihood(model, filled.text).total)
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,10 +22,11 @@ from a3jax.decode import loop
 from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Range, Template, lay_out, parse
-from a3jax.errors import UserError
+from a3jax.errors import UserError, check_list
 from a3jax.loading import Model, check_context
 from a3jax.mesh import filled_up
 from a3jax.scoring import token_log_likelihoods
+from a3jax.strict import nearest
 
 CANDIDATES = 8
 """Lengths of a blank that are tried in one batch."""
@@ -95,8 +96,7 @@ def infill(model: Model, template: str | Template, decoding: Decoding | None = N
 
     Raises `UserError` for a template without a blank, one that is longer than the model's context, or a bad value.
     """
-    decoding = dataclasses.replace(decoding or Decoding(), **changes)
-    return infill_batch(model, [template], [decoding])[0]
+    return infill_batch(model, [template], [_changed(decoding or Decoding(), changes)])[0]
 
 
 def infill_batch(
@@ -114,8 +114,12 @@ def infill_batch(
     `observe` is called after every pass.
     """
     begin = time.perf_counter()
+    check_list("templates", templates)
     if not templates:
         raise UserError("no template is given; give at least one")
+    for template in templates:
+        if not isinstance(template, str | Template):
+            raise UserError(f"a template is {template!r}; it must be a text, or a Template")
     decodings = _each(decoding, len(templates), changes)
     parsed = [parse(t) if isinstance(t, str) else t for t in templates]
     sized = [_with_lengths(model, *one) for one in zip(parsed, decodings)]
@@ -131,20 +135,29 @@ def complete(
     model: Model, prompts: Sequence[str], tokens: int = 128, observe: Observe | None = None, **changes: Any
 ) -> list[Infilled]:
     """Continue prompts by up to `tokens` tokens, to the model's end token or a stop string. See `infill_batch`."""
+    check_list("prompts", prompts)
     templates = [Template((prompt, ""), (tokens,)) for prompt in prompts]
     return infill_batch(model, templates, observe=observe, **{"ends": True, **changes})
 
 
 def _each(decoding: Decoding | Sequence[Decoding] | None, count: int, changes: dict[str, Any]) -> list[Decoding]:
     if decoding is None or isinstance(decoding, Decoding):
-        one = dataclasses.replace(decoding or Decoding(), **changes)
+        one = _changed(decoding or Decoding(), changes)
         return [dataclasses.replace(one, seed=one.seed + i) for i in range(count)]
-    decodings = [dataclasses.replace(one, **changes) for one in decoding]
+    decodings = [_changed(one, changes) for one in decoding]
     if len(decodings) != count:
         raise UserError(f"{count} templates but {len(decodings)} decodings; give one for each")
     if len({one.program for one in decodings}) > 1:
         raise UserError("the decodings of one batch differ in mode, group size, or another choice they must share")
     return decodings
+
+
+def _changed(decoding: Decoding, changes: Mapping[str, Any]) -> Decoding:
+    known = [field.name for field in dataclasses.fields(Decoding)]
+    for name in changes:
+        if name not in known:
+            raise UserError(f"decoding has no '{name}'{nearest(name, known)}")
+    return dataclasses.replace(decoding, **changes)
 
 
 def document_of(model: Model, template: Template) -> Document:

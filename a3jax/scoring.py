@@ -17,7 +17,7 @@ from a3jax.config import ModelConfig, Seeding
 from a3jax.decode.cached import bucket, draw, pad_order
 from a3jax.decode.settings import Prefill
 from a3jax.decode.template import lay_out, with_blanks
-from a3jax.errors import UserError
+from a3jax.errors import UserError, check_list
 from a3jax.evaluate import likelihood
 from a3jax.loading import Model, check_context
 from a3jax.mesh import filled_up, parts_in_use
@@ -68,6 +68,7 @@ def log_likelihoods(
     model: Model, texts: Sequence[str], order: str = "ar", seed: int = 0, orders: int = 1
 ) -> list[Likelihood]:
     """`log_likelihood` of several whole texts, a batch at a time. No text's result depends on the others."""
+    check_list("texts", texts)
     tokens = [lay_out([text], [], model.codec).tokens for text in texts]
     return token_log_likelihoods(model, tokens, [[i == 0 for i in range(len(t))] for t in tokens], order, seed, orders)
 

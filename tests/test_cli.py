@@ -141,10 +141,30 @@ def test_the_experiments_of_this_project_load(monkeypatch):
         assert load_experiment(path.stem).steps > 0
 
 
+def inspecting(folder):
+    """A command line that prints something."""
+    (folder / "tëxt.txt").write_text("some text")
+    prepare([folder / "tëxt.txt"], folder / "data", "bytes", workers=1)
+    return [sys.executable, "-m", "a3jax.cli", "inspect", str(folder / "data")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_full_disk_under_standard_output_is_one_line(more, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*inspecting(tmp_path), *more], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "a3jax: the disk is full; make room and run the same command again\n")
+
+
+def test_a_letter_that_the_terminal_lacks_is_shown_by_its_number(tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(inspecting(tmp_path), env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"t\\xebxt.txt" in done.stdout
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
-    (tmp_path / "text.txt").write_text("some text")
-    prepare([tmp_path / "text.txt"], tmp_path / "data", "bytes", workers=1)
-    command = [sys.executable, "-m", "a3jax.cli", "inspect", str(tmp_path / "data")]
+    command = inspecting(tmp_path)
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)

@@ -84,8 +84,8 @@ class Generate:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1 and at most {2**20}")
         if self.watch and not console.is_terminal:
             raise UserError("--watch shows the text in a terminal, and standard error is none; use --trace FILE.html instead")
-        if self.trace and not self.trace.absolute().parent.is_dir():
-            raise UserError(f"{self.trace.parent} is not a folder; --trace writes a file")
+        if self.trace:
+            _check_page(self.trace)
 
     def _model(self) -> "Model":
         from a3jax.loading import load
@@ -110,7 +110,7 @@ class Generate:
         wanted = self._wanted()
         decodings = [wanted.decoding(self.decoding, seed=self.decoding.seed + i) for i in range(self.n)]
 
-        from a3jax.progress import console
+        from a3jax.progress import Progress, console
         from a3jax.requests.request import answer, fill, request
         from a3jax.show.trace import trace
         from a3jax.show.watch import Watch
@@ -118,18 +118,24 @@ class Generate:
         model = self._model()
         first = request(model, wanted, decodings[0])
         requests = [dataclasses.replace(first, decoding=each) for each in decodings]
-        with Watch(model.codec, console) if self.watch else nullcontext() as watch:
-            filled = fill(model, requests, min(self.batch, self.n), watch)
+        size = min(self.batch, self.n)
+        if self.watch:
+            with Watch(model.codec, console) as watch:
+                filled = fill(model, requests, size, watch)
+        else:
+            with Progress("generate", self.n, "texts") if self.n > size else nullcontext() as bar:
+                filled = fill(model, requests, size, done=bar.advance if bar else lambda _: None)
+        if not self.json:
+            for one, each in zip(filled, decodings):
+                if self.n > 1:
+                    print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
+                _print_marked(one.pieces)
         if self.trace is not None:
             _write(self.trace, trace(model.codec, list(zip(filled, decodings))))
         seconds = sum(one.seconds for one in filled[:: self.batch])
         if self.json:
             answers = [{"seed": each.seed, **answer(one)} for one, each in zip(filled, decodings)]
             return {**(answers[0] if self.n == 1 else {"samples": answers}), "seconds": seconds}
-        for one, each in zip(filled, decodings):
-            if self.n > 1:
-                print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
-            _print_marked(one.pieces)
         facts = {"forwards": filled[0].forwards, "log_prob": filled[0].log_prob} if self.n == 1 else {}
         return {**facts, "seconds": seconds, "trace": self.trace}
 
@@ -144,6 +150,16 @@ class Generate:
             out = sys.stdout.buffer if self.out is None else self.out
             counts = answer_file(self._model(), source, name, out, self.decoding, self.n, self.batch)
         return {} if self.out is None else {"out": str(self.out), **counts}
+
+
+def _check_page(path: Path) -> None:
+    """Raises `UserError` for a place where no page can be written, and for a file that is no page and would be lost."""
+    from a3jax.show.trace import is_trace
+
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder; --trace writes a file")
+    if path.exists() and not (path.is_file() and is_trace(path)):
+        raise UserError(f"{path} is there and is no page of --trace; choose another file")
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from a3jax.commandline import Json
+from a3jax.errors import UserError
 from a3jax.serve.limits import Limits
 
 
@@ -33,5 +34,7 @@ class Serve(Limits):
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.serve.server import serve
 
+        if not self.host:
+            raise UserError("--host is empty; give an address, such as 127.0.0.1 for this machine alone")
         limits = Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
         return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits)

@@ -1,6 +1,7 @@
 """How blanks are to be filled: every choice a user has, checked in one place."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -54,6 +55,8 @@ class Decoding:
     """Strings before which a blank that may end is cut."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         for name, choices in {"mode": Mode, "certainty": Certainty, "prefill": Prefill}.items():
             value, known = getattr(self, name), get_args(choices)
             if value not in known:
@@ -62,23 +65,28 @@ class Decoding:
         self._check_choices()
 
     def _check_values(self) -> None:
-        checks: dict[str, tuple[bool, str]] = {
-            "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 (the most probable token) or more"),
-            "top_k": (0 <= self.top_k < 2**31, "0 (every token) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (every token)"),
-            "min_p": (0 <= self.min_p < 1, "at least 0 (every token) and below 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0; 1 changes nothing"),
-            "threshold": (0 <= self.threshold <= 1, "from 0 to 1"),
-            "commit": (1 <= self.commit <= 1024, "from 1 to 1024"),
-            "window": (1 <= self.window <= 1024, "from 1 to 1024"),
-            "drafts": (1 <= self.drafts <= 32, "from 1 to 32"),
-            "revise": (0 <= self.revise <= 1024, "from 0 to 1024"),
-            "stop": (all(self.stop), "strings of at least one character"),
+        checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "seed": (lambda x: 0 <= x < 2**32, f"at least 0 and below {2**32}"),
+            "temperature": (lambda x: 0 <= x < float("inf"), "0 (the most probable token) or more, and finite"),
+            "top_k": (lambda x: 0 <= x < 2**31, "0 (every token) or more"),
+            "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1 (every token)"),
+            "min_p": (lambda x: 0 <= x < 1, "at least 0 (every token) and below 1"),
+            "repetition_penalty": (lambda x: 0 < x < float("inf"), "above 0; 1 changes nothing"),
+            "threshold": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+            "commit": (lambda x: 1 <= x <= 1024, "from 1 to 1024"),
+            "window": (lambda x: 1 <= x <= 1024, "from 1 to 1024"),
+            "drafts": (lambda x: 1 <= x <= 32, "from 1 to 32"),
+            "revise": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
+            "stop": (lambda x: all(isinstance(one, str) and one for one in x), "strings of at least one character"),
         }
-        for name, (good, wanted) in checks.items():
+        for name, (check, wanted) in checks.items():
+            value = getattr(self, name)
+            try:
+                good = check(value)
+            except TypeError:  # no number at all
+                good = False
             if not good:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be {wanted}")
+                raise UserError(f"{name.replace('_', '-')} is {value}; it must be {wanted}")
 
     def _check_choices(self) -> None:
         _, size = parse_order(self.order)

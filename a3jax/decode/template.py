@@ -35,6 +35,17 @@ class Template:
     pieces: tuple[str, ...]
     sizes: tuple[int | Range, ...]
 
+    def __post_init__(self) -> None:
+        """Raises `UserError` for anything else."""
+        if len(self.pieces) != len(self.sizes) + 1:
+            raise UserError(
+                f"a template of {len(self.sizes)} blanks has {len(self.pieces)} pieces; give one more than blanks"
+            )
+        for size in self.sizes:
+            least, most = size if isinstance(size, Range) else (size, size)
+            if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most):
+                raise UserError(f"a blank's size is {size}; it must be a whole number of at least 1, or a Range of such")
+
 
 class Document(NamedTuple):
     """Tokens of a template with something in its blanks."""

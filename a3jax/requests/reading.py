@@ -79,7 +79,7 @@ def raw_lines(source: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
 def json_object(line: bytes, where: str) -> dict[str, Any]:
     """The JSON object of a line. Raises `UserError`, which names `where`, if it is none."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=once)
     except UnicodeDecodeError as error:
         raise _not_utf8(where, error) from None
     except (ValueError, RecursionError) as error:
@@ -104,6 +104,16 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
         elif wrong is None:
             return
     raise wrong
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `json.loads`. Raises `ValueError` for a name that it holds twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"'{name}' stands there twice")
+        found[name] = value
+    return found
 
 
 def count_lines(source: BinaryIO) -> int | None:

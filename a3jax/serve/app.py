@@ -157,6 +157,10 @@ async def _body(http: Http, most: int) -> bytes:
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # with which no web page sends anything elsewhere unasked
         raise Refused("send the header Content-Type: application/json", http=415)
+    declared = http.headers.get("content-length", "")
+    too_large = Refused(f"the body has more than {most} bytes", http=413)
+    if len(declared) > 18 or (declared.isdecimal() and int(declared) > 16 * most):
+        raise too_large
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -169,7 +173,7 @@ async def _body(http: Http, most: int) -> bytes:
     except TimeoutError:
         raise Refused(f"the body was not there after {BODY_SECONDS} s", http=408) from None
     if size > most:
-        raise Refused(f"the body has more than {most} bytes", http=413)
+        raise too_large
     return bytes(body)
 
 

@@ -15,6 +15,7 @@ from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
 from a3jax.infilling import ROUNDS, document_of
 from a3jax.loading import Model
+from a3jax.requests.reading import once
 from a3jax.serve.limits import Limits
 from a3jax.stage import parse_order
 from a3jax.strict import build, nearest
@@ -186,7 +187,7 @@ def check(model: Model, template: Template, param: str) -> None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body)
+        value = json.loads(body, object_pairs_hook=once)
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair passes for a string, but is no text
     except UnicodeEncodeError:
         raise Refused("the body holds half of a surrogate pair, which is no text") from None

@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from a3jax.data.tokenizer import TextCodec
@@ -10,14 +11,27 @@ from a3jax.decode.settings import Decoding
 from a3jax.infilling import Infilled
 from a3jax.show.spelling import spelled
 
+_BEGIN = 160
+"""Bytes by which a page is known: up to its title."""
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file is such a page, or empty."""
+    with path.open("rb") as file:
+        begin = file.read(_BEGIN)
+    return not begin or begin == _page()[:_BEGIN].encode()
+
 
 def trace(codec: TextCodec, filled: Sequence[tuple[Infilled, Decoding]]) -> str:
     """HTML with a section for each text."""
     data = json.dumps([_section(codec, *one) for one in filled])
     for letter in "<>&":  # JSON may write any letter by its number, and HTML then sees none of its own
         data = data.replace(letter, f"\\u{ord(letter):04x}")
-    page = (importlib.resources.files(__package__) / "trace.html").read_text(encoding="utf-8")
-    return page.replace("$data", data)
+    return _page().replace("$data", data)
+
+
+def _page() -> str:
+    return (importlib.resources.files(__package__) / "trace.html").read_text(encoding="utf-8")
 
 
 def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str, Any]:

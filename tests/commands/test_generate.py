@@ -207,6 +207,7 @@ def test_answers_to_anything_else_are_noticed(model_folder, requests, tmp_path, 
     ("line", "message"),
     [
         (b"{", "is not JSON"),
+        (b'{"text": "[[1]]", "text": "[[2]]"}', "'text' stands there twice"),
         (b"[1]", "is not a JSON object"),
         (b'{"text": "a \xff"}', "is not UTF-8 text: byte 0xff after byte 12"),
         (b'{"text": "\\ud800 [[1]]"}', "lone surrogate"),
@@ -256,6 +257,7 @@ def test_a_broken_line_is_named_and_nothing_before_it_lost(model_folder, tmp_pat
         (["--text", "[[1]]", "--batch", 0], "--batch is 0"),
         (["--text", "[[1]]", "--watch"], "standard error is none"),
         (["--text", "[[1]]", "--trace", "no/where.html"], "no is not a folder"),
+        (["--text", "[[1]]", "--trace", "."], ". is there and is no page of --trace"),
         (["--before", "nothing", "--tokens", 3], "nothing cannot be read: No such file"),
         (["--file", "nothing"], "nothing cannot be read: No such file"),
         (["--file", "."], ". cannot be read: Is a directory"),
@@ -293,7 +295,16 @@ def test_watching_shows_the_text_and_changes_nothing(model_folder, model, capsys
     assert "def area(r): " in seen.getvalue()
 
 
+def test_a_trace_replaces_no_other_file(model_folder, capsys, tmp_path):
+    source = tmp_path / "before.py"
+    source.write_text("what I must not lose")
+    words = ["--before", source, "--tokens", 1, "--trace", source]
+    assert "before.py is there and is no page of --trace" in fails(capsys, "generate", model_folder, *words)
+    assert source.read_text() == "what I must not lose"
+
+
 def test_a_trace_is_written(model_folder, model, capsys, tmp_path):
     run("generate", model_folder, "--text", TEMPLATE, "--n", 2, "--trace", tmp_path / "trace.html")
+    run("generate", model_folder, "--text", TEMPLATE, "--n", 2, "--trace", tmp_path / "trace.html")  # a page may be replaced
     page = (tmp_path / "trace.html").read_text()
     assert len(json.loads(page.split('type="application/json">')[1].split("</script>")[0])) == 2

@@ -120,6 +120,7 @@ def test_models(server):
     ("status", "method", "path", "body", "headers"),
     [
         (400, "POST", "/v1/completions", b"{", {}),
+        (400, "POST", "/v1/completions", b'{"prompt": "a", "prompt": "b"}', {}),
         (400, "POST", "/v1/completions", b'{"prompt": "\xff"}', {}),
         (400, "POST", "/v1/completions", b'{"prompt": "%s"}' % (b"a" * 99), {}),  # beyond the context
         (400, "POST", "/v1/infill", b'{"text": "[[999999]]"}', {}),
@@ -131,6 +132,7 @@ def test_models(server):
         (413, "POST", "/v1/completions", b'{"prompt": "%s"}' % (b"a" * BODY_BYTES), {}),
         (413, "POST", "/v1/completions", iter([b"a" * 1000] * 9), {}),  # chunked
         (413, "POST", "/v1/completions", iter([b"a" * BODY_BYTES] * 15), {}),
+        (413, "POST", "/v1/completions", b"{}", {"Content-Length": str(10**11)}),  # the rest is not waited for
         (415, "POST", "/v1/completions", b'{"prompt": "a"}', {"Content-Type": "text/plain"}),
         (403, "GET", "/v1/models", None, {"Host": "evil.example"}),
         (403, "GET", "/v1/models", None, {"Host": "[evil"}),
@@ -219,6 +221,7 @@ def test_stopping_finishes_what_runs(server):
         (["nowhere", "--port", "70000"], "--port is 70000"),
         (["nowhere", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1 port 8000"),
         (["nowhere", "--max-batch", "0"], "--max-batch is 0"),
+        (["nowhere", "--host", ""], "--host is empty"),
     ],
 )
 def test_a_mistake_is_one_line(options, message, capsys):
