@@ -22,7 +22,7 @@ class Score:
 
     a3jax score runs/demo --text "def area(r): return 3.14 * r * r" --order random_1 --orders 8
 
-    a3jax score runs/demo --text "def area(r): return [[3]]" --blanks "3.14 * r * r"
+    a3jax score runs/demo --text "def area(r): return [[8]]" --blanks "3.14 * r * r"
 
     Without an input, the text to score is read from standard input.
     """
