@@ -8,6 +8,7 @@ token can only be given, since a model of this kind predicts no first token.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 from a3jax.data.tokenizer import TextCodec
@@ -43,7 +44,7 @@ class Template:
             )
         for size in self.sizes:
             least, most = size if isinstance(size, Range) else (size, size)
-            if not (isinstance(least, int) and isinstance(most, int) and 1 <= least <= most):
+            if not (isinstance(least, Integral) and isinstance(most, Integral) and 1 <= least <= most):
                 raise UserError(f"a blank's size is {size}; it must be a whole number of at least 1, or a Range of such")
 
 
