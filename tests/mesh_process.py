@@ -45,7 +45,7 @@ MESHES = {
 IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
 THOROUGH = ("one device", "context x tensor x fsdp")
-"""Meshes that also draw their own parameters, and on which one stream, held-out windows and, in one process, adapters are computed."""
+"""Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
 MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
 BATCH, L = 8, 32
 MIXTURE = (
@@ -124,10 +124,9 @@ def run(name, step, params):
         keys = example_keys(0, 0, BATCH)
         loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
         found |= {"one_stream": np.asarray(loss / count)}
-    if name in THOROUGH and jax.process_count() == 1:
         loss, gradients = distilled(name, params, batch)
         found |= {"distilled": np.asarray(loss)}
-        for path, leaf in nnx.to_flat_state(gradients):
+        for path, leaf in nnx.to_flat_state(gather(gradients)):
             found[f"gradient/distilled/{'/'.join(path)}"] = np.asarray(leaf[...])
     return {f"{name}:{key}": value for key, value in found.items()}
 
