@@ -159,5 +159,16 @@ def remove(folder: Path) -> None:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error comes from a disk, a quota or a file size limit that is used up, however a library wraps it."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return _is_one_of(error, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is of memory, rights, or a file system that fails for a while, and tells nothing of a file itself."""
+    network = (errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+    machine = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EACCES, errno.EPERM)
+    return isinstance(error, MemoryError) or _is_one_of(error, *network, *machine)
+
+
+def _is_one_of(error: BaseException, *codes: int) -> bool:
+    """By its number or, wrapped by a library such as TensorStore, by the system's words for it."""
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)

@@ -36,8 +36,7 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
 
     `dtype` is "float32" or "bfloat16", for weights and computation. Over a `mesh` the weights are split as in training;
     have it in use, with `jax.set_mesh`, for whatever is done with the model; with `context`, that can be teacher forcing
-    only. Raises `UserError` for anything else, for a
-    folder that holds no model, and for one that the mesh cannot split.
+    only. Raises `UserError` for anything else, for a folder that holds no model, and for one that the mesh cannot split.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype '{dtype}' is unknown; choose float32 or bfloat16")

@@ -153,13 +153,13 @@ def _event(value: dict[str, Any]) -> str:
 
 
 async def _body(http: Http, most: int) -> bytes:
-    """The body of a request; beyond `most` bytes it is read, up to a point, so that the client sees why, but not kept."""
+    """The body of a request; beyond `most` bytes it is not kept, but read up to a point, so that the client sees why."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # with which no web page sends anything elsewhere unasked
         raise Refused("send the header Content-Type: application/json", http=415)
     declared = http.headers.get("content-length", "")
     too_large = Refused(f"the body has more than {most} bytes", http=413)
-    if len(declared) > 18 or (declared.isdecimal() and int(declared) > 16 * most):
+    if declared.isdecimal() and int(declared[:18]) > 16 * most:
         raise too_large
     body, size = bytearray(), 0
     try:

@@ -14,9 +14,7 @@ Orbax writes a step under a temporary name and renames it when it is complete, s
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -30,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from a3jax.checkpoint import STEPS
 from a3jax.config import TrainConfig
 from a3jax.errors import UserError, first_line
-from a3jax.folders import is_full_disk, remove
+from a3jax.folders import is_full_disk, is_passing, remove
 from a3jax.plateau import Standing
 from a3jax.progress import console
 from a3jax.record import Record
@@ -150,7 +148,7 @@ class Checkpoints:
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
                 saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
         except (OSError, ValueError, MemoryError) as error:
-            if not _of_the_file(error):
+            if is_passing(error):
                 where = self._folder / str(step)
                 raise UserError(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
             raise
@@ -205,13 +203,6 @@ def _built(kind: type[T], fact: Any, name: str) -> T:
         return build(kind, fact, name)
     except UserError as error:
         raise ValueError(str(error)) from error
-
-
-def _of_the_file(error: Exception) -> bool:
-    """Whether an error may be a damaged file's, and not one of memory, or of a file system that fails for a while."""
-    told = re.search(r"OS error (\d+)", str(error))  # in the words of TensorStore
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    return not isinstance(error, MemoryError) and number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def policy(config: TrainConfig) -> policies.PreservationPolicy:

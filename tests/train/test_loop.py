@@ -239,7 +239,8 @@ def test_a_checkpoint_that_cannot_be_read_for_a_while_is_not_damaged(uninterrupt
     shutil.copytree(uninterrupted, config.run)
     (config.run_folder / "config.json").write_text(to_json(config))
     stale = OSError(errno.ESTALE, "Stale file handle")
-    for error in (stale, ValueError("UNAVAILABLE: Error reading local file [OS error 5: EIO]"), MemoryError()):
+    in_tensorstore = ValueError(f'Error reading local file "d/1": Failed to open: "d/1": {os.strerror(errno.EIO)} [spec]')
+    for error in (stale, in_tensorstore, MemoryError()):
         with monkeypatch.context() as broken:
             broken.setattr(ocp.CompositeCheckpointHandler, "restore", Mock(side_effect=error))
             with pytest.raises(UserError, match=r"checkpoints/8 cannot be read now \(.*\); run the same command again"):
