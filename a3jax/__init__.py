@@ -8,9 +8,9 @@ from a3jax.errors import UserError
 if TYPE_CHECKING:
     from a3jax.decode.settings import Decoding
     from a3jax.decode.template import Template
-    from a3jax.infilling import Blank, Infilled, complete, infill, infill_batch
-    from a3jax.loading import Model, load
+    from a3jax.generate.infill import Blank, Infilled, complete, infill, infill_batch
     from a3jax.scoring import Likelihood, log_likelihood, log_likelihoods, token_log_likelihood, token_log_likelihoods
+    from a3jax.weights.loading import Model, load
 
 __all__ = [
     "Blank",
@@ -32,8 +32,8 @@ __all__ = [
 _WHERE = {
     "a3jax.decode.settings": ["Decoding"],
     "a3jax.decode.template": ["Template"],
-    "a3jax.infilling": ["Blank", "Infilled", "complete", "infill", "infill_batch"],
-    "a3jax.loading": ["Model", "load"],
+    "a3jax.generate.infill": ["Blank", "Infilled", "complete", "infill", "infill_batch"],
+    "a3jax.weights.loading": ["Model", "load"],
     "a3jax.scoring": [
         "Likelihood", "log_likelihood", "log_likelihoods", "token_log_likelihood", "token_log_likelihoods"
     ],

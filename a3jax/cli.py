@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from a3jax.commandline import parse
+from a3jax.commands.commandline import parse
 from a3jax.commands.curriculum import Curriculum
 from a3jax.commands.data import Data, Prepare
 from a3jax.commands.evaluate import Evaluate
@@ -21,26 +21,26 @@ from a3jax.commands.serve import Serve
 from a3jax.commands.sweep import Sweep
 from a3jax.commands.train import Plan, Train
 from a3jax.commands.weights import Export, Import, Inspect
+from a3jax.devices.interrupt import stop_requests
+from a3jax.devices.processes import continue_in_child, failing, leave, several
 from a3jax.errors import UserError
-from a3jax.folders import is_full_disk
-from a3jax.interrupt import stop_requests
-from a3jax.processes import continue_in_child, failing, leave, several
-from a3jax.strict import nearest
+from a3jax.files.folders import is_full_disk
+from a3jax.files.strict import nearest
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "import": (Import, "a3jax.weights.importer", "pretrained weights -> a model folder"),
-    "inspect": (Inspect, "a3jax.describe", "what a model, run, export or corpus is"),
+    "inspect": (Inspect, "a3jax.show.describe", "what a model, run, export or corpus is"),
     "prepare": (Prepare, "a3jax.data.prepare", "text -> a corpus of token ids"),
     "data": (Data, "a3jax.data.pipeline", "look at an experiment's batches, or measure how fast they come"),
     "curriculum": (Curriculum, "a3jax.show.schedule", "look at an experiment's curriculum, as a picture and by examples"),
     "train": (Train, "a3jax.train.loop", "adapt a model along a curriculum"),
     "sweep": (Sweep, "a3jax.sweep.trials", "many runs of an experiment: run them, look after them, compare them"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
-    "generate": (Generate, "a3jax.infilling", "fill the blanks of a text in any order"),
+    "generate": (Generate, "a3jax.generate.infill", "fill the blanks of a text in any order"),
     "score": (Score, "a3jax.scoring", "the exact likelihood of texts, in any order"),
     "evaluate": (Evaluate, "a3jax.evaluate.evaluation", "measure a model: likelihood, infilling, questions"),
     "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
-    "export": (Export, "a3jax.weights.exporter", "a checkpoint -> Hugging Face and PyTorch"),
+    "export": (Export, "a3jax.export.exporter", "a checkpoint -> Hugging Face and PyTorch"),
 }
 """Name -> options, the module that does the work, and what it is for."""
 
@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
             if "jax" in sys.modules:  # commands that compile nothing do not wait for it
-                importlib.import_module("a3jax.compilation").keep_compiled_programs()
+                importlib.import_module("a3jax.devices.compilation").keep_compiled_programs()
         if stopped_by():
             sys.exit(128 + stopped_by())
         result = command.run()

@@ -2,7 +2,7 @@
 
 A `ModelConfig` describes the network and lives beside its weights. A `Config` describes one experiment: a Python file in
 `experiments/` returns one, the command line overrides its fields by dotted name, and the run folder keeps it as JSON
-(`a3jax.strict`). Which values cannot be says `a3jax.check`.
+(`a3jax.files.strict`). Which values cannot be says `a3jax.experiment.check`.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from a3jax.curriculum import direct, settle
+from a3jax.curriculum.schedule import direct, settle
+from a3jax.curriculum.stage import HeldOutOrder, Stage
 from a3jax.errors import UserError
-from a3jax.stage import HeldOutOrder, Stage
 
 Seeding = Literal["successor", "learned"]
 AdapterStream = Literal["query", "both"]
@@ -291,7 +291,7 @@ class Config:
 
 
 def settled(config: Config) -> Config:
-    """The experiment with its curriculum (`a3jax.curriculum.settle`) and learning rate settled, as all that runs it wants it.
+    """The experiment with its curriculum (`a3jax.curriculum.schedule.settle`) and learning rate settled, as all that runs it wants it.
 
     Raises `UserError` for a curriculum that cannot be.
     """

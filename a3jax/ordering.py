@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from a3jax.config import Seeding
-from a3jax.stage import Family, Part
+from a3jax.curriculum.stage import Family, Part
 
 
 class Order(NamedTuple):

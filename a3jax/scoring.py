@@ -12,18 +12,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax import context
 from a3jax.config import ModelConfig, Seeding
 from a3jax.decode.cached import bucket, draw, pad_order
 from a3jax.decode.settings import Prefill
 from a3jax.decode.template import lay_out, with_blanks
+from a3jax.devices import context_parallel
+from a3jax.devices.mesh import filled_up, parts_in_use
 from a3jax.errors import UserError, check_list
 from a3jax.evaluate import likelihood
-from a3jax.loading import Model, check_context
-from a3jax.mesh import filled_up, parts_in_use
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, arrange
+from a3jax.weights.loading import Model, check_context
 
 BATCH = 8
 """Texts of one forward pass, on each of the devices that share it."""
@@ -186,7 +186,7 @@ def forced(model: Model, texts: Sequence[Sequence[int]], orders: Sequence[Order]
 
 def _rounded(count: int) -> int:
     """`count` rounded up so that few sizes are compiled, and at most a fifth of a pass is padding where it is long."""
-    step = math.lcm(max(32, bucket(count) // 8), 2 * context.devices())
+    step = math.lcm(max(32, bucket(count) // 8), 2 * context_parallel.devices())
     return -(-count // step) * step
 
 

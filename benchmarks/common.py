@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from a3jax.commandline import parse
+from a3jax.commands.commandline import parse
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
 

@@ -35,7 +35,7 @@ from a3jax.ordering import Order
 class Options:
     """Decoding: the cache against recomputing everything, and forward passes per token of each mode, on real text.
 
-    python benchmarks/decoding.py demo/run --source a3jax/ordering.py a3jax/mesh.py
+    python benchmarks/decoding.py demo/run --source a3jax/ordering.py a3jax/devices/mesh.py
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]

@@ -20,13 +20,13 @@ from common import run, show
 from tyro.conf import Positional, arg
 
 import a3jax
-from a3jax.commandline import Text
+from a3jax.commands.commandline import Text
+from a3jax.curriculum.stage import Stage, parse_order
 from a3jax.evaluate.by_order import ByOrder
 from a3jax.evaluate.evaluation import evaluate
 from a3jax.evaluate.texts import read_texts
 from a3jax.ordering import example_keys
 from a3jax.scoring import BATCH
-from a3jax.stage import Stage, parse_order
 from a3jax.train.step import summed_loss
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from common import MODELS, matmul_peak, run, seconds, show
 
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, Stage, TrainConfig
-from a3jax.mesh import batch_sharding, make_mesh
+from a3jax.devices.mesh import batch_sharding, make_mesh
 from a3jax.train import flops
 from a3jax.train.compiled import compile_step
 from a3jax.train.step import init_state, random_params
@@ -68,8 +68,8 @@ def plain_torch(options: Options) -> float:
     """Seconds of one two-stream step of the same shape in PyTorch."""
     import torch
 
-    from a3jax.weights.twin.configuration_a3 import A3Config
-    from a3jax.weights.twin.modeling_a3 import A3ForCausalLM
+    from a3jax.export.twin.configuration_a3 import A3Config
+    from a3jax.export.twin.modeling_a3 import A3ForCausalLM
 
     model = A3ForCausalLM(A3Config(**_twin_fields(MODELS[options.model]))).to(getattr(torch, options.dtype))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from a3jax.data.pipeline import held_out_windows, open_corpora
-from a3jax.experiment import load_experiment
+from a3jax.experiment.files import load_experiment
 
 DEMO = Path("demo")
 GGUF = Path(".cache/SmolLM2-135M-Instruct.Q4_1.gguf")

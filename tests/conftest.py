@@ -14,13 +14,13 @@ import pytest
 from flax import nnx
 
 import a3jax
-from a3jax.checkpoint import save_model
+from a3jax.checkpoint.folder import save_model
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
+from a3jax.curriculum.stage import Part
 from a3jax.data.tokenizer import byte_codec
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import Order, arrange, draw_part
-from a3jax.record import Record
-from a3jax.stage import Part
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")

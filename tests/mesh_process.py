@@ -20,12 +20,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from a3jax import mesh as meshes
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.curriculum.stage import Part
+from a3jax.devices import mesh as meshes
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.model.parameters import graph, shapes
 from a3jax.ordering import example_keys
-from a3jax.stage import Part
 from a3jax.train import step as steps
 from a3jax.train.compiled import lower
 

@@ -14,7 +14,7 @@ from a3jax.cli import COMMANDS
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
-from a3jax.experiment import load_experiment
+from a3jax.experiment.files import load_experiment
 
 EXPERIMENT = """
 from a3jax.config import Config, DataConfig, OptimizerConfig, Stage, TrainConfig

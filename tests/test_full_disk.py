@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from a3jax.checkpoint import find, load_arrays, save_model
+from a3jax.checkpoint.folder import find, load_arrays, save_model
+from a3jax.checkpoint.provenance import Record
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
+from a3jax.export.exporter import export_model
 from a3jax.model.parameters import shapes
-from a3jax.record import Record
-from a3jax.weights.exporter import export_model
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from a3jax.curriculum.stage import Family, Part, parse_order
 from a3jax.errors import UserError
 from a3jax.ordering import arrange, draw_given, draw_groups, draw_mixture, draw_order, example_keys
-from a3jax.stage import Family, Part, parse_order
 
 L = 24
 FAMILIES = typing.get_args(Family)

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json
+from a3jax.commands.commandline import Json
 from a3jax.config import Config
 from a3jax.data.filters import KEEP_ALL, Filters
 from a3jax.errors import UserError
-from a3jax.experiment import parse_experiment
-from a3jax.strict import nearest
+from a3jax.experiment.files import parse_experiment
+from a3jax.files.strict import nearest
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ class Data:
     def run(self) -> dict[str, Any]:  # noqa: D102
         options = self.options
         if isinstance(options, ShowOptions):
-            from a3jax.data.show import print_shown, show
+            from a3jax.show.batches import print_shown, show
 
             shown = show(self.config, options.step, options.windows, options.token)
             if options.json:
                 return dataclasses.asdict(shown)
             print_shown(shown)
         else:
-            from a3jax.data.bench import bench, show_bench
+            from a3jax.show.throughput import bench, show_bench
 
             measured = bench(self.config, options.steps)
             if options.json:

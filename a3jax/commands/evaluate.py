@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commandline import Json, Text
+from a3jax.commands.commandline import Json, Text
 from a3jax.config import MeshConfig
 from a3jax.errors import UserError
-from a3jax.requests.choices import DEFAULTS, Choices
+from a3jax.generate.choices import DEFAULTS, Choices
 
 if TYPE_CHECKING:
     from a3jax.evaluate.task import Task
-    from a3jax.loading import Model
+    from a3jax.weights.loading import Model
 
 Name = Literal["likelihood", "stories", "code", "continuation", "hellaswag", "winogrande", "social_iqa", "piqa", "triviaqa"]
 ONE_DEVICE = MeshConfig(fsdp=1)
@@ -104,10 +104,10 @@ class Evaluate:
 
         import jax
 
+        from a3jax.devices.mesh import make_mesh
         from a3jax.evaluate.evaluation import evaluate
         from a3jax.evaluate.results import print_tables
-        from a3jax.loading import load
-        from a3jax.mesh import make_mesh
+        from a3jax.weights.loading import load
 
         ready = [self._read(name) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
         mesh = None if self.mesh == ONE_DEVICE else make_mesh(self.mesh)
@@ -140,8 +140,8 @@ class Evaluate:
         left_out: Counter[str] = Counter()
         seed = self.decoding.seed
         if name == "likelihood":
+            from a3jax.curriculum.stage import parse_order
             from a3jax.evaluate.by_order import ORDERS, ByOrder
-            from a3jax.stage import parse_order
 
             orders = self.orders or ORDERS
             for order in orders:

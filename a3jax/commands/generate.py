@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commandline import Json, Text
+from a3jax.commands.commandline import Json, Text
 from a3jax.errors import UserError
-from a3jax.requests.choices import DEFAULTS, Choices
+from a3jax.generate.choices import DEFAULTS, Choices
 
 if TYPE_CHECKING:
-    from a3jax.loading import Model
-    from a3jax.requests.request import Wanted
+    from a3jax.generate.request import Wanted
+    from a3jax.weights.loading import Model
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Generate:
             _check_page(self.trace)
 
     def _model(self) -> "Model":
-        from a3jax.loading import load
+        from a3jax.weights.loading import load
 
         return load(self.checkpoint, dtype=self.dtype, step=self.step)
 
     def _wanted(self) -> "Wanted":
         """The request as it is given by options, or on standard input where none is."""
-        from a3jax.requests.reading import STDIN, has_input, whole_text
-        from a3jax.requests.request import Wanted
+        from a3jax.generate.reading import STDIN, has_input, whole_text
+        from a3jax.generate.request import Wanted
 
         before, after = (None if path is None else whole_text(path) for path in (self.before, self.after))
         text = self.text
@@ -110,8 +110,8 @@ class Generate:
         wanted = self._wanted()
         decodings = [wanted.decoding(self.decoding, seed=self.decoding.seed + i) for i in range(self.n)]
 
+        from a3jax.generate.request import answer, fill, request
         from a3jax.progress import Progress, console
-        from a3jax.requests.request import answer, fill, request
         from a3jax.show.trace import trace
         from a3jax.show.watch import Watch
 
@@ -141,8 +141,8 @@ class Generate:
 
     def _many(self, file: str) -> dict[str, Any]:
         """Answer a file of requests."""
-        from a3jax.requests.bulk import answer_file
-        from a3jax.requests.reading import STDIN, opened
+        from a3jax.generate.bulk import answer_file
+        from a3jax.generate.reading import STDIN, opened
 
         if self.out is not None and file != STDIN and self.out.exists() and self.out.samefile(file):
             raise UserError(f"{file} is both --file and --out; choose another file for the answers")

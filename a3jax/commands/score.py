@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json, Text
+from a3jax.commands.commandline import Json, Text
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
-    from a3jax.loading import Model
-    from a3jax.requests.scored import Subject
+    from a3jax.generate.scored import Subject
+    from a3jax.weights.loading import Model
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Score:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.stage import parse_order
+        from a3jax.curriculum.stage import parse_order
 
         parse_order(self.order)
         if self.orders < 1:
@@ -61,14 +61,14 @@ class Score:
         return self._one()
 
     def _model(self) -> "Model":
-        from a3jax.loading import load
+        from a3jax.weights.loading import load
 
         return load(self.checkpoint, dtype=self.dtype, step=self.step)
 
     def _one(self) -> dict[str, Any]:
         """Score one text, token by token."""
-        from a3jax.requests.reading import STDIN, has_input, whole_text
-        from a3jax.requests.scored import Asked, print_tokens, score, subject
+        from a3jax.generate.reading import STDIN, has_input, whole_text
+        from a3jax.generate.scored import Asked, print_tokens, score, subject
 
         if (self.text, self.file) == (None, None) and not has_input():
             raise UserError("nothing to score is given; give --text or --file")
@@ -82,9 +82,9 @@ class Score:
 
     def _many(self, file: str) -> dict[str, Any]:
         """Score a text a line: an answer a line, and the figures of all texts together."""
-        from a3jax.requests.reading import lines, located, opened
-        from a3jax.requests.scored import Asked, figures, score, subject
-        from a3jax.strict import build
+        from a3jax.files.strict import build
+        from a3jax.generate.reading import lines, located, opened
+        from a3jax.generate.scored import Asked, figures, score, subject
 
         def subjects(model: "Model", source: BinaryIO, name: str) -> "Iterator[Subject]":
             for line in lines(source, name):

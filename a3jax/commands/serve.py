@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json
+from a3jax.commands.commandline import Json
 from a3jax.errors import UserError
 from a3jax.serve.limits import Limits
 

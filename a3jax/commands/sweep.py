@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json, parse
+from a3jax.commands.commandline import Json, parse
 from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
-from a3jax.experiment import load_sweep, parse_experiment
-from a3jax.strict import nearest
+from a3jax.experiment.files import load_sweep, parse_experiment
+from a3jax.files.strict import nearest
 
 if TYPE_CHECKING:
-    from a3jax.sweep.combine import Trials
+    from a3jax.experiment.combine import Trials
 
 
 @dataclass(frozen=True, kw_only=True)

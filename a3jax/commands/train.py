@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a3jax.commandline import Json
+from a3jax.commands.commandline import Json
 from a3jax.config import Config
-from a3jax.experiment import parse_experiment
-from a3jax.processes import Processes
+from a3jax.devices.processes import Processes
+from a3jax.experiment.files import parse_experiment
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commandline import Json
+from a3jax.commands.commandline import Json
 from a3jax.errors import UserError
 
 
@@ -51,7 +51,7 @@ class Inspect:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.describe import describe
+        from a3jax.show.describe import describe
 
         return describe(self.path, self.step)
 
@@ -82,9 +82,9 @@ class Export:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.checkpoint import find
-        from a3jax.weights.exporter import GGUF, export_model
-        from a3jax.weights.verify import require_torch, verify
+        from a3jax.checkpoint.folder import find
+        from a3jax.export.exporter import GGUF, export_model
+        from a3jax.export.verify import require_torch, verify
 
         if self.verify:
             if self.as_ == GGUF:

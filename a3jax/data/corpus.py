@@ -25,7 +25,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from a3jax.errors import UserError, first_line
-from a3jax.strict import from_json, to_json
+from a3jax.files.strict import from_json, to_json
 
 Split = Literal["train", "held_out"]
 Dtype = Literal["uint16", "uint32"]

@@ -27,7 +27,7 @@ from a3jax.data.sources.opening import Reading, open_source
 from a3jax.data.tokenizer import load_codec
 from a3jax.data.workers import in_processes
 from a3jax.errors import UserError
-from a3jax.folders import check_new, resumable
+from a3jax.files.folders import check_new, resumable
 from a3jax.progress import Progress, console
 
 LARGEST_SHARD, SMALLEST_SHARD = 64 * 2**20, 2**20

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.strict import read
+from a3jax.files.strict import read
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

@@ -21,13 +21,13 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.context import refuse
+from a3jax.curriculum.stage import Family, parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding, Prefill
+from a3jax.devices.context_parallel import refuse
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
 from a3jax.ordering import Order, arrange, draw_groups, example_keys
-from a3jax.stage import Family, parse_order
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from a3jax.curriculum.stage import parse_order
 from a3jax.errors import UserError
-from a3jax.stage import parse_order
 
 Mode = Literal["ar", "groups", "dynamic", "speculative"]
 Certainty = Literal["confidence", "entropy", "margin", "random"]

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from a3jax.curriculum.stage import parse_order
 from a3jax.decode.cached import draw
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
-from a3jax.loading import Model
 from a3jax.ordering import Order
 from a3jax.scoring import forced
-from a3jax.stage import parse_order
+from a3jax.weights.loading import Model
 
 ORDERS = (
     "ar", "in_order_2", "in_order_4", "in_order_8", "random_1", "random_4", "random_8", "spans_4", "infill_1", "infill_4",

@@ -21,14 +21,14 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.context import refuse
 from a3jax.decode.cached import FEW_ROWS, bucket, draw
 from a3jax.decode.sampling import log_prob
+from a3jax.devices.context_parallel import refuse
 from a3jax.errors import UserError
 from a3jax.evaluate import likelihood
-from a3jax.loading import Model
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
+from a3jax.weights.loading import Model
 
 HEADS_AT_ONCE = 8
 """Choices whose logits are held at once: those of a large vocabulary are the largest arrays by far."""

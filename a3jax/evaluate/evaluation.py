@@ -16,7 +16,7 @@ from a3jax.evaluate.plot import plot, pyplot
 from a3jax.evaluate.report import report
 from a3jax.evaluate.results import Tables, as_json, tabulate
 from a3jax.evaluate.task import Rows, Task, digest, run
-from a3jax.loading import Model
+from a3jax.weights.loading import Model
 
 RESULTS, REPORT = "results.json", "report.html"
 

@@ -18,13 +18,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from a3jax.curriculum.stage import parse_order
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, check_length, longest, score, seed_of
-from a3jax.loading import Model, check_context, load
-from a3jax.requests.request import Request, fill
-from a3jax.stage import parse_order
+from a3jax.generate.request import Request, fill
+from a3jax.weights.loading import Model, check_context, load
 
 
 @register_model("a3")

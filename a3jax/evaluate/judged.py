@@ -16,9 +16,9 @@ from a3jax.evaluate.continuations import Choice, Score, score, seed_of
 from a3jax.evaluate.results import PERPLEXITY
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
-from a3jax.loading import Model, check_context
-from a3jax.requests.reading import located
-from a3jax.requests.request import Request, fill
+from a3jax.generate.reading import located
+from a3jax.generate.request import Request, fill
+from a3jax.weights.loading import Model, check_context
 
 WRITTEN, TRUE = "written", "true"
 GRAM = 4

@@ -14,10 +14,10 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.context import spread
+from a3jax.curriculum.stage import HeldOutOrder, parse_order
+from a3jax.devices.context_parallel import spread
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, draw_order, example_keys
-from a3jax.stage import HeldOutOrder, parse_order
 from a3jax.train.loss import token_nll
 
 ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a3jax.errors import UserError, first_line
-from a3jax.requests.reading import check_text, json_object, opened, raw_lines
+from a3jax.generate.reading import check_text, json_object, opened, raw_lines
 
 SPLIT = "validation"
 FORMATS = (".jsonl", ".parquet")

@@ -19,7 +19,7 @@ from a3jax.errors import UserError
 from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fitting
 from a3jax.evaluate.rouge import rouge
 from a3jax.evaluate.task import Item
-from a3jax.requests.reading import check_text, json_object, located, opened, raw_lines, whole_text
+from a3jax.generate.reading import check_text, json_object, located, opened, raw_lines, whole_text
 
 SENTENCES = 5
 CLOZE = (*(f"InputSentence{i}" for i in range(1, SENTENCES)), "RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2")

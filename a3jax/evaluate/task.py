@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from a3jax.errors import UserError
+from a3jax.generate.bulk import append, held
 from a3jax.progress import Progress
-from a3jax.requests.bulk import append, held
 
 _BEGIN = b'{"models": '
 

@@ -1,7 +1,7 @@
 """A parameter's shape, logical axes and initial value, declared once.
 
 Axes are written with the letters of the array names: a parameter "NxDxHxE" has the sizes of those letters in the model
-configuration, and `a3jax.mesh` reads the same letters to lay it over devices.
+configuration, and `a3jax.devices.mesh` reads the same letters to lay it over devices.
 """
 
 import functools

@@ -24,8 +24,8 @@ from jax import Array
 from a3jax.attention import ATTENTION, attend
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
-from a3jax.context import first, rest, streams
-from a3jax.mesh import constrain
+from a3jax.devices.context_parallel import first, rest, streams
+from a3jax.devices.mesh import constrain
 from a3jax.model.adapters import adapted, content_is_fixed, factors
 from a3jax.model.parameters import parameter
 from a3jax.model.projection import PROJECTION, project
@@ -204,7 +204,7 @@ class TwoStream(nnx.Module):
 
         `token_BxL` is in window order. The head applied to slot i gives logits of the slot's token, from the tokens
         of earlier groups of its document alone. Over a mesh with `context`, orders come and slots go as
-        `a3jax.context.spread` lays them; so for `content_hidden`.
+        `a3jax.devices.context_parallel.spread` lays them; so for `content_hidden`.
         """
         batch, length = token_BxL.shape
         predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))

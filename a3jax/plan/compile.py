@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from a3jax.compilation import options
 from a3jax.config import Config, ModelConfig
+from a3jax.devices.compilation import options
+from a3jax.devices.mesh import check_mesh, make_mesh
 from a3jax.errors import UserError, first_line
-from a3jax.mesh import check_mesh, make_mesh
 from a3jax.plan.topology import Topology
-from a3jax.pretrained import pretrained
 from a3jax.train.step import abstract_state
 from a3jax.train.trained import trained_model
+from a3jax.weights.pretrained import pretrained
 
 
 @dataclass(frozen=True)

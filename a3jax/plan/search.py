@@ -16,8 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from a3jax.config import Config, MeshConfig, ModelConfig, settled
+from a3jax.devices.mesh import AXES
 from a3jax.errors import UserError
-from a3jax.mesh import AXES
 from a3jax.model.parameters import count
 from a3jax.plan.compile import Fits, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from a3jax.mesh import AXES
+from a3jax.devices.mesh import AXES
 from a3jax.plan.search import Candidate
 from a3jax.plan.stages import Plan
 from a3jax.plan.topology import GIB, Topology

@@ -9,7 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from a3jax.errors import UserError, first_line
-from a3jax.strict import nearest
+from a3jax.files.strict import nearest
 from a3jax.train import flops
 
 GIB = 2**30

@@ -7,7 +7,7 @@ import numpy as np
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.errors import UserError
-from a3jax.infilling import Infilled, Tokens, alike
+from a3jax.generate.infill import Infilled, Tokens, alike
 from a3jax.serve.requests import Completion, Refused
 
 Json = dict[str, Any]

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a3jax.errors import first_line
-from a3jax.infilling import Infilled, Tokens
-from a3jax.loading import Model
+from a3jax.generate.infill import Infilled, Tokens
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
 from a3jax.serve.requests import Completion, Infill, Refused, Request, Text, check, read_request
+from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)
 

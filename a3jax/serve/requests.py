@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
+from a3jax.curriculum.stage import parse_order
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
-from a3jax.infilling import ROUNDS, document_of
-from a3jax.loading import Model
-from a3jax.requests.reading import once
+from a3jax.files.strict import build, nearest
+from a3jax.generate.infill import ROUNDS, document_of
+from a3jax.generate.reading import once
 from a3jax.serve.limits import Limits
-from a3jax.stage import parse_order
-from a3jax.strict import build, nearest
+from a3jax.weights.loading import Model
 
 STOPS = 4
 TOP_LOGPROBS = 5

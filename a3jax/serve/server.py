@@ -8,9 +8,9 @@ from pathlib import Path
 from types import FrameType
 
 from a3jax.errors import UserError, first_line
-from a3jax.loading import load
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
+from a3jax.weights.loading import load
 
 try:
     import uvicorn

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from a3jax.data.tokenizer import TextCodec
-from a3jax.infilling import Infilled
+from a3jax.generate.infill import Infilled
 
 _CONTROLS = {number: 0x2400 + number for number in range(32) if chr(number) not in "\t\n"}
 _CONTROLS |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)

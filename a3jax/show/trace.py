@@ -8,7 +8,7 @@ from typing import Any
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
-from a3jax.infilling import Infilled
+from a3jax.generate.infill import Infilled
 from a3jax.show.spelling import spelled
 
 _BEGIN = 160

@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from a3jax.data.tokenizer import TextCodec
-from a3jax.infilling import Tokens
+from a3jax.generate.infill import Tokens
 from a3jax.show.spelling import printable, spell
 
 OPEN = "░"

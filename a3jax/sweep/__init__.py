@@ -5,6 +5,6 @@
 `curves` reads what they measured, and `page` draws it.
 """
 
-from a3jax.sweep.combine import Trials, chain, log_uniform, product, sample, seeds, uniform, zip_
+from a3jax.experiment.combine import Trials, chain, log_uniform, product, sample, seeds, uniform, zip_
 
 __all__ = ["Trials", "chain", "log_uniform", "product", "sample", "seeds", "uniform", "zip_"]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from a3jax.checkpoint import MODEL
+from a3jax.checkpoint.folder import MODEL
 from a3jax.config import Config, ModelConfig, settled
-from a3jax.strict import flat, read
+from a3jax.files.strict import flat, read
 from a3jax.sweep.status import Status, status
 from a3jax.sweep.trials import FAILED, RUNS, Sweep, Trial
 from a3jax.train import flops

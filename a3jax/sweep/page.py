@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from a3jax.evaluate.results import WIDTH
-from a3jax.folders import write_whole
+from a3jax.files.folders import write_whole
 from a3jax.sweep.curves import Curve, Report, Setting
 from a3jax.sweep.plots import pareto_plot, plot_by, stage_changes, stages_plot
 from a3jax.sweep.status import print_failed

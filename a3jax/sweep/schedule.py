@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from a3jax.devices.interrupt import stop_requests
+from a3jax.devices.processes import TRY_AGAIN
 from a3jax.errors import UserError
-from a3jax.folders import hold, write_whole
-from a3jax.interrupt import stop_requests
-from a3jax.processes import TRY_AGAIN
+from a3jax.files.folders import hold, write_whole
+from a3jax.files.strict import to_json
 from a3jax.progress import Progress, console
-from a3jax.strict import to_json
 from a3jax.sweep.halving import best, stops
 from a3jax.sweep.status import last_lines
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, reached, save_sweep
 from a3jax.train.run import CONFIG, check_same, is_training
 
-COMMAND = (sys.executable, "-m", "a3jax.sweep.child")
+COMMAND = (sys.executable, "-m", "a3jax.commands.trial")
 POLL_SECONDS = 0.1
 STOPPED = (TRY_AGAIN, *(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number)))
 """Exit statuses of a run that was told to stop: it is no failure, and goes on with the next call."""

@@ -8,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from a3jax.checkpoint import saved_steps
+from a3jax.checkpoint.folder import saved_steps
 from a3jax.evaluate.results import WIDTH
 from a3jax.sweep.halving import dropped
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, reached

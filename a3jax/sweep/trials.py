@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a3jax.check import check
-from a3jax.checkpoint import STEPS, saved_steps
+from a3jax.checkpoint.folder import STEPS, saved_steps
 from a3jax.config import Config, HeldOutOrder
+from a3jax.curriculum.plateau import Standing
 from a3jax.errors import UserError
-from a3jax.folders import write_whole
-from a3jax.plateau import Standing
-from a3jax.strict import build, flat, nearest, read, to_json
-from a3jax.sweep.combine import Trials, Value
+from a3jax.experiment.check import check
+from a3jax.experiment.combine import Trials, Value
+from a3jax.files.folders import write_whole
+from a3jax.files.strict import build, flat, nearest, read, to_json
 
 SWEEP, RUNS, FAILED, LOG = "sweep.json", "runs", "failed", "log.txt"
 LONGEST_NAME = 200

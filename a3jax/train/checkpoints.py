@@ -1,10 +1,10 @@
 """A run's checkpoints: parameters, optimizer, record and data iterator saved together, asynchronously, whole or not at all.
 
-    RUN/checkpoints/STEP/params/      what `a3jax.checkpoint` finds
+    RUN/checkpoints/STEP/params/      what `a3jax.checkpoint.folder` finds
                          optimizer/   moments and counts
                          record/      `Record` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
-                         standing/    where the run stands in its curriculum (`a3jax.plateau`), as JSON
+                         standing/    where the run stands in its curriculum (`a3jax.curriculum.plateau`), as JSON
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
                          metrics/     held-out NLL by order, where the step was evaluated, and the best are kept
         damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
@@ -25,15 +25,15 @@ from etils import epath
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from a3jax.checkpoint import STEPS
+from a3jax.checkpoint.folder import STEPS
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import TrainConfig
+from a3jax.curriculum.plateau import Standing
+from a3jax.devices.agreement import barrier, together
 from a3jax.errors import UserError, first_line
-from a3jax.folders import is_full_disk, is_passing, remove
-from a3jax.plateau import Standing
+from a3jax.files.folders import is_full_disk, is_passing, remove
+from a3jax.files.strict import build
 from a3jax.progress import console
-from a3jax.record import Record
-from a3jax.strict import build
-from a3jax.train.agreement import barrier, together
 from a3jax.train.checksums import checksums
 from a3jax.train.step import State, with_counts
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from a3jax import mesh as meshes
-from a3jax.compilation import options
 from a3jax.config import Config, ModelConfig, Stage
+from a3jax.devices import mesh as meshes
+from a3jax.devices.compilation import options
 from a3jax.train import executable, remat
 from a3jax.train.step import Batch, abstract_state, make_step
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.errors import UserError, first_line
-from a3jax.strict import flat, read, to_json
+from a3jax.files.strict import flat, read, to_json
 
 
 @dataclass(frozen=True)

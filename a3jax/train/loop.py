@@ -18,22 +18,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from a3jax import mesh as meshes
-from a3jax.check import check
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import Config, Stage, settled
-from a3jax.curriculum import batch_sizes, rows_at, stage_at
+from a3jax.curriculum.plateau import Standing, judge
+from a3jax.curriculum.schedule import batch_sizes, rows_at, stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
+from a3jax.devices import mesh as meshes
+from a3jax.devices.agreement import AgreedStop, barrier
+from a3jax.devices.hosts import Hosts
+from a3jax.devices.interrupt import stop_requests
+from a3jax.devices.processes import Processes, connect, meeting_at
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
-from a3jax.interrupt import stop_requests
+from a3jax.experiment.check import check
 from a3jax.model.parameters import graph
-from a3jax.plateau import Standing, judge
-from a3jax.processes import Processes, connect, meeting_at
-from a3jax.record import Record
-from a3jax.train.agreement import AgreedStop, barrier
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.compiled import CompiledSteps
-from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run

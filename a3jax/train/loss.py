@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from a3jax.mesh import BATCH, WIDTH
+from a3jax.devices.mesh import BATCH, WIDTH
 
 _ROWS = P(BATCH, "context")
 _HEAD = P("tensor")

@@ -19,19 +19,19 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from a3jax.checkpoint import MODEL
+from a3jax.checkpoint.folder import MODEL
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import Config, ModelConfig, settled
-from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import TextCodec, load_codec
+from a3jax.devices.agreement import barrier
+from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
-from a3jax.mesh import check_mesh
-from a3jax.pretrained import Pretrained, pretrained
-from a3jax.record import Record
-from a3jax.strict import flat, read, to_json
-from a3jax.train.agreement import barrier
+from a3jax.files.strict import flat, read, to_json
+from a3jax.train.direct import with_corpora
 from a3jax.train.trained import changes, trained_model
+from a3jax.weights.pretrained import Pretrained, pretrained
 
 CONFIG = "config.json"
 

@@ -18,10 +18,10 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from a3jax import mesh as meshes
 from a3jax.config import Config, ModelConfig, Stage
-from a3jax.context import place, spread
-from a3jax.mesh import BATCH, constrain, lay
+from a3jax.devices import mesh as meshes
+from a3jax.devices.context_parallel import place, spread
+from a3jax.devices.mesh import BATCH, constrain, lay
 from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
@@ -41,7 +41,7 @@ class State(NamedTuple):
     optimizer: guard.GuardedState
     step: Array
     skipped: Array
-    """Steps of the curriculum that were passed over (`a3jax.plateau`); changed between steps only."""
+    """Steps of the curriculum that were passed over (`a3jax.curriculum.plateau`); changed between steps only."""
     source: nnx.State | None = None
     """The weights that a distilled model learns from. They never change, and no checkpoint holds them."""
 
@@ -117,7 +117,7 @@ def _teacher(
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated.
 
-    The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.rows_at`).
+    The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.schedule.rows_at`).
     """
     rate = schedule(config.optimizer, stage.lr_factor * config.peak_lr, config.steps)
     how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch

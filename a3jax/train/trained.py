@@ -11,9 +11,9 @@ from flax import nnx
 
 from a3jax.config import AdaptConfig, Config, ModelConfig
 from a3jax.errors import UserError
+from a3jax.files.strict import nearest
 from a3jax.model.adapters import adapted, content_is_fixed, factors
 from a3jax.model.parameters import shapes
-from a3jax.strict import nearest
 
 GROUPS = {
     "norms": ("attention_norm", "mlp_norm", "query_norm", "key_norm", "final_norm"),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from a3jax.config import ModelConfig, RopeScaling
 from a3jax.errors import UserError
-from a3jax.strict import nearest
+from a3jax.files.strict import nearest
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from a3jax.checkpoint.provenance import Record
 from a3jax.errors import UserError
-from a3jax.record import Record
-from a3jax.strict import from_json
+from a3jax.files.strict import from_json
 from a3jax.weights import a3_folder, sha256
 from a3jax.weights.families import from_hf
 from a3jax.weights.source import TOKENIZER_FILES, Source

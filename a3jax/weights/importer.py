@@ -8,12 +8,12 @@ import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
 from flax import nnx
 
-from a3jax.checkpoint import PARAMS, write_description
+from a3jax.checkpoint.arrays import Form, ParameterWriter
+from a3jax.checkpoint.folder import PARAMS, write_description
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.folders import check_new, resumable
+from a3jax.files.folders import check_new, resumable
 from a3jax.model.parameters import shapes
-from a3jax.parameter_files import Form, ParameterWriter
 from a3jax.progress import Progress
 from a3jax.weights import sha256
 from a3jax.weights.source import Source, tokenizer_size

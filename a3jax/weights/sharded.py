@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
-from a3jax.checkpoint import layout
+from a3jax.checkpoint.arrays import flat, nested
+from a3jax.checkpoint.folder import layout
 from a3jax.model.parameters import shapes
-from a3jax.parameter_files import flat, nested
 from a3jax.progress import Progress
 from a3jax.weights.importer import check_finite, check_source, mean_embedding, table_of
 from a3jax.weights.source import Source

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.record import Record
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

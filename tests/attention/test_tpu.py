@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from a3jax.attention import attend
-from a3jax.mesh import AXES, BATCH
+from a3jax.devices.mesh import AXES, BATCH
 
 if not importlib.util.find_spec("libtpu"):
     pytest.skip("libtpu is not installed: nothing compiles for a TPU", allow_module_level=True)

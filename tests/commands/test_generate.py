@@ -10,8 +10,8 @@ from typed import answer, fails, piped, run
 
 import a3jax
 from a3jax.decode.template import Range, Template
-from a3jax.requests import bulk
-from a3jax.requests.request import Wanted
+from a3jax.generate import bulk
+from a3jax.generate.request import Wanted
 
 TEMPLATE = "def area(r): [[5]] * r"
 OPTIONS = {"order": "random_4", "seed": 3, "temperature": 1.0, "top_k": 40}

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from a3jax.data.tokenizer import byte_codec, load_codec
 from a3jax.errors import UserError
-from a3jax.strict import to_json
+from a3jax.files.strict import to_json
 
 
 @pytest.fixture

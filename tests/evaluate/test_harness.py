@@ -17,13 +17,13 @@ from lm_eval.models.huggingface import HFLM
 from typed import answer, fails
 
 import a3jax
-from a3jax.checkpoint import find
+from a3jax.checkpoint.folder import find
 from a3jax.evaluate import continuations
 from a3jax.evaluate.continuations import Choice, seed_of, shared
 from a3jax.evaluate.harness import A3
 from a3jax.evaluate.local_data import read_rows
 from a3jax.evaluate.questions import Questions, harness_task
-from a3jax.weights.exporter import export_model
+from a3jax.export.exporter import export_model
 
 ENDINGS = ["runs.", "eats [title] it.", "is.", "sees a big dog."]
 ROWS = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from a3jax.curriculum.stage import parse_order
 from a3jax.evaluate.likelihood import ORDERS, HeldOut, left_to_right, log_probs
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import arrange, example_keys
-from a3jax.stage import parse_order
 
 HOW = Compute(attention="dense")
 

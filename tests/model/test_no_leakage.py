@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked, flash, interface, splash
+from a3jax.curriculum.stage import Part
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
-from a3jax.stage import Part
 
 L = 24
 DRAWS = [

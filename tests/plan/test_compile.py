@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from a3jax.config import Config, DataConfig, MeshConfig, TrainConfig
+from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
-from a3jax.mesh import make_mesh
 from a3jax.model.parameters import count
 from a3jax.plan.compile import Fits, TooLarge, _bytes_per_device, fit, model_of
 

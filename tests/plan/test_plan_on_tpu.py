@@ -10,7 +10,7 @@ import pytest
 from a3jax.cli import main
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, Stage, TrainConfig
 from a3jax.errors import UserError
-from a3jax.experiment import load_experiment
+from a3jax.experiment.files import load_experiment
 from a3jax.model.parameters import count
 from a3jax.plan.search import Candidate, search
 from a3jax.plan.show import show_plan, show_search

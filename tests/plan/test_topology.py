@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from a3jax.config import MeshConfig
+from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
-from a3jax.mesh import make_mesh
 from a3jax.plan.topology import topology
 
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)")

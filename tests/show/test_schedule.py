@@ -9,13 +9,13 @@ from rich.console import Console
 from typed import answer, fails, run
 
 from a3jax.config import Config, OptimizerConfig, Stage
-from a3jax.curriculum import paper
+from a3jax.curriculum.schedule import paper
+from a3jax.curriculum.stage import Plateau
 from a3jax.show import schedule
-from a3jax.stage import Plateau
 
 EXPERIMENT = """
 from a3jax.config import Config, DataConfig, Stage
-from a3jax.stage import Part
+from a3jax.curriculum.stage import Part
 
 def experiment():
     stages = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from a3jax.config import Config, DataConfig, OptimizerConfig, Stage, TrainConfig
-from a3jax.strict import to_json
+from a3jax.files.strict import to_json
 from a3jax.sweep.trials import Trial
 
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from a3jax.curriculum.plateau import Standing
 from a3jax.errors import UserError
-from a3jax.plateau import Standing
 from a3jax.sweep import product
 from a3jax.sweep.halving import best, dropped, stops
 from a3jax.sweep.trials import Halving, make_sweep

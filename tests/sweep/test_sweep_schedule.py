@@ -15,12 +15,12 @@ import pytest
 from typed import answer, fails, run
 
 from a3jax.config import settled
+from a3jax.curriculum.plateau import Standing
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
-from a3jax.experiment import load_sweep
-from a3jax.folders import hold
-from a3jax.plateau import Standing
-from a3jax.strict import to_json
+from a3jax.experiment.files import load_sweep
+from a3jax.files.folders import hold
+from a3jax.files.strict import to_json
 from a3jax.sweep import product, schedule, seeds
 from a3jax.sweep.schedule import run_one, run_sweep, share_of_gpus
 from a3jax.sweep.status import reached, status
@@ -167,7 +167,7 @@ def test_runs_at_the_same_time_share_the_gpus(named, at_once, shares):
 
 
 SWEEP = """
-from a3jax.strict import from_json
+from a3jax.files.strict import from_json
 from a3jax.config import Config
 from a3jax.sweep import product
 

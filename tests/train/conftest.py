@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.data.prepare import prepare
-from a3jax.strict import to_json
+from a3jax.files.strict import to_json
 from a3jax.train import compiled
 from a3jax.train.loop import train
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from a3jax.config import Config
-from a3jax.strict import read
+from a3jax.files.strict import read
 from a3jax.train import loop
 from a3jax.train.metrics import read as read_metrics
 

@@ -48,7 +48,7 @@ def test_what_fails_to_compile_fails_where_it_is_needed(config, monkeypatch):
 
 PROGRAM = """
 import jax
-from a3jax.compilation import keep_compiled_programs
+from a3jax.devices.compilation import keep_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x * 2)(1.0)

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from a3jax.checkpoint import find, load_arrays
+from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
-from a3jax.mesh import make_mesh
 from a3jax.train import executable, remat
 from a3jax.train.compiled import compile_step, lower
 from a3jax.train.loop import train

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from a3jax.config import AdaptConfig, Config, DataConfig, MeshConfig, Stage, TrainConfig
-from a3jax.curriculum import settle
-from a3jax.mesh import make_mesh
+from a3jax.curriculum.schedule import settle
+from a3jax.curriculum.stage import Part
+from a3jax.devices.mesh import make_mesh
 from a3jax.model.adapters import content_is_fixed
 from a3jax.ordering import draw_order, example_keys
-from a3jax.stage import Part
 from a3jax.train import flops
 from a3jax.train.compiled import abstract_batch
 from a3jax.train.step import abstract_state, make_step, single_stream

@@ -19,12 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from a3jax.checkpoint import find, load_arrays
+from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import AdaptConfig, Config, MeshConfig
+from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import ORDERS
-from a3jax.mesh import make_mesh
-from a3jax.strict import to_json
+from a3jax.files.strict import to_json
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.loop import train
 from a3jax.train.metrics import Log, read
@@ -100,7 +100,7 @@ def start_elsewhere(config: Config, devices: int = 1) -> subprocess.Popen:
     file = config.run_folder.with_suffix(".json")
     file.write_text(to_json(config))
     program = (
-        "import sys; from pathlib import Path; from a3jax.config import Config; from a3jax.strict import read;"
+        "import sys; from pathlib import Path; from a3jax.config import Config; from a3jax.files.strict import read;"
         "from a3jax.train.loop import train;"
         "train(read(Config, Path(sys.argv[1])))"
     )

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from a3jax.config import Config, DataConfig, MeshConfig, Stage, TrainConfig
+from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
-from a3jax.mesh import make_mesh
 from a3jax.model.parameters import count, graph, shapes
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import draw_order, example_keys

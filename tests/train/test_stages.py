@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from a3jax.checkpoint import find, load_arrays
+from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import DataConfig, Stage
-from a3jax.describe import describe
+from a3jax.curriculum.stage import Part, Plateau
 from a3jax.errors import UserError
-from a3jax.stage import Part, Plateau
+from a3jax.show.describe import describe
 from a3jax.train import compiled
 from a3jax.train.loop import train
 from a3jax.train.metrics import read

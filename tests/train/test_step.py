@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
-from a3jax.mesh import make_mesh
+from a3jax.devices.mesh import make_mesh
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
 from a3jax.train import step as steps

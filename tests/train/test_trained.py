@@ -9,8 +9,8 @@ from flax import nnx
 from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them fixtures
 
 from a3jax.config import AdaptConfig, OptimizerConfig, settled
+from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
-from a3jax.stage import Stage
 from a3jax.train import step as steps
 from a3jax.train.trained import changes, trained_model
 

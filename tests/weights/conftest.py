@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import save_file
 from small_models import CASES
 
-from a3jax.checkpoint import Checkpoint, find
+from a3jax.checkpoint.folder import Checkpoint, find
 from a3jax.data.tokenizer import byte_codec
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source

@@ -17,10 +17,10 @@ import numpy as np
 from flax import nnx
 from memory import grown_by
 
-from a3jax.checkpoint import find, load_arrays, load_params
+from a3jax.checkpoint.arrays import flat
+from a3jax.checkpoint.folder import find, load_arrays, load_params
 from a3jax.config import MeshConfig
-from a3jax.mesh import make_mesh
-from a3jax.parameter_files import flat
+from a3jax.devices.mesh import make_mesh
 from a3jax.weights.huggingface import HuggingFaceFolder
 from a3jax.weights.sharded import load_source
 from a3jax.weights.source import open_source

@@ -9,7 +9,7 @@ import torch
 import transformers
 from flax import nnx
 
-from a3jax.checkpoint import Checkpoint, load_params
+from a3jax.checkpoint.folder import Checkpoint, load_params
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, arrange
 

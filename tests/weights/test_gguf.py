@@ -20,13 +20,13 @@ from safetensors.numpy import load_file
 from small_models import load, query_logits
 from tokenizers import Tokenizer, pre_tokenizers
 
-from a3jax.checkpoint import find, load_arrays
+from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import RopeScaling
 from a3jax.errors import UserError
+from a3jax.export.exporter import export_model
 from a3jax.model.rope import frequencies
-from a3jax.pretrained import pretrained as pretrained_model
-from a3jax.weights.exporter import export_model
 from a3jax.weights.importer import import_model
+from a3jax.weights.pretrained import pretrained as pretrained_model
 from a3jax.weights.source import open_source
 
 SMOLLM2 = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 from small_models import tokens, torch_logits
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from a3jax.checkpoint import find, load_arrays, save_model
+from a3jax.checkpoint.folder import find, load_arrays, save_model
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import RopeScaling
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
-from a3jax.record import Record
-from a3jax.weights.exporter import export_model
+from a3jax.export.exporter import export_model
 from a3jax.weights.gguf.writer import write_gguf
 from a3jax.weights.importer import import_model
 from a3jax.weights.safetensors_writer import Tensor

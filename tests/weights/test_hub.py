@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from a3jax.checkpoint import find, load_arrays
+from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.weights import hub
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from small_models import CASES, query_logits, tokens, torch_logits
 
-from a3jax.checkpoint import load_arrays
+from a3jax.checkpoint.folder import load_arrays
 from a3jax.config import RopeScaling
 from a3jax.errors import UserError
 from a3jax.weights import families

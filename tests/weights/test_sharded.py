@@ -15,14 +15,14 @@ import pytest
 from safetensors.numpy import load_file
 from test_import import BAD
 
-from a3jax import parameter_files
-from a3jax.checkpoint import find, load_arrays, load_params
+from a3jax.checkpoint import arrays as parameter_files
+from a3jax.checkpoint.folder import find, load_arrays, load_params
 from a3jax.config import Config, DataConfig, Stage, TrainConfig
 from a3jax.errors import UserError
-from a3jax.pretrained import pretrained as opened
 from a3jax.train.loop import train
 from a3jax.weights import hub
 from a3jax.weights.importer import import_model
+from a3jax.weights.pretrained import pretrained as opened
 from a3jax.weights.source import open_source
 from a3jax.weights.table import entries
 

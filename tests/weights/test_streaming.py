@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from a3jax.checkpoint import find, load_arrays
+from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.errors import UserError
-from a3jax.folders import resumable
+from a3jax.export.exporter import export_model
+from a3jax.files.folders import resumable
 from a3jax.weights import exporter
-from a3jax.weights.exporter import export_model
 from a3jax.weights.huggingface import HuggingFaceFolder
 from a3jax.weights.importer import import_model
 from a3jax.weights.sha256 import SUMS
@@ -25,7 +25,7 @@ from a3jax.weights.source import open_source
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from a3jax.checkpoint import find
+from a3jax.checkpoint.folder import find
 from a3jax.weights import exporter, importer
 from a3jax.weights.source import open_source
 
@@ -151,7 +151,7 @@ def test_a_flipped_bit_in_a_model_folder_is_found_by_any_read(imported, tmp_path
 MEASURE = """
 import sys
 from pathlib import Path
-from a3jax.checkpoint import find
+from a3jax.checkpoint.folder import find
 from a3jax.weights import exporter, importer
 from a3jax.weights.source import open_source
 from memory import grown_by

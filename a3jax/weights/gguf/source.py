@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 
+from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.record import Record
 from a3jax.weights.families import family_of
 from a3jax.weights.gguf.layout import (
     ARCHITECTURES,

@@ -1,0 +1,135 @@
+"""A model on disk: Orbax weights with the model configuration, tokenizer and record beside them.
+
+    model.json, tokenizer.json, ...    what the weights are
+    record.json                        what happened to them
+    params/                            the weights (Orbax)                    in a model folder, or
+    checkpoints/STEP/params/           the same                               in a run folder, one per saved step
+
+Everything that takes a CHECKPOINT takes either. A model folder appears only when it is complete.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from a3jax.checkpoint.arrays import Form, ParameterWriter, SavedParameter, flat, nested, saved_parameters
+from a3jax.checkpoint.provenance import Record
+from a3jax.config import ModelConfig
+from a3jax.devices.mesh import parameter_shardings
+from a3jax.errors import UserError, first_line
+from a3jax.files.folders import complete_or_nothing
+from a3jax.files.strict import read, to_json
+from a3jax.model.parameters import shapes
+
+MODEL, RECORD, PARAMS, STEPS = "model.json", "record.json", "params", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where one set of weights lies, and what it is."""
+
+    folder: Path
+    """The model or run folder, with the tokenizer."""
+    params: Path
+    config: ModelConfig
+    record: Record
+
+
+def find(path: Path, step: int | None = None) -> Checkpoint:
+    """Describe a model folder or a run folder (its newest step, or the one asked for) without loading weights."""
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give a folder written by a3jax import or a3jax train")
+    if not (path / MODEL).is_file():
+        raise UserError(f"{path} has no {MODEL}; give a folder written by a3jax import or a3jax train")
+    config = read(ModelConfig, path / MODEL)
+    if (path / PARAMS).is_dir():
+        return Checkpoint(path, path / PARAMS, config, read(Record, path / RECORD))
+    steps = saved_steps(path)
+    if not steps:
+        raise UserError(f"{path} holds no saved step yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{path} has no step {step}; it has {', '.join(map(str, steps))}")
+    folder = path / STEPS / str(step or steps[-1])
+    return Checkpoint(path, folder / PARAMS, config, read(Record, folder / "record" / "metadata"))
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps that a run folder holds whole, oldest first."""
+    return sorted(int(folder.name) for folder in (run / STEPS).glob("*") if folder.name.isdigit())
+
+
+def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
+    """The weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
+    tree = shapes(checkpoint.config)
+    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
+    saved(checkpoint)
+    with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
+        nnx.replace_by_pure_dict(tree, checkpointer.restore(checkpoint.params.resolve(), nnx.to_pure_dict(abstract)))
+    return tree
+
+
+def layout(tree: nnx.State, mesh: Mesh | None) -> nnx.State:
+    """A sharding for every leaf of a parameter tree: over `mesh`, or on one device."""
+    if mesh is None:
+        return jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
+    return parameter_shardings(tree, mesh)
+
+
+def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The weights as a nested dict of numpy arrays, in the dtype in which they were saved. Raises as `load_params`."""
+    parameters = saved(checkpoint)
+    with damage_named(checkpoint):
+        return nested({name: parameter.read() for name, parameter in parameters.items()})
+
+
+def saved(checkpoint: Checkpoint) -> dict[str, SavedParameter]:
+    """The weights by dotted path, to be read one at a time inside `damage_named`. Raises as `load_params`."""
+    with damage_named(checkpoint):
+        parameters = saved_parameters(checkpoint.params)
+    if nested({name: parameter.shape for name, parameter in parameters.items()}) != _expected_shapes(checkpoint.config):
+        model = checkpoint.folder / MODEL
+        raise UserError(f"{checkpoint.params} does not hold the model of {model}; put the right one back")
+    return parameters
+
+
+def _expected_shapes(config: ModelConfig) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(shapes(config)))
+
+
+@contextlib.contextmanager
+def damage_named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Whatever Orbax and TensorStore raise for a damaged file becomes a `UserError` that names the checkpoint."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        where = checkpoint.params
+        raise UserError(f"{where} is damaged ({first_line(error)}); take another checkpoint or import again") from None
+
+
+def write_description(folder: Path, config: ModelConfig, record: Record, tokenizer: dict[str, bytes]) -> None:
+    """Write everything of a model folder except the weights."""
+    (folder / MODEL).write_text(to_json(config))
+    (folder / RECORD).write_text(to_json(record))
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
+
+
+def save_model(out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]) -> None:
+    """Write a model folder from a nested dict of arrays; it appears under its name only when complete."""
+    with complete_or_nothing(out) as partial:
+        write_description(partial, config, record, tokenizer)
+        arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
+        writer = ParameterWriter(partial / PARAMS, {name: Form(a.shape, a.dtype, False) for name, a in arrays.items()})
+        for name, array in arrays.items():
+            writer.write(name, array)

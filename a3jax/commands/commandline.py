@@ -1,0 +1,82 @@
+"""Typed command lines: a dataclass becomes options through tyro, and a mistake becomes one line that names the option."""
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import arg
+
+from a3jax.errors import UserError
+from a3jax.files.strict import nearest
+
+T = TypeVar("T")
+
+Text = Annotated[str | None, arg(constructor=str, help_behavior_hint="")]
+"""A string that may be left out. Unlike with a plain `str | None`, the word None is a string."""
+Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
+
+
+def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = None, description: str | None = None) -> T:
+    """Parse `args` as the fields of the dataclass `target`. `--help` prints and exits; a mistake raises `UserError`."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            value, unknown = tyro.cli(
+                target,
+                args=list(args),
+                prog=prog,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                description=description or inspect.getdoc(target),
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_message(printed.getvalue())}; see {prog} --help") from None
+    if unknown:
+        known = [f"--{name}" for name in _names(target, default)]
+        kind = "option" if unknown[0].startswith("-") else "argument"
+        raise UserError(f"unknown {kind} '{unknown[0]}'{nearest(unknown[0], known)}; see {prog} --help")
+    return value
+
+
+def divide(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line: the options named, each with the words up to the next option, and everything else."""
+    own: list[str] = []
+    others: list[str] = []
+    belongs = others
+    for word in words:
+        if word.startswith("--"):
+            belongs = own if word.partition("=")[0] in options else others
+        belongs.append(word)
+    return own, others
+
+
+def _message(printed: str) -> str:
+    """The first sentence inside the frame that tyro draws around an error; where it cannot draw, the frame is blank."""
+    lines = [line.strip("│╭╰╮╯─| ") for line in printed.splitlines()[1:]]
+    lines = ["" if set(line) <= {"-"} else line for line in lines]
+    sentence = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
+    return " ".join(sentence) or "the command line could not be read"
+
+
+def _names(target: Any, value: Any, prefix: str = "") -> list[str]:
+    """Every option of a dataclass, dotted, as tyro writes it."""
+    names: list[str] = []
+    for field in dataclasses.fields(target if value is None else value):
+        name = prefix + field.name.replace("_", "-").strip("-")
+        item = getattr(value, field.name, field.default)
+        bare = tyro.conf.OmitArgPrefixes in getattr(field.type, "__metadata__", ())
+        if dataclasses.is_dataclass(item):
+            names += _names(item, item, prefix if bare else f"{name}.")
+        elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
+            names += [leaf for i, part in enumerate(item) for leaf in _names(part, part, f"{name}.{i}.")]
+        else:
+            names.append(name)
+    return names

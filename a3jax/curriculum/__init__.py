@@ -1,0 +1,1 @@
+"""Step -> which orders are drawn: stages, the schedule made of them, presets, plateaus. Pure functions."""

@@ -1,0 +1,272 @@
+"""Step -> what is drawn. Pure: stages come from the configuration, nothing is remembered.
+
+`settle` turns stages as users write them into stages that are counted in steps and say everything themselves: a ramp from
+the stage before becomes parts whose weights or sizes change, an AR share one more part. `stage_at` and `mixture_at` then
+say what trains a step. Our default is `direct`, the curriculum of arXiv 2601.13228 is `paper`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from a3jax.curriculum.stage import AR, Part, Plateau, Stage
+from a3jax.errors import UserError
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> tuple[int, Stage]:
+    """The index and the stage that train `step` (0-based). A stage of n steps owns exactly n of them.
+
+    Raises IndexError at or after the end of the curriculum.
+    """
+    end = 0
+    for index, stage in enumerate(stages):
+        end += stage.length
+        if step < end:
+            return index, stage
+    raise IndexError(f"step {step} is past the end of a curriculum of {end} steps")
+
+
+class Parts(NamedTuple):
+    """What the windows of one step draw from, one entry for each of the stage's P parts."""
+
+    weight_P: np.ndarray
+    """float32."""
+    size_P: np.ndarray
+    """int32, tokens of a group."""
+
+
+def mixture_at(stages: Sequence[Stage], step: int) -> Parts:
+    """Weights and group sizes of the parts of the stage that trains `step`.
+
+    At a stage's first step they are what they come from, after `ramp` steps what they go to. Raises IndexError at or after
+    the end of the curriculum.
+    """
+    index, stage = stage_at(stages, step)
+    done = step - sum(before.length for before in stages[:index])
+    share = min(1.0, done / stage.ramp) if stage.ramp else 1.0
+
+    def between(begin: float | None, end: float) -> float:
+        return end if begin is None else begin + (end - begin) * share
+
+    weights = [between(part.weight_from, part.weight) for part in stage.parts]
+    sizes = [round(between(part.size_from, part.group_size)) for part in stage.parts]
+    return Parts(np.array(weights, np.float32), np.array(sizes, np.int32))
+
+
+def rows_at(stages: Sequence[Stage], step: int, rows: int) -> dict[str, np.ndarray]:
+    """`mixture_at` as arrays of a batch, the same in each of its rows; none for a stage that does not change."""
+    if not stage_at(stages, step)[1].changes:
+        return {}
+    parts = mixture_at(stages, step)
+    return {"weights": np.tile(parts.weight_P, (rows, 1)), "sizes": np.tile(parts.size_P, (rows, 1))}
+
+
+def batch_sizes(stages: Sequence[Stage], batch: int) -> np.ndarray:
+    """Windows of every step, S int64; `batch` where a stage has no batch of its own."""
+    return np.repeat([batch if stage.batch is None else stage.batch for stage in stages], [stage.length for stage in stages])
+
+
+def settle(
+    stages: Sequence[Stage],
+    batch: int,
+    length: int,
+    total_steps: int | None = None,
+    total_tokens: int | None = None,
+    ar_share: float = 0.0,
+) -> tuple[Stage, ...]:
+    """The same stages, counted in steps and each complete in itself; settled stages come out as they are.
+
+    `batch` windows of `length` tokens make a step where a stage has no batch of its own. Raises `UserError`, naming the
+    stage, for a length that is missing, given twice or does not fit, and for orders that contradict each other.
+    """
+    _check(stages, ar_share)
+    result: list[Stage] = []
+    before: tuple[Part, ...] = ()
+    for where, stage, steps in zip(_names(stages), stages, _steps(stages, batch, length, total_steps, total_tokens)):
+        parts = stage.parts
+        if stage.ramp and steps:
+            if stage.ramp > steps:
+                raise UserError(f"{where}.ramp is {stage.ramp}, more than the stage's {steps} steps")
+            if not stage.changes:
+                parts = _ramp(where, stage, before)
+        if ar_share:
+            parts = _with_ar(parts, ar_share)
+        before = _ended(stage.parts) if steps else before
+        stage = dataclasses.replace(stage, steps=steps, tokens=None, fraction=None)
+        if parts != stage.parts:
+            kinds = {name: getattr(AR, name) for name in _KIND}
+            alone = len(parts) == 1 and not parts[0].changes
+            kinds |= {name: getattr(parts[0], name) for name in _KIND} if alone else {"mixture": parts}
+            stage = dataclasses.replace(stage, **kinds)
+        result.append(stage)
+    if not any(stage.length for stage in result):
+        raise UserError("curriculum has no step; give at least one stage a length")
+    return tuple(result)
+
+
+def paper(steps: int, given: float = 0.0) -> tuple[Stage, ...]:
+    """The five stages of arXiv 2601.13228 over `steps` steps, all of equal length but for the last, which takes the rest.
+
+    The authors' script trains each of them for 800 steps of 128 sequences (docs/curriculum.md tells what is known).
+    """
+    fifth = max(1, steps // 5)
+    return (
+        Stage(fifth, "in_order", 1),
+        Stage(fifth, "in_order", 2),
+        Stage(fifth, "in_order", 4),
+        Stage(fifth, "random", 4, given),
+        Stage(max(1, steps - 4 * fifth), "random", 8, given),
+    )
+
+
+def direct(steps: int, group_size: int = 4) -> tuple[Stage, ...]:
+    """Our default (docs/study.md): random groups from the first step. With adapters nothing is forgotten meanwhile."""
+    return (Stage(steps, "random", group_size),)
+
+
+def mixed(steps: int, group_size: int = 4, ar_share: float = 0.25) -> tuple[Stage, ...]:
+    """The best where all weights are trained (docs/study.md): random groups, and plain autoregression beside them."""
+    return (Stage(steps, mixture=(Part(1 - ar_share, "random", group_size), Part(ar_share))),)
+
+
+_KIND = ("family", "group_size", "given", "prefix", "sizes")
+"""What a stage without a mixture draws."""
+
+
+def _names(stages: Sequence[Stage]) -> list[str]:
+    return [f"curriculum.{i} ({stage.name})" for i, stage in enumerate(stages)]
+
+
+def _steps(stages: Sequence[Stage], batch: int, length: int, total_steps: int | None, total_tokens: int | None) -> list[int]:
+    """The optimizer steps of every stage."""
+    if total_steps is not None and total_tokens is not None:
+        raise UserError("total-steps and total-tokens are both given; give one of them")
+    for where, stage in zip(_names(stages), stages):
+        found = [name for name in ("steps", "tokens", "fraction") if getattr(stage, name) is not None]
+        if len(found) != 1:
+            what = f"is given as {' and '.join(found)}" if found else "is missing"
+            raise UserError(f"{where}: its length {what}; give one of steps, tokens and fraction")
+        if not (value := getattr(stage, found[0])) >= 0:
+            raise UserError(f"{where}.{found[0]} is {value}; it must be at least 0")
+    per_step = [length * (stage.batch or batch) for stage in stages]
+    counts = [stage.steps if stage.tokens is None else -(-stage.tokens // n) for stage, n in zip(stages, per_step)]
+    shares = {where: stage.fraction for where, stage in zip(_names(stages), stages) if stage.fraction is not None}
+    total = total_steps if total_tokens is None else total_tokens
+    if not shares:
+        if total is not None:
+            raise UserError("total-steps or total-tokens is given, but no stage is a fraction of it; leave it out")
+        return [count or 0 for count in counts]
+    if total is None:
+        raise UserError(f"{next(iter(shares))} is a fraction; give total-steps or total-tokens, which it is a fraction of")
+    if not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
+        raise UserError(f"the fractions of {', '.join(shares)} add up to {sum(shares.values()):g}; they must add up to 1")
+    units = per_step if total_steps is None else [1] * len(stages)
+    left = total - sum(count * unit for count, unit in zip(counts, units) if count is not None)
+    if left < 0:
+        name = "total-steps" if total_steps is not None else "total-tokens"
+        raise UserError(f"{name} is {total}, but the stages before or between {', '.join(shares)} take {total - left} alone")
+    owed, result = 0.0, []
+    for stage, count, unit in zip(stages, counts, units):
+        if count is None:
+            owed += left * (stage.fraction or 0.0)
+            count = max(0, round(owed / unit))  # what rounding leaves is the next stage's
+            owed -= count * unit
+        result.append(count)
+    return result
+
+
+def _ramp(where: str, stage: Stage, before: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts of a stage that comes gradually after a stage of the parts `before`."""
+    if not before:
+        raise UserError(f"{where}.ramp is {stage.ramp}, but no stage is before it; leave ramp out")
+    if stage.ramp_of == "size":
+        if len(before) > 1 or stage.mixture:
+            raise UserError(
+                f"{where}.ramp-of is size, which needs one kind of order before and after; give size-from to parts"
+            )
+        return (dataclasses.replace(stage.parts[0], size_from=before[0].group_size),)
+    coming = [dataclasses.replace(part, weight_from=0.0) for part in _ended(stage.parts)]
+    going = [dataclasses.replace(part, weight=0.0, weight_from=part.weight) for part in before]
+    return _merged([*coming, *going])
+
+
+def _ended(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """What remains of parts at the end of their stage, with weights that add up to 1."""
+    total = sum(part.weight for part in parts)
+    return tuple(
+        dataclasses.replace(part, weight=part.weight / total, weight_from=None, size_from=None)
+        for part in parts
+        if part.weight
+    )
+
+
+def _with_ar(parts: Sequence[Part], share: float) -> tuple[Part, ...]:
+    """The parts with plain autoregression beside them, which has the share at every step: all weights are straight lines."""
+    odds = share / (1 - share)
+    begin, end = (odds * sum(weights) for weights in zip(*((_begin(part), part.weight) for part in parts)))
+    return _merged([*parts, dataclasses.replace(AR, weight=end, weight_from=None if math.isclose(begin, end) else begin)])
+
+
+def _begin(part: Part) -> float:
+    return part.weight if part.weight_from is None else part.weight_from
+
+
+def _merged(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts of one kind as one part."""
+    found: dict[Part, Part] = {}
+    for part in parts:
+        kind = dataclasses.replace(part, weight=0.0, weight_from=None)
+        if (one := found.get(kind)) is not None:
+            begin, end = _begin(one) + _begin(part), one.weight + part.weight
+            part = dataclasses.replace(part, weight=end, weight_from=None if math.isclose(begin, end) else begin)
+        found[kind] = part
+    return tuple(found.values())
+
+
+def _check(stages: Sequence[Stage], ar_share: float) -> None:
+    """Raise `UserError` for a value that no length makes right."""
+    if not stages:
+        raise UserError("curriculum is empty; give at least one stage")
+    if not 0 <= ar_share < 1:
+        raise UserError(f"ar-share is {ar_share}; it must be at least 0 and below 1")
+    for i, stage in enumerate(stages):
+        here = f"curriculum.{i}"
+        if stage.mixture and any(getattr(stage, name) != getattr(AR, name) for name in _KIND):
+            raise UserError(f"{here} has a mixture, and {stage.family}_{stage.group_size} of its own too; give one of them")
+        rule = stage.plateau or Plateau()
+        for name, value, low in [
+            ("ramp", stage.ramp, 0),
+            ("batch", stage.batch, 1),
+            ("lr-factor", stage.lr_factor, 0),
+            ("plateau.delta", rule.delta, 0),
+            ("plateau.evaluations", rule.evaluations, 1),
+        ]:
+            if value is not None and not value >= low:
+                raise UserError(f"{here}.{name} is {value}; it must be at least {low}")
+        if stage.changes and not stage.ramp:
+            raise UserError(f"{here}.ramp is 0, but weight-from or size-from is given; give the steps of that change")
+        for j, part in enumerate(stage.parts):
+            _check_part(part, f"{here}.mixture.{j}" if stage.mixture else here)
+        for name, weights in [
+            ("weight", [part.weight for part in stage.parts]),
+            ("weight-from", [_begin(part) for part in stage.parts]),
+        ]:
+            if not any(weights):
+                raise UserError(f"{here}.mixture: {name} is 0 in all parts; at least one must be above 0")
+
+
+def _check_part(part: Part, where: str) -> None:
+    for name, size in (("group-size", part.group_size), ("size-from", part.size_from)):
+        if size is not None and not 1 <= size <= 2**30:
+            raise UserError(f"{where}.{name} is {size}; it must be at least 1" + (" and at most 2^30" if size > 1 else ""))
+    for name, share in (("given", part.given), ("prefix", part.prefix)):
+        if not 0 <= share < 1:
+            raise UserError(f"{where}.{name} is {share}; it must be at least 0 and below 1")
+    for name, weight in (("weight", part.weight), ("weight-from", part.weight_from)):
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"{where}.{name} is {weight}; it must be at least 0")
+    if part.family == "infill" and part.prefix:
+        raise UserError(f"{where}.prefix is {part.prefix}, but infill gives the text on both sides already; leave it out")

@@ -1,0 +1,138 @@
+"""What a curriculum is made of: stages, each with the orders that it draws and how long it lasts."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from a3jax.errors import UserError
+
+Family = Literal["in_order", "random", "spans", "infill", "right_to_left"]
+Sizes = Literal["fixed", "uniform", "geometric"]
+HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
+"""The orders by which held-out NLL is reported."""
+
+_WORDS: dict[str, tuple[Family, int]] = {"ar": ("in_order", 1), "right_to_left": ("right_to_left", 1)}
+
+
+def parse_order(name: str) -> tuple[Family, int]:
+    """`"random_4"` -> ("random", 4); `"ar"` is `"in_order_1"`, and `"right_to_left"` without a number is one at a time.
+
+    Raises `UserError` for anything else.
+    """
+    if name in _WORDS:
+        return _WORDS[name]
+    family, _, size = name.rpartition("_")
+    if family not in get_args(Family) or not size.isdecimal() or len(size) > 99 or int(size) < 1:
+        known = ", ".join(f"{family}_N" for family in get_args(Family))
+        raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
+    return cast(Family, family), int(size)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of order. In a mixture every window draws its own kind, by weight."""
+
+    weight: float = 1.0
+    """Relative to the weights of the other parts."""
+    family: Family = "in_order"
+    group_size: int = 1
+    given: float = 0.0
+    """Largest fraction of a window that is given as context; each window draws its own from [0, given]."""
+    prefix: float = 0.0
+    """Largest fraction of a document that is given as its beginning; each document draws its own from [0, prefix]."""
+    sizes: Sizes = "fixed"
+    """`fixed`: every group is of `group_size`; `uniform`: each window draws one size up to that; `geometric`: each group
+    draws its own, with that mean, so that any partition can come ("any subset")."""
+    weight_from: float | None = None
+    """The weight at the stage's first step, which goes to `weight` in a straight line over the stage's `ramp`."""
+    size_from: int | None = None
+    """The same of the group size."""
+
+    @property
+    def name(self) -> str:
+        """`in_order_1`, `random_4`, `random_1_to_4`, `random_about_4`, ..."""
+        return self.family + {"fixed": "_", "uniform": "_1_to_", "geometric": "_about_"}[self.sizes] + str(self.group_size)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is not the same at all steps of its stage."""
+        return self.weight_from is not None or self.size_from is not None
+
+    @property
+    def is_ar(self) -> bool:
+        """Whether all tokens but the first are predicted one at a time from left to right."""
+        alone = self.group_size == 1 and self.size_from in (None, 1)
+        return alone and self.family == "in_order" and not self.given and not self.prefix
+
+
+AR = Part()
+"""Plain autoregression."""
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """When a stage ends early: held-out NLL in `order` has not been `delta` below its best for so many evaluations."""
+
+    order: HeldOutOrder = "random_4"
+    delta: float = 0.01
+    """Nats per token."""
+    evaluations: int = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the curriculum: how each document is split into ordered groups, and for how long."""
+
+    steps: int | None = None
+    """How long it lasts: give one of `steps`, `tokens` and `fraction`. A stage of 0 steps is passed over."""
+    family: Family = "in_order"
+    group_size: int = 1
+    given: float = 0.0
+    """Largest fraction of a window that is given as context; each window draws its own from [0, given]."""
+    prefix: float = 0.0
+    """Largest fraction of a document that is given as its beginning; each document draws its own from [0, prefix]."""
+    sizes: Sizes = "fixed"
+    """`fixed`: every group is of `group_size`; `uniform`: each window draws one size up to that; `geometric`: each group
+    draws its own, with that mean, so that any partition can come ("any subset")."""
+    tokens: int | None = None
+    """Training goes on for at least so many tokens, whole steps of them."""
+    fraction: float | None = None
+    """Of what other stages leave of `total_steps` or `total_tokens`."""
+    mixture: tuple[Part, ...] = ()
+    """Several kinds of order, in place of `family` and what follows it."""
+    ramp: int = 0
+    """Steps over which the stage before it gives way to this one; 0 changes at once."""
+    ramp_of: Literal["probability", "size"] = "probability"
+    """What changes over the ramp: how likely a window draws an order of this stage, or the group size."""
+    lr_factor: float = 1.0
+    """Times the learning rate of the experiment's schedule."""
+    batch: int | None = None
+    """Windows per optimizer step, in place of `data.batch`."""
+    plateau: Plateau | None = None
+    """Ends the stage early; the steps left are passed over by the learning rate's schedule too."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What it draws: its mixture, or the one kind of order that it has."""
+        return self.mixture or (Part(1.0, self.family, self.group_size, self.given, self.prefix, self.sizes),)
+
+    @property
+    def name(self) -> str:
+        """For logs: `in_order_1`, `random_4`, ...; of a mixture, the parts that remain at its end."""
+        return "+".join(dict.fromkeys(part.name for part in self.parts if part.weight))
+
+    @property
+    def changes(self) -> bool:
+        """Whether what it draws is not the same at all of its steps."""
+        return any(part.changes for part in self.parts)
+
+    @property
+    def kind(self) -> "Stage":
+        """What a compiled step depends on: all but how long the stage lasts."""
+        return dataclasses.replace(self, steps=1, ramp=0, plateau=None)
+
+    @property
+    def length(self) -> int:
+        """Optimizer steps, once they are settled (`a3jax.curriculum.schedule.settle`)."""
+        assert self.steps is not None, "a curriculum is settled before it is used"
+        return self.steps

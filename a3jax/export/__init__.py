@@ -1,0 +1,1 @@
+"""A checkpoint -> Hugging Face and PyTorch: writing, describing and verifying it."""

@@ -1,0 +1,58 @@
+"""The model card (README.md) of an exported folder: what the weights are and what happened to them, from the record."""
+
+from a3jax.checkpoint.provenance import Record
+from a3jax.config import ModelConfig
+from a3jax.model.parameters import count
+
+_USE_BOTH = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+
+model(ids).logits                                        # left to right: [:, t] predicts token t + 1
+model(ids, groups=groups).logits                         # any order: [:, t] predicts token t from earlier groups
+model.generate(ids, max_new_tokens=32)                   # left to right
+model.infill(ids, blank_mask, group_size=4, order="random")   # fills ids where blank_mask is True
+```
+
+`groups` holds one integer per token; tokens with smaller ones come first, equal ones are predicted in parallel. Blanks
+are filled with tokens of plain text only, in the order "in_order", "random" or "spans", or by given ranks.
+The code is the folder's own `modeling_a3.py` and `decoding_a3.py`; it needs torch and transformers, nothing else.
+"""
+
+_USE_FAMILY = """\
+Plain {family} weights, for anything that loads such models: the left-to-right view. The learned vector that seeds
+queries of unknown predecessors, and with it any-order generation, is not part of them.
+"""
+
+_LEARNED = """\
+This model was trained with learned query seeds: its queries never stand on the token before, so nothing trained the
+predictions of the left-to-right view. The two-stream export generates left to right with its queries.
+"""
+
+
+def model_card(name: str, config: ModelConfig, record: Record, both: bool) -> str:
+    """Markdown for a folder called `name`, of both streams or of the family's own class."""
+    source = f"{record.source} ({'dequantized to ' if record.dequantized else ''}{record.dtype})"
+    facts = {
+        "Source": source,
+        "Family": config.family,
+        "Parameters": f"{count(config) - (0 if both else config.width):,}",
+        "Context": f"{config.context:,} tokens",
+        "Query seeding": config.seeding,
+        "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "none",
+        "Curriculum": " → ".join(record.stages) or "none",
+    }
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [a3, any-order, infilling]", "---"]
+    what = (
+        "An any-order, any-subset autoregressive language model (A3, arXiv 2601.13228), adapted from a left-to-right one "
+        "and exported with a3jax. The licence of the source's weights applies to these too."
+    )
+    table = ["| | |", "| --- | --- |"] + [f"| {key} | {value} |" for key, value in facts.items()]
+    use = (_USE_BOTH if both else _USE_FAMILY).format(name=name, family=config.family)
+    if not both and config.seeding == "learned":
+        use += "\n" + _LEARNED
+    return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", use])

@@ -1,0 +1,155 @@
+"""A checkpoint -> a Hugging Face folder, of both streams with their PyTorch code or of the family's own class, or GGUF."""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
+import numpy as np
+
+from a3jax.checkpoint.arrays import SavedParameter
+from a3jax.checkpoint.folder import Checkpoint, damage_named, saved
+from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import fillable, load_codec
+from a3jax.errors import UserError
+from a3jax.export.card import model_card
+from a3jax.files.folders import check_new, new_file, resumable
+from a3jax.files.strict import nearest, to_json
+from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
+from a3jax.progress import Progress
+from a3jax.weights import a3_folder, families, sha256
+from a3jax.weights.gguf.writer import write_gguf
+from a3jax.weights.importer import is_finite
+from a3jax.weights.safetensors_writer import Tensor, write_safetensors
+from a3jax.weights.source import TOKENIZER_FILES
+from a3jax.weights.table import QUERY_SEED, Entry, entries
+
+GGUF = "gguf"
+"""The style that is one file instead of a folder."""
+SHARD_BYTES = 5_000_000_000
+"""Largest safetensors file, unless one tensor alone is larger."""
+
+
+def export_model(
+    checkpoint: Checkpoint, out: Path, style: str = "a3", dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write `checkpoint` as a Hugging Face folder at `out`, in `dtype` or the one in which it is saved.
+
+    `style` is "a3" for both streams with the PyTorch twin, the name of the model's family for plain weights that
+    transformers loads by itself, or "gguf" for these as one file of llama.cpp's. Holds one tensor at a time. An export
+    that was stopped goes on with the first file that is not whole. Raises `UserError`, with nothing written, for another
+    style, a number that is not finite in `dtype`, and what GGUF cannot hold.
+    """
+    check_new(out)
+    both = style == a3_folder.MODEL_TYPE
+    if style == GGUF:
+        return _export_gguf(checkpoint, out, dtype)
+    config = _exported(checkpoint.config, both)
+    if not both and style != config.family:
+        hint = nearest(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
+        raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
+    parameters = saved(checkpoint)
+    dtype_name = dtype or parameters["embedding"].dtype.name
+    made_from = {"params": str(checkpoint.params.resolve()), "written": checkpoint.params.stat().st_mtime_ns}
+    made_from |= {"style": style, "dtype": dtype, "shard_bytes": shard_bytes}
+    if both:
+        settings = a3_folder.to_hf(config, dtype_name, fillable(load_codec(checkpoint.folder), config))
+    else:
+        settings = families.to_hf(config, dtype_name)
+    ends = list(config.end_tokens)
+    with resumable(out, made_from) as partial, damage_named(checkpoint):
+        _write_weights(partial, _shards(list(_tensors(checkpoint.config, parameters, dtype, both)), shard_bytes))
+        _write_json(partial / "config.json", settings)
+        tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+        _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
+        for name, content in _tokenizer_files(checkpoint).items():
+            (partial / name).write_bytes(content)
+        (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
+        if both:
+            (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
+            for file in a3_folder.TWIN:
+                (partial / file.name).write_bytes(file.read_bytes())
+
+
+def _exported(config: ModelConfig, both: bool) -> ModelConfig:
+    """The model as it is exported: adapters of both streams are added into the weights, others left out of plain weights."""
+    return config if both and content_is_fixed(config) else without_adapters(config)
+
+
+def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
+    """Write the left-to-right view as one GGUF file; one that was stopped is begun anew."""
+    tensors = list(_tensors(checkpoint.config, saved(checkpoint), None, both=False))
+    total = sum(tensor.bytes for tensor in tensors)
+    with new_file(out) as partial, damage_named(checkpoint), Progress("export", total, "bytes") as progress:
+        write_gguf(partial, checkpoint.config, tensors, _tokenizer_files(checkpoint), out.stem, dtype, progress.advance)
+
+
+def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    files = {name: checkpoint.folder / name for name in TOKENIZER_FILES}
+    return {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+
+
+def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:
+    merge = set() if content_is_fixed(config) else set(adapted(config))
+    for entry in entries(_exported(config, both)) + ((QUERY_SEED,) if both else ()):
+        parameter = parameters[entry.ours]
+        block, _, own = entry.ours.rpartition(".")
+        change = [parameters[f"{block}.{factor}"] for factor in factors(own)] if own in merge else []
+        shape = entry.their_shape(parameter.shape[1:] if entry.per_layer else parameter.shape)
+        target = np.dtype(dtype or parameter.dtype)
+        for i, name in enumerate(entry.names(config.layers)):
+            layer = i if entry.per_layer else None
+            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, change, layer, entry, name, target))
+
+
+def _theirs(
+    parameter: SavedParameter, change: list[SavedParameter], layer: int | None, entry: Entry, name: str, dtype: np.dtype
+) -> np.ndarray:
+    """One tensor as it will be written, its adapter added in. Raises `UserError` if it is not finite."""
+    own = parameter.read(layer)
+    with np.errstate(over="ignore"):
+        cast = (merged(own, *(factor.read(layer) for factor in change)) if change else own).astype(dtype, copy=False)
+    if not is_finite(cast):
+        raise UserError(f"tensor {name} holds NaN, or numbers too large for {dtype}; nothing was exported")
+    return entry.to_theirs(cast)
+
+
+def _shards(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
+    """Tensors in order, in as few files as keep each within `limit` bytes."""
+    shards: list[list[Tensor]] = [[]]
+    room = limit
+    for tensor in tensors:
+        if tensor.bytes > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= tensor.bytes
+    return shards
+
+
+def _write_weights(folder: Path, shards: list[list[Tensor]]) -> None:
+    """One file a shard, each under its name when it is whole; those that are there already stay."""
+    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    sums = {name: digest for name, digest in sha256.read(folder).items() if (folder / name).is_file()}
+    total = sum(tensor.bytes for shard in shards for tensor in shard)
+    with Progress("export", total, "bytes") as progress:
+        for file, shard in zip(files, shards):
+            if file in sums:
+                progress.advance(sum(tensor.bytes for tensor in shard))
+                continue
+            unfinished = folder / f"{file}.unfinished"
+            digest = write_safetensors(unfinished, shard, progress.advance)
+            unfinished.rename(folder / file)
+            sums[file] = digest
+            sha256.write(folder, sums)
+    if len(shards) > 1:
+        weight_map = {tensor.name: file for file, shard in zip(files, shards) for tensor in shard}
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,153 @@
+"""What a checkpoint computes here on a few fixed inputs, in float32, for another implementation to be held against."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from a3jax.checkpoint.folder import Checkpoint, load_arrays
+from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import TextCodec
+from a3jax.decode.cached import plan
+from a3jax.decode.loop import decode
+from a3jax.decode.settings import Decoding
+from a3jax.model.parameters import graph, shapes
+from a3jax.model.two_stream import Compute, sort
+from a3jax.ordering import Order, arrange
+
+BATCH, LENGTH, GIVEN = 2, 96, 8
+GROUP_SIZES = (1, 3, 8)
+"""Of random groups, behind a few given tokens."""
+GENERATED = 64
+"""Tokens that are generated from left to right."""
+INFILL_SIZE = 4
+"""Tokens that are filled in at a time, in random order."""
+TEXT = '''\
+The sun had set behind the hills, and the village was quiet. An old man sat on the steps of his house and told the
+children how the river had once been a road. "Every spring," he said, "it forgets where it came from."
+
+def mean(values):
+    """Return the arithmetic mean of a list of numbers."""
+    return sum(values) / len(values)
+'''
+
+
+class Forward(NamedTuple):
+    """Random tokens, and the logits that one forward pass gives, in token order."""
+
+    tokens_BxT: np.ndarray
+    groups_BxT: np.ndarray | None
+    """Those of the query stream; None for the content stream as a plain autoregressive model."""
+    logits_BxTxV: np.ndarray
+
+
+class Greedy(NamedTuple):
+    """A text with N blanks, what the cached decoder puts into them greedily, and why."""
+
+    tokens_T: np.ndarray
+    """Zero in the blanks."""
+    blank_T: np.ndarray
+    rank_T: np.ndarray
+    """A token's place in the order of generation."""
+    index_N: np.ndarray
+    """Where the blanks are, in the order of generation."""
+    chosen_N: np.ndarray
+    logits_NxV: np.ndarray
+    """Minus infinity where a token may not be chosen."""
+
+
+class Probes(NamedTuple):
+    """Everything that is computed of one checkpoint."""
+
+    forwards: list[Forward]
+    generated: Greedy
+    """A text continued from left to right, with any token."""
+    infilled: Greedy | None
+    """A text with half its tokens blank, filled with plain text in random groups."""
+
+
+def probe(checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.ndarray | None) -> Probes:
+    """Compute with the checkpoint's weights, rounded to `dtype` first if they are kept in another.
+
+    Without `fillable_V`, only what the family's own class can do: the left-to-right view.
+    """
+    config = checkpoint.config
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, config.vocab, (BATCH, min(LENGTH, config.context)))
+    text = np.array(([] if config.start_token is None else [config.start_token]) + codec.encode(TEXT))
+    if config.start_token is not None:
+        tokens[:, 0] = config.start_token
+    every_V = np.ones(config.vocab, bool)
+    new = min(GENERATED, config.context // 2)
+    text = text[: min(LENGTH, config.context - new)]
+    continued, ahead = np.append(text, np.zeros(new, int)), np.arange(len(text) + new) >= len(text)
+    params = _params(checkpoint, dtype)
+    with jax.default_matmul_precision("highest"):
+        forwards = [_forward(params, config, tokens, None)]
+        if fillable_V is None:  # its queries are those of a plain autoregressive model, whatever ours are
+            config = dataclasses.replace(config, seeding="successor")
+            return Probes(forwards, _greedy(params, config, continued, ahead, "ar", every_V), None)
+        forwards += [_forward(params, config, tokens, groups) for groups in _groups(draw, tokens.shape)]
+        blank = np.isin(np.arange(len(text)), 1 + draw.permutation(len(text) - 1)[: (len(text) - 1) // 2])
+        generated = _greedy(params, config, continued, ahead, "ar", every_V)
+        infilled = _greedy(params, config, text, blank, f"random_{INFILL_SIZE}", fillable_V)
+        return Probes(forwards, generated, infilled)
+
+
+def _params(checkpoint: Checkpoint, dtype: str) -> nnx.State:
+    params, arrays = shapes(checkpoint.config), load_arrays(checkpoint)
+    if arrays["embedding"].dtype.name != dtype:
+        arrays = jax.tree.map(lambda array: array.astype(dtype), arrays)
+    nnx.replace_by_pure_dict(params, jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), arrays))
+    return params
+
+
+def _groups(draw: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """B x T: left to right, and random groups of each size after a few given tokens."""
+    index = np.broadcast_to(np.arange(shape[1]), shape)
+    given = min(GIVEN, shape[1] - 1)
+    orders = [index.copy()]
+    for size in GROUP_SIZES:
+        later = given + draw.permuted(index[:, given:] - given, axis=1) // size
+        orders.append(np.concatenate([index[:, :given], later], axis=1))
+    return orders
+
+
+def _forward(params: nnx.State, config: ModelConfig, tokens: np.ndarray, groups: np.ndarray | None) -> Forward:
+    index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    group_BxT = jnp.asarray(index if groups is None else groups, jnp.int32)
+    nothing_BxT, document_BxT = jnp.zeros_like(group_BxT, bool), jnp.ones_like(group_BxT)
+    order = jax.vmap(lambda g, given, s: arrange(g, given, s, config.seeding))(group_BxT, nothing_BxT, document_BxT)
+    hidden_BxTxD = _hidden(params, jnp.asarray(tokens), order, config, query=groups is not None)
+    return Forward(tokens, groups, _logits(params, config, hidden_BxTxD))
+
+
+def _greedy(
+    params: nnx.State, config: ModelConfig, tokens: np.ndarray, blank: np.ndarray, order: str, allowed_V: np.ndarray
+) -> Greedy:
+    tokens_T = np.where(blank, 0, tokens)
+    decoding = Decoding(order=order)
+    planned = plan([decoding], [tokens_T.tolist()], [(~blank).tolist()], config.seeding, jnp.asarray(allowed_V)[None])
+    filled = decode(params, config, Compute(), planned, decoding)
+    rank_T = np.argsort(planned.order.token_index[0])[: len(tokens)]
+    index_N = np.flatnonzero(blank)[np.argsort(rank_T[blank])]
+    hidden_NxD = _hidden(params, jnp.asarray(filled.tokens_BxL), planned.order, config, query=True)[0, index_N]
+    logits_NxV = np.where(allowed_V, _logits(params, config, hidden_NxD), -np.inf)
+    return Greedy(tokens_T, blank, rank_T, index_N, filled.tokens_BxL[0, index_N], logits_NxV)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "query"))
+def _hidden(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, query: bool) -> Array:
+    """Last hidden states of one stream, in token order."""
+    network = nnx.merge(graph(config), params)
+    hidden_BxLxD = (network.query_hidden if query else network.content_hidden)(tokens_BxL, order, Compute())
+    return sort(hidden_BxLxD, jnp.argsort(order.token_index, axis=1)[..., None])
+
+
+def _logits(params: nnx.State, config: ModelConfig, hidden: Any) -> np.ndarray:
+    return np.asarray(hidden @ nnx.merge(graph(config), params).output_matrix[...].T)

@@ -1,0 +1,165 @@
+"""A file of requests, one JSON object a line, answered line by line: in constant memory, and resumed where it stopped.
+
+Requests are read a window at a time, filled in batches, and written in the order in which they were asked. Each answer
+carries a digest of its request, the options and the model, so that a second run knows what it need not do again, and
+notices when it is asked for something else. Windows begin at the same lines in every run, so that a run that was stopped
+ends with the bytes of one that was not.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from a3jax.decode.settings import Decoding
+from a3jax.errors import UserError
+from a3jax.files.folders import hold, is_full_disk
+from a3jax.files.strict import build
+from a3jax.generate.choices import Choices
+from a3jax.generate.infill import Infilled
+from a3jax.generate.reading import count_lines, lines, located, windows
+from a3jax.generate.request import Request, Wanted, answer, fill, request
+from a3jax.progress import Progress
+from a3jax.weights.loading import Model
+
+WINDOW = 4
+"""Batches that are read, and sorted by length, before any is filled. A batch of one is filled at once."""
+_BEGIN = b'{"id": '
+_DECODING = {field.name for field in dataclasses.fields(Decoding)}
+
+
+class Row(NamedTuple):
+    """A request as it was read."""
+
+    where: str
+    id: int | str
+    wanted: Wanted
+    decoding: Decoding
+
+    def digest(self, model: Model) -> str:
+        """Of all that the answer follows from."""
+        parts = [self.id, str(model.how)] + [dataclasses.asdict(x) for x in (self.wanted, self.decoding, model.record)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Line(Wanted, Choices):
+    """The fields that a line may have."""
+
+    id: int | str | None = None
+    """Repeated in the answer; the number of the line if not given."""
+
+
+def answer_file(
+    model: Model, source: BinaryIO, name: str, out: Path | BinaryIO, choices: Choices, samples: int, batch: int
+) -> dict[str, int]:
+    """Answer the requests of `source`, which messages call `name`; as many `samples` of each.
+
+    A path `out` is gone on with, a stream is written to. What a line says of decoding goes before `choices`; without a
+    seed of their own, answers have the seeds that follow each other from that of `choices`.
+
+    Raises `UserError` for a line that is no request, after those before it are answered, and for an `out` that holds the
+    answers to anything else.
+    """
+    rows = _rows(source, name, choices, samples)
+    size = batch * WINDOW if batch > 1 else 1
+    total = count_lines(source)
+    with held(out) as file:
+        done, again = _done(file, out, rows, name, size, model) if isinstance(out, Path) and out.is_file() else (0, [])
+        written, read = done, done - len(again)
+        with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:
+            for window in windows(_requests(model, itertools.chain(again, rows)), size):
+                read += len(window)
+                filled = fill(model, [one for _, one in window], min(batch, read), done=bar.advance)
+                answers = [_answer(model, row, text) for (row, _), text in zip(window, filled)]
+                append(file, b"".join(answers[written - (read - len(window)) :]))
+                written = read
+    return {"done_before": done, "answered": written - done}
+
+
+def _answer(model: Model, row: Row, filled: Infilled) -> bytes:
+    head = {"id": row.id, "request": row.digest(model), "seed": row.decoding.seed}
+    return json.dumps({**head, **answer(filled)}).encode() + b"\n"
+
+
+def _rows(source: BinaryIO, name: str, choices: Choices, samples: int) -> Iterator[Row]:
+    count = itertools.count()
+    for line in lines(source, name):
+        with located(line.where):
+            read = build(_Line, line.value, line.where)
+            wanted = Wanted(**{field.name: getattr(read, field.name) for field in dataclasses.fields(Wanted)})
+            wanted.check()
+            own = {name: getattr(read, name) for name in _DECODING & line.value.keys()}
+            chosen = dataclasses.replace(choices, **own)
+            for sample in range(samples):
+                seed = chosen.seed + (sample if "seed" in own else next(count))
+                row_id = line.number if read.id is None else read.id
+                yield Row(line.where, row_id, wanted, wanted.decoding(chosen, seed=seed))
+
+
+def _requests(model: Model, rows: Iterator[Row]) -> Iterator[tuple[Row, Request]]:
+    for row in rows:
+        with located(row.where):
+            asked = request(model, row.wanted, row.decoding)
+        yield row, asked
+
+
+@contextlib.contextmanager
+def held(out: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """`out`, or the file there, held for this process and added to at its end."""
+    if not isinstance(out, Path):
+        yield out
+        return
+    try:
+        file = out.open("ab", buffering=0)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another place") from None
+    with file:
+        hold(file, out)
+        try:
+            yield file
+        except (KeyboardInterrupt, SystemExit):
+            print(f"a3jax: stopped; the same command goes on from {out}", file=sys.stderr)
+            raise
+
+
+def append(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data`, at once where that is possible. Raises `UserError` if the disk is full."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+        file.flush()
+    except OSError as error:
+        if is_full_disk(error):
+            raise UserError("no more can be written: the disk is full; make room and run it again") from None
+        raise
+
+
+def _done(file: BinaryIO, out: Path, rows: Iterator[Row], name: str, size: int, model: Model) -> tuple[int, list[Row]]:
+    """How many answers are there already, and the rows of the window that they break off in. A torn last line is dropped."""
+    again: list[Row] = []
+    count = at = 0
+    with out.open("rb") as answers:
+        for line in answers:
+            if not line.endswith(b"\n") and (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
+                file.truncate(at)
+                break
+            at, count = at + len(line), count + 1
+            try:
+                digest = json.loads(line)["request"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{out}:{count} is no answer of a3jax generate; choose another file") from None
+            row = next(rows, None)
+            if row is None:
+                raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
+            if row.digest(model) != digest:
+                what = f"{out}:{count} answers something else than {row.where}"
+                raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
+            again = [*again, row] if count % size else []
+    return count, again

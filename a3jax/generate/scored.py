@@ -1,0 +1,120 @@
+"""Texts with their exact likelihood: scored a window at a time, and told as JSON or as a table."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from a3jax.decode.template import Document, lay_out, with_blanks
+from a3jax.errors import UserError
+from a3jax.generate.reading import check_text, windows
+from a3jax.scoring import Likelihood, token_log_likelihoods
+from a3jax.show.spelling import spell
+from a3jax.weights.loading import Model, check_context
+
+WINDOW = 64
+"""Texts that are read before any is scored."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A text to score, as a line of JSONL has it."""
+
+    text: str
+    """With `blanks`, a template."""
+    blanks: tuple[str, ...] | None = None
+    id: int | str | None = None
+
+
+class Subject(NamedTuple):
+    """A text to score, laid out."""
+
+    id: int | str | None
+    document: Document
+    bytes: int
+    """Of what is scored."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text's likelihood. One entry of `texts` and `log_probs` per predicted token."""
+
+    id: int | str | None
+    likelihood: Likelihood
+    texts: tuple[str, ...]
+    bytes: int
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the text as a whole."""
+        found = self.likelihood
+        orders = {"spread": found.spread, "totals": list(found.totals)} if len(found.totals) > 1 else {}
+        return {"log_likelihood": found.total, **orders, **figures(found.total, len(found.tokens), self.bytes)}
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Each token with its log-probability in nats."""
+        rows = zip(self.likelihood.tokens, self.texts, self.likelihood.log_probs)
+        return [{"id": token, "text": text, "log_prob": log_prob} for token, text, log_prob in rows]
+
+
+def figures(log_likelihood: float, tokens: int, count: int) -> dict[str, Any]:
+    """What is derived from the nats of so many tokens, which make up `count` bytes."""
+    return {
+        "tokens": tokens,
+        "nats_per_token": -log_likelihood / tokens if tokens else None,
+        "perplexity": math.exp(min(-log_likelihood / tokens, 700.0)) if tokens else None,
+        "bytes": count,
+        "bits_per_byte": -log_likelihood / math.log(2) / count if count else None,
+    }
+
+
+def subject(model: Model, asked: Asked) -> Subject:
+    """Lay out what is to be scored. Raises `UserError` where there is nothing, or more than the model's context."""
+    for name, text in [("text", asked.text), *(("blanks", blank) for blank in asked.blanks or ())]:
+        check_text(name, text)
+    codec = model.codec
+    if asked.blanks is None:
+        laid_out = lay_out([asked.text], [], codec)
+        document = laid_out._replace(given=tuple(i == 0 for i in range(len(laid_out.tokens))))
+        first = 0 if codec.start is not None else len(codec.decode(list(document.tokens[:1])).encode())
+        size = len(asked.text.encode()) - first
+    else:
+        document = with_blanks(asked.text, asked.blanks, codec)
+        size = len("".join(asked.blanks).encode())
+    if all(document.given):
+        raise UserError("there is nothing to score; give more text than the document's first token")
+    check_context(model, len(document.tokens))
+    return Subject(asked.id, document, size)
+
+
+def score(model: Model, subjects: Iterable[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
+    """Score texts as they come. Those before a mistake are scored before it is raised."""
+    for window in windows(subjects, WINDOW):
+        yield from _window(model, window, order, seed, orders)
+
+
+def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
+    tokens = [one.document.tokens for one in window]
+    found = token_log_likelihoods(model, tokens, [one.document.given for one in window], order, seed, orders)
+    for one, likelihood in zip(window, found):
+        first = 0 if model.codec.start is None else 1
+        texts = [""] * first + spell(model.codec, one.document.tokens[first:])
+        predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)
+        yield Scored(one.id, likelihood, predicted, one.bytes)
+
+
+def print_tokens(scored: Scored) -> None:
+    """A table of tokens on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from a3jax.show.watch import colour
+
+    table = Table("token", "text", "nats", "probability", box=None, header_style="bold")
+    for column in (0, 2, 3):
+        table.columns[column].justify = "right"
+    for token in scored.tokens():
+        probability = math.exp(token["log_prob"])
+        name, nats = Text(repr(token["text"])), f"{token['log_prob']:.3f}"
+        table.add_row(str(token["id"]), name, nats, Text(f"{probability:.4f}", colour(probability)))
+    Console(highlight=False).print(table)

@@ -1,0 +1,158 @@
+"""What a folder or file is, without loading it: models of ours and of others, runs, exports, prepared corpora."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from a3jax.checkpoint.folder import MODEL, PARAMS, STEPS, Checkpoint, find, saved, saved_steps
+from a3jax.checkpoint.provenance import Record
+from a3jax.config import Config, ModelConfig
+from a3jax.curriculum.plateau import Standing
+from a3jax.curriculum.schedule import stage_at
+from a3jax.data.corpus import MANIFEST, read_manifest
+from a3jax.errors import UserError
+from a3jax.files.strict import read
+from a3jax.train import goodput, hosts
+from a3jax.train.metrics import last_nll
+from a3jax.train.run import CONFIG
+from a3jax.weights import a3_folder
+from a3jax.weights.families import from_hf
+from a3jax.weights.gguf import GgufFile, open_gguf
+from a3jax.weights.tensor_files import TensorFiles, read_json
+
+Facts = dict[str, Any]
+
+
+def describe(path: Path, step: int | None = None) -> Facts:
+    """Facts by name, `what` first. Only headers and small files are read. Raises `UserError` for anything unknown."""
+    for applies, facts in _KINDS:
+        if applies(path):
+            return facts(path, step)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    raise UserError(f"{path} is none that we know: neither model.json, config.json nor manifest.json in it, nor a .gguf file")
+
+
+def _model_folder(path: Path, _: int | None) -> Facts:
+    checkpoint = find(path)
+    return {"what": "model folder", **_network(checkpoint.config), **_saved(checkpoint), **_history(checkpoint.record)}
+
+
+def _run_folder(path: Path, step: int | None) -> Facts:
+    config, steps = read(Config, path / CONFIG), saved_steps(path)
+    facts: Facts = {"what": "run folder", "experiment": config.name}
+    if not steps:
+        return {**facts, "step": f"0 of {config.steps:,}, none saved yet", **_network(read(ModelConfig, path / MODEL))}
+    checkpoint = find(path, step)
+    at = step if step is not None else steps[-1]
+    standing = path / STEPS / str(at) / "standing" / "metadata"
+    skipped = read(Standing, standing).skipped if standing.is_file() else 0
+    number, stage = stage_at(config.curriculum, min(at + skipped, config.steps) - 1)
+    facts |= {
+        "step": f"{at:,} of {config.steps:,}",
+        "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.curriculum)}",
+        "saved_steps": ", ".join(map(str, steps)),
+        "nll": last_nll(path),
+        "time": ", ".join(f"{cause} {share:.2%}" for cause, share in goodput.shares(path).items() if share),
+        **_hosts(path),
+    }
+    return {**facts, **_network(checkpoint.config), **_saved(checkpoint), **_history(checkpoint.record)}
+
+
+def _hosts(run: Path) -> Facts:
+    """What each process took of every step for itself, as a histogram: who holds the others up has the longer times."""
+    facts: Facts = {}
+    for process, beat in hosts.read(run).items():
+        counts = ", ".join(
+            f"{bucket} s x {n}" for bucket, n in sorted(beat.histogram.items(), key=lambda item: float(item[0]))
+        )
+        median = f"{beat.own_seconds:.2g} of {beat.step_seconds:.2g} s a step its own"
+        facts[f"process_{process}"] = f"{beat.host}, step {beat.step:,}, {median} ({counts})"
+    return facts
+
+
+def _hugging_face_folder(path: Path, _: int | None) -> Facts:
+    raw, where = read_json(path / "config.json"), str(path / "config.json")
+    both = raw.get("model_type") == a3_folder.MODEL_TYPE
+    tensors = TensorFiles(path)
+    facts: Facts = {"what": "Hugging Face folder, " + ("both streams" if both else "left to right")}
+    try:
+        facts |= _network((a3_folder.from_hf if both else from_hf)(raw, where))
+    except UserError as error:
+        facts |= {"family": raw.get("model_type"), "not_importable": str(error)}
+    facts |= _stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), tensors.files())
+    record = path / a3_folder.RECORD
+    return facts | (_history(read(Record, record)) if record.is_file() else {})
+
+
+def _gguf_file(path: Path, _: int | None) -> Facts:
+    reader = open_gguf(path)
+    facts: Facts = {"what": "GGUF file"}
+    try:
+        facts |= _network(GgufFile(path).config)
+    except UserError as error:
+        facts |= {"not_importable": str(error)}
+    return facts | _stored(((tensor.shape, tensor.tensor_type.name) for tensor in reader.tensors), [path])
+
+
+def _corpus(path: Path, _: int | None) -> Facts:
+    manifest = read_manifest(path)
+    splits = {name: f"{split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards"
+              for name, split in (("train", manifest.train), ("held_out", manifest.held_out))}  # fmt: skip
+    return {"what": "corpus folder", **splits, "vocabulary": manifest.vocab, "characters": manifest.characters,
+            "sources": ", ".join(manifest.sources)}  # fmt: skip
+
+
+_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, int | None], Facts]], ...] = (
+    (lambda path: (path / MODEL).is_file() and (path / PARAMS).is_dir(), _model_folder),
+    (lambda path: (path / MODEL).is_file() and (path / CONFIG).is_file(), _run_folder),
+    (lambda path: (path / MANIFEST).is_file(), _corpus),
+    (lambda path: (path / "config.json").is_file(), _hugging_face_folder),
+    (lambda path: path.is_file() and path.suffix == ".gguf", _gguf_file),
+)
+
+
+def _network(config: ModelConfig) -> Facts:
+    heads = f"{config.query_heads} query, {config.kv_heads} key-value, width {config.head_width}"
+    scaling = f", scaled {config.rope_scaling.factor:g}-fold as in Llama 3" if config.rope_scaling else ""
+    return {
+        "family": config.family,
+        "layers": config.layers,
+        "width": config.width,
+        "feed_forward_width": config.ff_width,
+        "heads": heads,
+        "vocabulary": config.vocab,
+        "head": "tied to the embedding" if config.tied_head else "its own",
+        "context": config.context,
+        "rope_base": f"{config.rope_theta:,.0f}{scaling}",
+        "query_seeding": config.seeding,
+        "adapters": f"rank {config.adapter_rank}, {config.adapter_stream}" if config.adapter_rank else "none",
+    }
+
+
+def _saved(checkpoint: Checkpoint) -> Facts:
+    files = [file for file in checkpoint.params.rglob("*") if file.is_file()]
+    return _stored(((array.shape, array.dtype.name) for array in saved(checkpoint).values()), files)
+
+
+def _stored(tensors: Iterable[tuple[Iterable[int], str]], files: Iterable[Path]) -> Facts:
+    """Numbers by dtype, the largest share first, and what they take on disk."""
+    numbers: Counter[str] = Counter()
+    for shape, dtype in tensors:
+        numbers[dtype] += int(np.prod(list(shape)))
+    shares = ", ".join(f"{dtype} {count / numbers.total():.1%}" for dtype, count in numbers.most_common())
+    dtype = next(iter(numbers)) if len(numbers) == 1 else shares
+    return {"parameters": numbers.total(), "dtype": dtype, "bytes": sum(file.stat().st_size for file in files)}
+
+
+def _history(record: Record) -> Facts:
+    dequantized = f", dequantized to {record.dtype}" if record.dequantized else ""
+    return {
+        "source": record.source + dequantized,
+        "steps_trained": record.steps,
+        "tokens_seen": record.tokens,
+        "curriculum": " -> ".join(record.stages) or "none",
+    }

@@ -1,0 +1,58 @@
+"""A model in memory: a network with its weights and its tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from a3jax.checkpoint.provenance import Record
+from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import TextCodec, fillable
+from a3jax.devices.mesh import check_mesh
+from a3jax.errors import UserError
+from a3jax.model.two_stream import Compute
+from a3jax.weights.pretrained import Pretrained, pretrained
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `load` returns, and every other function of the Python interface takes."""
+
+    config: ModelConfig
+    params: nnx.State
+    codec: TextCodec
+    record: Record
+    checkpoint: Pretrained
+    how: Compute
+    fillable: Array
+    """V bool: tokens that may stand in a blank, which are those of plain text."""
+
+
+def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh: Mesh | None = None) -> Model:
+    """Load a model folder, a run folder at its newest step or the one asked for, or what `a3jax import` takes.
+
+    `dtype` is "float32" or "bfloat16", for weights and computation. Over a `mesh` the weights are split as in training;
+    have it in use, with `jax.set_mesh`, for whatever is done with the model; with `context`, that can be teacher forcing
+    only. Raises `UserError` for anything else, for a folder that holds no model, and for one that the mesh cannot split.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype '{dtype}' is unknown; choose float32 or bfloat16")
+    checkpoint = pretrained(path, step)
+    codec = checkpoint.codec
+    if codec.vocab > checkpoint.config.vocab:
+        raise UserError(f"{path}: the tokenizer has {codec.vocab} tokens, the model only {checkpoint.config.vocab}")
+    if mesh is not None:
+        check_mesh(mesh, checkpoint.config)
+    params = checkpoint.load(mesh, dtype)
+    how = Compute(jnp.dtype(dtype))
+    may_fill = jnp.asarray(fillable(codec, checkpoint.config))
+    return Model(checkpoint.config, params, codec, checkpoint.record, checkpoint, how, may_fill)
+
+
+def check_context(model: Model, tokens: int) -> None:
+    """Raises `UserError` if a text of so many tokens is longer than the model's context."""
+    if tokens > model.config.context:
+        raise UserError(f"the text with its blanks is {tokens} tokens, the model's context only {model.config.context}")

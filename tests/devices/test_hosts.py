@@ -1,0 +1,105 @@
+"""Heartbeats: who is slow, who is lost, and who only came to the end."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import pytest
+
+from a3jax.devices.hosts import Heartbeat, Hosts, read
+from a3jax.train import hosts
+
+
+@pytest.fixture
+def three(monkeypatch, tmp_path):
+    """This process, the first of three; and a function that writes the heartbeat of another."""
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(hosts, "BEAT_SECONDS", 0.05)
+
+    def other(process: int, **facts) -> None:
+        beat = Heartbeat(f"h{process}", process, 1, **facts)
+        (tmp_path / hosts.FOLDER / f"{process}.json").write_text(json.dumps(dataclasses.asdict(beat)))
+
+    with Hosts(tmp_path) as mine:
+        yield mine, other, tmp_path
+
+
+def beats_until(condition) -> bool:
+    """Whether something comes true within some heartbeats."""
+    until = time.monotonic() + 5
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_the_host_that_the_others_wait_for_is_named(three):
+    mine, other, _ = three
+    for _ in range(5):
+        mine.step(3, own_seconds=0.01, step_seconds=0.5)
+    with mine.watched():
+        other(1, own_seconds=0.3, step_seconds=0.5)
+        other(2, own_seconds=0.01, step_seconds=0.5)
+        expected = "host h1 (process 1) needs 0.3 s of its own for each step, the others 0.01 s"
+        assert beats_until(lambda: mine.straggler == expected)
+        for unremarkable in (0.012, 0.03):  # no more than others; too little to hold up a step
+            other(1, own_seconds=0.3, step_seconds=0.5)
+            assert beats_until(lambda: mine.straggler is not None)
+            other(1, own_seconds=unremarkable, step_seconds=0.5)
+            assert beats_until(lambda: mine.straggler is None)
+        other(3, own_seconds=9.0, step_seconds=0.5)  # left behind by a run of more processes
+        time.sleep(0.3)
+        assert mine.straggler is None
+
+
+def test_a_signal_to_another_host_is_heard_of(three):
+    mine, other, _ = three
+    with mine.watched():
+        other(1)
+        time.sleep(0.2)
+        assert mine.signal() == 0
+        other(2, signal=15)
+        assert beats_until(lambda: mine.signal() == 15)
+
+
+def test_a_heartbeat_is_whole_while_steps_go_on(three):
+    mine, _, run = three
+    for step in range(1, 3000):
+        mine.step(step, own_seconds=2.0 ** (step % 12 - 12), step_seconds=1.0)
+    assert beats_until(lambda: read(run)[0].step == 2999)
+    assert sum(read(run)[0].histogram.values()) == 2999
+
+
+def test_steps_are_counted_by_the_time_that_the_host_took(three):
+    mine, _, run = three
+    for seconds in (0.02, 0.02, 0.3):
+        mine.step(1, seconds, 1.0)
+    assert beats_until(lambda: read(run)[0].step == 1)
+    assert read(run)[0].histogram == {"0.0156": 2, "0.25": 1}
+    assert read(run)[0].beat > 0
+
+
+def test_a_host_whose_heartbeat_stops_is_lost_and_one_that_ended_is_not(three):
+    mine, other, _ = three
+    other(1, step=7)
+    other(2, ended=True)
+    other(3)
+    assert mine.lost(0.3).startswith("host h1 (process 1) was lost at step 7: nothing was heard of it")
+
+
+def test_nobody_is_lost_while_all_hearts_beat(three):
+    mine, other, _ = three
+    other(2, ended=True)
+    begin = time.monotonic()
+    beats = 0
+    original = mine._read
+
+    def beating():
+        nonlocal beats
+        beats += 1
+        other(1, beat=beats)
+        return original()
+
+    mine._read = beating
+    assert mine.lost(0.6) is None
+    assert time.monotonic() - begin >= 1.2

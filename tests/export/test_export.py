@@ -1,0 +1,141 @@
+"""Weights out: plain folders come back bit for bit, two-stream folders compute in PyTorch what they compute here."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from safetensors.numpy import load_file
+from small_models import CASES, load, query_logits, random_groups, tokens, torch_logits
+
+from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
+from a3jax.checkpoint.provenance import Record
+from a3jax.data.tokenizer import byte_codec
+from a3jax.errors import UserError
+from a3jax.export.exporter import export_model
+from a3jax.export.verify import verify
+from a3jax.weights.importer import import_model
+from a3jax.weights.source import open_source
+
+ADAPTED = Record("source", "float32", steps=3000, tokens=2_000_000, stages=("in_order_1", "random_4"))
+
+
+def _adapted(checkpoint: Checkpoint, out, **changes) -> Checkpoint:
+    """The checkpoint with a record of training, a query seed of its own, and changes to its configuration."""
+    arrays = load_arrays(checkpoint)
+    noise = np.random.default_rng(0).normal(size=arrays["query_seed"].shape)
+    arrays["query_seed"] = noise.astype(arrays["query_seed"].dtype)
+    save_model(out, dataclasses.replace(checkpoint.config, **changes), arrays, ADAPTED, byte_codec().files)
+    return find(out)
+
+
+def _assert_equal(a: dict, b: dict) -> None:
+    """Bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert jax.tree.map(lambda x: x.dtype.name, a) == jax.tree.map(lambda x: x.dtype.name, b)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_family_folder_is_the_source_bit_for_bit(case, dtype, pretrained, imported, tmp_path):
+    checkpoint = imported(case, dtype)
+    export_model(checkpoint, tmp_path / "out", checkpoint.config.family)
+    _assert_equal(load_file(pretrained(case, dtype) / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors"))
+    assert type(load(tmp_path / "out")).__name__ == f"{CASES[case][0]}ForCausalLM"
+    ids = tokens()
+    np.testing.assert_array_equal(torch_logits(tmp_path / "out", ids), torch_logits(pretrained(case, dtype), ids))
+
+
+@pytest.mark.parametrize(("case", "seeding"), [(case, "successor") for case in CASES] + [("olmo2", "learned")])
+def test_the_twin_computes_both_streams(case, seeding, pretrained, imported, tmp_path):
+    checkpoint = _adapted(imported(case), tmp_path / "model", seeding=seeding)
+    export_model(checkpoint, tmp_path / "out")
+    ids = tokens()
+    np.testing.assert_allclose(torch_logits(tmp_path / "out", ids), torch_logits(pretrained(case), ids), atol=1e-4, rtol=0)
+    for groups in [np.broadcast_to(np.arange(48), (2, 48)).copy(), random_groups(5, 4), random_groups(0, 7)]:
+        ours = query_logits(checkpoint, ids, groups)
+        np.testing.assert_allclose(torch_logits(tmp_path / "out", ids, groups=groups), ours, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["llama3", "qwen2", "olmo2"])
+def test_a_two_stream_folder_imports_again_bit_for_bit(case, imported, tmp_path):
+    checkpoint = _adapted(imported(case, "bfloat16"), tmp_path / "model", seeding="learned")
+    export_model(checkpoint, tmp_path / "out")
+    import_model(open_source(tmp_path / "out"), tmp_path / "again")
+    again = find(tmp_path / "again")
+    assert again.config == checkpoint.config
+    assert again.record == checkpoint.record == ADAPTED
+    _assert_equal(load_arrays(checkpoint), load_arrays(again))
+
+
+def test_what_pytorch_saves_imports_again(imported, tmp_path):
+    checkpoint = _adapted(imported("qwen3"), tmp_path / "model")
+    export_model(checkpoint, tmp_path / "out")
+    load(tmp_path / "out").save_pretrained(tmp_path / "saved")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True).save_pretrained(tmp_path / "saved")
+    source = open_source(tmp_path / "saved")
+    assert source.config == checkpoint.config
+    import_model(source, tmp_path / "again")
+    _assert_equal(load_arrays(checkpoint), load_arrays(find(tmp_path / "again")))
+    assert type(load(tmp_path / "saved")).__name__ == "A3ForCausalLM"
+
+
+def test_shards_have_an_index_and_come_back(imported, tmp_path):
+    checkpoint = imported("llama")
+    export_model(checkpoint, tmp_path / "out", shard_bytes=40_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == [file.name for file in files]
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in jax.tree.leaves(load_arrays(checkpoint)))
+    load(tmp_path / "out")
+    import_model(open_source(tmp_path / "out"), tmp_path / "again")
+    _assert_equal(load_arrays(checkpoint), load_arrays(find(tmp_path / "again")))
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"{files[1].name} is missing"):
+        open_source(tmp_path / "out")
+
+
+def test_the_folder_says_what_it_is(imported, tmp_path):
+    export_model(_adapted(imported("llama"), tmp_path / "model"), tmp_path / "out", dtype="bfloat16")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in ("3,000 steps", "2,000,000 tokens", "in_order_1 → random_4", "successor", "llama", "# out"):
+        assert fact in card
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert (config.model_type, config.a3_family, config.seeding) == ("a3", "llama", "successor")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 257
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
+
+
+@pytest.mark.slow
+def test_mixed_dtypes_stay_mixed(imported, tmp_path):
+    arrays = load_arrays(imported("llama", "bfloat16"))
+    arrays = arrays | {"final_norm": load_arrays(imported("llama"))["final_norm"]}
+    save_model(tmp_path / "model", imported("llama").config, arrays, ADAPTED, byte_codec().files)
+    export_model(find(tmp_path / "model"), tmp_path / "out")
+    import_model(open_source(tmp_path / "out"), tmp_path / "again")
+    _assert_equal(arrays, load_arrays(find(tmp_path / "again")))
+    assert verify(find(tmp_path / "model"), tmp_path / "out").max_logit_difference < 1e-4
+
+
+def test_wrong_styles_and_existing_folders_are_refused(imported, tmp_path):
+    with pytest.raises(UserError, match=r"cannot export as 'mistral'.*can be exported as 'a3', 'llama' or 'gguf'"):
+        export_model(imported("llama"), tmp_path / "out", "mistral")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        export_model(imported("llama"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e6])
+def test_numbers_that_are_not_finite_are_refused(value, imported, tmp_path):
+    arrays = load_arrays(imported("llama"))
+    arrays["final_norm"] = np.full_like(arrays["final_norm"], value)
+    save_model(tmp_path / "model", imported("llama").config, arrays, ADAPTED, byte_codec().files)
+    with pytest.raises(UserError, match=r"model.norm.weight holds NaN, or numbers too large for float16"):
+        export_model(find(tmp_path / "model"), tmp_path / "out", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

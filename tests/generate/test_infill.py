@@ -1,0 +1,359 @@
+"""The Python interface on a model folder of a tiny random model with the byte tokenizer."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import a3jax
+from a3jax import scoring
+from a3jax.data.tokenizer import byte_codec
+from a3jax.decode import groups
+from a3jax.errors import UserError
+from a3jax.generate import infill as infilling
+
+TEMPLATE = "def area(r): [[8]] * r  # [[5]]\n"
+
+
+def test_importing_the_package_does_not_import_jax():
+    code = "import sys, a3jax; assert 'jax' not in sys.modules; assert 'infill' in dir(a3jax)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        a3jax.nothing  # noqa: B018
+
+
+def test_load(model_folder, model):
+    assert model.config.vocab == 300
+    assert model.record.source == "random"
+    assert model.checkpoint.folder == model_folder
+    half = a3jax.load(model_folder, dtype="bfloat16")
+    assert half.params["embedding"][...].dtype == "bfloat16"
+    with pytest.raises(UserError, match="dtype 'float16' is unknown"):
+        a3jax.load(model_folder, dtype="float16")
+    with pytest.raises(UserError, match="does not exist"):
+        a3jax.load(model_folder / "nothing")
+
+
+@pytest.mark.parametrize("order", ["ar", "random_4"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_infill(model, order, temperature):
+    filled = a3jax.infill(model, TEMPLATE, order=order, seed=3, temperature=temperature)
+    assert [len(blank.tokens) for blank in filled.blanks] == [8, 5]
+    assert filled.tokens[0] == 256
+    assert filled.tokens[1:] == (*b_ids("def area(r): "), *filled.blanks[0].tokens, *b_ids(" * r  # "),
+                                 *filled.blanks[1].tokens, *b_ids("\n"))  # fmt: skip
+    assert all(token < 256 for token in filled.tokens[1:])
+    assert filled.forwards == (13 if order == "ar" else 4)
+    assert filled.text == "".join(text for text, _ in filled.pieces)
+    assert [is_filled for _, is_filled in filled.pieces] == [False, True, False, True, False]
+    assert filled.text.startswith("def area(r): ")
+    assert filled.text.endswith("\n")
+    again = a3jax.infill(model, TEMPLATE, order=order, seed=3, temperature=temperature)
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(filled, seconds=0)
+    if temperature:
+        assert a3jax.infill(model, TEMPLATE, order=order, seed=4, temperature=temperature).text != filled.text
+
+
+def b_ids(text):
+    return byte_codec().encode(text)
+
+
+@pytest.mark.parametrize("order", ["ar", "in_order_4", "random_1", "random_4", "spans_4"])
+def test_decoding_and_teacher_forcing_agree(model, order):
+    filled = a3jax.infill(model, TEMPLATE, order=order, seed=7, temperature=1.0)
+    score = a3jax.token_log_likelihood(model, filled.tokens, filled.given, order=order, seed=7)
+    assert score.total == pytest.approx(filled.log_prob, abs=1e-4)
+    assert score.tokens == sum((blank.tokens for blank in filled.blanks), ())
+    for blank, log_probs in zip(filled.blanks, (score.log_probs[:8], score.log_probs[8:])):
+        assert blank.log_prob == pytest.approx(sum(log_probs), abs=1e-4)
+
+
+def test_a_batch_is_its_templates_one_by_one(model):
+    templates = [TEMPLATE, "[[3]] a longer text than the other", TEMPLATE, "[[31]]"]
+    batch = a3jax.infill_batch(model, templates, order="random_4", seed=1, temperature=1.0)
+    for i, filled in enumerate(batch):
+        alone = a3jax.infill(model, templates[i], order="random_4", seed=1 + i, temperature=1.0)
+        assert filled.tokens == alone.tokens
+        assert filled.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+
+
+def test_a_character_may_be_filled_in_part(model):
+    # Greedy bytes of a random model are no UTF-8; the given second half of a character must not be lost or doubled.
+    filled = a3jax.infill(model, "ä[[4]]ö[[4]]", temperature=1.0)
+    assert filled.text == "".join(text for text, _ in filled.pieces)
+    assert filled.pieces[0] == ("ä", False)
+
+
+def test_special_tokens_are_never_filled_in(model):
+    fillable = np.asarray(model.fillable)
+    assert fillable[:256].all()
+    assert not fillable[256:].any()
+
+
+def test_nothing_is_compiled_twice(model):
+    def use(seed, text, **options):
+        filled = a3jax.infill(model, text, seed=seed, **options)
+        a3jax.log_likelihood(model, filled.text, order="random_4", seed=seed)
+
+    use(0, "ab [[6]] cd", order="random_4")
+    counts = [f._cache_size() for f in (groups.decode_group, scoring._log_probs)]
+    use(1, "abc [[4]] cd", order="in_order_4", temperature=0.7, top_k=3, top_p=0.9)
+    use(2, "[[9]]", order="spans_4", temperature=1)
+    assert [f._cache_size() for f in (groups.decode_group, scoring._log_probs)] == counts
+
+
+def test_log_likelihood_of_text(model):
+    score = a3jax.log_likelihood(model, "area")
+    assert score.tokens == tuple(b_ids("area"))
+    assert score.total == pytest.approx(sum(score.log_probs), abs=1e-4)
+    assert all(log_prob < 0 for log_prob in score.log_probs)
+    # The chain rule over the text itself, left to right.
+    parts = [a3jax.log_likelihood(model, f"{'area'[:i]}[[1]]", blanks=["area"[i]]).total for i in range(4)]
+    np.testing.assert_allclose(parts, score.log_probs, atol=1e-4)
+    other = a3jax.log_likelihood(model, "area", order="random_1", seed=1)
+    assert other.tokens == score.tokens
+    assert other.total != pytest.approx(score.total, abs=1e-3)
+
+
+def test_log_likelihood_of_what_fills_a_template(model):
+    filled = a3jax.infill(model, "x = [[1]]\n", order="ar")
+    text = filled.blanks[0].text
+    if filled.blanks[0].tokens == tuple(b_ids(text)):
+        assert a3jax.log_likelihood(model, "x = [[1]]\n", blanks=[text]).total == pytest.approx(filled.log_prob, abs=1e-4)
+    longer = a3jax.log_likelihood(model, "x = [[1]]\n", blanks=["y + 1"])
+    assert longer.tokens == tuple(b_ids("y + 1"))
+
+
+def test_bad_requests(model):
+    context = model.config.context
+    for call, complaint in {
+        lambda: a3jax.infill(model, "plain"): "no blank",
+        lambda: a3jax.infill(model, f"ab [[{context - 3}]]"): f"is {context + 1} tokens, the model's context only {context}",
+        lambda: a3jax.infill(model, "[[999999]]"): "is 1000000 tokens",
+        lambda: a3jax.infill(model, TEMPLATE, order="left"): "order 'left' is unknown",
+        lambda: a3jax.infill(model, TEMPLATE, seed=-1): "seed is -1",
+        lambda: a3jax.infill(model, TEMPLATE, temperature=-1): "temperature is -1",
+        lambda: a3jax.infill(model, TEMPLATE, temperature="hot"): "temperature is hot; it must be 0",
+        lambda: a3jax.infill(model, TEMPLATE, temperatur=1): "decoding has no 'temperatur'; did you mean 'temperature'",
+        lambda: a3jax.infill(model, 5): "a template is 5; it must be a text, or a Template",
+        lambda: a3jax.infill(model, a3jax.Template(("a",), (3,))): "template of 1 blanks has 1 pieces",
+        lambda: a3jax.infill(model, a3jax.Template(("a", "b"), (0,))): "blank's size is 0",
+        lambda: a3jax.infill(model, a3jax.Template(("a", "b"), (2.5,))): r"blank's size is 2\.5",
+        lambda: a3jax.complete(model, ["a"], tokens=0): "blank's size is 0",
+        lambda: a3jax.complete(model, "a", tokens=1): "prompts is a text; give a list",
+        lambda: a3jax.infill_batch(model, TEMPLATE): "templates is a text; give a list",
+        lambda: a3jax.log_likelihoods(model, "a"): "texts is a text; give a list",
+        lambda: a3jax.infill_batch(model, []): "no template",
+        lambda: a3jax.log_likelihood(model, ""): "nothing to score",
+        lambda: a3jax.log_likelihood(model, "x" * context): f"is {context + 1} tokens",
+        lambda: a3jax.log_likelihood(model, TEMPLATE, blanks=["x"]): "has 2 blanks, and 1 texts",
+        lambda: a3jax.token_log_likelihood(model, [1, 2], [True]): "2 tokens but 1 marks",
+        lambda: a3jax.token_log_likelihood(model, [1, 2], [False, False]): "first token of a document cannot",
+        lambda: a3jax.token_log_likelihood(model, [1, 300], [True, False]): "token 300 is not in",
+        lambda: a3jax.token_log_likelihood(model, [256, -1, 299], [True, False, False]): "token -1 is not in",
+        lambda: a3jax.token_log_likelihood(model, [], []): "nothing to score",
+        lambda: a3jax.log_likelihoods(model, []): "no text is given",
+    }.items():
+        with pytest.raises(UserError, match=complaint):
+            call()
+
+
+def test_the_longest_template_fits(model):
+    filled = a3jax.infill(model, f"ab [[{model.config.context - 4}]]", order="random_1000")
+    assert filled.forwards == 1
+    assert len(filled.tokens) == model.config.context
+
+
+def test_without_a_start_token(model):
+    codec = dataclasses.replace(model.codec, start=None)
+    bare = dataclasses.replace(model, codec=codec)
+    with pytest.raises(UserError, match="no start token"):
+        a3jax.infill(bare, "[[2]] a")
+    filled = a3jax.infill(bare, "a[[2]]")
+    assert filled.text.startswith("a")
+    assert a3jax.log_likelihood(bare, "area").tokens == tuple(b_ids("rea"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "dynamic", "threshold": 0.01},
+        {"order": "random_4", "prefill": "group"},
+        {"order": "ar", "prefill": "group"},
+        {"mode": "dynamic", "prefill": "group", "certainty": "margin", "threshold": 0.0, "commit": 3},
+        {"mode": "speculative", "order": "random_1", "prefill": "group"},
+    ],
+)
+def test_every_mode_has_the_density_of_its_passes(model, options):
+    filled = a3jax.infill(model, TEMPLATE, seed=7, temperature=1.0, **options)
+    how = {"prefill": options.get("prefill", "ar")}
+    how |= {"order": "random_1", "seed": 7} if options.get("mode") == "speculative" else {"groups": filled.passes}
+    score = a3jax.token_log_likelihood(model, filled.tokens, filled.given, **how)
+    assert score.total == pytest.approx(filled.log_prob, abs=1e-4)
+    np.testing.assert_allclose(
+        [x for x, known in zip(filled.log_probs, filled.given) if not known], score.log_probs, atol=1e-4
+    )
+    other = a3jax.token_log_likelihood(model, filled.tokens, filled.given, **{**how, "prefill": "ar"})
+    assert how["prefill"] == "ar" or other.total != pytest.approx(score.total, abs=1e-3)
+
+
+def test_modes_agree_where_they_mean_the_same(model):
+    expected = a3jax.infill(model, TEMPLATE)
+    for options in ({"mode": "ar"}, {"mode": "speculative"}, {"order": "in_order_1"}):
+        filled = a3jax.infill(model, TEMPLATE, **options)
+        assert filled.tokens == expected.tokens
+        assert filled.forwards <= expected.forwards
+    one_by_one = a3jax.infill(model, TEMPLATE, mode="dynamic", threshold=0, commit=1, window=1)
+    assert one_by_one.tokens == expected.tokens
+
+
+def test_completion_stops_at_an_end_token(model):
+    long = a3jax.complete(model, ["def area(r): "], tokens=24, temperature=1.0, seed=3)[0]
+    assert (long.finished, len(long.tokens)) == ("length", 1 + 13 + 24)
+    ends = dataclasses.replace(model, config=dataclasses.replace(model.config, end_tokens=(long.tokens[20],)))
+    short = a3jax.complete(ends, ["def area(r): "], tokens=24, temperature=1.0, seed=3)[0]
+    first = long.tokens.index(long.tokens[20], 14)
+    assert short.finished == "stop"
+    assert short.tokens == long.tokens[:first]
+    assert short.forwards <= first - 14 + 1
+    assert short.text == "".join(text for text, _ in short.pieces)
+
+
+@pytest.mark.parametrize("mode", ["ar", "speculative", "dynamic"])
+def test_completion_stops_before_a_string(model, mode):
+    options = {"tokens": 24, "temperature": 1.0, "seed": 3, "mode": mode}
+    long = a3jax.complete(model, ["def area(r): "], **options)[0]
+    stop = long.blanks[0].text[5:7]
+    short = a3jax.complete(model, ["def area(r): "], stop=("nowhere", stop), **options)[0]
+    written = long.blanks[0].text
+    assert short.finished == "stop"
+    assert short.blanks[0].text == written[: written.index(stop)]
+    assert short.text == "def area(r): " + short.blanks[0].text
+    assert short.tokens == long.tokens[: len(short.tokens)]
+    assert "".join(text for text, _ in short.pieces) == short.text
+    other = a3jax.complete(model, ["def area(r): ", "x"], stop=(stop,), **options)
+    assert other[0].text == short.text  # the other sequence goes on, and this one is cut all the same
+
+
+def test_end_tokens_stand_only_where_a_text_may_end(model):
+    texts = [a3jax.Template(("a", ""), (40,)), a3jax.Template(("a", ""), (40,))]
+    decodings = [a3jax.Decoding(temperature=50.0, seed=1, ends=ends) for ends in (False, True)]
+    closed, open_ = a3jax.infill_batch(model, texts, decodings)
+    assert len(closed.tokens) == 42
+    ends = np.flatnonzero(np.asarray(infilling._allowed(model, decodings)).any(0) & ~np.asarray(model.fillable))
+    assert ends.tolist() == [257]
+    assert not {*closed.tokens, *open_.tokens} & {*ends.tolist()}
+
+
+def test_a_length_is_chosen_by_likelihood(model):
+    template = "def area(r): [[3-12]] * r  # [[2]]\n"
+    chosen = a3jax.infill(model, template, order="random_2", seed=5)
+    scores = {}
+    for length in range(3, 13):
+        filled = a3jax.infill(model, template.replace("3-12", str(length)), order="random_2", seed=5)
+        seen = [i < 14 for i in range(len(filled.tokens))]  # the blank and all that follows it are scored
+        score = a3jax.token_log_likelihood(model, filled.tokens, seen)
+        scores[length] = (score.total / len(score.tokens), filled)
+    best = max(scores.values(), key=lambda pair: pair[0])[1]
+    assert chosen.tokens == best.tokens
+    assert len({round(score, 3) for score, _ in scores.values()}) > 5
+
+
+def test_a_revision_makes_the_text_more_likely(model):
+    options = {"order": "random_8", "temperature": 1.0, "seed": 2}
+    before = a3jax.infill(model, TEMPLATE, **options)
+    likelihood = a3jax.token_log_likelihood(model, before.tokens, before.given).total
+    seen = []
+    after = a3jax.infill_batch(model, [TEMPLATE], observe=lambda texts: seen.append(texts[0]), revise=3, **options)[0]
+    score = a3jax.token_log_likelihood(model, after.tokens, after.given)
+    assert score.total > likelihood
+    assert after.log_prob == pytest.approx(score.total, abs=1e-4)
+    assert after.given == before.given
+    assert [t for t, known in zip(after.tokens, after.given) if known] == [
+        t for t, known in zip(before.tokens, before.given) if known
+    ]
+    assert max(after.passes) > max(before.passes)
+    assert len(seen) > max(before.passes)
+
+
+def test_observers_see_every_pass(model):
+    seen = []
+    filled = a3jax.infill_batch(model, [TEMPLATE], observe=lambda texts: seen.append(texts[0]), order="random_4")[0]
+    assert len(seen) == filled.forwards
+    for number, text in enumerate(seen, 1):
+        decided = np.array(filled.passes) <= number
+        np.testing.assert_array_equal(text.passes >= 0, decided)
+        np.testing.assert_array_equal(text.tokens[decided], np.array(filled.tokens)[decided])
+
+
+def test_a_batch_may_differ_in_all_but_its_program(model):
+    each = [a3jax.Decoding(order=f"{family}_4", seed=i, temperature=i / 2) for i, family in enumerate(["random", "in_order"])]
+    batch = a3jax.infill_batch(model, [TEMPLATE, "[[9]] else"], each)
+    for template, decoding, filled in zip([TEMPLATE, "[[9]] else"], each, batch):
+        assert filled.tokens == a3jax.infill(model, template, decoding).tokens
+    with pytest.raises(UserError, match="differ in mode"):
+        a3jax.infill_batch(model, ["[[2]]", "[[2]]"], [a3jax.Decoding(order="random_2"), a3jax.Decoding(order="random_4")])
+
+
+def test_scores_of_several_orders(model):
+    each = [a3jax.log_likelihood(model, "area of r", order="random_2", seed=3 + i) for i in range(4)]
+    mean = a3jax.log_likelihood(model, "area of r", order="random_2", seed=3, orders=4)
+    assert mean.totals == pytest.approx([one.total for one in each], abs=1e-4)
+    assert mean.total == pytest.approx(np.mean(mean.totals))
+    assert mean.spread == pytest.approx(np.std(mean.totals, ddof=1))
+    np.testing.assert_allclose(mean.log_probs, np.mean([one.log_probs for one in each], axis=0), atol=1e-5)
+    assert each[0].spread == 0
+
+
+def test_scores_of_a_batch_are_those_of_each_text(model):
+    texts = ["area", "a much longer text than the first one, of more than a bucket", *"abcdefgh", "r"]
+    batch = a3jax.log_likelihoods(model, texts, order="random_2", orders=2)
+    for text, score in zip(texts, batch):
+        alone = a3jax.log_likelihood(model, text, order="random_2", orders=2)
+        assert score.tokens == alone.tokens
+        assert score.totals == pytest.approx(alone.totals, abs=1e-4)
+
+
+def test_groups_may_be_given_by_hand(model):
+    tokens = (256, *b_ids("area"))
+    given = [True, False, False, False, False]
+    left_to_right = a3jax.token_log_likelihood(model, tokens, given, groups=[0, 5, 10, 11, 100])
+    assert left_to_right.total == pytest.approx(a3jax.log_likelihood(model, "area").total, abs=1e-4)
+    at_once = a3jax.token_log_likelihood(model, tokens, given, groups=[0, 1, 1, 1, 1])
+    whole = a3jax.token_log_likelihood(model, tokens, given, order="random_1000")
+    assert at_once.total == pytest.approx(whole.total, abs=1e-4)
+    with pytest.raises(UserError, match="5 tokens but 2 groups"):
+        a3jax.token_log_likelihood(model, tokens, given, groups=[0, 1])
+
+
+def test_contradictions(model):
+    for options, complaint in {
+        (("mode", "fast"),): "mode 'fast' is unknown; choose ar, groups, dynamic, speculative",
+        (("mode", "ar"), ("order", "random_4")): "leave order 'random_4' out",
+        (("mode", "speculative"), ("order", "random_4")): "has groups of 4",
+        (("mode", "dynamic"), ("order", "random_1")): "finds its own order",
+        (("threshold", 0.5),): "threshold belongs to mode dynamic, and the mode is groups",
+        (("mode", "dynamic"), ("drafts", 2)): "drafts belongs to mode speculative",
+        (("mode", "dynamic"), ("commit", 9), ("window", 4)): "commit is 9; it must be at most the window of 4",
+        (("mode", "dynamic"), ("certainty", "random")): "certainty random has no threshold",
+        (("stop", ("x",)),): "stop strings are for text that is continued",
+        (("ends", True), ("revise", 2)): "text that is continued is not revised",
+        (("ends", True),): "text stands behind the last blank",
+        (("drafts", 0), ("mode", "speculative")): "drafts is 0; it must be from 1 to 32",
+        (("threshold", 1.5), ("mode", "dynamic")): "threshold is 1.5; it must be from 0 to 1",
+        (("ends", True), ("stop", ("",))): "stop is",
+    }.items():
+        with pytest.raises(UserError, match=complaint):
+            a3jax.infill(model, TEMPLATE, **dict(options))
+    for call, complaint in {
+        lambda: a3jax.infill(model, "a [[5-2]] b"): r"write the smaller size first, as in \[\[2-5\]\]",
+        lambda: a3jax.infill(model, "a [[5-900]] b"): "the model's context only 64",
+        lambda: a3jax.infill(model, "[[1]]" * 100_000): "is 100001 tokens, the model's context only 64",
+        lambda: a3jax.complete(model, ["x" * 60], tokens=10): "is 71 tokens",
+        lambda: a3jax.log_likelihood(model, "area", orders=0): "orders is 0",
+        lambda: a3jax.infill_batch(model, ["[[1]]"], [a3jax.Decoding()] * 2): "1 templates but 2 decodings",
+    }.items():
+        with pytest.raises(UserError, match=complaint):
+            call()
