@@ -13,14 +13,18 @@ from typing import Any, NoReturn
 
 from a3jax.commands.commandline import parse
 from a3jax.commands.curriculum import Curriculum
-from a3jax.commands.data import Data, Prepare
+from a3jax.commands.data import Data
 from a3jax.commands.evaluate import Evaluate
+from a3jax.commands.export import Export
 from a3jax.commands.generate import Generate
+from a3jax.commands.import_weights import Import
+from a3jax.commands.inspect import Inspect
+from a3jax.commands.plan import Plan
+from a3jax.commands.prepare import Prepare
 from a3jax.commands.score import Score
 from a3jax.commands.serve import Serve
 from a3jax.commands.sweep import Sweep
-from a3jax.commands.train import Plan, Train
-from a3jax.commands.weights import Export, Import, Inspect
+from a3jax.commands.train import Train
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import continue_in_child, failing, leave, several
 from a3jax.errors import UserError

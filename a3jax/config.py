@@ -291,7 +291,7 @@ class Config:
 
 
 def settled(config: Config) -> Config:
-    """The experiment with its curriculum (`a3jax.curriculum.schedule.settle`) and learning rate settled, as all that runs it wants it.
+    """The experiment with its curriculum (`settle`) and learning rate settled, as all that runs it wants it.
 
     Raises `UserError` for a curriculum that cannot be.
     """

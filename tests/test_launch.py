@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from a3jax.commands.experiment import parse_experiment
 from a3jax.commands.train import TrainOptions
 from a3jax.config import Config
 from a3jax.devices.mesh import check_mesh, make_mesh
-from a3jax.experiment.files import parse_experiment
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))

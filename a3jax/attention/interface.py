@@ -34,8 +34,9 @@ def attend(
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
-    and keys over context, keys as `a3jax.devices.context_parallel.spread` lays them: a device gathers the keys of its windows and computes its
-    own rows, and the gradients of keys are summed and scattered. That holds for every implementation.
+    and keys over context, keys as `a3jax.devices.context_parallel.spread` lays them: a device gathers the keys of its
+    windows and computes its own rows, and the gradients of keys are summed and scattered. That holds for every
+    implementation.
 
     Ranges are those of documents, `splash` relies on it: within an example, ranges that start at different keys do not
     overlap. Raises `UserError` where a named implementation cannot run.

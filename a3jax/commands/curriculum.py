@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from a3jax.commands.commandline import Json
+from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config
 from a3jax.errors import UserError
-from a3jax.experiment.files import parse_experiment
 
 
 @dataclass(frozen=True, kw_only=True)

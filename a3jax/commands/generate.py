@@ -174,7 +174,7 @@ def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from a3jax.show.spelling import printable
+    from a3jax.data.spelling import printable
 
     if sys.stdout.isatty():
         marked = Text.assemble(*((printable(text), "bold green" if filled else "") for text, filled in pieces))

@@ -68,7 +68,8 @@ class Score:
     def _one(self) -> dict[str, Any]:
         """Score one text, token by token."""
         from a3jax.generate.reading import STDIN, has_input, whole_text
-        from a3jax.generate.scored import Asked, print_tokens, score, subject
+        from a3jax.generate.scored import Asked, score, subject
+        from a3jax.show.likelihoods import print_tokens
 
         if (self.text, self.file) == (None, None) and not has_input():
             raise UserError("nothing to score is given; give --text or --file")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from a3jax.commands.commandline import Json, parse
+from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
-from a3jax.experiment.files import load_sweep, parse_experiment
+from a3jax.experiment.files import load_sweep
 from a3jax.files.strict import nearest
 
 if TYPE_CHECKING:

@@ -4,9 +4,14 @@ import sys
 
 from a3jax.devices.processes import die_with
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Train as the rest of the command line says, as a child of process PARENT."""
     die_with(int(sys.argv[1]))
+    from a3jax import cli
 
-    from a3jax.cli import main
+    cli.main(["train", *sys.argv[2:]])
 
-    main(["train", *sys.argv[2:]])
+
+if __name__ == "__main__":
+    main()

@@ -12,10 +12,11 @@ import numpy as np
 from flax import nnx
 
 from a3jax.evaluate import by_order
-from a3jax.evaluate.plot import plot, pyplot
+from a3jax.evaluate.plot import plot
 from a3jax.evaluate.report import report
 from a3jax.evaluate.results import Tables, as_json, tabulate
 from a3jax.evaluate.task import Rows, Task, digest, run
+from a3jax.show.pyplot import pyplot
 from a3jax.weights.loading import Model
 
 RESULTS, REPORT = "results.json", "report.html"

@@ -1,40 +1,18 @@
-"""Experiments: Python files with a function `experiment()` that returns a Config, and command lines that name one.
+"""Experiments: Python files with a function `experiment()` that returns a Config.
 
 Such a file may have a function `sweep()` too, which returns the Trials of `a3jax sweep`.
 """
 
-import dataclasses
 import runpy
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from a3jax.commands.commandline import divide, parse
-from a3jax.config import Config, settled
+from a3jax.config import Config
 from a3jax.errors import UserError
-from a3jax.experiment.check import check
 from a3jax.experiment.combine import Trials
 from a3jax.files.strict import from_json, nearest, read, to_json
 
-Options = TypeVar("Options")
 T = TypeVar("T")
-
-
-def parse_experiment(options: type[Options], args: Sequence[str], prog: str, usage: str) -> tuple[Config, Options]:
-    """`EXPERIMENT [option ...] [--field value ...]`: the experiment with its fields set, and the dataclass `options`.
-
-    Without an experiment, or for `--help` in its place, prints `usage` and exits. Raises `UserError` for a mistake.
-    """
-    if not args or args[0] in ("-h", "--help"):
-        print(usage)
-        sys.exit(0 if args else 2)
-    name, *words = args
-    known: Any = options
-    own, fields = divide(words, [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(known)])
-    config = parse(Config, fields, f"{prog} {name}", load_experiment(name), usage)
-    check(config)
-    return settled(config), parse(options, own, prog)
 
 
 def load_experiment(name: str) -> Config:

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from a3jax.data.spelling import spell
 from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.generate.reading import check_text, windows
 from a3jax.scoring import Likelihood, token_log_likelihoods
-from a3jax.show.spelling import spell
 from a3jax.weights.loading import Model, check_context
 
 WINDOW = 64
@@ -100,21 +100,3 @@ def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orde
         texts = [""] * first + spell(model.codec, one.document.tokens[first:])
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)
         yield Scored(one.id, likelihood, predicted, one.bytes)
-
-
-def print_tokens(scored: Scored) -> None:
-    """A table of tokens on standard output."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from a3jax.show.watch import colour
-
-    table = Table("token", "text", "nats", "probability", box=None, header_style="bold")
-    for column in (0, 2, 3):
-        table.columns[column].justify = "right"
-    for token in scored.tokens():
-        probability = math.exp(token["log_prob"])
-        name, nats = Text(repr(token["text"])), f"{token['log_prob']:.3f}"
-        table.add_row(str(token["id"]), name, nats, Text(f"{probability:.4f}", colour(probability)))
-    Console(highlight=False).print(table)

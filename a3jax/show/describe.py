@@ -13,9 +13,10 @@ from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import Standing
 from a3jax.curriculum.schedule import stage_at
 from a3jax.data.corpus import MANIFEST, read_manifest
+from a3jax.devices import hosts
 from a3jax.errors import UserError
 from a3jax.files.strict import read
-from a3jax.train import goodput, hosts
+from a3jax.train import goodput
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder

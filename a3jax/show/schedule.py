@@ -14,9 +14,9 @@ from a3jax.config import Config, settled
 from a3jax.curriculum.schedule import mixture_at, stage_at
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
-from a3jax.evaluate.plot import pyplot
 from a3jax.ordering import draw_mixture, example_keys
 from a3jax.show.batches import Window, groups_of, spelled
+from a3jax.show.pyplot import pyplot
 from a3jax.train.optimizer import schedule
 
 SENTENCE = "The old man sat down on the bench and watched the boats come home"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from a3jax.data.spelling import spell
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
 from a3jax.generate.infill import Infilled
-from a3jax.show.spelling import spelled
 
 _BEGIN = 160
 """Bytes by which a page is known: up to its title."""
@@ -53,3 +53,14 @@ def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str
         "log-likelihood": f"{filled.log_prob:.3f} nats",
     }
     return {"summary": {name: value for name, value in summary.items() if value is not None}, "tokens": tokens}
+
+
+def spelled(codec: TextCodec, filled: Infilled) -> list[str]:
+    """The text of each token of a filled document, "" for its start token. Joined they are its text."""
+    first = 0 if codec.start is None else 1
+    pieces = [""] * first + spell(codec, filled.tokens[first:])
+    left = len(filled.text)  # a stop string is cut off
+    for i, piece in enumerate(pieces):
+        pieces[i] = piece[:left]
+        left -= len(pieces[i])
+    return pieces

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
+from a3jax.data.spelling import printable, spell
 from a3jax.data.tokenizer import TextCodec
 from a3jax.generate.infill import Tokens
-from a3jax.show.spelling import printable, spell
 
 OPEN = "░"
 """Stands for a token that is not decided."""

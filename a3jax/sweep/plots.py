@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from a3jax.evaluate.plot import pyplot
+from a3jax.show.pyplot import pyplot
 from a3jax.sweep.curves import SOURCE, Curve, Report, StageEnd
 
 COLUMNS = 3

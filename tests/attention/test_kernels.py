@@ -21,7 +21,7 @@ L, HEADS, KV_HEADS, WIDTH = 600, 3, 1, 16
 PACKED = np.repeat([1, 2, 3, 4, 0], [210, 3, 297, 40, 50])
 SEGMENTS = np.stack([np.ones(L, int), PACKED])
 OF_A_DEVICE = np.concatenate([np.arange(n, n + L // 8) for n in (L // 8, 6 * L // 8, 9 * L // 8, 14 * L // 8)])
-"""Rows of both streams that the second of four devices has (`a3jax.devices.context_parallel`), most documents' being elsewhere."""
+"""Rows of both streams that the second of four devices has (`context_parallel`), most documents' being elsewhere."""
 
 
 @pytest.fixture(autouse=True)

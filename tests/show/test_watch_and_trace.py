@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import a3jax
+from a3jax.data.spelling import spell
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode.settings import Decoding
 from a3jax.generate.infill import Tokens
-from a3jax.show.spelling import spell, spelled
-from a3jax.show.trace import trace
+from a3jax.show.trace import spelled, trace
 from a3jax.show.watch import Watch, drawn
 
 CODEC = byte_codec()

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 from a3jax.data.tokenizer import TextCodec
-from a3jax.generate.infill import Infilled
 
 _CONTROLS = {number: 0x2400 + number for number in range(32) if chr(number) not in "\t\n"}
 _CONTROLS |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
@@ -32,14 +31,3 @@ def spell(codec: TextCodec, tokens: Sequence[int]) -> list[str]:
         at += len(piece)
         pieces.append(piece)
     return pieces[:-1] + [pieces[-1] + text[at:]] if pieces else []
-
-
-def spelled(codec: TextCodec, filled: Infilled) -> list[str]:
-    """The text of each token of a filled document, "" for its start token. Joined they are its text."""
-    first = 0 if codec.start is None else 1
-    pieces = [""] * first + spell(codec, filled.tokens[first:])
-    left = len(filled.text)  # a stop string is cut off
-    for i, piece in enumerate(pieces):
-        pieces[i] = piece[:left]
-        left -= len(pieces[i])
-    return pieces
