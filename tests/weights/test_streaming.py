@@ -16,7 +16,7 @@ from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
 from a3jax.files.folders import resumable
-from a3jax.weights import exporter
+from a3jax.export import exporter
 from a3jax.weights.huggingface import HuggingFaceFolder
 from a3jax.weights.importer import import_model
 from a3jax.weights.sha256 import SUMS
@@ -26,7 +26,8 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from a3jax.checkpoint.folder import find
-from a3jax.weights import exporter, importer
+from a3jax.export import exporter
+from a3jax.weights import importer
 from a3jax.weights.source import open_source
 
 left, how = int(sys.argv[3]), int(sys.argv[4])
@@ -152,7 +153,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 from a3jax.checkpoint.folder import find
-from a3jax.weights import exporter, importer
+from a3jax.export import exporter
+from a3jax.weights import importer
 from a3jax.weights.source import open_source
 from memory import grown_by
 
