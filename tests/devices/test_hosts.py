@@ -7,8 +7,8 @@ import time
 import jax
 import pytest
 
-from a3jax.devices.hosts import Heartbeat, Hosts, read
 from a3jax.devices import hosts
+from a3jax.devices.hosts import Heartbeat, Hosts, read
 
 
 @pytest.fixture

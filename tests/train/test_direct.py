@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from a3jax.config import Config, DataConfig, SourceConfig
-from a3jax.train import direct
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
+from a3jax.train import direct
 from a3jax.train.direct import with_corpora
 
 

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 
 from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.errors import UserError
+from a3jax.export import exporter
 from a3jax.export.exporter import export_model
 from a3jax.files.folders import resumable
-from a3jax.export import exporter
 from a3jax.weights.huggingface import HuggingFaceFolder
 from a3jax.weights.importer import import_model
 from a3jax.weights.sha256 import SUMS
