@@ -8,7 +8,7 @@ a3jax train llama_8b
 """
 
 from a3jax.config import AdaptConfig, Config, DataConfig, ModelConfig, RopeScaling
-from a3jax.curriculum.schedule import paper
+from a3jax.curriculum.presets import paper
 
 
 def experiment() -> Config:

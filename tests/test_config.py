@@ -7,9 +7,9 @@ import math
 import pytest
 
 from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
-from a3jax.curriculum.schedule import paper
+from a3jax.config import check_start as check
+from a3jax.curriculum.presets import paper
 from a3jax.errors import UserError
-from a3jax.experiment.check import check
 from a3jax.files.strict import from_json, nearest, read, to_json
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from a3jax.commands.commandline import divide, parse
-from a3jax.config import Config, settled
-from a3jax.experiment.check import check
+from a3jax.config import Config, check_start, settled
 from a3jax.experiment.files import load_experiment
 
 Options = TypeVar("Options")
@@ -25,5 +24,5 @@ def parse_experiment(options: type[Options], args: Sequence[str], prog: str, usa
     known: Any = options
     own, fields = divide(words, [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(known)])
     config = parse(Config, fields, f"{prog} {name}", load_experiment(name), usage)
-    check(config)
+    check_start(config)
     return settled(config), parse(options, own, prog)

@@ -5,15 +5,14 @@ step n of the run is step n + skipped of its curriculum, for what is drawn and f
 random draws follow the steps of the run, and none is passed over.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from a3jax.curriculum.schedule import stage_at
-from a3jax.curriculum.stage import Stage
+from a3jax.curriculum.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Standing:
+class PlateauState:
     """Where a run stands in its curriculum; saved with every checkpoint."""
 
     skipped: int = 0
@@ -26,16 +25,15 @@ class Standing:
     """Evaluations since then."""
 
 
-def judge(standing: Standing, stages: Sequence[Stage], step: int, nll: Mapping[str, float]) -> Standing:
+def judge(state: PlateauState, schedule: Schedule, step: int, nll: Mapping[str, float]) -> PlateauState:
     """The standing after an evaluation at which `step` steps were done."""
-    position = step + standing.skipped
-    index, stage = stage_at(stages, position - 1)
+    position = step + state.skipped
+    index, stage = schedule.at(position - 1)
     if (rule := stage.plateau) is None:
-        return standing
-    best, stale = (standing.best, standing.stale) if standing.stage == index else (None, 0)
+        return state
+    best, stale = (state.best, state.stale) if state.stage == index else (None, 0)
     if best is None or nll[rule.order] < best - rule.delta:
-        return Standing(standing.skipped, index, nll[rule.order])
+        return PlateauState(state.skipped, index, nll[rule.order])
     if stale + 1 < rule.evaluations:
-        return Standing(standing.skipped, index, best, stale + 1)
-    end = sum(before.length for before in stages[: index + 1])
-    return Standing(standing.skipped + end - position, index)
+        return PlateauState(state.skipped, index, best, stale + 1)
+    return PlateauState(state.skipped + schedule.ends[index] - position, index)

@@ -1,32 +1,23 @@
 """Step -> what is drawn. Pure: stages come from the configuration, nothing is remembered.
 
 `settle` turns stages as users write them into stages that are counted in steps and say everything themselves: a ramp from
-the stage before becomes parts whose weights or sizes change, an AR share one more part. `stage_at` and `mixture_at` then
-say what trains a step. Our default is `direct`, the curriculum of arXiv 2601.13228 is `paper`.
+the stage before becomes parts whose weights or sizes change, an AR share one more part. A `Schedule` of such stages then
+says what trains a step.
 """
 
+import bisect
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from a3jax.curriculum.stage import AR, Part, Plateau, Stage
 from a3jax.errors import UserError
-
-
-def stage_at(stages: Sequence[Stage], step: int) -> tuple[int, Stage]:
-    """The index and the stage that train `step` (0-based). A stage of n steps owns exactly n of them.
-
-    Raises IndexError at or after the end of the curriculum.
-    """
-    end = 0
-    for index, stage in enumerate(stages):
-        end += stage.length
-        if step < end:
-            return index, stage
-    raise IndexError(f"step {step} is past the end of a curriculum of {end} steps")
 
 
 class Parts(NamedTuple):
@@ -38,35 +29,80 @@ class Parts(NamedTuple):
     """int32, tokens of a group."""
 
 
-def mixture_at(stages: Sequence[Stage], step: int) -> Parts:
-    """Weights and group sizes of the parts of the stage that trains `step`.
+@dataclass(frozen=True)
+class Schedule:
+    """A curriculum counted in steps: what trains a step, how many windows that reads, and where it ends.
 
-    At a stage's first step they are what they come from, after `ramp` steps what they go to. Raises IndexError at or after
-    the end of the curriculum.
+    Steps are numbered from 0. `stages` are those of `settle`; a stage of n steps owns exactly n of them.
     """
-    index, stage = stage_at(stages, step)
-    done = step - sum(before.length for before in stages[:index])
-    share = min(1.0, done / stage.ramp) if stage.ramp else 1.0
 
-    def between(begin: float | None, end: float) -> float:
-        return end if begin is None else begin + (end - begin) * share
+    stages: tuple[Stage, ...]
+    batch: int
+    """Windows of a step, where its stage has no batch of its own."""
 
-    weights = [between(part.weight_from, part.weight) for part in stage.parts]
-    sizes = [round(between(part.size_from, part.group_size)) for part in stage.parts]
-    return Parts(np.array(weights, np.float32), np.array(sizes, np.int32))
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """For every stage the step after its last."""
+        return tuple(itertools.accumulate(stage.length for stage in self.stages))
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole curriculum."""
+        return self.ends[-1]
 
-def rows_at(stages: Sequence[Stage], step: int, rows: int) -> dict[str, np.ndarray]:
-    """`mixture_at` as arrays of a batch, the same in each of its rows; none for a stage that does not change."""
-    if not stage_at(stages, step)[1].changes:
-        return {}
-    parts = mixture_at(stages, step)
-    return {"weights": np.tile(parts.weight_P, (rows, 1)), "sizes": np.tile(parts.size_P, (rows, 1))}
+    @property
+    def trained(self) -> tuple[Stage, ...]:
+        """The stages that have a step."""
+        return tuple(stage for stage in self.stages if stage.length)
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether a plateau can end a stage before its time."""
+        return any(stage.plateau for stage in self.stages)
 
-def batch_sizes(stages: Sequence[Stage], batch: int) -> np.ndarray:
-    """Windows of every step, S int64; `batch` where a stage has no batch of its own."""
-    return np.repeat([batch if stage.batch is None else stage.batch for stage in stages], [stage.length for stage in stages])
+    def at(self, step: int) -> tuple[int, Stage]:
+        """The index and the stage that train `step`. Raises IndexError at or after the end of the curriculum."""
+        index = bisect.bisect_right(self.ends, step)
+        if index == len(self.stages):
+            raise IndexError(f"step {step} is past the end of a curriculum of {self.steps} steps")
+        return index, self.stages[index]
+
+    def after(self, index: int) -> Stage | None:
+        """The stage that trains once stage `index` has ended, if any does."""
+        return next((stage for stage in self.stages[index + 1 :] if stage.length), None)
+
+    def mixture(self, step: int) -> Parts:
+        """Weights and group sizes of the parts of the stage that trains `step`.
+
+        At a stage's first step they are what they come from, after `ramp` steps what they go to. Raises IndexError at or
+        after the end of the curriculum.
+        """
+        index, stage = self.at(step)
+        done = step - (self.ends[index] - stage.length)
+        share = min(1.0, done / stage.ramp) if stage.ramp else 1.0
+
+        def between(begin: float | None, end: float) -> float:
+            return end if begin is None else begin + (end - begin) * share
+
+        weights = [between(part.weight_from, part.weight) for part in stage.parts]
+        sizes = [round(between(part.size_from, part.group_size)) for part in stage.parts]
+        return Parts(np.array(weights, np.float32), np.array(sizes, np.int32))
+
+    def rows(self, step: int, count: int) -> dict[str, np.ndarray]:
+        """`mixture` as arrays of a batch, the same in each of its `count` rows; none for a stage that does not change."""
+        if not self.at(step)[1].changes:
+            return {}
+        parts = self.mixture(step)
+        return {"weights": np.tile(parts.weight_P, (count, 1)), "sizes": np.tile(parts.size_P, (count, 1))}
+
+    def windows(self, stage: Stage) -> int:
+        """Windows of a step of `stage`."""
+        return self.batch if stage.batch is None else stage.batch
+
+    @property
+    def batch_S(self) -> np.ndarray:
+        """Windows of every step, int64."""
+        return np.repeat([self.windows(stage) for stage in self.stages], [stage.length for stage in self.stages])
 
 
 def settle(
@@ -96,44 +132,10 @@ def settle(
             parts = _with_ar(parts, ar_share)
         before = _ended(stage.parts) if steps else before
         stage = dataclasses.replace(stage, steps=steps, tokens=None, fraction=None)
-        if parts != stage.parts:
-            kinds = {name: getattr(AR, name) for name in _KIND}
-            alone = len(parts) == 1 and not parts[0].changes
-            kinds |= {name: getattr(parts[0], name) for name in _KIND} if alone else {"mixture": parts}
-            stage = dataclasses.replace(stage, **kinds)
-        result.append(stage)
+        result.append(stage if parts == stage.parts else stage.drawing(parts))
     if not any(stage.length for stage in result):
         raise UserError("curriculum has no step; give at least one stage a length")
     return tuple(result)
-
-
-def paper(steps: int, given: float = 0.0) -> tuple[Stage, ...]:
-    """The five stages of arXiv 2601.13228 over `steps` steps, all of equal length but for the last, which takes the rest.
-
-    The authors' script trains each of them for 800 steps of 128 sequences (docs/curriculum.md tells what is known).
-    """
-    fifth = max(1, steps // 5)
-    return (
-        Stage(fifth, "in_order", 1),
-        Stage(fifth, "in_order", 2),
-        Stage(fifth, "in_order", 4),
-        Stage(fifth, "random", 4, given),
-        Stage(max(1, steps - 4 * fifth), "random", 8, given),
-    )
-
-
-def direct(steps: int, group_size: int = 4) -> tuple[Stage, ...]:
-    """Our default (docs/study.md): random groups from the first step. With adapters nothing is forgotten meanwhile."""
-    return (Stage(steps, "random", group_size),)
-
-
-def mixed(steps: int, group_size: int = 4, ar_share: float = 0.25) -> tuple[Stage, ...]:
-    """The best where all weights are trained (docs/study.md): random groups, and plain autoregression beside them."""
-    return (Stage(steps, mixture=(Part(1 - ar_share, "random", group_size), Part(ar_share))),)
-
-
-_KIND = ("family", "group_size", "given", "prefix", "sizes")
-"""What a stage without a mixture draws."""
 
 
 def _names(stages: Sequence[Stage]) -> list[str]:
@@ -234,7 +236,7 @@ def _check(stages: Sequence[Stage], ar_share: float) -> None:
         raise UserError(f"ar-share is {ar_share}; it must be at least 0 and below 1")
     for i, stage in enumerate(stages):
         here = f"curriculum.{i}"
-        if stage.mixture and any(getattr(stage, name) != getattr(AR, name) for name in _KIND):
+        if stage.mixture and stage.order_kind != AR.order_kind:
             raise UserError(f"{here} has a mixture, and {stage.family}_{stage.group_size} of its own too; give one of them")
         rule = stage.plateau or Plateau()
         for name, value, low in [

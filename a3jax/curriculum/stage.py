@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from a3jax.errors import UserError
 
@@ -29,11 +29,9 @@ def parse_order(name: str) -> tuple[Family, int]:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One kind of order. In a mixture every window draws its own kind, by weight."""
+class OrderKind:
+    """One kind of order: how a document is split into ordered groups."""
 
-    weight: float = 1.0
-    """Relative to the weights of the other parts."""
     family: Family = "in_order"
     group_size: int = 1
     given: float = 0.0
@@ -43,6 +41,25 @@ class Part:
     sizes: Sizes = "fixed"
     """`fixed`: every group is of `group_size`; `uniform`: each window draws one size up to that; `geometric`: each group
     draws its own, with that mean, so that any partition can come ("any subset")."""
+
+    @property
+    def order_kind(self) -> dict[str, Any]:
+        """These fields by name, whatever else there is."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(OrderKind)}
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What comes before a part's kind of order."""
+
+    weight: float = 1.0
+    """Relative to the weights of the other parts."""
+
+
+@dataclass(frozen=True)
+class Part(OrderKind, _Weight):
+    """A weight, and one kind of order. In a mixture every window draws its own part, by weight."""
+
     weight_from: float | None = None
     """The weight at the stage's first step, which goes to `weight` in a straight line over the stage's `ramp`."""
     size_from: int | None = None
@@ -80,26 +97,23 @@ class Plateau:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of the curriculum: how each document is split into ordered groups, and for how long."""
+class _Steps:
+    """What comes before a stage's kind of order, so that `Stage(20, "random", 4)` says both."""
 
     steps: int | None = None
     """How long it lasts: give one of `steps`, `tokens` and `fraction`. A stage of 0 steps is passed over."""
-    family: Family = "in_order"
-    group_size: int = 1
-    given: float = 0.0
-    """Largest fraction of a window that is given as context; each window draws its own from [0, given]."""
-    prefix: float = 0.0
-    """Largest fraction of a document that is given as its beginning; each document draws its own from [0, prefix]."""
-    sizes: Sizes = "fixed"
-    """`fixed`: every group is of `group_size`; `uniform`: each window draws one size up to that; `geometric`: each group
-    draws its own, with that mean, so that any partition can come ("any subset")."""
+
+
+@dataclass(frozen=True)
+class Stage(OrderKind, _Steps):
+    """One stage of the curriculum: a length, and the parts that its windows draw from."""
+
     tokens: int | None = None
     """Training goes on for at least so many tokens, whole steps of them."""
     fraction: float | None = None
     """Of what other stages leave of `total_steps` or `total_tokens`."""
     mixture: tuple[Part, ...] = ()
-    """Several kinds of order, in place of `family` and what follows it."""
+    """Several kinds of order, in place of the stage's own."""
     ramp: int = 0
     """Steps over which the stage before it gives way to this one; 0 changes at once."""
     ramp_of: Literal["probability", "size"] = "probability"
@@ -114,7 +128,7 @@ class Stage:
     @property
     def parts(self) -> tuple[Part, ...]:
         """What it draws: its mixture, or the one kind of order that it has."""
-        return self.mixture or (Part(1.0, self.family, self.group_size, self.given, self.prefix, self.sizes),)
+        return self.mixture or (Part(**self.order_kind),)
 
     @property
     def name(self) -> str:
@@ -126,13 +140,19 @@ class Stage:
         """Whether what it draws is not the same at all of its steps."""
         return any(part.changes for part in self.parts)
 
+    def drawing(self, parts: tuple[Part, ...]) -> "Stage":
+        """The same stage with other parts; a part that stands alone and does not change becomes its own kind of order."""
+        if len(parts) == 1 and not parts[0].changes:
+            return dataclasses.replace(self, **parts[0].order_kind, mixture=())
+        return dataclasses.replace(self, **AR.order_kind, mixture=parts)
+
     @property
-    def kind(self) -> "Stage":
+    def program(self) -> "Stage":
         """What a compiled step depends on: all but how long the stage lasts."""
         return dataclasses.replace(self, steps=1, ramp=0, plateau=None)
 
     @property
     def length(self) -> int:
-        """Optimizer steps, once they are settled (`a3jax.curriculum.schedule.settle`)."""
-        assert self.steps is not None, "a curriculum is settled before it is used"
+        """Optimizer steps, in a `a3jax.curriculum.schedule.Schedule`."""
+        assert self.steps is not None, "a schedule counts its stages in steps"
         return self.steps

@@ -26,6 +26,8 @@ from a3jax.weights.safetensors_writer import Tensor, write_safetensors
 from a3jax.weights.source import TOKENIZER_FILES
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
+TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "decoding_a3.py", "modeling_a3.py"))
+"""The model in PyTorch, which stands alone."""
 GGUF = "gguf"
 """The style that is one file instead of a folder."""
 SHARD_BYTES = 5_000_000_000
@@ -69,7 +71,7 @@ def export_model(
         (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
         if both:
             (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
-            for file in a3_folder.TWIN:
+            for file in TWIN:
                 (partial / file.name).write_bytes(file.read_bytes())
 
 

@@ -70,7 +70,11 @@ def build(expected: Any, value: Any, where: str) -> Any:
         ]
         if missing:
             raise UserError(f"{where}: field '{missing[0]}' is missing")
-        return expected(**{name: build(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        fields = {name: build(hints[name], item, f"{where}: {name}") for name, item in value.items()}
+        try:
+            return expected(**fields)
+        except UserError as error:  # it checks itself
+            raise UserError(f"{where}: {error}") from None
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from a3jax.config import Config, ModelConfig
+from a3jax.config import Config, ModelConfig, check_start
 from a3jax.devices.compilation import options
 from a3jax.devices.mesh import check_mesh, make_mesh
 from a3jax.errors import UserError, first_line
@@ -51,12 +51,11 @@ class TooLarge(NamedTuple):
 
 def model_of(config: Config) -> ModelConfig:
     """The shape that an experiment trains: its own, or that of its source. Raises `UserError` if there is neither."""
+    check_start(config)
     if config.model is not None:
-        model = config.model
-    else:
-        assert config.source is not None, "check() asks for a source or a model"
-        model = pretrained(config.source).config
-    return trained_model(config, model)
+        return trained_model(config, config.model)
+    assert config.source is not None
+    return trained_model(config, pretrained(config.source).config)
 
 
 def mesh_over(config: Config, model: ModelConfig, topology: Topology) -> Mesh:

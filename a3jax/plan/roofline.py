@@ -71,7 +71,7 @@ def read_costs(compiled: jax.stages.Compiled) -> Costs:
 
 def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, topology: Topology) -> Roofline:
     """Set what one device does in a step against what it can do."""
-    devices, windows, length = len(topology.devices), config.data.batch, config.data.length
+    devices, windows, length = len(topology.devices), config.schedule.windows(stage), config.data.length
     useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
     executed = costs.matmul_flops * devices
     if costs.hidden_matmuls:

@@ -58,11 +58,10 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
 
     The step compiled is that of the stage with most work. Raises `UserError` if no mesh divides topology, model and batch.
     """
-    config = settled(config)
     model = model_of(config)
-    trained = [stage for stage in config.curriculum if stage.length]
+    trained = config.schedule.trained
     stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length))
-    config = dataclasses.replace(config, curriculum=(dataclasses.replace(stage, batch=None),))
+    config = dataclasses.replace(settled(config), curriculum=(dataclasses.replace(stage, batch=None),))
     likely = sorted(_allowed(config, model, topology, batches), key=lambda one: _seconds_per_token(one, model, topology))
     if not likely:
         sizes = ", ".join(map(str, batches))
@@ -112,7 +111,7 @@ def _least_bytes(config: Config, model: ModelConfig) -> int:
 
 def _rows(config: Config, model: ModelConfig) -> int:
     """Rows of both streams on one device at one time."""
-    return _tokens(config) // config.mesh.context * (1 if single_stream(config.curriculum[0], model) else 2)
+    return _tokens(config) // config.mesh.context * (1 if single_stream(config.schedule.stages[0], model) else 2)
 
 
 def _tokens(config: Config) -> int:
@@ -133,7 +132,8 @@ def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -
     token = 2 * model.layers * model.kv_heads * model.head_width * width / mesh.tensor
     keys = 3 * parts * _tokens(config) * token * (mesh.context - 1) / mesh.context
     communication = (gathered + reduced + summed + keys) / topology.chip.ici_bytes_per_second
-    useful = config.data.batch * flops.per_window(model, config.curriculum[0], config.data.length, config.adapt.distill > 0)
+    stage, length = config.schedule.stages[0], config.data.length
+    useful = config.data.batch * flops.per_window(model, stage, length, config.adapt.distill > 0)
     arithmetic = useful / len(topology.devices) / topology.flops_per_second
     tokens = config.data.batch * config.data.length
     return max(arithmetic, communication) / tokens, (arithmetic + communication) / tokens
@@ -144,9 +144,9 @@ def _larger(one: Config, other: Config) -> bool:
 
 
 def _try(config: Config, model: ModelConfig, topology: Topology) -> Candidate:
-    stage = config.curriculum[0]
+    stage = config.schedule.stages[0]
     mesh = mesh_over(config, model, topology)
-    config = remat.settled(config, model, mesh, topology.chip.hbm_bytes)
+    config = remat.chosen(config, model, mesh, topology.chip.hbm_bytes)
     result = fit(lower(config, model, stage, mesh), config, model, mesh)
     if isinstance(result, Fits):
         bound = roofline(read_costs(result.compiled), config, model, stage, topology)

@@ -106,12 +106,12 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
     config = settled(config)
     model = model_of(config)
     mesh = mesh_over(config, model, topology)
-    config = remat.settled(config, model, mesh, topology.chip.hbm_bytes)
+    config = remat.chosen(config, model, mesh, topology.chip.hbm_bytes)
 
     def kind(stage: Stage) -> Stage | tuple[bool, int | None]:
-        return (single_stream(stage, model), stage.batch) if save is None else stage.kind
+        return (single_stream(stage, model), stage.batch) if save is None else stage.program
 
-    trained = [stage for stage in config.curriculum if stage.length]
+    trained = config.schedule.trained
     kinds = {kind(stage): stage for stage in trained}  # the last of a kind stands for the others
     stages = []
     with contextlib.ExitStack() as stack:
@@ -148,7 +148,7 @@ def _compiled(
         case TooLarge(memory, available):
             over = memory.total - available
         case Fits(compiled, memory):
-            bound = roofline(read_costs(compiled), config.at(stage), model, stage, topology)
+            bound = roofline(read_costs(compiled), config, model, stage, topology)
             if save is not None:
                 executable.save(save, stage, executable.fingerprint(config, model, lowered, mesh), compiled)
     return StagePlan(stage.name, stage.length, stage.name, seconds, memory, over, bound)

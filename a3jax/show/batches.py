@@ -13,8 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from a3jax.config import Config, settled
-from a3jax.curriculum.schedule import batch_sizes, rows_at, stage_at
+from a3jax.config import Config
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
@@ -66,21 +65,20 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
     `token` chooses a place in the windows whose query is looked at. Raises `UserError` for a step, a number of windows
     or a place that there is not.
     """
-    config = settled(config)
-    if not 0 <= step < config.steps:
-        raise UserError(f"step is {step}; it must be from 0 to {config.steps - 1}")
-    _, stage = stage_at(config.curriculum, step)
-    size = config.at(stage).data.batch
+    schedule = config.schedule
+    if not 0 <= step < schedule.steps:
+        raise UserError(f"step is {step}; it must be from 0 to {schedule.steps - 1}")
+    _, stage = schedule.at(step)
+    size = schedule.windows(stage)
     if not 1 <= windows <= size:
         raise UserError(f"windows is {windows}; it must be from 1 to data.batch {size}")
     if token is not None and not 0 <= token < config.data.length:
         raise UserError(f"token is {token}; it must be from 0 to {config.data.length - 1}")
     corpora = open_corpora(with_corpora(config))
     rows = np.arange(windows)
-    batch_S = batch_sizes(config.curriculum, config.data.batch)
-    batches = Batches(corpora, config.data, config.steps, config.seed, {size: rows}, batch_S)
+    batches = Batches(corpora, config.data, schedule.steps, config.seed, {size: rows}, schedule.batch_S)
     batch, (source_R, _) = batches[step], batches.mixture.at(step, rows)
-    changing = {name: jnp.asarray(array) for name, array in rows_at(config.curriculum, step, windows).items()}
+    changing = {name: jnp.asarray(array) for name, array in schedule.rows(step, windows).items()}
     keys = example_keys(config.seed, step, size)[:windows]
     order = jax.tree.map(
         np.asarray,

@@ -10,8 +10,7 @@ import numpy as np
 from a3jax.checkpoint.folder import MODEL, PARAMS, STEPS, Checkpoint, find, saved, saved_steps
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import Config, ModelConfig
-from a3jax.curriculum.plateau import Standing
-from a3jax.curriculum.schedule import stage_at
+from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.devices import hosts
 from a3jax.errors import UserError
@@ -50,11 +49,11 @@ def _run_folder(path: Path, step: int | None) -> Facts:
     checkpoint = find(path, step)
     at = step if step is not None else steps[-1]
     standing = path / STEPS / str(at) / "standing" / "metadata"
-    skipped = read(Standing, standing).skipped if standing.is_file() else 0
-    number, stage = stage_at(config.curriculum, min(at + skipped, config.steps) - 1)
+    skipped = read(PlateauState, standing).skipped if standing.is_file() else 0
+    number, stage = config.schedule.at(min(at + skipped, config.schedule.steps) - 1)
     facts |= {
         "step": f"{at:,} of {config.steps:,}",
-        "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.curriculum)}",
+        "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.schedule.stages)}",
         "saved_steps": ", ".join(map(str, steps)),
         "nll": last_nll(path),
         "time": ", ".join(f"{cause} {share:.2%}" for cause, share in goodput.shares(path).items() if share),

@@ -10,8 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from a3jax.config import Config, settled
-from a3jax.curriculum.schedule import mixture_at, stage_at
+from a3jax.config import Config
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
 from a3jax.ordering import draw_mixture, example_keys
@@ -41,15 +40,15 @@ class Curve:
 
 
 def curve(config: Config, points: int) -> Curve:
-    """A settled curriculum at so many steps, evenly spread, or at all if it has fewer."""
-    stages = config.curriculum
-    step_C = np.unique(np.linspace(0, config.steps - 1, points).round().astype(int))
-    rate_C = np.asarray(schedule(config.optimizer, config.peak_lr, config.steps)(jnp.asarray(step_C)))
+    """A curriculum at so many steps, evenly spread, or at all if it has fewer."""
+    steps = config.schedule.steps
+    step_C = np.unique(np.linspace(0, steps - 1, points).round().astype(int))
+    rate_C = np.asarray(schedule(config.optimizer, config.peak_lr, steps)(jnp.asarray(step_C)))
     shares: dict[str, np.ndarray] = {}
     size_C, factor_C = np.zeros(len(step_C)), np.zeros(len(step_C))
     for column, step in enumerate(step_C.tolist()):
-        _, stage = stage_at(stages, step)
-        weight_P, size_P = mixture_at(stages, step)
+        _, stage = config.schedule.at(step)
+        weight_P, size_P = config.schedule.mixture(step)
         share_P = weight_P / weight_P.sum()
         mean_P = [(1 + size) / 2 if part.sizes == "uniform" else size for part, size in zip(stage.parts, size_P.tolist())]
         size_C[column], factor_C[column] = share_P @ mean_P, stage.lr_factor
@@ -79,10 +78,10 @@ def examples(config: Config, stage: Stage, number: int) -> list[Window]:
 def describe(config: Config, number: int) -> list[dict[str, object]]:
     """Every stage that trains, for JSON; `number` example orders each, as the group of every word of the sentence."""
     result, begin = [], 0
-    for index, stage in enumerate(config.curriculum):
+    for index, stage in enumerate(config.schedule.stages):
         if not stage.length:
             continue
-        batch = config.at(stage).data.batch
+        batch = config.schedule.windows(stage)
         result.append(
             {
                 "stage": index,
@@ -104,7 +103,7 @@ def describe(config: Config, number: int) -> list[dict[str, object]]:
 
 def show(config: Config, number: int, console: Console | None = None) -> None:
     """Print the schedule: a bar of shares for every order, the stages, and `number` example orders of each."""
-    console, config = console or Console(highlight=False), settled(config)
+    console = console or Console(highlight=False)
     seen = curve(config, COLUMNS)
     width = max(len(name) for name in [*seen.share_C, "learning rate"])
     for name, share_C in seen.share_C.items():
@@ -112,7 +111,7 @@ def show(config: Config, number: int, console: Console | None = None) -> None:
     for name, value_C in (("group size", seen.size_C), ("learning rate", seen.rate_C)):
         top = value_C.max()
         console.print(f"{name:{width}} {_bar(value_C / (top or 1))} at most {top:.4g}", markup=False, style="dim")
-    console.print(f"{'':{width}} 0{config.steps:>{len(seen.step_C) - 1},} steps\n", style="dim")
+    console.print(f"{'':{width}} 0{config.schedule.steps:>{len(seen.step_C) - 1},} steps\n", style="dim")
     table = Table("stage", "orders", "steps", "ramp", "batch", "tokens", "learning rate", box=box.SIMPLE_HEAD, pad_edge=False)
     for fact in describe(config, 0):
         steps = f"{'at most ' if fact['may_end_early'] else ''}{fact['steps']:,}"
@@ -127,7 +126,7 @@ def show(config: Config, number: int, console: Console | None = None) -> None:
         )
         table.add_row(*map(str, cells))
     console.print(table)
-    for index, stage in enumerate(config.curriculum):
+    for index, stage in enumerate(config.schedule.stages):
         if not (stage.length and number):
             continue
         console.print(f"stage {index}, {stage.name}: [given]  x₃ in group 3", markup=False)
@@ -140,7 +139,7 @@ def draw(config: Config, file: Path) -> None:
     """The schedule as a figure. Raises `UserError` for a format that is none, and where matplotlib is not installed."""
     if file.suffix[1:] not in FORMATS:
         raise UserError(f"{file} is to be a figure; its name must end in .{', .'.join(FORMATS)}")
-    plt, config = pyplot(), settled(config)
+    plt = pyplot()
     seen = curve(config, POINTS)
     figure, (shares, sizes) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, height_ratios=(3, 1), layout="constrained")
     shares.stackplot(seen.step_C, *seen.share_C.values(), labels=list(seen.share_C), step="post", alpha=0.85)
@@ -154,7 +153,7 @@ def draw(config: Config, file: Path) -> None:
     rates.set_ylabel("learning rate", color="tab:red")
     for axis in (sizes, rates):
         axis.set_ylim(bottom=0)
-    for end in np.cumsum([stage.length for stage in config.curriculum])[:-1].tolist():
+    for end in config.schedule.ends[:-1]:
         for panel in (shares, sizes):
             panel.axvline(end, color="black", linewidth=0.6, linestyle=":")
     figure.legend(*shares.get_legend_handles_labels(), loc="outside right upper", fontsize="small")

@@ -52,7 +52,7 @@ def bench(config: Config, steps: int | None = None) -> Bench:
         raise UserError(f"steps is {steps}; it must be at least 1")
     steps = steps or max(2, 8_000_000 // (data.batch * data.length))
     batches = Batches(open_corpora(with_corpora(config)), data, steps + 1, config.seed)
-    stage = config.curriculum[-1]
+    stage = config.schedule.stages[-1]
     draw = _drawer(config, stage)
     for batch in (batches[steps], batches[0]):  # files are opened, and programs compiled, before the clock runs
         jax.block_until_ready(draw(0, jax.device_put(batch)["segments"]))

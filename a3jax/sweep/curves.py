@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from a3jax.checkpoint.folder import MODEL
-from a3jax.config import Config, ModelConfig, settled
+from a3jax.config import Config, ModelConfig
 from a3jax.files.strict import flat, read
 from a3jax.sweep.status import Status, status
 from a3jax.sweep.trials import FAILED, RUNS, Sweep, Trial
@@ -136,7 +136,7 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str) -> Curve:
     points: tuple[Point, ...] = ()
     if (run / MODEL).is_file():
         rows = read_metrics(run)
-        stages = tuple(_stage_ends(settled(config), read(ModelConfig, run / MODEL), rows))
+        stages = tuple(_stage_ends(config, read(ModelConfig, run / MODEL), rows))
         points = tuple(_points(stages, rows))
     changed = differences(sweep.baseline, trial.config)
     return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
@@ -179,12 +179,12 @@ def differences(baseline: Config, config: Config) -> dict[str, tuple[Any, Any]]:
 def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) -> Iterable[StageEnd]:
     """As they are planned; that of a stage which may end early, where it did."""
     step, tokens, total, length = 0, 0, 0.0, config.data.length
-    for stage in config.curriculum:
+    for stage in config.schedule.stages:
         steps = stage.length
         if stage.plateau is not None:
             logged = [row["step"] - step for row in rows if row.get("stage") == stage.name]
             steps = max((done for done in logged if 0 < done <= steps), default=steps)
-        windows = steps * config.at(stage).data.batch
+        windows = steps * config.schedule.windows(stage)
         step, tokens = step + steps, tokens + windows * length
         total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
         yield StageEnd(stage.name, step, tokens, total)

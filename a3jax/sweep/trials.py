@@ -20,9 +20,8 @@ from typing import Any
 
 from a3jax.checkpoint.folder import STEPS, saved_steps
 from a3jax.config import Config, HeldOutOrder
-from a3jax.curriculum.plateau import Standing
+from a3jax.curriculum.plateau import PlateauState
 from a3jax.errors import UserError
-from a3jax.experiment.check import check
 from a3jax.experiment.combine import Trials, Value
 from a3jax.files.folders import write_whole
 from a3jax.files.strict import build, flat, nearest, read, to_json
@@ -76,10 +75,6 @@ def make_sweep(experiment: Config, trials: Trials, folder: Path, halving: Halvin
         labels = {path: changes[path].label for path in sorted(changes)}
         name = _name(labels)
         config = dataclasses.replace(_changed(baseline, changes, name), run=str(folder / RUNS / name))
-        try:
-            check(config)
-        except UserError as error:
-            raise UserError(f"trial {name}: {error}") from None
         if made.setdefault(name, trial := Trial(name, labels, config)) != trial:
             raise UserError(f"two trials are named {name}; give their values other labels")
     if not made:
@@ -101,7 +96,7 @@ def reached(run: Path) -> int:
     """The step of its curriculum that a run has saved: what stages that ended early passed over counts as done."""
     step = max(saved_steps(run), default=0)
     standing = run / STEPS / str(step) / "standing" / "metadata"
-    return step + (read(Standing, standing).skipped if standing.is_file() else 0)
+    return step + (read(PlateauState, standing).skipped if standing.is_file() else 0)
 
 
 def _name(labels: dict[str, str]) -> str:

@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from a3jax.checkpoint.folder import STEPS
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import TrainConfig
-from a3jax.curriculum.plateau import Standing
+from a3jax.curriculum.plateau import PlateauState
 from a3jax.devices.agreement import barrier, together
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import is_full_disk, is_passing, remove
@@ -52,7 +52,7 @@ class Restored(NamedTuple):
     record: Record
     data: dict[str, Any]
     """State of the data iterator."""
-    standing: Standing
+    standing: PlateauState
 
 
 class Checkpoints:
@@ -85,7 +85,7 @@ class Checkpoints:
         state: State,
         record: Record,
         data: dict[str, Any],
-        standing: Standing,
+        standing: PlateauState,
         nll: dict[str, float] | None,
     ) -> None:
         """Begin to save `step`, after the one before is written. Raises `UserError` if that one could not be.
@@ -160,7 +160,7 @@ class Checkpoints:
         structure = jax.tree.structure((abstract.params, abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
         facts = {name: saved[name] for name in _FACTS if name in saved}
-        standing = _built(Standing, facts.get("standing", {}), "standing")  # older runs have none
+        standing = _built(PlateauState, facts.get("standing", {}), "standing")  # older runs have none
         state = with_counts(State(params, optimizer, abstract.step, abstract.skipped), step, standing.skipped)
         sums = checksums(state, **facts)
         for name in sums.keys() | saved["checksums"].keys():

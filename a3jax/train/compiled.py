@@ -32,9 +32,8 @@ class CompiledSteps:
     def __enter__(self) -> Self:
         """Raises `UserError` where steps are to be loaded and one of them cannot be."""
         if self._config.train.executables is not None:
-            for stage in self._config.curriculum:
-                if stage.length:
-                    self._begin(stage).result()
+            for stage in self._config.schedule.trained:
+                self._begin(stage).result()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -43,7 +42,7 @@ class CompiledSteps:
 
     def ready(self, stage: Stage) -> bool:
         """Whether `at` would return at once."""
-        step = self._steps.get(stage.kind)
+        step = self._steps.get(stage.program)
         return step is not None and step.done()
 
     def at(self, stage: Stage, then: Stage | None, give_up: Callable[[], int] = lambda: 0) -> jax.stages.Compiled | None:
@@ -60,10 +59,10 @@ class CompiledSteps:
         return None
 
     def _begin(self, stage: Stage) -> Future[jax.stages.Compiled]:
-        kind = stage.kind
-        if kind not in self._steps:
-            self._steps[kind] = self._compiler.submit(compile_step, self._config, self._model, kind, self._mesh)
-        return self._steps[kind]
+        program = stage.program
+        if program not in self._steps:
+            self._steps[program] = self._compiler.submit(compile_step, self._config, self._model, program, self._mesh)
+        return self._steps[program]
 
 
 def compile_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Compiled:
@@ -71,7 +70,7 @@ def compile_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -
     lowered, folder = lower(config, model, stage, mesh), config.train.executables
     if folder is None:
         return lowered.compile(options(mesh))
-    config = remat.settled(config, model, mesh, remat.device_memory(mesh.devices.flat[0]))
+    config = remat.chosen(config, model, mesh, remat.device_memory(mesh.devices.flat[0]))
     return executable.load(Path(folder), stage, executable.fingerprint(config, model, lowered, mesh), lowered, mesh)
 
 
@@ -84,7 +83,7 @@ def lower(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.s
 
 def abstract_batch(config: Config, stage: Stage, mesh: Mesh) -> Batch:
     """The shapes of a stage's batch, and where it lies."""
-    rows, sharding = config.at(stage).data.batch, meshes.batch_sharding(mesh)
+    rows, sharding = config.schedule.windows(stage), meshes.batch_sharding(mesh)
     columns = {"tokens": (config.data.length, jnp.int32), "segments": (config.data.length, jnp.int32)}
     if stage.changes:
         columns |= {"weights": (len(stage.parts), jnp.float32), "sizes": (len(stage.parts), jnp.int32)}

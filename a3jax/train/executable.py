@@ -121,7 +121,7 @@ _AGAIN = "save it again with a3jax plan --save, or leave out train.executables"
 
 
 def _file(folder: Path, stage: Stage) -> Path:
-    return folder / f"{stage.name}-{_sha256(repr(stage.kind))[:8]}.executable"
+    return folder / f"{stage.name}-{_sha256(repr(stage.program))[:8]}.executable"
 
 
 def _sha256(text: str) -> str:

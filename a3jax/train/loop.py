@@ -20,8 +20,7 @@ from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import Config, Stage, settled
-from a3jax.curriculum.plateau import Standing, judge
-from a3jax.curriculum.schedule import batch_sizes, rows_at, stage_at
+from a3jax.curriculum.plateau import PlateauState, judge
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.devices import mesh as meshes
 from a3jax.devices.agreement import AgreedStop, barrier
@@ -30,7 +29,6 @@ from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import Processes, connect, meeting_at
 from a3jax.errors import UserError
 from a3jax.evaluate.likelihood import HeldOut
-from a3jax.experiment.check import check
 from a3jax.model.parameters import graph
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.compiled import CompiledSteps
@@ -71,7 +69,6 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     written; what was saved before stays.
     """
     started = time.perf_counter()
-    check(config)
     config = settled(config)
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(stop_requests())
@@ -86,7 +83,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
-        batch_S = batch_sizes(config.curriculum, config.data.batch)
+        batch_S = config.schedule.batch_S
         rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
         endless = config.guard.action == "rollback"  # which passes over batches, nobody knows how many
         source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless)
@@ -108,7 +105,7 @@ class _Position(NamedTuple):
     state: State
     record: Record
     batches: grain.DatasetIterator
-    standing: Standing
+    standing: PlateauState
 
 
 def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _Position:
@@ -127,7 +124,7 @@ def _position(
 ) -> _Position:
     """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
     if saved is None:
-        return _Position(0, _first_state(run, mesh)._replace(source=teacher), run.record, batches, Standing())
+        return _Position(0, _first_state(run, mesh)._replace(source=teacher), run.record, batches, PlateauState())
     return _Position(saved.step, saved.state._replace(source=teacher), saved.record, batches, saved.standing)
 
 
@@ -150,7 +147,7 @@ def _steps(
     hosts: Hosts,
 ) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
-    config, settings = run.config, run.config.train
+    config, settings, schedule = run.config, run.config.train, run.config.schedule
     step, state, record, batches, standing = start
     put = _put(meshes.batch_sharding(mesh))
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
@@ -169,19 +166,18 @@ def _steps(
         return step
     while step < _end(config, standing):
         position = step + standing.skipped
-        index, stage = stage_at(config.curriculum, position)
+        index, stage = schedule.at(position)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
         with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
-            then = next((later for later in config.curriculum[index + 1 :] if later.length), None)
-            run_step = compiled.at(stage, then, hosts.signal if may_stop else lambda: 0)
+            run_step = compiled.at(stage, schedule.after(index), hosts.signal if may_stop else lambda: 0)
         if (may_stop and stop.now()) or run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
                 save(None)
             break
         with report.input():
             read = next(batches)
-            read |= rows_at(config.curriculum, position, len(read["tokens"]))
-            batch = {name: put_rows[config.at(stage).data.batch](array) for name, array in read.items()}
+            read |= schedule.rows(position, len(read["tokens"]))
+            batch = {name: put_rows[schedule.windows(stage)](array) for name, array in read.items()}
         with tracing.step(step + 1, report.flush):
             state, metrics = run_step(state, batch)
             step += 1
@@ -189,11 +185,11 @@ def _steps(
         record = _after(record, stage, config)
         last_step = step == _end(config, standing)
         ending = last_step or bool(stop.after(metrics.predicted))
-        ends_stage = settings.eval_stages and position + 1 == sum(stage.length for stage in config.curriculum[: index + 1])
+        ends_stage = settings.eval_stages and position + 1 == schedule.ends[index]
         nll = None
         if last_step or step % settings.eval_every == 0 or ends_stage:
             nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
-            standing = judge(standing, config.curriculum, step, nll)
+            standing = judge(standing, schedule, step, nll)
             if step + standing.skipped > position + 1:  # the stage ends here
                 state = with_counts(state, step, standing.skipped)
                 ending |= step == _end(config, standing)
@@ -229,15 +225,15 @@ class _Rollbacks(NamedTuple):
         return _Rollbacks(step, times)
 
 
-def _end(config: Config, standing: Standing) -> int:
+def _end(config: Config, standing: PlateauState) -> int:
     """The optimizer steps after which the run ends, as things stand."""
-    return min(config.end, config.steps - standing.skipped)
+    return min(config.end, config.schedule.steps - standing.skipped)
 
 
 def _after(record: Record, stage: Stage, config: Config) -> Record:
     """The record after one more step."""
     stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
-    tokens = record.tokens + config.at(stage).data.batch * config.data.length
+    tokens = record.tokens + config.schedule.windows(stage) * config.data.length
     return dataclasses.replace(record, steps=record.steps + 1, tokens=tokens, stages=stages)
 
 

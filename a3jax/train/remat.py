@@ -40,7 +40,7 @@ def choose(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -
     return "dots" if state_bytes(config, model, mesh) + saved_bytes(config, model, mesh) <= SHARE * memory else "full"
 
 
-def settled(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -> Config:
+def chosen(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -> Config:
     """The experiment with `auto` replaced by what it chooses."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, remat=choose(config, model, mesh, memory)))
 

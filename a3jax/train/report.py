@@ -98,13 +98,13 @@ class Report:
         seconds, self._clock = now - self._clock, now
         self._spent(USEFUL)
         waited, self._waited = min(self._waited, seconds), 0.0
-        data = self._config.at(stage).data
-        speed = data.batch * data.length / seconds
+        windows, length = self._config.schedule.windows(stage), self._config.data.length
+        speed = windows * length / seconds
         self._speeds.append(speed)
         self._hosts.step(step, own, seconds)
         facts = {"input_wait": waited / seconds}
         if self._peak:
-            needed = data.batch * flops.per_window(self._model, stage, data.length, self._config.adapt.distill > 0)
+            needed = windows * flops.per_window(self._model, stage, length, self._config.adapt.distill > 0)
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from a3jax.checkpoint.folder import MODEL
 from a3jax.checkpoint.provenance import Record
-from a3jax.config import Config, ModelConfig, settled
+from a3jax.config import Config, ModelConfig, check_start, settled
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
 from a3jax.data.tokenizer import TextCodec, load_codec
@@ -67,9 +67,10 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         with_corpora(config)  # what has to be prepared, one process prepares
     barrier("prepared")
     corpora = open_corpora(with_corpora(config))
-    weights(config.data.sources, config.steps)
+    weights(config.data.sources, config.schedule.steps)
+    check_start(config)
     if config.source is None:
-        assert config.model is not None, "check() asks for a source or a model"
+        assert config.model is not None
         source, model, record = None, config.model, Record(source="random")
     else:
         source = pretrained(config.source)
@@ -79,7 +80,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     model = trained_model(config, model)
     changes(config.adapt, model)
     _check_data(config, model, corpora, source)
-    if any(stage.plateau for stage in config.curriculum) and not any(c.manifest.held_out.tokens for c in corpora):
+    if config.schedule.may_end_early and not any(c.manifest.held_out.tokens for c in corpora):
         raise UserError(f"a stage has a plateau, but nothing of {corpora[0].folder} is held out; prepare it with --held-out")
     if config.adapt.distill and mesh.shape["context"] > 1:
         raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
@@ -156,7 +157,7 @@ def is_training(folder: Path) -> bool:
 def check_same(folder: Path, config: Config) -> None:
     """Raise `UserError` if the run in `folder` is another than `config`, but for what is free to change."""
     before, now = (dict(flat(dataclasses.asdict(settled(one)))) for one in (read(Config, folder / CONFIG), config))
-    bound = ("train.eval_every", "train.eval_windows") if any(stage.plateau for stage in config.curriculum) else ()
+    bound = ("train.eval_every", "train.eval_windows") if config.schedule.may_end_early else ()
     for name in sorted(before.keys() | now.keys()):
         free = name not in bound and any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)
         if before.get(name) != now.get(name) and not free:

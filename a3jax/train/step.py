@@ -120,7 +120,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.schedule.rows_at`).
     """
     rate = schedule(config.optimizer, stage.lr_factor * config.peak_lr, config.steps)
-    how, parts, windows = compute(config), config.train.accumulate, config.at(stage).data.batch
+    how, parts, windows = compute(config), config.train.accumulate, config.schedule.windows(stage)
     changed = changes(config.adapt, model)
     how = how._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))

@@ -1,1 +1,1 @@
-"""Weights in and out: Hugging Face, GGUF, and the PyTorch twin."""
+"""Pretrained weights in: Hugging Face folders, GGUF files and the hub, through one table of names."""

@@ -1,11 +1,10 @@
-"""A two-stream model as a Hugging Face folder: its `config.json` both ways, and the PyTorch code that travels with it.
+"""A two-stream model as a Hugging Face folder: its `config.json` both ways. PyTorch code travels with it (`a3jax.export`).
 
 The configuration is the family's own, under our model type, with what the twin needs to know of the family spelt out.
 """
 
 import dataclasses
 import typing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from a3jax.weights import families
 
 MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
-TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "decoding_a3.py", "modeling_a3.py"))
 
 
 def from_hf(config: dict[str, Any], where: str) -> ModelConfig:

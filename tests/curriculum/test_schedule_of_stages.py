@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from a3jax.config import Config, DataConfig, Stage, settled
-from a3jax.curriculum.plateau import Standing, judge
-from a3jax.curriculum.schedule import batch_sizes, direct, mixed, mixture_at, paper, rows_at, settle, stage_at
+from a3jax.curriculum.plateau import PlateauState, judge
+from a3jax.curriculum.presets import direct, mixed, paper
+from a3jax.curriculum.schedule import Schedule, settle
 from a3jax.curriculum.stage import AR, Part, Plateau
 from a3jax.errors import UserError
-from a3jax.experiment.check import check
 from a3jax.files.strict import from_json, to_json
 
 STAGES = (Stage(3), Stage(1, "in_order", 2), Stage(5, "random", 4), Stage(2, "spans", 8))
@@ -21,32 +21,32 @@ STAGES = (Stage(3), Stage(1, "in_order", 2), Stage(5, "random", 4), Stage(2, "sp
 def test_every_step_belongs_to_its_stage():
     expected = list(itertools.chain.from_iterable([i] * stage.steps for i, stage in enumerate(STAGES)))
     for step, index in enumerate(expected):
-        assert stage_at(STAGES, step) == (index, STAGES[index])
+        assert Schedule(STAGES, 4).at(step) == (index, STAGES[index])
 
 
 @pytest.mark.parametrize(("boundary", "index"), [(3, 0), (4, 1), (9, 2)])
 def test_a_stage_ends_one_step_before_the_next_begins(boundary, index):
-    assert stage_at(STAGES, boundary - 1)[0] == index
-    assert stage_at(STAGES, boundary)[0] == index + 1
+    assert Schedule(STAGES, 4).at(boundary - 1)[0] == index
+    assert Schedule(STAGES, 4).at(boundary)[0] == index + 1
 
 
 def test_the_end_of_the_curriculum():
-    assert stage_at(STAGES, 10)[0] == 3
+    assert Schedule(STAGES, 4).at(10)[0] == 3
     for step in (11, 12, 1000):
         with pytest.raises(IndexError, match=f"step {step} is past the end of a curriculum of 11 steps"):
-            stage_at(STAGES, step)
+            Schedule(STAGES, 4).at(step)
 
 
 def test_a_stage_of_no_steps_is_passed_over():
     stages = (Stage(2), Stage(0, "random", 4), Stage(1, "in_order", 2))
-    assert [stage_at(stages, step)[0] for step in range(3)] == [0, 0, 2]
+    assert [Schedule(stages, 4).at(step)[0] for step in range(3)] == [0, 0, 2]
     ramped = settle((Stage(2), Stage(0, "random", 4), Stage(3, "in_order", 2, ramp=2)), 1, 1)
     assert [part.name for part in ramped[2].parts] == ["in_order_2", "in_order_1"], "the ramp is from what was trained"
 
 
 def test_stages_with_equal_settings_are_told_apart_by_place():
     twice = (Stage(2), Stage(2))
-    assert [stage_at(twice, step)[0] for step in range(4)] == [0, 0, 1, 1]
+    assert [Schedule(twice, 4).at(step)[0] for step in range(4)] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("steps", [5, 6, 100, 1000, 1001])
@@ -79,7 +79,7 @@ def test_lengths_in_steps_tokens_and_fractions_are_settled_to_steps():
     assert steps_of(Stage(10), Stage(fraction=0.25), Stage(fraction=0.75), total_steps=50) == [10, 10, 30]
     assert steps_of(Stage(fraction=0.5), Stage(fraction=0.5, batch=1), total_tokens=40_000) == [50, 200]
     assert steps_of(Stage(10), Stage(fraction=1.0), total_tokens=40_000) == [10, 90]
-    assert batch_sizes(settle((Stage(2), Stage(0), Stage(1, batch=8)), 4, 1), 4).tolist() == [4, 4, 8]
+    assert Schedule(settle((Stage(2), Stage(0), Stage(1, batch=8)), 4, 1), 4).batch_S.tolist() == [4, 4, 8]
 
 
 HALF = Stage(fraction=0.5, family="random", group_size=4)
@@ -118,8 +118,8 @@ def test_what_contradicts_itself_is_refused_by_name(stages, totals, message):
 
 def shares(stages, step):
     """What is drawn at a step: name -> probability."""
-    _, stage = stage_at(stages, step)
-    weight_P = mixture_at(stages, step).weight_P
+    _, stage = Schedule(stages, 4).at(step)
+    weight_P = Schedule(stages, 4).mixture(step).weight_P
     return {part.name: pytest.approx(float(weight / weight_P.sum())) for part, weight in zip(stage.parts, weight_P)}
 
 
@@ -133,13 +133,13 @@ def test_a_ramp_begins_with_the_stage_before_and_is_over_after_its_steps():
     assert shares(stages, 7) == shares(stages, 8) == {"random_4": 1, "in_order_1": 0}
     assert shares(stages, 9) == {"random_8": 1}
     assert stages[1].name == "random_4"
-    assert rows_at(stages, 2, 5) == {}
-    assert rows_at(stages, 4, 5)["weights"].shape == rows_at(stages, 4, 5)["sizes"].shape == (5, 2)
+    assert Schedule(stages, 4).rows(2, 5) == {}
+    assert Schedule(stages, 4).rows(4, 5)["weights"].shape == Schedule(stages, 4).rows(4, 5)["sizes"].shape == (5, 2)
 
 
 def test_a_ramp_of_the_size_changes_nothing_else():
     stages = settle((Stage(1, "random", 1), Stage(9, "random", 9, ramp=8, ramp_of="size")), 1, 1)
-    sizes = [mixture_at(stages, step).size_P.tolist() for step in range(1, 10)]
+    sizes = [Schedule(stages, 4).mixture(step).size_P.tolist() for step in range(1, 10)]
     assert sizes == [[size] for size in range(1, 10)]
 
 
@@ -170,9 +170,9 @@ def test_a_plateau_passes_over_what_is_left_of_its_stage_alone():
     stages = (Stage(10), dataclasses.replace(Stage(50, "random", 4), plateau=rule), Stage(10, "random", 8))
 
     def go(values, standing=None):
-        found = [standing or Standing()]
+        found = [standing or PlateauState()]
         for step, value in values:
-            found.append(judge(found[-1], stages, step, {"random_4": value, "ar": 1.0}))
+            found.append(judge(found[-1], Schedule(stages, 4), step, {"random_4": value, "ar": 1.0}))
         return found[1:]
 
     early = [(5, 3.0), (10, 3.0), (15, 3.0)]
@@ -181,19 +181,18 @@ def test_a_plateau_passes_over_what_is_left_of_its_stage_alone():
     found = go(falling)
     assert [one.stale for one in found] == [0, 0, 0, 0, 1, 0, 1, 0]
     assert found[-1].skipped == 20, "step 40 of 60"
-    assert stage_at(stages, 39 + found[-2].skipped)[0] == 1
-    assert stage_at(stages, 40 + found[-1].skipped)[0] == 2
+    assert Schedule(stages, 4).at(39 + found[-2].skipped)[0] == 1
+    assert Schedule(stages, 4).at(40 + found[-1].skipped)[0] == 2
     assert go([(45, 9.0), (50, 9.0)], found[-1])[-1].skipped == 20
     for cut in range(1, len(falling)):  # a resumed run has what was saved, and nothing else
-        saved = from_json(Standing, to_json(go(falling[:cut])[-1]), "x")
+        saved = from_json(PlateauState, to_json(go(falling[:cut])[-1]), "x")
         assert go(falling[cut:], saved)[-1] == found[-1]
     ended = go([(15, 3.0), (20, float("nan")), (25, float("nan"))])[-1]
-    assert stage_at(stages, 25 + ended.skipped)[0] == 2
+    assert Schedule(stages, 4).at(25 + ended.skipped)[0] == 2
 
 
 def test_batches_of_their_own_do_not_go_with_what_moves_stages():
     stages = (Stage(5, plateau=Plateau()), Stage(5, batch=2))
-    config = Config("x", source="y", data=DataConfig(batch=4), curriculum=stages)
     with pytest.raises(UserError, match="a plateau can bring batches into another stage"):
-        check(config)
-    assert np.array_equal(batch_sizes(stages, 4), [4] * 5 + [2] * 5)
+        Config("x", source="y", data=DataConfig(batch=4), curriculum=stages)
+    assert np.array_equal(Schedule(stages, 4).batch_S, [4] * 5 + [2] * 5)

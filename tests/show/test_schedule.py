@@ -9,7 +9,7 @@ from rich.console import Console
 from typed import answer, fails, run
 
 from a3jax.config import Config, OptimizerConfig, Stage
-from a3jax.curriculum.schedule import paper
+from a3jax.curriculum.presets import paper
 from a3jax.curriculum.stage import Plateau
 from a3jax.show import schedule
 
@@ -65,7 +65,7 @@ def test_the_picture_shows_every_order_and_is_the_same_every_time(experiment, tm
 
 def test_the_bars_are_the_shares_and_learning_rates_of_the_steps():
     stages = (Stage(4), Stage(12, "random", 4, ramp=8, lr_factor=0.5, plateau=Plateau()))
-    config = schedule.settled(Config("x", curriculum=stages, optimizer=OptimizerConfig(1.0, "constant", 0)))
+    config = Config("x", curriculum=stages, optimizer=OptimizerConfig(1.0, "constant", 0))
     seen = schedule.curve(config, 100)
     assert seen.step_C.tolist() == list(range(16))
     ramp = np.clip((np.arange(16) - 4) / 8, 0, 1)

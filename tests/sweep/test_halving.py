@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from a3jax.curriculum.plateau import Standing
+from a3jax.curriculum.plateau import PlateauState
 from a3jax.errors import UserError
 from a3jax.sweep import product
 from a3jax.sweep.halving import best, dropped, stops
@@ -42,7 +42,7 @@ def test_a_trial_whose_stage_ended_early_is_over(sweep, write_run, tmp_path):
         write_run(trial, {2: {"nll/random_1": nll}} if nll != 1.0 else {1: {"nll/random_1": nll}})
     early = sweep.trials[1].config.run_folder / "checkpoints" / "1" / "standing"
     early.mkdir()
-    (early / "metadata").write_text(json.dumps(dataclasses.asdict(Standing(skipped=7))))
+    (early / "metadata").write_text(json.dumps(dataclasses.asdict(PlateauState(skipped=7))))
     assert best(tmp_path, sweep, RULE, 0, sweep.trials) == list(sweep.trials[1:3])
 
 

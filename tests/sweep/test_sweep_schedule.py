@@ -15,7 +15,7 @@ import pytest
 from typed import answer, fails, run
 
 from a3jax.config import settled
-from a3jax.curriculum.plateau import Standing
+from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment.files import load_sweep
@@ -264,5 +264,5 @@ def test_a_run_whose_stage_ended_early_is_not_run_again(experiment, tmp_path):
     step = tmp_path / "checkpoints" / "5"
     (step / "standing").mkdir(parents=True)
     assert reached(tmp_path) == 5
-    (step / "standing" / "metadata").write_text(to_json(Standing(skipped=3)))
+    (step / "standing" / "metadata").write_text(to_json(PlateauState(skipped=3)))
     assert reached(tmp_path) == experiment.steps == 8

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from a3jax.config import Stage
-from a3jax.curriculum.schedule import paper
+from a3jax.curriculum.presets import paper
 from a3jax.errors import UserError
 from a3jax.sweep import Trials, chain, log_uniform, product, sample, seeds, uniform, zip_
 from a3jax.sweep.trials import make_sweep, read_sweep, save_sweep

@@ -5,44 +5,51 @@ What depends on weights, data or devices is checked where these are opened (`a3j
 
 import math
 
-from a3jax.config import Config, DataConfig, settled
+from a3jax.config.sections import AdaptConfig, DataConfig, GuardConfig, OptimizerConfig, ProfileConfig, TrainConfig
+from a3jax.curriculum.schedule import Schedule
 from a3jax.errors import UserError
 
 
-def check(config: Config) -> None:
-    """Raise `UserError` for values that cannot work together."""
+def check_sections(
+    seed: int,
+    data: DataConfig,
+    optimizer: OptimizerConfig,
+    adapt: AdaptConfig,
+    train: TrainConfig,
+    guard: GuardConfig,
+    profile: ProfileConfig,
+) -> None:
+    """Raise `UserError` for a value that no other makes right, or for two of one section that contradict each other."""
     positive = {
-        "data.length": config.data.length,
-        "data.batch": config.data.batch,
-        "train.accumulate": config.train.accumulate,
-        "train.loss_chunk": config.train.loss_chunk,
-        "train.log_every": config.train.log_every,
-        "train.eval_windows": config.train.eval_windows,
-        "train.eval_every": config.train.eval_every,
-        "train.save_every": config.train.save_every,
-        "train.stop_at": 1 if config.train.stop_at is None else config.train.stop_at,
-        "guard.limit": config.guard.limit,
+        "data.length": data.length,
+        "data.batch": data.batch,
+        "train.accumulate": train.accumulate,
+        "train.loss_chunk": train.loss_chunk,
+        "train.log_every": train.log_every,
+        "train.eval_windows": train.eval_windows,
+        "train.eval_every": train.eval_every,
+        "train.save_every": train.save_every,
+        "train.stop_at": 1 if train.stop_at is None else train.stop_at,
+        "guard.limit": guard.limit,
     }
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-    stages = settled(config).curriculum
-    _check_data(config.data)
-    _ = config.profile.range
-    optimizer = config.optimizer
+    _check_data(data)
+    _ = profile.range
     for name, number, high in [
-        ("seed", config.seed, 2**32 - 1),
-        ("data.workers", config.data.workers, None),
-        ("train.keep", config.train.keep, None),
-        ("train.keep_best", config.train.keep_best, None),
-        ("train.keep_hours", config.train.keep_hours or 0, None),
-        ("guard.spike", config.guard.spike or 0, None),
-        ("optimizer.peak_lr", config.peak_lr, None),
+        ("seed", seed, 2**32 - 1),
+        ("data.workers", data.workers, None),
+        ("train.keep", train.keep, None),
+        ("train.keep_best", train.keep_best, None),
+        ("train.keep_hours", train.keep_hours or 0, None),
+        ("guard.spike", guard.spike or 0, None),
+        ("optimizer.peak_lr", optimizer.peak_lr or 0, None),
         ("optimizer.warmup", optimizer.warmup, None),
         ("optimizer.decay", optimizer.decay, 1),
         ("optimizer.final_lr", optimizer.final_lr, 1),
         ("optimizer.weight_decay", optimizer.weight_decay, None),
-        ("adapt.distill", config.adapt.distill, 1),
+        ("adapt.distill", adapt.distill, 1),
     ]:
         if not math.isfinite(number):
             raise UserError(f"{name} is {number}; it must be finite")
@@ -54,22 +61,22 @@ def check(config: Config) -> None:
     for name, number in [("optimizer.eps", optimizer.eps), ("optimizer.clip", optimizer.clip)]:
         if not (number > 0 and math.isfinite(number)):
             raise UserError(f"{name} is {number}; it must be above 0")
-    early = any(stage.plateau for stage in stages)
-    sizes = {config.at(stage).data.batch for stage in stages if stage.length}
-    if len(sizes) > 1 and (early or config.guard.action == "rollback"):
+    if adapt.rank is not None and adapt.rank < 0:
+        raise UserError(f"adapt.rank is {adapt.rank}; it must be at least 0")
+
+
+def check_stages(schedule: Schedule, train: TrainConfig, guard: GuardConfig) -> None:
+    """Raise `UserError` for stages whose batches do not go with what else is chosen."""
+    early = schedule.may_end_early
+    sizes = {schedule.windows(stage) for stage in schedule.trained}
+    if len(sizes) > 1 and (early or guard.action == "rollback"):
         what = "a plateau" if early else "guard.action rollback"
         raise UserError(f"{what} can bring batches into another stage than was planned; give all stages one batch")
-    batches = {"data.batch": config.data.batch}
-    batches |= {f"curriculum.{i}.batch": stage.batch for i, stage in enumerate(stages) if stage.batch is not None}
+    batches = {"data.batch": schedule.batch}
+    batches |= {f"curriculum.{i}.batch": stage.batch for i, stage in enumerate(schedule.stages) if stage.batch is not None}
     for name, batch in batches.items():
-        if batch % config.train.accumulate:
-            raise UserError(f"train.accumulate {config.train.accumulate} does not divide {name} {batch}")
-    if config.adapt.distill and config.source is None:
-        raise UserError(f"adapt.distill is {config.adapt.distill}, but there is no source to learn from; give source")
-    if config.adapt.rank is not None and config.adapt.rank < 0:
-        raise UserError(f"adapt.rank is {config.adapt.rank}; it must be at least 0")
-    if config.source is None and config.model is None:
-        raise UserError("give source (an imported model), or model (random weights of that shape)")
+        if batch % train.accumulate:
+            raise UserError(f"train.accumulate {train.accumulate} does not divide {name} {batch}")
 
 
 def _check_data(data: DataConfig) -> None:
