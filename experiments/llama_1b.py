@@ -7,7 +7,8 @@ a3jax prepare ~/fineweb data/fineweb-llama3 --tokenizer models/llama-1b
 a3jax train llama_1b
 """
 
-from a3jax.config import AdaptConfig, Config, DataConfig, ModelConfig, RopeScaling
+from a3jax.config import AdaptConfig, Config, DataConfig
+from a3jax.config.shapes import LLAMA_3_2_1B
 from a3jax.curriculum.presets import paper
 
 
@@ -16,22 +17,7 @@ def experiment() -> Config:
     return Config(
         name="llama-1b",
         source="models/llama-1b",
-        model=ModelConfig(
-            family="llama",
-            vocab=128256,
-            width=2048,
-            ff_width=8192,
-            layers=16,
-            query_heads=32,
-            kv_heads=8,
-            head_width=64,
-            context=131072,
-            tied_head=True,
-            rope_theta=500_000.0,
-            rope_scaling=RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192),
-            start_token=128000,
-            end_tokens=(128001,),
-        ),
+        model=LLAMA_3_2_1B,
         data=DataConfig(path="data/fineweb-llama3", length=2048, batch=128),
         curriculum=paper(7630),
         adapt=AdaptConfig(rank=0),

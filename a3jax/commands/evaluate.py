@@ -11,8 +11,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from a3jax.commands.commandline import Json, Text
 from a3jax.config import MeshConfig
+from a3jax.decode.settings import DecodingOptions
 from a3jax.errors import UserError
-from a3jax.generate.choices import DEFAULTS, Choices
 
 if TYPE_CHECKING:
     from a3jax.evaluate.task import Task
@@ -82,7 +82,7 @@ class Evaluate:
     """stories, code: the model that sees the left only; CHECKPOINT itself if not given."""
     skip_bad: bool = False
     """Pass over and count broken lines and files instead of ending at the first."""
-    decoding: OmitArgPrefixes[Choices] = DEFAULTS
+    decoding: OmitArgPrefixes[DecodingOptions] = DecodingOptions()
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"

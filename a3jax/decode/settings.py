@@ -1,4 +1,8 @@
-"""How blanks are to be filled: every choice a user has, checked in one place."""
+"""How blanks are to be filled: every choice a user has, checked in one place.
+
+`DecodingOptions` are the choices as a command line or a line of JSONL makes them, some or all, one over the other; a
+`Decoding` is made of them once all is known, and is valid.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,8 +18,8 @@ Prefill = Literal["ar", "group"]
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How blanks are filled. Raises `UserError` for a value that means nothing, and for choices that contradict."""
+class DecodingOptions:
+    """How blanks are filled. Options of one mode are refused in another."""
 
     mode: Mode = "groups"
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
@@ -53,6 +57,15 @@ class Decoding:
     """The last blank stands at the end of the text and may end early, with the model's end token or a stop string."""
     stop: tuple[str, ...] = ()
     """Strings before which a blank that may end is cut."""
+
+    def checked(self, **changes: Any) -> "Decoding":
+        """With `changes`, once all is known. Raises `UserError` as `Decoding` does."""
+        return Decoding(**{**dataclasses.asdict(self), **changes})
+
+
+@dataclass(frozen=True)
+class Decoding(DecodingOptions):
+    """How blanks are filled. Raises `UserError` for a value that means nothing, and for choices that contradict."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from a3jax.decode.settings import Decoding
+from a3jax.decode.settings import Decoding, DecodingOptions
 from a3jax.errors import UserError
 from a3jax.files.folders import hold, is_full_disk
 from a3jax.files.strict import build
-from a3jax.generate.choices import Choices
 from a3jax.generate.infill import Infilled
 from a3jax.generate.reading import count_lines, lines, located, windows
 from a3jax.generate.request import Request, Wanted, answer, fill, request
@@ -49,7 +48,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Line(Wanted, Choices):
+class _Line(Wanted, DecodingOptions):
     """The fields that a line may have."""
 
     id: int | str | None = None
@@ -57,7 +56,7 @@ class _Line(Wanted, Choices):
 
 
 def answer_file(
-    model: Model, source: BinaryIO, name: str, out: Path | BinaryIO, choices: Choices, samples: int, batch: int
+    model: Model, source: BinaryIO, name: str, out: Path | BinaryIO, choices: DecodingOptions, samples: int, batch: int
 ) -> dict[str, int]:
     """Answer the requests of `source`, which messages call `name`; as many `samples` of each.
 
@@ -88,7 +87,7 @@ def _answer(model: Model, row: Row, filled: Infilled) -> bytes:
     return json.dumps({**head, **answer(filled)}).encode() + b"\n"
 
 
-def _rows(source: BinaryIO, name: str, choices: Choices, samples: int) -> Iterator[Row]:
+def _rows(source: BinaryIO, name: str, choices: DecodingOptions, samples: int) -> Iterator[Row]:
     count = itertools.count()
     for line in lines(source, name):
         with located(line.where):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from a3jax.data.tokenizer import TextCodec
-from a3jax.decode.settings import Decoding
+from a3jax.decode.settings import Decoding, DecodingOptions
 from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
-from a3jax.generate.choices import Choices
 from a3jax.generate.infill import Infilled, Observe, Tokens, document_of, infill_batch
 from a3jax.generate.reading import check_text
 from a3jax.weights.loading import Model
@@ -71,7 +70,7 @@ class Wanted:
     def _parsed(self) -> Template:
         return parse(self.text or "")
 
-    def decoding(self, choices: Choices, **changes: Any) -> Decoding:
+    def decoding(self, choices: DecodingOptions, **changes: Any) -> Decoding:
         """How to fill it: a prompt is for a text that may end."""
         return choices.checked(ends=choices.ends or self.prompt is not None, **changes)
 
