@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from a3jax.commands.commandline import Json, Text
 from a3jax.config import MeshConfig
-from a3jax.decode.settings import DecodingOptions
+from a3jax.decode.settings import DEFAULTS, DecodingOptions
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Evaluate:
     """stories, code: the model that sees the left only; CHECKPOINT itself if not given."""
     skip_bad: bool = False
     """Pass over and count broken lines and files instead of ending at the first."""
-    decoding: OmitArgPrefixes[DecodingOptions] = DecodingOptions()
+    decoding: OmitArgPrefixes[DecodingOptions] = DEFAULTS
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from a3jax.commands.commandline import Json, Text
-from a3jax.decode.settings import DecodingOptions
+from a3jax.decode.settings import DEFAULTS, DecodingOptions
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Generate:
     """Samples of each text, with seed, seed + 1 and so on."""
     batch: int = 8
     """Texts filled at once."""
-    decoding: OmitArgPrefixes[DecodingOptions] = DecodingOptions()
+    decoding: OmitArgPrefixes[DecodingOptions] = DEFAULTS
     watch: bool = False
     """Show the text in the terminal while it fills in, coloured by probability."""
     trace: Path | None = None

@@ -63,6 +63,9 @@ class DecodingOptions:
         return Decoding(**{**dataclasses.asdict(self), **changes})
 
 
+DEFAULTS = DecodingOptions()
+
+
 @dataclass(frozen=True)
 class Decoding(DecodingOptions):
     """How blanks are filled. Raises `UserError` for a value that means nothing, and for choices that contradict."""
