@@ -15,8 +15,9 @@ import numpy as np
 from a3jax.curriculum.stage import parse_order
 from a3jax.decode.cached import draw
 from a3jax.errors import UserError
+from a3jax.evaluate.options import Options, Ready
 from a3jax.evaluate.task import Item
-from a3jax.evaluate.texts import Text
+from a3jax.evaluate.texts import Text, read_texts
 from a3jax.ordering import Order
 from a3jax.scoring import forced
 from a3jax.weights.loading import Model
@@ -145,3 +146,12 @@ def _figures(item: Item, order: str, place: np.ndarray, visible: np.ndarray, nat
         BY_POSITION: by(octave, lambda n: f"{1 << (n - 1) if n > FIRST_OCTAVE else 1}-{(1 << n) - 1}"),
         BY_VISIBLE: by(part, lambda n: f"{100 * n // PARTS}-{100 * (n + 1) // PARTS}%"),
     }
+
+
+def read(_: str, options: Options, left_out: Counter[str]) -> Ready:
+    """The texts of `options.text`. Raises `UserError` for those that cannot be read, and for an unknown order."""
+    orders, seed = options.orders or ORDERS, options.decoding.seed
+    for order in orders:
+        parse_order(order)
+    source, texts = read_texts(options.text, options.column, options.split, options.include, seed, options.skip_bad, left_out)
+    return lambda models: ByOrder(models.model, source, texts, left_out, orders, options.longest, options.limit, seed)

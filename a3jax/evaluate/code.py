@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from a3jax.errors import UserError
-from a3jax.evaluate.blanks import Blanked, Filler, fitting
+from a3jax.evaluate.blanks import Blanked, Filler, fillers, fitting
+from a3jax.evaluate.options import Options, Ready
 from a3jax.evaluate.task import Item
-from a3jax.evaluate.texts import Text
+from a3jax.evaluate.texts import Text, read_texts
 
 
 class Span(NamedTuple):
@@ -170,3 +171,25 @@ def _is_docstring(node: ast.stmt) -> bool:
 SPANS: dict[str, Callable[[ast.AST, bytes, list[int]], Iterator[Span]]] = {
     "line": _lines, "block": _blocks, "expression": _expressions
 }  # fmt: skip
+
+
+PATTERNS = ("*.py", "*.jsonl*", "*.parquet")
+"""Files of a folder that may hold Python."""
+
+
+def read(_: str, options: Options, left_out: Counter[str]) -> Ready:
+    """The Python of `options.code`. Raises `UserError` for what cannot be read."""
+    decoding = options.decoding.checked()
+    source, texts = read_texts(
+        options.code, options.column, options.split, PATTERNS, decoding.seed, options.skip_bad, left_out
+    )
+    return lambda models: Code(
+        fillers(models.model, models.baseline, decoding),
+        source,
+        texts,
+        left_out,
+        options.skip_bad,
+        options.longest,
+        options.limit,
+        decoding.seed,
+    )

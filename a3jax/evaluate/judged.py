@@ -13,9 +13,10 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template, lay_out
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, Score, score, seed_of
+from a3jax.evaluate.options import Models, Options, Ready
 from a3jax.evaluate.results import PERPLEXITY
 from a3jax.evaluate.task import Item
-from a3jax.evaluate.texts import Text
+from a3jax.evaluate.texts import Text, read_texts
 from a3jax.generate.reading import located
 from a3jax.generate.request import Request, fill
 from a3jax.weights.loading import Model, check_context
@@ -101,3 +102,20 @@ def _figures(choice: Choice, judged: Score) -> dict[str, tuple[float, float]]:
     nats = (-judged.log_prob, len(tokens))
     distinct = len(set(grams)) / max(1, len(grams))
     return {PERPLEXITY: nats, "nats per token": nats, f"distinct {GRAM}-grams": (distinct, 1)}
+
+
+def read(name: str, options: Options, left_out: Counter[str]) -> Ready:
+    """The texts of `options.text`. Raises `UserError` for those that cannot be read, and where no judge is named."""
+    decoding = options.decoding.checked()
+    if options.judge is None:
+        raise UserError(f"{name} needs --judge, the model that says how likely the texts are")
+    source, texts = read_texts(
+        options.text, options.column, options.split, options.include, decoding.seed, options.skip_bad, left_out
+    )
+
+    def ready(models: Models) -> Judged:
+        assert models.judge is not None
+        lengths = options.prompt_tokens, options.new_tokens, options.limit
+        return Judged(models.model, models.judge, decoding, source, texts, left_out, *lengths)
+
+    return ready

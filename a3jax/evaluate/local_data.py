@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a3jax.errors import UserError, first_line
+from a3jax.evaluate.options import Models, Options, Ready
+from a3jax.evaluate.task import Task
 from a3jax.generate.reading import check_text, json_object, opened, raw_lines
 
 SPLIT = "validation"
@@ -168,3 +170,26 @@ def _checked(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         except UserError as error:
             raise UserError(f"'{field}' {error}") from None
     return found
+
+
+def read(name: str, options: Options, left_out: Counter[str]) -> Ready:
+    """The rows in the folder `options.data / name`. Raises `UserError` if they cannot be read, and without the harness."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise UserError(f"{name} is asked by lm-evaluation-harness; pip install 'a3jax[harness]'") from None
+    decoding = options.decoding.checked()
+    if options.data is None:
+        raise UserError(f"{name} needs --data, a folder whose folder '{name}' has the files of the data set")
+    if decoding.mode not in ("groups", "ar"):
+        raise UserError(f"{name} is answered in a fixed order; leave --mode {decoding.mode} out, or name an --order")
+    source, rows = str(options.data / name), read_rows(options.data, name, options.skip_bad, left_out)
+
+    def ready(models: Models) -> Task:
+        from a3jax.evaluate.harness import A3
+        from a3jax.evaluate.questions import Questions
+
+        model = A3(models.model, decoding.order, decoding.seed, options.batch)
+        return Questions(name, model, source, rows, left_out, options.skip_bad, options.limit)
+
+    return ready

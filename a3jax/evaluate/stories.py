@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from a3jax.decode.template import Range
 from a3jax.errors import UserError
-from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fitting
-from a3jax.evaluate.rouge import rouge
+from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fillers, fitting
+from a3jax.evaluate.options import Options, Ready
+from a3jax.evaluate.rouge import rouge, scorer
 from a3jax.evaluate.task import Item
 from a3jax.generate.reading import check_text, json_object, located, opened, raw_lines, whole_text
 
@@ -165,3 +166,30 @@ def _sentences(row: Mapping[str, Any]) -> tuple[str, ...]:
             raise UserError(f"sentence {number} is missing")
         check_text(f"sentence {number}", sentence)
     return tuple(sentence.strip() for sentence in found)
+
+
+def read(_: str, options: Options, left_out: Counter[str]) -> Ready:
+    """The stories of `options.stories`, or synthetic ones. Raises `UserError` for what cannot be read."""
+    from a3jax.evaluate.synthetic_stories import SYNTHETIC, synthetic_stories
+
+    decoding = options.decoding.checked()
+    scorer()
+    least, _, most = options.sizes.partition("-")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) < int(most) <= 4096):
+        raise UserError(f"--sizes is '{options.sizes}'; write the smallest and the largest number of tokens, such as 4-20")
+    sizes = Range(int(least), int(most))
+    settings = [{"one": ONE, "three": THREE, "chosen": CHOSEN}[setting] for setting in dict.fromkeys(options.settings)]
+    if options.stories is None:
+        source, stories = SYNTHETIC, synthetic_stories(options.limit, decoding.seed)
+    else:
+        source, stories = options.stories, read_stories(options.stories, options.skip_bad, left_out)
+    return lambda models: Stories(
+        fillers(models.model, models.baseline, decoding),
+        source,
+        stories,
+        left_out,
+        settings,
+        sizes,
+        options.longest,
+        options.limit,
+    )
