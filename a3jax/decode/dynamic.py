@@ -8,6 +8,7 @@ the text has an exact log-probability under that order like any other.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import Kind, Plan, State, place_keys, predict, seen_tokens, write
+from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
-from a3jax.decode.settings import Certainty
+from a3jax.decode.settings import Certainty, Decoding
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "window", "commit", "certainty"), donate_argnames="state")
@@ -75,3 +77,13 @@ def certainties(logits_BxWxV: Array, log_prob_BxW: Array, certainty: Certainty) 
         return jnp.exp(-jax.scipy.special.entr(probability).sum(axis=-1))
     first_BxW, second_BxW = jnp.moveaxis(jax.lax.top_k(probability, 2)[0], -1, 0)
     return first_BxW - second_BxW
+
+
+def _advance(
+    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+) -> tuple[State, Any]:
+    window = min(decoding.window, plan.tokens_BxL.shape[1])
+    return decode_certain(params, state, plan, number, kind, window, decoding.commit, decoding.certainty), carry
+
+
+MODE = Mode(_advance, rows=lambda plan, decoding: decoding.commit, planned=False, causal=False)

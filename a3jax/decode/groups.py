@@ -1,6 +1,7 @@
 """Filling blanks group by group, in an order fixed beforehand. K groups take K passes; the last is never read."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import Kind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
+from a3jax.decode.settings import Decoding
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "rows"), donate_argnames="state")
@@ -25,3 +28,12 @@ def decode_group(params: nnx.State, state: State, plan: Plan, number: Array, kin
     token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted, plan.sampling)
     state = write(state, place_BxS, live_BxS, token_BxS, log_prob(logits_BxSxV, token_BxS), number)
     return state._replace(cache=cache, read_B=state.decided_B, decided_B=closed_B)
+
+
+def _advance(
+    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+) -> tuple[State, Any]:
+    return decode_group(params, state, plan, number, kind, plan.rows), carry
+
+
+MODE = Mode(_advance, rows=lambda plan, decoding: plan.rows, planned=True, causal=False, passes=lambda plan: plan.groups)

@@ -9,12 +9,14 @@ import numpy as np
 from flax import nnx
 
 from a3jax.config import ModelConfig
+from a3jax.decode import dynamic, groups, speculative
 from a3jax.decode.cached import Kind, Plan, State, begin
-from a3jax.decode.dynamic import decode_certain
-from a3jax.decode.groups import decode_group
+from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
-from a3jax.decode.speculative import decode_drafted, no_drafts
 from a3jax.model.two_stream import Compute
+
+MODES: dict[str, Mode] = {"ar": groups.MODE, "groups": groups.MODE, "dynamic": dynamic.MODE, "speculative": speculative.MODE}
+"""How each of the modes of `a3jax.decode.settings` is done."""
 
 
 class Filled(NamedTuple):
@@ -47,27 +49,16 @@ def decode(
 
 def _passes(params: nnx.State, config: ModelConfig, how: Compute, plan: Plan, decoding: Decoding) -> Iterator[State]:
     """The state after each pass. It is the next pass's to change: read what is wanted before going on."""
-    mode = "groups" if decoding.mode == "ar" else decoding.mode
-    reading = {"groups": plan.rows, "dynamic": decoding.commit, "speculative": decoding.drafts + 1}[mode]
+    mode = MODES[decoding.mode]
     first = Kind(config, how, plan.prefill, causal=decoding.prefill == "ar")
-    later = Kind(config, how, reading, causal=mode == "speculative")
-    state = begin(config, how, plan, planned=mode != "dynamic")
-    batch = len(plan.given_B)
-    drafts = no_drafts(batch, decoding.drafts, config.vocab) if mode == "speculative" else None
+    later = Kind(config, how, mode.rows(plan, decoding), causal=mode.causal)
+    state = begin(config, how, plan, planned=mode.planned)
+    carry = mode.begin(len(plan.given_B), decoding, config)
     number, going = 0, True
     while going:
         kind, number = (later if number else first), number + 1
-        counted = jnp.int32(number)
-        if mode == "groups":
-            state = decode_group(params, state, plan, counted, kind, plan.rows)
-            going = number < plan.groups
-        elif drafts is not None:
-            state, drafts = decode_drafted(params, state, drafts, plan, counted, kind)
-            going = bool((state.decided_B < plan.length_B).any())
-        else:
-            window = min(decoding.window, plan.tokens_BxL.shape[1])
-            state = decode_certain(params, state, plan, counted, kind, window, decoding.commit, decoding.certainty)
-            going = bool((state.decided_B < plan.length_B).any())
+        state, carry = mode.advance(params, state, carry, plan, jnp.int32(number), kind, decoding)
+        going = number < mode.passes(plan) if mode.passes else bool((state.decided_B < plan.length_B).any())
         yield state
 
 

@@ -7,7 +7,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from a3jax.curriculum.stage import parse_order
 from a3jax.errors import UserError
@@ -15,6 +15,33 @@ from a3jax.errors import UserError
 Mode = Literal["ar", "groups", "dynamic", "speculative"]
 Certainty = Literal["confidence", "entropy", "margin", "random"]
 Prefill = Literal["ar", "group"]
+
+
+class _Rules(NamedTuple):
+    """What is said of decoding in one mode alone."""
+
+    options: tuple[str, ...] = ()
+    """Options that other modes refuse."""
+    program: tuple[str, ...] = ()
+    """Those of them that a compiled pass depends on."""
+    found: bool = False
+    """Whether the order is found while decoding, and none can be named."""
+    predicted: str = "order"
+    """The option that says how many tokens one pass predicts."""
+
+
+_MODES: dict[str, _Rules] = {
+    "ar": _Rules(),
+    "groups": _Rules(),
+    "dynamic": _Rules(
+        options=("certainty", "threshold", "commit", "window"),
+        program=("certainty", "commit", "window"),
+        found=True,
+        predicted="window",
+    ),
+    "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts"),
+}
+"""All that is known of modes here; how they are done says `a3jax.decode.loop`."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +139,10 @@ class Decoding(DecodingOptions):
             raise UserError(f"mode ar fills from left to right; leave order '{self.order}' out, or choose mode groups")
         if self.mode == "speculative" and size != 1:
             raise UserError(f"mode speculative fills one token at a time; order '{self.order}' has groups of {size}")
-        if self.mode == "dynamic" and "order" in given:
-            raise UserError(f"mode dynamic finds its own order; leave order '{self.order}' out, or choose mode groups")
-        owners = {"dynamic": ("certainty", "threshold", "commit", "window"), "speculative": ("drafts",)}
-        for mode, names in owners.items():
-            foreign = [name for name in names if name in given and self.mode != mode]
+        if self.finds_order and "order" in given:
+            raise UserError(f"mode {self.mode} finds its own order; leave order '{self.order}' out, or choose mode groups")
+        for mode, rules in _MODES.items():
+            foreign = [name for name in rules.options if name in given and self.mode != mode]
             if foreign:
                 raise UserError(f"{foreign[0]} belongs to mode {mode}, and the mode is {self.mode}")
         if self.commit > self.window:
@@ -131,6 +157,21 @@ class Decoding(DecodingOptions):
     @property
     def program(self) -> tuple[Any, ...]:
         """What sequences must have in common to be filled as one batch; all else is each one's own."""
-        size = parse_order(self.order)[1]
-        own = {"dynamic": (self.certainty, self.commit, self.window), "speculative": (self.drafts,)}
-        return (self.mode, size, self.prefill, self.revise, *own.get(self.mode, ()))
+        own = [getattr(self, name) for name in _MODES[self.mode].program]
+        return (self.mode, parse_order(self.order)[1], self.prefill, self.revise, *own)
+
+    @property
+    def finds_order(self) -> bool:
+        """Whether the order is found while decoding."""
+        return _MODES[self.mode].found
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every group of the order takes one pass, and nothing else happens."""
+        return not _MODES[self.mode].options
+
+    @property
+    def rows(self) -> tuple[str, int]:
+        """How many tokens one pass predicts, behind the name of the option that says so."""
+        name = _MODES[self.mode].predicted
+        return name, {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1}[name]

@@ -23,7 +23,9 @@ from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import Kind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
+from a3jax.decode.settings import Decoding
 
 
 class Drafts(NamedTuple):
@@ -148,3 +150,18 @@ def _positive_part(true_BxV: Array, drafted_BxV: Array) -> Array:
 
 def _row(x_BxJxV: Array, index_B: Array) -> Array:
     return jnp.take_along_axis(x_BxJxV, index_B[:, None, None], axis=1)[:, 0]
+
+
+def _advance(
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+) -> tuple[State, Drafts]:
+    return decode_drafted(params, state, drafts, plan, number, kind)
+
+
+MODE = Mode(
+    _advance,
+    rows=lambda plan, decoding: decoding.drafts + 1,
+    planned=True,
+    causal=True,
+    begin=lambda batch, decoding, config: no_drafts(batch, decoding.drafts, config.vocab),
+)

@@ -70,7 +70,7 @@ class Filler:
             template = Template((blanked.before, blanked.after if self.sees == BOTH else ""), (size,))
             requests.append(Request(template, self.decoding, len(document.tokens) - length + most))
         filled = fill(self.model, requests, batch if sizes is None else 1)
-        order = "ar" if self.decoding.mode == "dynamic" else self.decoding.order
+        order = "ar" if self.decoding.finds_order else self.decoding.order
         scores = token_log_likelihoods(
             self.model, [d.tokens for d in documents], [d.given for d in documents],
             order=order, seed=self.decoding.seed, prefill=self.decoding.prefill,

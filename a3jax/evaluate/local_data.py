@@ -181,7 +181,7 @@ def read(name: str, options: Options, left_out: Counter[str]) -> Ready:
     decoding = options.decoding.checked()
     if options.data is None:
         raise UserError(f"{name} needs --data, a folder whose folder '{name}' has the files of the data set")
-    if decoding.mode not in ("groups", "ar"):
+    if not decoding.is_plain:
         raise UserError(f"{name} is answered in a fixed order; leave --mode {decoding.mode} out, or name an --order")
     source, rows = str(options.data / name), read_rows(options.data, name, options.skip_bad, left_out)
 

@@ -89,9 +89,9 @@ class Request:
         if work > limits.max_tokens_per_request:
             raise Refused(f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one")
         longest = max(_tokens(template) for template in templates)
-        for name, rows in _rows(self.decoding).items():
-            if min(rows, longest) > limits.max_tokens_per_pass:
-                raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
+        name, rows = self.decoding.rows
+        if min(rows, longest) > limits.max_tokens_per_pass:
+            raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
         each = [template for template in templates for _ in range(self.n)]
         seed = self.decoding.seed
         return [Text(one, _decoding({"seed": seed + i}, self.decoding)) for i, one in enumerate(each)]
@@ -123,7 +123,7 @@ class Completion(Request):
     def texts(self, limits: Limits) -> list[Text]:  # noqa: D102
         if self.stream:
             family, _ = parse_order(self.decoding.order)
-            if self.decoding.mode == "dynamic" or family != "in_order" or self.decoding.revise:
+            if self.decoding.finds_order or family != "in_order" or self.decoding.revise:
                 raise Refused("stream needs text that comes from left to right; leave mode, order and revise out", "stream")
             if self.logprobs is not None:
                 raise Refused("logprobs are not streamed; leave stream or logprobs out", "logprobs")
@@ -224,13 +224,6 @@ def _most(size: int | Range) -> int:
 
 def _tokens(template: Template) -> int:
     return sum(map(_most, template.sizes))
-
-
-def _rows(decoding: Decoding) -> dict[str, int]:
-    """Tokens predicted by one pass, by the name of the field that says how many."""
-    if decoding.mode == "dynamic":
-        return {"window": decoding.window}
-    return {"drafts": decoding.drafts + 1} if decoding.mode == "speculative" else {"order": parse_order(decoding.order)[1]}
 
 
 def _work(template: Template, decoding: Decoding) -> int:

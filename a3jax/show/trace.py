@@ -44,7 +44,7 @@ def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str
     count = len(filled.given) - sum(filled.given)
     summary = {
         "mode": decoding.mode,
-        "order": decoding.order if decoding.mode in ("groups", "speculative") else None,
+        "order": None if decoding.finds_order or decoding.mode == "ar" else decoding.order,
         "seed": decoding.seed,
         "temperature": decoding.temperature,
         "passes": filled.forwards,

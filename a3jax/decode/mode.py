@@ -1,0 +1,31 @@
+"""What the loop wants to know of a way to fill blanks; each stands in a file of its own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jax import Array
+
+from a3jax.config import ModelConfig
+from a3jax.decode.cached import Kind, Plan, State
+from a3jax.decode.settings import Decoding
+
+Advance = Callable[[nnx.State, State, Any, Plan, Array, Kind, Decoding], tuple[State, Any]]
+"""One pass: parameters, state, what is carried, plan, the pass's number from 1, its kind, decoding -> the state and what is
+carried then. Both are donated."""
+
+
+class Mode(NamedTuple):
+    """A way to fill blanks."""
+
+    advance: Advance
+    rows: Callable[[Plan, Decoding], int]
+    """Tokens that a pass after the first may have to read: those that one pass decides."""
+    planned: bool
+    """Whether the order is known beforehand; else places get their slots when they are decided."""
+    causal: bool
+    """Whether a token that is read sees those read before it only, or all that are read in the same pass."""
+    passes: Callable[[Plan], int] | None = None
+    """How many passes it takes, where the plan tells; else passes go on until all is decided."""
+    begin: Callable[[int, Decoding, ModelConfig], Any] = lambda batch, decoding, config: None
+    """What is carried from pass to pass besides the state, before the first."""
