@@ -11,6 +11,8 @@ of keys, so that no L x L mask is ever built:
 Given tokens (the first of every document, and a prompt) are groups of one in their original order that come first and
 are never predicted: the content stream reads them exactly as the pretrained autoregressive model does.
 
+What a query is made of follows from what it sees. `query_rule` says how, for whole windows and for decoding.
+
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 """
 

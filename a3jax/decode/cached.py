@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     """What to decode: a batch of sequences, each with its order. Lengths are rounded up to one bucket L."""
 
     tokens_BxL: Array
-    """By place; anything where a token is to be predicted."""
+    """Tokens by place; anything where one is to be predicted."""
     order: Order
     length_B: Array
     """Tokens of each sequence."""
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     """Tokens that may be chosen."""
     threshold_B: Array
     groups: int
-    """Of the sequence that has most."""
+    """How many groups are predicted in the sequence that has most of them."""
     prefill: int
     """Content rows of the first pass, given tokens rounded up to a bucket."""
     rows: int
@@ -70,7 +70,7 @@ class State(NamedTuple):
 
     cache: Cache
     tokens_BxL: Array
-    """By place, as all of these but `place`."""
+    """Tokens by place, as `log_probs`, `passes` and `slot` are."""
     log_probs_BxL: Array
     """Nats under the model's own distribution; zero where nothing was predicted."""
     passes_BxL: Array
@@ -102,7 +102,7 @@ class Asked(NamedTuple):
     """x_{t-1}; anything where the query does not know it."""
     query: Query
     end: Array | np.ndarray
-    """As in `Read`."""
+    """The slot after the last one that is seen; 0 for a row that is not used."""
 
 
 class Kind(NamedTuple):

@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of a continuation."""
+    """What a model makes of one continuation."""
 
     log_prob: float
     """Nats."""
@@ -109,7 +109,7 @@ def shared(item: Item) -> int:
 
 
 def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> list[list[Score]]:
-    """Of items that have as many choices each."""
+    """The scores of items that have as many choices each."""
     length_B = np.array([shared(item) for item in items], np.int32)
     prefix = bucket(int(length_B.max()), steps=4)
     prefix_BxC = _stack(prefix, *(np.array(item[0].tokens[:length], np.int32) for item, length in zip(items, length_B)))

@@ -85,7 +85,7 @@ class Rows(NamedTuple):
 
     @property
     def wanted(self) -> "Rows":
-        """Those whose last hidden state is the result: queries, or content where there are none."""
+        """The rows whose last hidden state is a pass's result: queries, or content where there are none."""
         return self if self.content_rows == self.x.shape[1] else self.queries
 
     def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
@@ -100,7 +100,7 @@ class Cache(NamedTuple):
     value: Array  # N x B x L x K x E
 
     def write(self, layer: Array, offset_B: Array, key_BxCxKxE: Array, value_BxCxKxE: Array) -> "Cache":
-        """With one layer's keys and values of new content rows, from slot `offset` on; those beyond the end are dropped."""
+        """The cache with new content rows of one layer from slot `offset` on; those beyond its end are dropped."""
         batch, rows = key_BxCxKxE.shape[:2]
         where = (layer, jnp.arange(batch)[:, None], offset_B[:, None] + jnp.arange(rows))
         key, value = (x.at[where].set(new, mode="drop") for x, new in zip(self, (key_BxCxKxE, value_BxCxKxE)))
