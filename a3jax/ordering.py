@@ -11,6 +11,8 @@ of keys, so that no L x L mask is ever built:
 Given tokens (the first of every document, and a prompt) are groups of one in their original order that come first and
 are never predicted: the content stream reads them exactly as the pretrained autoregressive model does.
 
+What a query is made of follows from what it sees. `query_rule` says how, for whole windows and for decoding.
+
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 """
 
@@ -35,15 +37,54 @@ class Order(NamedTuple):
     position: Array
     """Content RoPE position: t, counted from the document's start."""
     query_position: Array
-    """Query RoPE position: max(t-1, 0) under successor seeding, t under learned."""
+    """`Query.position`."""
     start: Array
     """First slot of the document."""
     group_start: Array
     group_end: Array
     causal: Array
-    """Whether the slot's query is that of an AR model: it sees the tokens before its own, and no others."""
+    """`Query.causal`."""
     predicted: Array
     """Whether the slot's token counts in the loss: neither given nor padding."""
+
+    @property
+    def query(self) -> "Query":
+        """What the query of every slot is made of; see `query_rule`."""
+        return Query(self.query_position, self.predecessor >= 0, self.causal)
+
+
+class Query(NamedTuple):
+    """What a query is made of, beside the range of slots that it sees; arrays of one shape."""
+
+    position: Array
+    """RoPE position."""
+    known: Array
+    """Whether x_{t-1} is committed, so that it may seed the query."""
+    causal: Array
+    """Whether an AR model could have asked it: it sees the tokens before its own, and no others."""
+
+
+def query_rule(place: Array, seen: Array, last_seen: Array, sees_previous: Array, seeding: Seeding) -> Query:
+    """The query rule: what the query for the token at `place` t of a document is, from what it sees of that document.
+
+    It sees `seen` committed tokens, never its own; the one furthest to the right is at `last_seen` (anything where it sees
+    none), and `sees_previous` says whether x_{t-1} is one of them (anything where t is 0). Arrays are all of one shape,
+    whichever that is, numpy's or JAX's.
+
+    *Position.* Under successor seeding the query is an AR query: it stands on the token before its own, at t - 1, and asks
+    for the next. A first token has none before it; its query stands on 0. A learned seed is no token, and has no place of its
+    own: there the query stands on t.
+
+    *Known.* x_{t-1} may seed the query only if the query sees it. One of its own group, or of a later one, would tell it
+    what it must not know.
+
+    *Causal.* A query that sees the tokens 0 to t-1 and no others is one that an AR model could have been asked, in whatever
+    order they came. Under successor seeding its row is what that model computes at t-1, so adapters of the query stream
+    leave it alone (`a3jax.model.adapters`). The tokens seen are different ones: they are those before t if there are t of
+    them, and the last comes before t. A query that sees nothing is not causal, for no AR model predicts a first token.
+    """
+    position = jnp.maximum(place - 1, 0) if seeding == "successor" else place
+    return Query(position, (place > 0) & sees_previous, (seen > 0) & (seen == place) & (last_seen < place))
 
 
 def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:
@@ -135,11 +176,8 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
     by_group_L = jnp.argsort(group_L, stable=True) if groups is None else _order_by(group_L, groups)
     document_L = jnp.where(segment_L == _PADDING, length, start_L)
     token_L = by_group_L[_order_by(document_L[by_group_L], length + 1)]
-    previous_L = jnp.maximum(index_L - 1, 0)
-    follows_L = (index_L > start_L) & (group_L[previous_L] < group_L)
-    predecessor_L = jnp.where(follows_L, previous_L, -1)
-    position_L = index_L - start_L
-    query_position_L = jnp.maximum(position_L - 1, 0) if seeding == "successor" else position_L
+    position_L = (index_L - start_L)[token_L]
+    sees_previous_L = (group_L[jnp.maximum(index_L - 1, 0)] < group_L)[token_L]
 
     group_L, segment_L = group_L[token_L], segment_L[token_L]
     first_of_segment = _changes(segment_L)
@@ -149,18 +187,18 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
     next_first = jnp.where(jnp.append(first_of_group[1:], True), index_L + 1, length)
     group_end_L = jax.lax.cummin(next_first, reverse=True)
     padding_L = segment_L == _PADDING
-    seen_L = group_start_L - slot_start_L
     last_seen_L = jax.lax.cummax(token_L)[jnp.maximum(group_start_L - 1, 0)]  # documents are in the order of the window
-    causal_L = (seen_L > 0) & (seen_L == position_L[token_L]) & (last_seen_L < token_L)
+    last_seen_L -= token_L - position_L
+    query = query_rule(position_L, group_start_L - slot_start_L, last_seen_L, sees_previous_L, seeding)
     return Order(
         token_index=token_L,
-        predecessor=predecessor_L[token_L],
-        position=position_L[token_L],
-        query_position=query_position_L[token_L],
+        predecessor=jnp.where(query.known, token_L - 1, -1),
+        position=position_L,
+        query_position=query.position,
         start=slot_start_L,
         group_start=jnp.where(padding_L, slot_start_L, group_start_L),
         group_end=jnp.where(padding_L, slot_start_L, group_end_L),
-        causal=causal_L,
+        causal=query.causal,
         predicted=~given_L[token_L] & ~padding_L,
     )
 

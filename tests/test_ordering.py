@@ -4,6 +4,7 @@ import typing
 
 import brute_force
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from scipy import stats
 
 from a3jax.curriculum.stage import Family, Part, parse_order
 from a3jax.errors import UserError
-from a3jax.ordering import arrange, draw_given, draw_groups, draw_mixture, draw_order, example_keys
+from a3jax.ordering import arrange, draw_given, draw_groups, draw_mixture, draw_order, example_keys, query_rule
 
 L = 24
 FAMILIES = typing.get_args(Family)
@@ -71,6 +72,20 @@ def check_order(order, groups, is_given, segments, seeding):
         else:
             assert slot >= np.count_nonzero(segments), "padding comes last"
             assert order.group_end[slot] == order.start[slot], "padding sees nothing"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.sampled_from(["successor", "learned"]), st.sampled_from([np, jnp]))
+def test_the_query_rule_is_that_of_the_set_of_tokens_seen(committed, seeding, arrays):
+    place = np.flatnonzero(~np.array(committed, bool))
+    seen = np.flatnonzero(committed)
+    last = seen.max(initial=-1)
+    facts = place, np.full_like(place, len(seen)), np.full_like(place, last), np.isin(place - 1, seen)
+    query = query_rule(*map(arrays.asarray, facts), seeding)
+    for i, t in enumerate(place):
+        assert query.position[i] == (t if seeding == "learned" or t == 0 else t - 1)
+        assert query.known[i] == (t - 1 in set(seen))
+        assert query.causal[i] == (t > 0 and set(seen) == set(range(t)))
 
 
 @settings(max_examples=100, deadline=None)

@@ -80,13 +80,13 @@ def refusal(implementation: Implementation, platform: str) -> str | None:
 
 
 def platform() -> str:
-    """Of the devices that the program is traced for: the mesh's, which need not be present, else the default ones."""
+    """The platform that the program is traced for: the mesh's, whose devices need not be present, else the default one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return cast(str, device.platform if device else jax.default_backend())
 
 
 def compute_capability() -> str | None:
-    """Of this machine's GPUs, such as "9.0" (other makers' have names instead); None where there is none to ask."""
+    """What this machine's GPUs can do, such as "9.0" (other makers' have names instead); None if there is none to ask."""
     return str(jax.local_devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 

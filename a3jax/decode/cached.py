@@ -26,8 +26,8 @@ from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding, Prefill
 from a3jax.devices.context_parallel import refuse
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
-from a3jax.ordering import Order, arrange, draw_groups, example_keys
+from a3jax.model.two_stream import Cache, Compute, TwoStream, empty_cache
+from a3jax.ordering import Order, Query, arrange, draw_groups, example_keys, query_rule
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     """What to decode: a batch of sequences, each with its order. Lengths are rounded up to one bucket L."""
 
     tokens_BxL: Array
-    """By place; anything where a token is to be predicted."""
+    """Tokens by place; anything where one is to be predicted."""
     order: Order
     length_B: Array
     """Tokens of each sequence."""
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     """Tokens that may be chosen."""
     threshold_B: Array
     groups: int
-    """Of the sequence that has most."""
+    """How many groups are predicted in the sequence that has most of them."""
     prefill: int
     """Content rows of the first pass, given tokens rounded up to a bucket."""
     rows: int
@@ -70,7 +70,7 @@ class State(NamedTuple):
 
     cache: Cache
     tokens_BxL: Array
-    """By place, as all of these but `place`."""
+    """Tokens by place, as `log_probs`, `passes` and `slot` are."""
     log_probs_BxL: Array
     """Nats under the model's own distribution; zero where nothing was predicted."""
     passes_BxL: Array
@@ -85,11 +85,31 @@ class State(NamedTuple):
     """Slots before this have their tokens."""
 
 
+class Read(NamedTuple):
+    """The content rows of a pass, B x C each."""
+
+    token: Array | np.ndarray
+    position: Array | np.ndarray
+    """RoPE position, a token's place in its text."""
+    end: Array | np.ndarray
+    """The slot after the last one that is seen; 0 for a row that is not used."""
+
+
+class Asked(NamedTuple):
+    """The query rows of a pass, B x S each."""
+
+    predecessor: Array | np.ndarray
+    """x_{t-1}; anything where the query does not know it."""
+    query: Query
+    end: Array | np.ndarray
+    """The slot after the last one that is seen; 0 for a row that is not used."""
+
+
 class Kind(NamedTuple):
     """What is fixed when a pass is compiled."""
 
     config: ModelConfig
-    how: Compute
+    compute: Compute
     content_rows: int
     causal: bool
     """Whether a token being read sees those read before it only, or all that are read in the same pass."""
@@ -169,7 +189,7 @@ def pad_order(order: Order, length: int) -> Order:
     return Order(**{name: pad(name, x_L) for name, x_L in order._asdict().items()})
 
 
-def begin(config: ModelConfig, how: Compute, plan: Plan, planned: bool) -> State:
+def begin(config: ModelConfig, compute: Compute, plan: Plan, planned: bool) -> State:
     """The state before the first pass: given tokens are decided and not yet read.
 
     Where the order is `planned` all places have their slots; otherwise open ones get theirs when they are decided.
@@ -179,7 +199,7 @@ def begin(config: ModelConfig, how: Compute, plan: Plan, planned: bool) -> State
     slot_BxL = jnp.argsort(place_BxL, axis=1).astype(jnp.int32)
     given_BxL = slot_BxL < plan.given_B[:, None]
     return State(
-        cache=empty_cache(config, batch, length, how),
+        cache=empty_cache(config, batch, length, compute),
         tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not
         log_probs_BxL=jnp.zeros((batch, length)),
         passes_BxL=jnp.where(given_BxL, 0, -1),
@@ -200,25 +220,39 @@ def predict(
     network = nnx.merge(graph(kind.config), params)
     slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
     place_BxC = at(state.place_BxL, slot_BxC)
-    content = network.embed(at(state.tokens_BxL, place_BxC), kind.how)
     sees_BxC = slot_BxC + 1 if kind.causal else until_B[:, None]
-    end_BxC = jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0)
+    read = Read(at(state.tokens_BxL, place_BxC), place_BxC, jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0))
 
     before_BxS = jnp.maximum(place_BxS - 1, 0)
-    known_BxS = (place_BxS > 0) & (at(state.slot_BxL, before_BxS) < end_BxS)
-    query = network.embed_queries(at(state.tokens_BxL, before_BxS), known_BxS, kind.how)
-    position_BxS = before_BxS if kind.config.seeding == "successor" else place_BxS
-
-    end = jnp.concatenate([end_BxC, end_BxS], axis=1)
-    position = jnp.concatenate([place_BxC, position_BxS], axis=1)
+    sees_before_BxS = at(state.slot_BxL, before_BxS) < end_BxS
     last_seen_BxS = at(jax.lax.cummax(state.place_BxL, axis=1), jnp.maximum(end_BxS - 1, 0))
-    causal_BxS = (end_BxS > 0) & (end_BxS == place_BxS) & (last_seen_BxS < place_BxS)
-    changed = jnp.concatenate([jnp.zeros_like(end_BxC, bool), network.changed(causal_BxS)], axis=1)
-    rows = Rows(jnp.concatenate([content, query], axis=1), position, jnp.zeros_like(end), end, changed)
-    how = kind.how._replace(attention="dense") if position.shape[1] <= FEW_ROWS else kind.how
-    hidden_BxSxD, cache = network.run(rows, kind.content_rows, how, state.cache, state.read_B)
+    query = query_rule(place_BxS, end_BxS, last_seen_BxS, sees_before_BxS, kind.config.seeding)
+    asked = Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
+
+    hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute)
     head_VxD = network.output_matrix[...].astype(hidden_BxSxD.dtype)
     return jnp.einsum("bsd,vd->bsv", hidden_BxSxD, head_VxD, preferred_element_type=jnp.float32), cache
+
+
+def one_pass(
+    network: TwoStream, read: Read, asked: Asked | None, cache: Cache, offset_B: Array | int, compute: Compute
+) -> tuple[Array, Cache]:
+    """Read tokens into the cache of B documents, from slot `offset` on, and ask for others.
+
+    Returns the normalized last hidden states of the query rows, B x S x D, or those of the content rows where nothing is
+    asked; and the cache.
+    """
+
+    token_BxC, position_BxC, end_BxC = map(jnp.asarray, read)
+    content, queries = network.content_stream(token_BxC, position_BxC, jnp.zeros_like(end_BxC), end_BxC, compute), None
+    rows = end_BxC.shape[1]
+    if asked is not None:
+        predecessor_BxS, query, end_BxS = jax.tree.map(jnp.asarray, asked)
+        queries = network.query_stream(predecessor_BxS, query, jnp.zeros_like(end_BxS), end_BxS, compute)
+        rows += end_BxS.shape[1]
+    if rows <= FEW_ROWS:
+        compute = compute._replace(attention="dense")
+    return network.run_cached(content, queries, cache, offset_B, compute)
 
 
 def seen_tokens(state: State, vocab: int) -> Array:

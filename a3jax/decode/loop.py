@@ -32,14 +32,14 @@ Observe = Callable[[Filled], bool]
 
 
 def decode(
-    params: nnx.State, config: ModelConfig, how: Compute, plan: Plan, decoding: Decoding, observe: Observe | None = None
+    params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding, observe: Observe | None = None
 ) -> Filled:
     """Fill everything that is not given, as `decoding` says in what its sequences have in common.
 
     Without `observe`, the passes of mode groups are dispatched one after another without waiting.
     """
     filled = None
-    for state in _passes(params, config, how, plan, decoding):
+    for state in _passes(params, config, compute, plan, decoding):
         if observe is not None:
             filled = _read(state)
             if observe(filled):
@@ -47,12 +47,12 @@ def decode(
     return filled if filled is not None else _read(state)
 
 
-def _passes(params: nnx.State, config: ModelConfig, how: Compute, plan: Plan, decoding: Decoding) -> Iterator[State]:
+def _passes(params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Iterator[State]:
     """The state after each pass. It is the next pass's to change: read what is wanted before going on."""
     mode = MODES[decoding.mode]
-    first = Kind(config, how, plan.prefill, causal=decoding.prefill == "ar")
-    later = Kind(config, how, mode.rows(plan, decoding), causal=mode.causal)
-    state = begin(config, how, plan, planned=mode.planned)
+    first = Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
+    later = Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
+    state = begin(config, compute, plan, planned=mode.planned)
     carry = mode.begin(len(plan.given_B), decoding, config)
     number, going = 0, True
     while going:

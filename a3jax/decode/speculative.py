@@ -34,7 +34,7 @@ class Drafts(NamedTuple):
     token_BxK: Array
     choices_BxKxV: Array
     proposed: Array
-    """k, or 0 before the first pass."""
+    """How many are proposed: k, or 0 before the first pass."""
 
 
 def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:

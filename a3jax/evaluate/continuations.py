@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,13 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.decode.cached import FEW_ROWS, bucket, draw
+from a3jax.decode.cached import Asked, Read, bucket, draw, one_pass
 from a3jax.decode.sampling import log_prob
 from a3jax.devices.context_parallel import refuse
 from a3jax.errors import UserError
 from a3jax.evaluate import likelihood
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
+from a3jax.model.two_stream import Cache, Compute, empty_cache
 from a3jax.weights.loading import Model
 
 HEADS_AT_ONCE = 8
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of a continuation."""
+    """What a model makes of one continuation."""
 
     log_prob: float
     """Nats."""
@@ -55,28 +55,13 @@ Item = Sequence[Choice]
 """Choices that begin alike."""
 
 
-class Queries(NamedTuple):
-    """The query rows of M places, R x M each."""
-
-    token: np.ndarray
-    """x_{t-1}, where it is `known`."""
-    known: np.ndarray
-    position: np.ndarray
-    end: np.ndarray
-    causal: np.ndarray
-    """`Order.causal`."""
-
-
 class Suffix(NamedTuple):
-    """What is read of R choices after what they share, R x M each."""
+    """What is read of R choices after what they share, R x M each, and what is asked."""
 
-    token: np.ndarray
-    position: np.ndarray
-    end: np.ndarray
-    """The slot after the last one that is seen; 0 for padding."""
+    read: Read
     target: np.ndarray
     scored: np.ndarray
-    queries: Queries | None
+    asked: Asked | None
     """None where the content of a slot predicts the token of the next."""
 
 
@@ -124,43 +109,39 @@ def shared(item: Item) -> int:
 
 
 def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> list[list[Score]]:
-    """Of items that have as many choices each."""
+    """The scores of items that have as many choices each."""
     length_B = np.array([shared(item) for item in items], np.int32)
     prefix = bucket(int(length_B.max()), steps=4)
-    prefix_BxC = _stack([item[0].tokens[:length] for item, length in zip(items, length_B)], prefix)
+    prefix_BxC = _stack(prefix, *(np.array(item[0].tokens[:length], np.int32) for item, length in zip(items, length_B)))
     owner_R = np.repeat(np.arange(len(items)), len(items[0]))
     two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
     read = _one_stream if single_stream(model, order) else two_streams
     each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
-    cache = _read(model.params, prefix_BxC, length_B, config=model.config, how=model.how)
+    cache = _read(model.params, prefix_BxC, length_B, config=model.config, compute=model.how)
     found: dict[int, Score] = {}
-    by_size = sorted(range(len(each)), key=lambda i: len(each[i].token))
+    by_size = sorted(range(len(each)), key=lambda i: len(each[i].target))
     for begin in range(0, len(each), len(items)):
         chosen = by_size[begin : begin + len(items)]
-        places = bucket(len(each[chosen[-1]].token), least=8, steps=4)
-        suffix = jax.tree.map(functools.partial(_columns, places), *(each[i] for i in chosen))
+        places = bucket(len(each[chosen[-1]].target), least=8, steps=4)
+        suffix = jax.tree.map(functools.partial(_stack, places), *(each[i] for i in chosen))
         scores = _scores(
-            model.params, cache, length_B[owner_R[chosen]], owner_R[chosen], suffix, config=model.config, how=model.how
+            model.params, cache, length_B[owner_R[chosen]], owner_R[chosen], suffix, config=model.config, compute=model.how
         )
         found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *jax.device_get(scores))}
     in_order = (found[i] for i in range(len(each)))
     return [list(itertools.islice(in_order, len(item))) for item in items]
 
 
-def _stack(rows: Sequence[Sequence[int] | np.ndarray], size: int) -> np.ndarray:
+def _stack(size: int, *rows: np.ndarray) -> np.ndarray:
     """Rows of different lengths as one array, padded with zeros."""
-    return np.stack([np.pad(np.asarray(row, np.int32), (0, size - len(row))) for row in rows])
-
-
-def _columns(size: int, *rows: np.ndarray) -> np.ndarray:
-    return _stack(rows, size)
+    return np.stack([np.pad(row, (0, size - len(row))) for row in rows])
 
 
 def _one_stream(choice: Choice, begin: int) -> Suffix:
     """The content rows from slot `begin` up to the last token but one."""
     slot = np.arange(begin, len(choice.tokens) - 1)
     tokens = np.asarray(choice.tokens)
-    return Suffix(tokens[slot], slot, slot + 1, tokens[slot + 1], slot + 1 >= choice.given, None)
+    return Suffix(Read(tokens[slot], slot, slot + 1), tokens[slot + 1], slot + 1 >= choice.given, None)
 
 
 def _two_streams(choice: Choice, begin: int, order: str, seed: int, seeding: Seeding) -> Suffix:
@@ -169,11 +150,9 @@ def _two_streams(choice: Choice, begin: int, order: str, seed: int, seeding: See
     given = np.arange(count) < choice.given
     drawn = draw(seed_of(seed, choice), choice.tokens, given.tolist(), order, seeding)
     slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin:count], drawn.order)
-    before = slots.predecessor
-    end = slots.group_start * slots.predicted
-    queries = Queries(tokens[np.maximum(before, 0)], before >= 0, slots.query_position, end, slots.causal)
+    asked = Asked(tokens[np.maximum(slots.predecessor, 0)], slots.query, slots.group_start * slots.predicted)
     own = tokens[slots.token_index]
-    return Suffix(own, slots.position, slots.group_end, own, slots.predicted, queries)
+    return Suffix(Read(own, slots.position, slots.group_end), own, slots.predicted, asked)
 
 
 def seed_of(seed: int, content: object) -> int:
@@ -181,47 +160,31 @@ def seed_of(seed: int, content: object) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:4])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
-def _read(params: nnx.State, prefix_BxC: Array, length_B: Array, config: ModelConfig, how: Compute) -> Cache:
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _read(params: nnx.State, prefix_BxC: Array, length_B: Array, config: ModelConfig, compute: Compute) -> Cache:
     """The first `length` tokens of every item, from left to right."""
     network = nnx.merge(graph(config), params)
     batch, count = prefix_BxC.shape
     slot_BxC = jnp.broadcast_to(jnp.arange(count), (batch, count))
-    end_BxC = jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0)
-    rows = Rows(network.embed(prefix_BxC, how), slot_BxC, jnp.zeros_like(end_BxC), end_BxC)
-    return cast(Cache, network.run(rows, count, _few(how, count), empty_cache(config, batch, count, how))[1])
+    read = Read(prefix_BxC, slot_BxC, jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0))
+    return one_pass(network, read, None, empty_cache(config, batch, count, compute), 0, compute)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how"))
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _scores(
-    params: nnx.State, cache: Cache, length_R: Array, owner_R: Array, suffix: Suffix, config: ModelConfig, how: Compute
+    params: nnx.State, cache: Cache, length_R: Array, owner_R: Array, suffix: Suffix, config: ModelConfig, compute: Compute
 ) -> tuple[Array, Array]:
     """Nats of every choice, and whether it is greedy, R each. `owner` is whose part of the cache is a choice's."""
     network = nnx.merge(graph(config), params)
-    places = suffix.token.shape[1]
+    places = suffix.target.shape[1]
     cache = jax.tree.map(lambda x: jnp.pad(x[:, owner_R], ((0, 0), (0, 0), (0, places), (0, 0), (0, 0))), cache)
-
-    changed = None
-    embedding, position, end = network.embed(suffix.token, how), jnp.asarray(suffix.position), jnp.asarray(suffix.end)
-    if suffix.queries is not None:
-        token, known, query_position, query_end, causal = suffix.queries
-        changed = jnp.concatenate([jnp.zeros_like(end, bool), network.changed(jnp.asarray(causal) > 0)], axis=1)
-        query = network.embed_queries(token, known > 0, how)
-        embedding = jnp.concatenate([embedding, query], axis=1)
-        position, end = jnp.concatenate([position, query_position], 1), jnp.concatenate([end, query_end], 1)
-    rows = Rows(embedding, position, jnp.zeros_like(end), end, changed)
-    hidden_RxMxD, _ = network.run(rows, places, _few(how, end.shape[1]), cache, length_R)
+    hidden_RxMxD, _ = one_pass(network, suffix.read, suffix.asked, cache, length_R, compute)
     head_VxD = network.output_matrix[...].astype(hidden_RxMxD.dtype)
 
     def one(hidden_MxD: Array, target_M: Array, scored_M: Array) -> tuple[Array, Array]:
         logits_MxV = jnp.einsum("md,vd->mv", hidden_MxD, head_VxD, preferred_element_type=jnp.float32)
-        greedy_M = (jnp.argmax(logits_MxV, -1) == target_M) | (scored_M == 0)
-        return jnp.where(scored_M > 0, log_prob(logits_MxV, target_M), 0.0).sum(), greedy_M.all()
+        greedy_M = (jnp.argmax(logits_MxV, -1) == target_M) | ~scored_M
+        return jnp.where(scored_M, log_prob(logits_MxV, target_M), 0.0).sum(), greedy_M.all()
 
     chosen = (hidden_RxMxD, suffix.target, suffix.scored)
     return jax.lax.map(lambda row: one(*row), chosen, batch_size=min(HEADS_AT_ONCE, len(hidden_RxMxD)))
-
-
-def _few(how: Compute, rows: int) -> Compute:
-    """A few rows attend to all keys at once."""
-    return how._replace(attention="dense") if rows <= FEW_ROWS else how

@@ -1,4 +1,4 @@
-"""Adapters: low-rank changes of a layer's weights, x W + (x A) B (Hu et al., arXiv 2106.09685), in both streams or in one.
+"""Adapters (LoRA, Hu et al., arXiv 2106.09685): low-rank changes of a layer's weights, x W + (x A) B, in one stream or both.
 
 In both they are another way of training all weights, and can be added into them. In the query stream alone they are what
 makes a model any-order: the content stream stays that of the source model, bit for bit. So do, under successor seeding, the

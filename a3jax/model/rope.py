@@ -27,8 +27,7 @@ def angles(config: ModelConfig, position_BxR: Array) -> tuple[Array, Array]:
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BxRxHxE: Array, turn: tuple[Array, ...]) -> Array:
-    """Rotate every head by its row's position; keeps the dtype, computes in float32."""
-    cos, sin = turn
+def rotate(x_BxRxHxE: Array, cos: Array, sin: Array) -> Array:
+    """Rotate every head by its row's `angles`; keeps the dtype, computes in float32."""
     a, b = jnp.split(x_BxRxHxE.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxRxHxE.dtype)

@@ -8,7 +8,7 @@ from flax import nnx
 from test_two_stream import random_batch
 
 from a3jax.model.adapters import adapted, factors
-from a3jax.model.two_stream import Compute, Rows, TwoStream
+from a3jax.model.two_stream import Compute, Stream, TwoStream
 from a3jax.ordering import draw_order, example_keys
 
 HOW = Compute(attention="dense")
@@ -42,7 +42,6 @@ def test_adapters_of_the_query_stream_leave_the_content_stream_bit_for_bit(tiny,
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_stream(remat, tiny, network, packed):
     net = network(tiny(layers=2, adapter_rank=3))
-    length = packed.shape[1]
     tokens, _, order = random_batch(packed, net.config, seed=1)
     graph, params = nnx.split(net)
     names = {factor for name in adapted(net.config) for factor in factors(name)} | {"query_seed"}
@@ -57,10 +56,9 @@ def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_st
         predecessor = jnp.take_along_axis(jnp.asarray(tokens), jnp.maximum(order.predecessor, 0), axis=1)
         content = net.embed(jnp.take_along_axis(jnp.asarray(tokens), order.token_index, axis=1), HOW)
         queries = net.embed_queries(predecessor, order.predecessor >= 0, HOW)
-        pairs = ((content, queries), (order.position, order.query_position), (order.start, order.start))
-        pairs += ((order.group_end, order.group_start), (jnp.zeros_like(order.causal), ~order.causal))
-        rows = Rows(*(jnp.concatenate(pair, axis=1) for pair in pairs))
-        return jnp.sin(net.run(rows, length, HOW)[0]).sum()
+        known = Stream(content, order.position, order.start, order.group_end)
+        asked = Stream(queries, order.query_position, order.start, order.group_start, ~order.causal)
+        return jnp.sin(net.run(known, asked, HOW)).sum()
 
     (value, gradients), (expected, wanted) = (jax.jit(jax.value_and_grad(f))(changed) for f in (apart, together))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
