@@ -23,9 +23,10 @@ from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Range, Template, lay_out, parse
 from a3jax.errors import UserError, check_list
-from a3jax.loading import Model, check_context
+from a3jax.likelihood.scoring import token_log_likelihoods
+from a3jax.loading import Model
 from a3jax.mesh import filled_up
-from a3jax.scoring import token_log_likelihoods
+from a3jax.model.network import check_context
 from a3jax.strict import nearest
 
 CANDIDATES = 8

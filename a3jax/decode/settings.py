@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from a3jax.errors import UserError
-from a3jax.stage import parse_order
+from a3jax.stage import Prefill, parse_order
 
 Mode = Literal["ar", "groups", "dynamic", "speculative"]
 Certainty = Literal["confidence", "entropy", "margin", "random"]
-Prefill = Literal["ar", "group"]
 
 
 @dataclass(frozen=True)

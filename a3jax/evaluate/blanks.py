@@ -13,9 +13,9 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Range, Template, lay_out
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
+from a3jax.likelihood.scoring import token_log_likelihoods
 from a3jax.loading import Model
 from a3jax.requests.request import Request, fill
-from a3jax.scoring import token_log_likelihoods
 
 BOTH, LEFT = "both sides", "left only"
 

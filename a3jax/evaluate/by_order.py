@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from a3jax.decode.cached import draw
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
+from a3jax.likelihood.scoring import forced
 from a3jax.loading import Model
 from a3jax.ordering import Order
-from a3jax.scoring import forced
+from a3jax.sequence import draw
 from a3jax.stage import parse_order
 
 ORDERS = (

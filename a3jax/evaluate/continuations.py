@@ -22,13 +22,15 @@ from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
 from a3jax.context import refuse
-from a3jax.decode.cached import FEW_ROWS, bucket, draw
+from a3jax.decode.cached import FEW_ROWS
 from a3jax.decode.sampling import log_prob
 from a3jax.errors import UserError
-from a3jax.evaluate import likelihood
+from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.loading import Model
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, Rows, empty_cache
+from a3jax.sequence import bucket, draw
+from a3jax.stage import Part
 
 HEADS_AT_ONCE = 8
 """Choices whose logits are held at once: those of a large vocabulary are the largest arrays by far."""
@@ -93,7 +95,7 @@ def check_length(model: Model, order: str, tokens: int) -> None:
 
 def single_stream(model: Model, order: str) -> bool:
     """Whether the content stream alone is read."""
-    return likelihood.single_stream(order, model.config.seeding)
+    return one_stream_is_enough(model.config, Part.named(order).is_ar)
 
 
 def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0, batch: int = 8) -> list[list[Score]]:

@@ -22,7 +22,8 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, check_length, longest, score, seed_of
-from a3jax.loading import Model, check_context, load
+from a3jax.loading import Model, load
+from a3jax.model.network import check_context
 from a3jax.requests.request import Request, fill
 from a3jax.stage import parse_order
 

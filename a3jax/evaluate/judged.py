@@ -16,7 +16,8 @@ from a3jax.evaluate.continuations import Choice, Score, score, seed_of
 from a3jax.evaluate.results import PERPLEXITY
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
-from a3jax.loading import Model, check_context
+from a3jax.loading import Model
+from a3jax.model.network import check_context
 from a3jax.requests.reading import located
 from a3jax.requests.request import Request, fill
 

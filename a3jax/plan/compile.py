@@ -14,7 +14,7 @@ from a3jax.errors import UserError, first_line
 from a3jax.mesh import check_mesh, make_mesh
 from a3jax.plan.topology import Topology
 from a3jax.pretrained import pretrained
-from a3jax.train.step import abstract_state
+from a3jax.train.state import abstract_state
 from a3jax.train.trained import trained_model
 
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
-from a3jax.loading import Model, check_context
+from a3jax.likelihood.scoring import Likelihood, token_log_likelihoods
+from a3jax.loading import Model
+from a3jax.model.network import check_context
 from a3jax.requests.reading import check_text, windows
-from a3jax.scoring import Likelihood, token_log_likelihoods
 from a3jax.show.spelling import spell
 
 WINDOW = 64

@@ -35,7 +35,7 @@ from a3jax.record import Record
 from a3jax.strict import build
 from a3jax.train.agreement import barrier, together
 from a3jax.train.checksums import checksums
-from a3jax.train.step import State, with_counts
+from a3jax.train.state import State, with_counts
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
-from a3jax.evaluate.likelihood import Nll
+from a3jax.evaluate.held_out import Nll
 from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.goodput import USEFUL, Goodput
