@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from a3jax.decode.settings import Decoding
     from a3jax.decode.template import Template
     from a3jax.generate.infill import Blank, Infilled, complete, infill, infill_batch
-    from a3jax.scoring import Likelihood, log_likelihood, log_likelihoods, token_log_likelihood, token_log_likelihoods
+    from a3jax.generate.text_likelihood import log_likelihood, log_likelihoods
+    from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
     from a3jax.weights.loading import Model, load
 
 __all__ = [
@@ -33,11 +34,10 @@ _WHERE = {
     "a3jax.decode.settings": ["Decoding"],
     "a3jax.decode.template": ["Template"],
     "a3jax.generate.infill": ["Blank", "Infilled", "complete", "infill", "infill_batch"],
+    "a3jax.likelihood.scoring": ["Likelihood", "token_log_likelihood", "token_log_likelihoods"],
     "a3jax.weights.loading": ["Model", "load"],
-    "a3jax.scoring": [
-        "Likelihood", "log_likelihood", "log_likelihoods", "token_log_likelihood", "token_log_likelihoods"
-    ],
-}  # fmt: skip
+    "a3jax.generate.text_likelihood": ["log_likelihood", "log_likelihoods"],
+}
 
 
 def __getattr__(name: str) -> Any:

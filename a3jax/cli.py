@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "sweep": (Sweep, "a3jax.sweep.trials", "many runs of an experiment: run them, look after them, compare them"),
     "plan": (Plan, "a3jax.plan.stages", "whether a run fits a TPU topology, and how fast it can be"),
     "generate": (Generate, "a3jax.generate.infill", "fill the blanks of a text in any order"),
-    "score": (Score, "a3jax.scoring", "the exact likelihood of texts, in any order"),
+    "score": (Score, "a3jax.generate.scored", "the exact likelihood of texts, in any order"),
     "evaluate": (Evaluate, "a3jax.evaluate.evaluation", "measure a model: likelihood, infilling, questions"),
     "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
     "export": (Export, "a3jax.export.exporter", "a checkpoint -> Hugging Face and PyTorch"),

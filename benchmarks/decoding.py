@@ -24,11 +24,11 @@ from tyro.conf import Positional, arg
 import a3jax
 from a3jax import Decoding, Template
 from a3jax.config import ModelConfig
-from a3jax.decode.cached import draw
 from a3jax.errors import UserError
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order
+from a3jax.sequence import draw
 
 
 @dataclass(frozen=True)

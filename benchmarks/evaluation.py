@@ -25,9 +25,9 @@ from a3jax.curriculum.stage import Stage, parse_order
 from a3jax.evaluate.by_order import ByOrder
 from a3jax.evaluate.evaluation import evaluate
 from a3jax.evaluate.texts import read_texts
+from a3jax.likelihood.scoring import BATCH
 from a3jax.ordering import example_keys
-from a3jax.scoring import BATCH
-from a3jax.train.step import summed_loss
+from a3jax.train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ def forward(options: Options, model: a3jax.Model) -> int:
     """As many batches as evaluation has, of as many windows each, none of them padded. Returns their tokens."""
     tokens_BxL = np.random.default_rng(0).integers(0, model.config.vocab, (BATCH, options.length), np.int32)
     batch = {"tokens": jnp.asarray(tokens_BxL), "segments": jnp.ones_like(tokens_BxL)}
-    stage = Stage(1, *parse_order(options.order))
+    objective = Objective(model.config, Stage(1, *parse_order(options.order)), model.how, 1024)
     keys_B = example_keys(0, 0, BATCH)
     passes = math.ceil(options.windows / BATCH)
     for _ in range(passes):
-        jax.block_until_ready(_loss(model.params, batch, keys_B, model.config, stage, model.how, 1024))
+        jax.block_until_ready(_sums(objective, model.params, batch, keys_B))
     return passes * tokens_BxL.size
 
 
-_loss = jax.jit(summed_loss, static_argnums=(3, 4, 5, 6))
+_sums = jax.jit(Objective.sums, static_argnums=0)
 
 
 def rates(step: Callable[[], int]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import run, seconds, show
 
-from a3jax.train.loss import nll_sum
+from a3jax.likelihood.fused_loss import nll_sum
 
 
 @dataclass(frozen=True)

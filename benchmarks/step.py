@@ -15,7 +15,7 @@ from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, Stage, Tra
 from a3jax.devices.mesh import batch_sharding, make_mesh
 from a3jax.train import flops
 from a3jax.train.compiled import compile_step
-from a3jax.train.step import init_state, random_params
+from a3jax.train.state import init_state, random_params
 
 
 @dataclass(frozen=True)

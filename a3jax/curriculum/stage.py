@@ -8,6 +8,8 @@ from a3jax.errors import UserError
 
 Family = Literal["in_order", "random", "spans", "infill", "right_to_left"]
 Sizes = Literal["fixed", "uniform", "geometric"]
+Prefill = Literal["ar", "group"]
+"""How given tokens are read: one by one as they stand, or as one group whose tokens all see each other."""
 HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
 """The orders by which held-out NLL is reported."""
 
@@ -64,6 +66,12 @@ class Part(OrderKind, _Weight):
     """The weight at the stage's first step, which goes to `weight` in a straight line over the stage's `ramp`."""
     size_from: int | None = None
     """The same of the group size."""
+
+    @staticmethod
+    def named(order: str) -> "Part":
+        """The kind of order that `parse_order` reads of a name."""
+        family, group_size = parse_order(order)
+        return Part(family=family, group_size=group_size)
 
     @property
     def name(self) -> str:
@@ -129,6 +137,11 @@ class Stage(OrderKind, _Steps):
     def parts(self) -> tuple[Part, ...]:
         """What it draws: its mixture, or the one kind of order that it has."""
         return self.mixture or (Part(**self.order_kind),)
+
+    @property
+    def is_ar(self) -> bool:
+        """Whether it draws nothing but plain autoregression."""
+        return all(part.is_ar for part in self.parts)
 
     @property
     def name(self) -> str:

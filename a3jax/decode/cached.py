@@ -10,9 +10,8 @@ overwritten before anything can see it. Who sees how much is data on the device,
 every order, and sequences of one batch may differ in length, given tokens and order.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +20,17 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.curriculum.stage import Family, parse_order
+from a3jax.curriculum.stage import parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
-from a3jax.decode.settings import Decoding, Prefill
+from a3jax.decode.settings import Decoding
 from a3jax.devices.context_parallel import refuse
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, TwoStream, empty_cache
-from a3jax.ordering import Order, Query, arrange, draw_groups, example_keys, query_rule
+from a3jax.ordering import Order, Query, query_rule
+from a3jax.sequence import bucket, draw, pad_order
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""
-
-
-class Drawn(NamedTuple):
-    """One sequence, padded to a bucket of L tokens, with an order and a key for sampling."""
-
-    tokens_L: np.ndarray
-    order: Order
-    """Each array has L entries."""
-    key: Array
 
 
 class Plan(NamedTuple):
@@ -115,39 +106,6 @@ class Kind(NamedTuple):
     """Whether a token being read sees those read before it only, or all that are read in the same pass."""
 
 
-def bucket(count: int, least: int = 32, steps: int = 1) -> int:
-    """`count` rounded up to one of `steps` sizes for every doubling, at least `least`, so that few are ever compiled."""
-    step = max(1, (1 << (count - 1).bit_length()) // (2 * steps))
-    return max(least, -(-count // step) * step)
-
-
-def draw(
-    seed: int, tokens: Sequence[int], given: Sequence[bool], order: str, seeding: Seeding, prefill: Prefill = "ar"
-) -> Drawn:
-    """Draw the order of one sequence, padded to its bucket. Raises `UserError` for an unknown order.
-
-    It depends on the seed, the given mask and the seeding alone, not on what else is in a batch.
-    """
-    family, group_size = parse_order(order)
-    length = bucket(len(tokens))
-    padding = (0, length - len(tokens))
-    given_L = np.pad(np.asarray(given, bool), padding)
-    segment_L = np.pad(np.ones(len(tokens), np.int32), padding)
-    # A group never exceeds the window; a larger size means the same, and might not fit an int32.
-    size, together = min(group_size, length), prefill == "group"
-    key, arranged = _draw(np.uint32(seed), given_L, segment_L, size, family=family, seeding=seeding, together=together)
-    return Drawn(np.pad(np.asarray(tokens, np.int32), padding), arranged, key)
-
-
-@functools.partial(jax.jit, static_argnames=("family", "seeding", "together"))
-def _draw(
-    seed: Array, given_L: Array, segment_L: Array, group_size: Array, family: Family, seeding: Seeding, together: bool
-) -> tuple[Array, Order]:
-    group_key, sample_key = jax.random.split(example_keys(seed, 0, 1)[0])
-    group_L = draw_groups(group_key, segment_L, given_L, family, group_size)
-    return sample_key, arrange(jnp.where(given_L & together, 0, group_L), given_L, segment_L, seeding)
-
-
 def plan(
     decodings: Sequence[Decoding],
     tokens: Sequence[Sequence[int]],
@@ -175,18 +133,6 @@ def plan(
         prefill=bucket(int(given_B.max())),
         rows=min(parse_order(decodings[0].order)[1], bucket(max(map(len, starts)))),
     )
-
-
-def pad_order(order: Order, length: int) -> Order:
-    """The order of one sequence with padding up to `length`: slots that see nothing and are not predicted."""
-    own, end = len(order.position), int(order.group_end[-1])
-    fills = {"predecessor": -1, "start": end, "group_start": end, "group_end": end, "predicted": False}
-
-    def pad(name: str, x_L: Array) -> Any:
-        rest = np.arange(own, length) if name == "token_index" else np.full(length - own, fills.get(name, 0))
-        return np.concatenate([x_L, rest]).astype(x_L.dtype)
-
-    return Order(**{name: pad(name, x_L) for name, x_L in order._asdict().items()})
 
 
 def begin(config: ModelConfig, compute: Compute, plan: Plan, planned: bool) -> State:

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from a3jax.curriculum.stage import parse_order
+from a3jax.curriculum.stage import Prefill, parse_order
 from a3jax.errors import UserError
 
 Mode = Literal["ar", "groups", "dynamic", "speculative"]
 Certainty = Literal["confidence", "entropy", "margin", "random"]
-Prefill = Literal["ar", "group"]
 
 
 class _Rules(NamedTuple):

@@ -14,7 +14,7 @@ from a3jax.decode.template import Document, Range, Template, lay_out
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.generate.request import Request, fill
-from a3jax.scoring import token_log_likelihoods
+from a3jax.likelihood.scoring import token_log_likelihoods
 from a3jax.weights.loading import Model
 
 BOTH, LEFT = "both sides", "left only"

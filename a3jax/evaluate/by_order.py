@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from a3jax.curriculum.stage import parse_order
-from a3jax.decode.cached import draw
 from a3jax.errors import UserError
 from a3jax.evaluate.options import Options, Ready
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text, read_texts
+from a3jax.likelihood.scoring import forced
 from a3jax.ordering import Order
-from a3jax.scoring import forced
+from a3jax.sequence import draw
 from a3jax.weights.loading import Model
 
 ORDERS = (

@@ -21,13 +21,15 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.decode.cached import Asked, Read, bucket, draw, one_pass
+from a3jax.curriculum.stage import Part
+from a3jax.decode.cached import Asked, Read, one_pass
 from a3jax.decode.sampling import log_prob
 from a3jax.devices.context_parallel import refuse
 from a3jax.errors import UserError
-from a3jax.evaluate import likelihood
+from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, empty_cache
+from a3jax.sequence import bucket, draw
 from a3jax.weights.loading import Model
 
 HEADS_AT_ONCE = 8
@@ -78,7 +80,7 @@ def check_length(model: Model, order: str, tokens: int) -> None:
 
 def single_stream(model: Model, order: str) -> bool:
     """Whether the content stream alone is read."""
-    return likelihood.single_stream(order, model.config.seeding)
+    return one_stream_is_enough(model.config, Part.named(order).is_ar)
 
 
 def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0, batch: int = 8) -> list[list[Score]]:

@@ -24,7 +24,8 @@ from a3jax.decode.template import Template
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, check_length, longest, score, seed_of
 from a3jax.generate.request import Request, fill
-from a3jax.weights.loading import Model, check_context, load
+from a3jax.model.network import check_context
+from a3jax.weights.loading import Model, load
 
 
 @register_model("a3")

@@ -25,8 +25,9 @@ from a3jax.decode.template import Document, Range, Template, lay_out, parse
 from a3jax.devices.mesh import filled_up
 from a3jax.errors import UserError, check_list
 from a3jax.files.strict import nearest
-from a3jax.scoring import token_log_likelihoods
-from a3jax.weights.loading import Model, check_context
+from a3jax.likelihood.scoring import token_log_likelihoods
+from a3jax.model.network import check_context
+from a3jax.weights.loading import Model
 
 CANDIDATES = 8
 """Lengths of a blank that are tried in one batch."""

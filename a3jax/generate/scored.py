@@ -9,8 +9,9 @@ from a3jax.data.spelling import spell
 from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.generate.reading import check_text, windows
-from a3jax.scoring import Likelihood, token_log_likelihoods
-from a3jax.weights.loading import Model, check_context
+from a3jax.likelihood.scoring import Likelihood, token_log_likelihoods
+from a3jax.model.network import check_context
+from a3jax.weights.loading import Model
 
 WINDOW = 64
 """Texts that are read before any is scored."""

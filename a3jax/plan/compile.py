@@ -13,7 +13,7 @@ from a3jax.devices.compilation import options
 from a3jax.devices.mesh import check_mesh, make_mesh
 from a3jax.errors import UserError, first_line
 from a3jax.plan.topology import Topology
-from a3jax.train.step import abstract_state
+from a3jax.train.state import abstract_state
 from a3jax.train.trained import trained_model
 from a3jax.weights.pretrained import pretrained
 

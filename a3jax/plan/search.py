@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from a3jax.config import Config, MeshConfig, ModelConfig, settled
 from a3jax.devices.mesh import AXES
 from a3jax.errors import UserError
+from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import count
 from a3jax.plan.compile import Fits, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline
@@ -25,7 +26,6 @@ from a3jax.plan.topology import Topology
 from a3jax.progress import Progress
 from a3jax.train import flops, remat
 from a3jax.train.compiled import lower
-from a3jax.train.step import single_stream
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _least_bytes(config: Config, model: ModelConfig) -> int:
 
 def _rows(config: Config, model: ModelConfig) -> int:
     """Rows of both streams on one device at one time."""
-    return _tokens(config) // config.mesh.context * (1 if single_stream(config.schedule.stages[0], model) else 2)
+    return _tokens(config) // config.mesh.context * (1 if one_stream_is_enough(model, config.schedule.stages[0].is_ar) else 2)
 
 
 def _tokens(config: Config) -> int:

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage, settled
+from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import count as parameter_count
 from a3jax.plan.compile import Fits, Memory, TooLarge, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline
@@ -20,7 +21,6 @@ from a3jax.plan.topology import Topology
 from a3jax.progress import Progress
 from a3jax.train import executable, remat
 from a3jax.train.compiled import lower
-from a3jax.train.step import single_stream
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
     config = remat.chosen(config, model, mesh, topology.chip.hbm_bytes)
 
     def kind(stage: Stage) -> Stage | tuple[bool, int | None]:
-        return (single_stream(stage, model), stage.batch) if save is None else stage.program
+        return (one_stream_is_enough(model, stage.is_ar), stage.batch) if save is None else stage.program
 
     trained = config.schedule.trained
     kinds = {kind(stage): stage for stage in trained}  # the last of a kind stands for the others

@@ -42,7 +42,7 @@ class Point:
     """Nats per token by order."""
     by_rank: dict[str, list[float | None]]
     by_visible: dict[str, list[float | None]]
-    """The same in parts (`a3jax.evaluate.likelihood.Nll`)."""
+    """The same in parts (`a3jax.likelihood.held_out.Nll`)."""
 
 
 class StageEnd(NamedTuple):

@@ -35,7 +35,7 @@ from a3jax.files.folders import is_full_disk, is_passing, remove
 from a3jax.files.strict import build
 from a3jax.progress import console
 from a3jax.train.checksums import checksums
-from a3jax.train.step import State, with_counts
+from a3jax.train.state import State, with_counts
 
 T = TypeVar("T")
 

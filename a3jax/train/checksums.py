@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.train.step import State
+from a3jax.train.state import State
 
 
 def checksums(state: State, **facts: Any) -> dict[str, int]:

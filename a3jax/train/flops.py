@@ -7,9 +7,9 @@ import jax
 from flax import nnx
 
 from a3jax.config import ModelConfig, Stage
+from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.adapters import adapted, content_is_fixed, factors, without_adapters
 from a3jax.model.parameters import shapes
-from a3jax.train.step import single_stream
 
 PEAK_BF16 = {
     "TPU v4": 275e12,
@@ -41,7 +41,7 @@ def per_window(model: ModelConfig, stage: Stage, length: int, distilled: bool = 
     gradient: the rows, unless they are those of a fixed content stream, and the weight, unless only adapters are trained.
     `attention_forward` counts the rest. Parameters that are frozen by name count as if they were not.
     """
-    single, fixed = single_stream(stage, model), content_is_fixed(model)
+    single, fixed = one_stream_is_enough(model, stage.is_ar), content_is_fixed(model)
     sizes = _sizes(model)
     layers = {name: _layers(model, name.removesuffix("_in").removesuffix("_out"), single) for name in _products(model)}
     passes = 2 if model.adapter_rank else 3
@@ -74,7 +74,7 @@ def attention(model: ModelConfig, stage: Stage, length: int) -> float:
 
     Backward there are four products to the two forward; where the content stream is fixed, two, and those of queries only.
     """
-    backward = 2.0 if not content_is_fixed(model) else 0.0 if single_stream(stage, model) else 0.5
+    backward = 2.0 if not content_is_fixed(model) else 0.0 if one_stream_is_enough(model, stage.is_ar) else 0.5
     return (1 + backward) * attention_forward(model, stage, length)
 
 
@@ -83,7 +83,7 @@ def attention_forward(model: ModelConfig, stage: Stage, length: int) -> float:
 
     It costs 4HE per row and visible key: half of all keys on average, as every slot sees those before it.
     """
-    return _attention_of_layers(model, sum(_layers(model, "query", single_stream(stage, model))), length)
+    return _attention_of_layers(model, sum(_layers(model, "query", one_stream_is_enough(model, stage.is_ar))), length)
 
 
 def _attention_of_layers(model: ModelConfig, layers: int, length: int) -> float:

@@ -28,14 +28,15 @@ from a3jax.devices.hosts import Hosts
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import Processes, connect, meeting_at
 from a3jax.errors import UserError
-from a3jax.evaluate.likelihood import HeldOut
+from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.metrics import last_nll
+from a3jax.train.objective import compute
 from a3jax.train.report import Report
 from a3jax.train.run import Run, only_process, open_run
-from a3jax.train.step import State, abstract_state, compute, init_state, random_params, with_adapters, with_counts
+from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters, with_counts
 from a3jax.train.tracing import Tracing
 
 ALONE = Processes()
@@ -124,8 +125,8 @@ def _position(
 ) -> _Position:
     """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
     if saved is None:
-        return _Position(0, _first_state(run, mesh)._replace(source=teacher), run.record, batches, PlateauState())
-    return _Position(saved.step, saved.state._replace(source=teacher), saved.record, batches, saved.standing)
+        return _Position(0, _first_state(run, mesh)._replace(teacher=teacher), run.record, batches, PlateauState())
+    return _Position(saved.step, saved.state._replace(teacher=teacher), saved.record, batches, saved.standing)
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
@@ -198,7 +199,7 @@ def _steps(
         if report.roll_back:
             checkpoints.wait()
             before = checkpoints.restore(abstract_state(config, run.model, mesh))
-            step, state, record, batches, standing = _position(run, mesh, before, state.source, batches)
+            step, state, record, batches, standing = _position(run, mesh, before, state.teacher, batches)
             rollbacks, saved = rollbacks.to(step, config.guard.limit), step
             report.rewind(step)
             continue

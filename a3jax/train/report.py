@@ -15,7 +15,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.devices.hosts import Hosts
 from a3jax.errors import UserError
-from a3jax.evaluate.likelihood import Nll
+from a3jax.likelihood.held_out import Nll
 from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.goodput import USEFUL, Goodput

@@ -41,7 +41,7 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
         model = dataclasses.replace(model, adapter_rank=RANK if rank is None else rank, adapter_stream=stream)
     if content_is_fixed(model) and model.seeding == "successor":
         for i, stage in enumerate(config.schedule.stages):
-            if stage.length and all(part.is_ar for part in stage.parts):
+            if stage.length and stage.is_ar:
                 raise UserError(
                     f"curriculum.{i} ({stage.name}) would train nothing: from left to right, adapters of the query stream do "
                     "not apply; leave it out, or give adapt.rank 0 to train all weights"

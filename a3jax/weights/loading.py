@@ -4,29 +4,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Record
-from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
+from a3jax.model.network import Network
 from a3jax.model.two_stream import Compute
 from a3jax.weights.pretrained import Pretrained, pretrained
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Network):
     """What `load` returns, and every other function of the Python interface takes."""
 
-    config: ModelConfig
-    params: nnx.State
     codec: TextCodec
     record: Record
     checkpoint: Pretrained
-    how: Compute
     fillable: Array
     """V bool: tokens that may stand in a blank, which are those of plain text."""
 
@@ -49,10 +45,4 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     params = checkpoint.load(mesh, dtype)
     how = Compute(jnp.dtype(dtype))
     may_fill = jnp.asarray(fillable(codec, checkpoint.config))
-    return Model(checkpoint.config, params, codec, checkpoint.record, checkpoint, how, may_fill)
-
-
-def check_context(model: Model, tokens: int) -> None:
-    """Raises `UserError` if a text of so many tokens is longer than the model's context."""
-    if tokens > model.config.context:
-        raise UserError(f"the text with its blanks is {tokens} tokens, the model's context only {model.config.context}")
+    return Model(checkpoint.config, params, how, codec, checkpoint.record, checkpoint, may_fill)

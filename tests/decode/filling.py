@@ -8,12 +8,12 @@ from flax import nnx
 from a3jax.decode.cached import plan
 from a3jax.decode.loop import decode
 from a3jax.decode.settings import Decoding
-from a3jax.evaluate import likelihood
+from a3jax.likelihood import forward
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import arrange
 
 HOW = Compute()
-log_probs = jax.jit(likelihood.log_probs, static_argnames=("how",))
+log_probs = jax.jit(forward.log_probs, static_argnames=("how",))
 
 
 def document(lengths, vocab=48, seed=0):

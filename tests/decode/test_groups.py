@@ -9,7 +9,7 @@ from filling import HOW, document, fill, log_probs
 from flax import nnx
 
 from a3jax.decode import groups
-from a3jax.decode.cached import bucket, plan
+from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.model.two_stream import Compute
@@ -22,10 +22,6 @@ def window_groups(order, b=0):
     result = np.empty(order.token_index.shape[1], int)
     result[np.asarray(order.token_index[b])] = np.asarray(order.group_start[b])
     return result
-
-
-def test_bucket():
-    assert [bucket(n) for n in (1, 32, 33, 64, 65, 1000)] == [32, 32, 64, 64, 128, 1024]
 
 
 @pytest.mark.parametrize(

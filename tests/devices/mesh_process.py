@@ -23,11 +23,12 @@ from flax import nnx
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.curriculum.stage import Part
 from a3jax.devices import mesh as meshes
-from a3jax.evaluate.likelihood import HeldOut
+from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph, shapes
 from a3jax.ordering import example_keys
-from a3jax.train import step as steps
+from a3jax.train import state as states
 from a3jax.train.compiled import lower
+from a3jax.train.objective import Objective, compute
 
 MESHES = {
     "one device": MeshConfig(fsdp=1),
@@ -100,7 +101,7 @@ def run(name, step, params):
     config, mesh = experiment(name), mesh_of(name)
     found = {"temporaries": np.array(step.memory_analysis().temp_size_in_bytes)}
     found["collectives"] = np.array(json.dumps(collectives(step.as_text())))
-    state = steps.init_state(config, jax.tree.map(jax.numpy.copy, params), MODEL, mesh)
+    state = states.init_state(config, jax.tree.map(jax.numpy.copy, params), MODEL, mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     batch = jax.device_put(windows(), meshes.batch_sharding(mesh))
     state, first = step(state, batch)
@@ -118,11 +119,11 @@ def run(name, step, params):
         found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
     if name in THOROUGH:
         put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
-        held_out = HeldOut(graph(MODEL), MODEL, windows(), steps.compute(config), BATCH, put)
+        held_out = HeldOut(graph(MODEL), MODEL, windows(), compute(config), BATCH, put)
         found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
-        one_stream = jax.jit(steps.summed_loss, static_argnums=(3, 4, 5, 6))
+        one_stream = jax.jit(Objective(MODEL, ONE_STREAM, compute(config), 64).sums)
         keys = example_keys(0, 0, BATCH)
-        loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
+        loss, count = one_stream(state.params, batch, keys)
         found |= {"one_stream": np.asarray(loss / count)}
         loss, gradients = distilled(name, params, batch)
         found |= {"distilled": np.asarray(loss)}
@@ -134,13 +135,14 @@ def run(name, step, params):
 def distilled(name, source, batch):
     """The loss of a model with adapters, half of it measured against another model, and its gradients."""
     rng = np.random.default_rng(1)
-    adapted = steps.state_shardings(experiment(name), ADAPTED, mesh_of(name)).params
+    adapted = states.state_shardings(experiment(name), ADAPTED, mesh_of(name)).params
     drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes(ADAPTED))
     params = jax.device_put(drawn, adapted)
-    how, keys = steps.compute(experiment(name)), example_keys(0, 0, BATCH)
+    objective = Objective(ADAPTED, STAGE, compute(experiment(name)), 64, 0.5)
+    keys = example_keys(0, 0, BATCH)
 
     def loss(params, source, batch):
-        total, count = steps.summed_loss(params, batch, keys, ADAPTED, STAGE, how, 64, source, 0.5)
+        total, count = objective.sums(params, batch, keys, source)
         return total / count
 
     return jax.jit(jax.value_and_grad(loss), out_shardings=(None, adapted))(params, source, batch)
@@ -172,9 +174,9 @@ def main(out, *place):
     results, names = {}, list(MESHES)[1 if place else 0 :]
     with ThreadPoolExecutor(2) as compilers:
         compiled = {name: compilers.submit(lower(experiment(name), MODEL, STAGE, mesh_of(name)).compile) for name in names}
-        drawn = {name: steps.random_params(experiment(name), MODEL, mesh_of(name)) for name in THOROUGH}
+        drawn = {name: states.random_params(experiment(name), MODEL, mesh_of(name)) for name in THOROUGH}
         for name in names:
-            layout = steps.state_shardings(experiment(name), MODEL, mesh_of(name)).params
+            layout = states.state_shardings(experiment(name), MODEL, mesh_of(name)).params
             params = drawn.get(name) or jax.device_put(jax.device_get(drawn["one device"]), layout)
             with jax.set_mesh(mesh_of(name)):
                 results |= run(name, compiled[name].result(), params)

@@ -21,8 +21,8 @@ from a3jax.checkpoint.folder import find, load_arrays, saved_steps
 from a3jax.config import Config, GuardConfig, ProfileConfig, Stage, TrainConfig
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
-from a3jax.evaluate.likelihood import HeldOut
 from a3jax.files.strict import from_json, to_json
+from a3jax.likelihood.held_out import HeldOut
 from a3jax.train import checkpoints, compiled
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.goodput import CAUSES

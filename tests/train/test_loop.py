@@ -23,14 +23,14 @@ from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import AdaptConfig, Config, MeshConfig
 from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
-from a3jax.evaluate.likelihood import ORDERS
 from a3jax.files.strict import to_json
+from a3jax.likelihood.held_out import ORDERS
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.loop import train
 from a3jax.train.metrics import Log, read
 from a3jax.train.report import Report
 from a3jax.train.run import only_process
-from a3jax.train.step import abstract_state
+from a3jax.train.state import abstract_state
 
 
 def parameters(run: str) -> list[np.ndarray]:

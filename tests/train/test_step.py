@@ -10,9 +10,14 @@ from flax import nnx
 
 from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.devices.mesh import make_mesh
+from a3jax.likelihood.forward import one_stream_is_enough
+from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
+from a3jax.train import objective as objectives
 from a3jax.train import step as steps
+from a3jax.train.objective import Objective
+from a3jax.train.state import init_state, random_params
 
 L, BATCH = 24, 4
 
@@ -43,9 +48,9 @@ def batch():
 
 
 def fresh(config, mesh):
-    params = steps.random_params(config, config.model, mesh)
+    params = random_params(config, config.model, mesh)
     with jax.set_mesh(mesh):
-        return steps.init_state(config, params, config.model, mesh)
+        return init_state(config, params, config.model, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -79,36 +84,28 @@ def test_the_loss_falls_and_each_step_draws_its_own_order(two_steps):
 
 
 def losses(net, batch, model, stage):
-    graph, params = nnx.split(net)
+    split, params = nnx.split(net)
+    objective = Objective(model, stage, Compute(attention="dense"), chunk=40)
 
     def mean(params):
-        total, count = steps.summed_loss(
-            params, batch, example_keys(0, 0, BATCH), model, stage, Compute(attention="dense"), chunk=40
-        )
+        total, count = objective.sums(params, batch, example_keys(0, 0, BATCH))
         return total / count, count
 
-    assert graph == steps.graph(model)
+    assert split == graph(model)
     return jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
 
 
 def test_the_single_stream_shortcut_equals_the_two_streams(tiny, network, batch, monkeypatch):
     model, stage = tiny(layers=2, qkv_bias=True), Stage(1, "in_order", 1)
     net = network(model)
-    assert steps.single_stream(stage, model)
+    assert one_stream_is_enough(model, stage.is_ar)
     (one, count), d_one = losses(net, batch, model, stage)
-    monkeypatch.setattr(steps, "single_stream", lambda *_: False)
+    monkeypatch.setattr(objectives, "one_stream_is_enough", lambda *_: False)
     (two, same_count), d_two = losses(net, batch, model, stage)
     assert count == same_count == sum((np.diff(s) == 0)[s[1:] > 0].sum() for s in batch["segments"])
     np.testing.assert_allclose(one, two, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(d_one), jax.tree.leaves(d_two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(a).max()))
-
-
-def test_the_shortcut_is_taken_only_where_it_is_exact(tiny):
-    assert not steps.single_stream(Stage(1, "in_order", 2), tiny())
-    assert not steps.single_stream(Stage(1, "random", 1), tiny())
-    assert not steps.single_stream(Stage(1, "in_order", 1, given=0.5), tiny())
-    assert not steps.single_stream(Stage(1, "in_order", 1), tiny(seeding="learned"))
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +140,6 @@ def test_a_batch_without_predicted_tokens_changes_no_parameter(simple, batch, me
 
 def test_random_weights_depend_on_the_seed_and_the_query_seed_is_the_mean_embedding(tiny, mesh):
     config = experiment(tiny(layers=1))
-    one, other = (steps.random_params(dataclasses.replace(config, seed=seed), config.model, mesh) for seed in (3, 4))
+    one, other = (random_params(dataclasses.replace(config, seed=seed), config.model, mesh) for seed in (3, 4))
     assert (one["embedding"][...] != other["embedding"][...]).any()
     np.testing.assert_allclose(one["query_seed"][...], one["embedding"][...].mean(0), atol=1e-7)

@@ -11,7 +11,9 @@ from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them 
 from a3jax.config import AdaptConfig, OptimizerConfig, settled
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
-from a3jax.train import step as steps
+from a3jax.model.parameters import shapes
+from a3jax.train.state import init_state, random_params
+from a3jax.train.step import make_step
 from a3jax.train.trained import changes, trained_model
 
 
@@ -57,7 +59,7 @@ def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumul
         if path and hasattr(path[-1], "key")
     }
     with jax.set_mesh(mesh):
-        step = steps.make_step(config, config.model, config.curriculum[0], mesh)
+        step = make_step(config, config.model, config.curriculum[0], mesh)
         for _ in range(2):  # the second factor of an adapter is zero at first, and so is the first one's gradient
             state, metrics = step(state, batch)
     assert np.isfinite(metrics.loss)
@@ -72,8 +74,8 @@ def gradient_norm(config, mesh, batch, source, stage):  # noqa: F811
     """Of the first step of a model that starts as its source."""
     with jax.set_mesh(mesh):
         params, teacher = (jax.tree.map(jax.numpy.copy, source) for _ in range(2))
-        state = steps.init_state(config, params, config.model, mesh)._replace(source=teacher)
-        _, metrics = steps.make_step(config, config.model, stage, mesh)(state, batch)
+        state = init_state(config, params, config.model, mesh)._replace(teacher=teacher)
+        _, metrics = make_step(config, config.model, stage, mesh)(state, batch)
     return float(metrics.gradient_norm)
 
 
@@ -81,7 +83,7 @@ def gradient_norm(config, mesh, batch, source, stage):  # noqa: F811
 def test_a_model_has_nothing_to_learn_from_itself(stage, tiny, batch, mesh):  # noqa: F811
     """From left to right the source's own distribution is matched from the first step; the tokens themselves are not."""
     config = experiment(tiny(layers=2))
-    source = steps.random_params(config, config.model, mesh)
+    source = random_params(config, config.model, mesh)
     norms = {}
     for share in (1e-9, 1.0):
         config = dataclasses.replace(config, adapt=AdaptConfig(distill=share))
@@ -119,7 +121,7 @@ def test_unknown_names_and_nothing_left_are_refused(tiny):
     with pytest.raises(UserError, match=r"adapt.frozen names 'embeding', .* did you mean 'embedd"):
         changes(AdaptConfig(frozen=("embeding",)), tiny())
     with pytest.raises(UserError, match="names all parameters"):
-        changes(AdaptConfig(frozen=tuple(names(steps.shapes(tiny())))), tiny())
+        changes(AdaptConfig(frozen=tuple(names(shapes(tiny())))), tiny())
     with pytest.raises(UserError, match=r"adapt.frozen names 'norms', but only adapters are trained; give adapt.rank 0"):
         changes(AdaptConfig(frozen=("norms",)), tiny(adapter_rank=2))
 

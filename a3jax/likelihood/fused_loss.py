@@ -47,8 +47,8 @@ def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: in
     return on_devices(hidden_BxLxD, head_VxD.astype(hidden_BxLxD.dtype), target_BxL)
 
 
-class Teacher(NamedTuple):
-    """What a share of the loss is measured against in place of the targets: another model's distribution of each."""
+class SoftTargets(NamedTuple):
+    """What a share of the loss is measured against in place of the targets: a teacher's distribution of each."""
 
     hidden_BxLxD: Array
     head_VxD: Array
@@ -56,14 +56,14 @@ class Teacher(NamedTuple):
 
 
 def nll_sum(
-    hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int, teacher: Teacher | None = None
+    hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int, soft: SoftTargets | None = None
 ) -> Array:
     """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`.
 
-    With a teacher, -log p(target) is mixed with the cross-entropy to the teacher's distribution, sum of -p_t log p.
+    With soft targets, -log p(target) is mixed with the cross-entropy to the teacher's distribution, sum of -p_t log p.
     `chunk` counts rows of one device.
     """
-    taught = (None, None, 0.0) if teacher is None else teacher
+    taught = (None, None, 0.0) if soft is None else soft
     return _nll_sum(hidden_BxLxD, head_VxD, target_BxL, weight_BxL, *taught[:2], chunk, taught[2])
 
 

@@ -3,15 +3,14 @@
 from collections import defaultdict
 
 import brute_force
-import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from a3jax.curriculum.stage import parse_order
-from a3jax.evaluate.likelihood import ORDERS, HeldOut, left_to_right, log_probs
+from a3jax.likelihood.held_out import ORDERS, HeldOut
 from a3jax.model.two_stream import Compute
-from a3jax.ordering import arrange, example_keys
+from a3jax.ordering import example_keys
 
 HOW = Compute(attention="dense")
 
@@ -91,47 +90,7 @@ def test_without_windows_there_is_no_nll(model, held_out):
     assert HeldOut(graph, model, {name: x[:0] for name, x in windows.items()}, HOW, 2).nll(params) == {}
 
 
-def test_log_probs_stand_in_window_order_and_are_zero_where_nothing_is_predicted(model, held_out):
-    graph, params, windows = held_out
-    rng = np.random.default_rng(1)
-    tokens, segments = windows["tokens"], windows["segments"]
-    groups = rng.integers(0, 6, tokens.shape).astype(np.int32)
-    is_given = rng.random(tokens.shape) < 0.3
-    order = jax.vmap(lambda g, i, s: arrange(g, i, s, model.seeding))(groups, is_given, segments)
-    run = jax.jit(lambda tokens, order: log_probs(nnx.merge(graph, params), tokens, order, HOW, chunk=40))
-    found = np.asarray(run(tokens, order))
-    for b in range(len(tokens)):
-        _, logits = brute_force.two_streams(model, nnx.to_pure_dict(params), tokens[b], groups[b], segments[b])
-        expected = brute_force.log_softmax(logits)[np.arange(24), tokens[b]]
-        expected[is_given[b] | (segments[b] == 0)] = 0
-        np.testing.assert_allclose(found[b], expected, atol=2e-5)
-    assert (found[is_given | (segments == 0)] == 0).all()
-
-
 def test_the_orders_are_the_same_at_every_call(model, held_out):
     graph, params, windows = held_out
     evaluation = HeldOut(graph, model, windows, HOW, batch=3)
     assert evaluation.nll(params, ("random_4",)) == evaluation.nll(params, ("random_4",))
-
-
-def test_one_stream_from_left_to_right_gives_what_two_do(model, held_out):
-    """Some tokens given between those predicted, and padding. Both are float32: to a few dozen roundings."""
-    graph, params, windows = held_out
-    tokens, segments = windows["tokens"][:2], np.ones((2, 24), np.int32)
-    segments[1, 17:] = 0
-    is_given = np.random.default_rng(2).random(tokens.shape) < 0.3
-    is_given[:, 0] = True
-    place = np.tile(np.arange(24), (2, 1))
-    order = jax.vmap(lambda g, i, s: arrange(g, i, s, model.seeding))(place, np.zeros_like(is_given), segments)
-    order = order._replace(predicted=order.predicted & ~is_given)
-    assert all(left_to_right(jax.tree.map(lambda x, b=b: np.asarray(x[b]), order), count) for b, count in enumerate((24, 17)))
-    run = jax.jit(log_probs, static_argnames=("how", "one_stream"))
-    found = [run(nnx.merge(graph, params), tokens, order, HOW, one_stream=one_stream) for one_stream in (False, True)]
-    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
-    assert (np.asarray(found[1]) < 0).sum() == np.asarray(order.predicted).sum() < 40
-
-
-def test_other_orders_are_not_from_left_to_right(draw):
-    segments = np.ones(24, np.int32)
-    for family, group_size in [("in_order", 2), ("random", 1), ("infill", 1)]:
-        assert not left_to_right(draw(3, segments, family, group_size)[2], 24)

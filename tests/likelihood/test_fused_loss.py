@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from a3jax.train.loss import Teacher, nll_sum, token_nll
+from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
 
 B, L, D, V = 2, 13, 8, 37
 
@@ -37,7 +37,7 @@ def test_a_teacher_is_mixed_in_as_a_dense_cross_entropy(chunk):
     (hidden, head, target, weight), (other, other_head, _, _) = inputs(), inputs(seed=1)
 
     def ours(hidden, head):
-        return nll_sum(hidden, head, target, weight, chunk, Teacher(other, other_head, 0.3))
+        return nll_sum(hidden, head, target, weight, chunk, SoftTargets(other, other_head, 0.3))
 
     def theirs(hidden, head):
         soft = -(jax.nn.softmax(other @ other_head.T) * jax.nn.log_softmax(hidden @ head.T)).sum(-1)

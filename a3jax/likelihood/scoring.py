@@ -1,4 +1,4 @@
-"""Exact log-likelihood of texts in any order and grouping: `a3jax.log_likelihood` and its relatives."""
+"""Exact log-likelihood of sequences of tokens in any order and grouping, as many of them in a pass as are of like length."""
 
 import functools
 import math
@@ -12,18 +12,17 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig, Seeding
-from a3jax.decode.cached import bucket, draw, pad_order
-from a3jax.decode.settings import Prefill
-from a3jax.decode.template import lay_out, with_blanks
+from a3jax.config import ModelConfig
+from a3jax.curriculum.stage import Prefill
 from a3jax.devices import context_parallel
 from a3jax.devices.mesh import filled_up, parts_in_use
-from a3jax.errors import UserError, check_list
-from a3jax.evaluate import likelihood
+from a3jax.errors import UserError
+from a3jax.likelihood.forward import log_probs, one_stream_is_enough
+from a3jax.model.network import Network, check_context
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
-from a3jax.ordering import Order, arrange
-from a3jax.weights.loading import Model, check_context
+from a3jax.ordering import Order
+from a3jax.sequence import bucket, draw, grouped, left_to_right, pad_order
 
 BATCH = 8
 """Texts of one forward pass, on each of the devices that share it."""
@@ -47,34 +46,8 @@ class Likelihood:
         return statistics.stdev(self.totals) if len(self.totals) > 1 else 0.0
 
 
-def log_likelihood(
-    model: Model, text: str, order: str = "ar", seed: int = 0, blanks: Sequence[str] | None = None, orders: int = 1
-) -> Likelihood:
-    """Exact log-probability of a text, every token predicted from those that come before it in `order`.
-
-    The first token of the document is given: the model's start token, or the text's first where it has none. With
-    `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
-    written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
-
-    Raises `UserError` if there is nothing to score, or more than the model's context.
-    """
-    if blanks is None:
-        return log_likelihoods(model, [text], order, seed, orders)[0]
-    document = with_blanks(text, blanks, model.codec)
-    return token_log_likelihood(model, document.tokens, document.given, order, seed, orders)
-
-
-def log_likelihoods(
-    model: Model, texts: Sequence[str], order: str = "ar", seed: int = 0, orders: int = 1
-) -> list[Likelihood]:
-    """`log_likelihood` of several whole texts, a batch at a time. No text's result depends on the others."""
-    check_list("texts", texts)
-    tokens = [lay_out([text], [], model.codec).tokens for text in texts]
-    return token_log_likelihoods(model, tokens, [[i == 0 for i in range(len(t))] for t in tokens], order, seed, orders)
-
-
 def token_log_likelihood(
-    model: Model,
+    model: Network,
     tokens: Sequence[int],
     given: Sequence[bool],
     order: str = "ar",
@@ -83,19 +56,23 @@ def token_log_likelihood(
     groups: Sequence[int] | None = None,
     prefill: Prefill = "ar",
 ) -> Likelihood:
-    """`log_likelihood` of tokens, those that are `given` aside. The first must be.
+    """Exact log-probability of the tokens that are not `given`, each predicted from those that come before it in `order`.
+
+    The first token must be given. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
 
     With the `tokens` and `given` of an `Infilled`, and its order and seed, this is the log-probability with which the
     blanks were filled: decoding and teacher forcing are one model. `groups` numbers each token's group and takes the place
     of `order`: smaller numbers come first, equal ones are predicted at once; the `passes` of an `Infilled` are such
     groups. `prefill` says how given tokens are read, as in `Decoding`.
+
+    Raises `UserError` if there is nothing to score, or more than the model's context.
     """
     marks = None if groups is None else [groups]
     return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill)[0]
 
 
 def token_log_likelihoods(
-    model: Model,
+    model: Network,
     tokens: Sequence[Sequence[int]],
     given: Sequence[Sequence[bool]],
     order: str = "ar",
@@ -120,17 +97,17 @@ def token_log_likelihoods(
         return draw(seed + number, tokens[i], given[i], order, model.config.seeding, prefill).order
 
     drawn = [order_of(i, number) for i in range(len(tokens)) for number in range(orders)]
-    log_probs = forced(model, [ids for ids in tokens for _ in range(orders)], drawn)
+    by_place = forced(model, [ids for ids in tokens for _ in range(orders)], drawn)
     found = []
     for i, (ids, known) in enumerate(zip(tokens, given)):
-        each = [row[~np.asarray(known)] for row in log_probs[i * orders : (i + 1) * orders]]
+        each = [row[~np.asarray(known)] for row in by_place[i * orders : (i + 1) * orders]]
         totals = tuple(float(row.sum(dtype=np.float64)) for row in each)
         predicted = tuple(int(token) for token, is_given in zip(ids, known) if not is_given)
         found.append(Likelihood(statistics.fmean(totals), predicted, tuple(np.mean(each, axis=0).tolist()), totals))
     return found
 
 
-def _check(model: Model, tokens: Sequence[int], given: Sequence[bool], groups: Sequence[int] | None) -> None:
+def _check(model: Network, tokens: Sequence[int], given: Sequence[bool], groups: Sequence[int] | None) -> None:
     if len(tokens) != len(given):
         raise UserError(f"{len(tokens)} tokens but {len(given)} marks of what is given; give one for each token")
     if groups is not None and len(groups) != len(tokens):
@@ -144,31 +121,14 @@ def _check(model: Model, tokens: Sequence[int], given: Sequence[bool], groups: S
         raise UserError(f"token {strangers[0]} is not in the model's vocabulary of {model.config.vocab}")
 
 
-def grouped(given: Sequence[bool], groups: Sequence[int], seeding: Seeding, prefill: Prefill = "ar") -> Order:
-    """The order of one text whose groups are known, padded to its bucket."""
-    own = len(groups)
-    padding = (0, bucket(own) - own)
-    _, rank = np.unique(np.asarray(groups), return_inverse=True)
-    known = np.zeros(own, int) if prefill == "group" else np.arange(own)
-    group_L = np.pad(np.where(given, known, own + rank), padding).astype(np.int32)
-    given_L, segment_L = np.pad(np.asarray(given, bool), padding), np.pad(np.ones(own, np.int32), padding)
-    return _arranged(group_L, given_L, segment_L, seeding=seeding)
-
-
-_arranged = jax.jit(arrange, static_argnames="seeding")
-
-
-def forced(model: Model, texts: Sequence[Sequence[int]], orders: Sequence[Order]) -> list[np.ndarray]:
+def forced(model: Network, texts: Sequence[Sequence[int]], orders: Sequence[Order]) -> list[np.ndarray]:
     """Log-probabilities of each text's tokens by place, in nats, by teacher forcing in its own order; 0 where given.
 
     Texts of like length share a pass, few texts one that is as small. Those taken from left to right are kept apart, as
     successor seeding computes them at half the price.
     """
     orders = jax.device_get(orders)
-    one_stream = [
-        model.config.seeding == "successor" and likelihood.left_to_right(order, len(text))
-        for text, order in zip(texts, orders)
-    ]
+    one_stream = [one_stream_is_enough(model.config, left_to_right(order, len(text))) for text, order in zip(texts, orders)]
     size = min(BATCH * parts_in_use(), len(texts))
     found: dict[int, np.ndarray] = {}
     for kind in (False, True):
@@ -199,4 +159,4 @@ def _cut(order: Order, length: int) -> Order:
 def _log_probs(
     params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, how: Compute, one_stream: bool
 ) -> Array:
-    return likelihood.log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, how, one_stream)
+    return log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, how, one_stream)

@@ -1,0 +1,34 @@
+"""Exact log-likelihood of texts, and of what stands in the blanks of a template: `a3jax.log_likelihood`."""
+
+from collections.abc import Sequence
+
+from a3jax.decode.template import lay_out, with_blanks
+from a3jax.errors import check_list
+from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
+from a3jax.weights.loading import Model
+
+
+def log_likelihood(
+    model: Model, text: str, order: str = "ar", seed: int = 0, blanks: Sequence[str] | None = None, orders: int = 1
+) -> Likelihood:
+    """Exact log-probability of a text, every token predicted from those that come before it in `order`.
+
+    The first token of the document is given: the model's start token, or the text's first where it has none. With
+    `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
+    written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
+
+    Raises `UserError` if there is nothing to score, or more than the model's context.
+    """
+    if blanks is None:
+        return log_likelihoods(model, [text], order, seed, orders)[0]
+    document = with_blanks(text, blanks, model.codec)
+    return token_log_likelihood(model, document.tokens, document.given, order, seed, orders)
+
+
+def log_likelihoods(
+    model: Model, texts: Sequence[str], order: str = "ar", seed: int = 0, orders: int = 1
+) -> list[Likelihood]:
+    """`log_likelihood` of several whole texts, a batch at a time. No text's result depends on the others."""
+    check_list("texts", texts)
+    tokens = [lay_out([text], [], model.codec).tokens for text in texts]
+    return token_log_likelihoods(model, tokens, [[i == 0 for i in range(len(t))] for t in tokens], order, seed, orders)

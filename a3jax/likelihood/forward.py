@@ -1,0 +1,81 @@
+"""From a network, tokens and an order to the likelihood of every token: the one forward pass of training and evaluation.
+
+The order is data, so one compiled program serves every order family and group size. One choice alone is made before it is
+compiled. Where tokens come one by one from left to right, and queries are seeded by their predecessors, a slot's content is
+exactly what the next slot's query would be: one stream is enough, at half the price.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from a3jax.config import ModelConfig
+from a3jax.devices.context_parallel import spread
+from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
+from a3jax.model.two_stream import Compute, TwoStream, sort
+from a3jax.ordering import Order
+
+
+def one_stream_is_enough(model: ModelConfig, left_to_right: bool) -> bool:
+    """Whether the content stream predicts what the query stream would, one slot earlier.
+
+    `left_to_right` says that tokens come one by one as they stand: `Stage.is_ar` and `Part.is_ar` of orders that are to be
+    drawn, `a3jax.ordering.left_to_right` of one that is.
+    """
+    return left_to_right and model.seeding == "successor"
+
+
+class Predictions(NamedTuple):
+    """The rows of a forward pass, each of which predicts a token. All but `hidden` are in slot order, B x L."""
+
+    hidden_BxLxD: Array
+    """Normalized hidden states, as `a3jax.devices.context_parallel.spread` lays slots."""
+    head_VxD: Array
+    """Makes logits of them."""
+    index_BxL: Array
+    """Where in the window stands the token that a row predicts."""
+    target_BxL: Array
+    """That token."""
+    counts_BxL: Array
+    """Whether it is predicted, and not given or padding."""
+
+    def nll_sum(self, chunk: int, soft: SoftTargets | None = None) -> tuple[Array, Array]:
+        """Sum of -log p over the tokens that count, in nats, and their number, both float32 scalars.
+
+        Differentiable. `soft` are of the same rows, and `chunk` is that of `a3jax.likelihood.fused_loss.nll_sum`.
+        """
+        weight_BxL = self.counts_BxL.astype(jnp.float32)
+        total = nll_sum(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(weight_BxL), chunk, soft)
+        return total, weight_BxL.sum()
+
+    def log_probs(self, chunk: int) -> Array:
+        """log p of every token in nats, B x L float32 in window order; zero where it does not count."""
+        nll_BxL = token_nll(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), chunk)
+        log_prob_BxL = jnp.where(spread(self.counts_BxL), -nll_BxL, 0.0)
+        return sort(log_prob_BxL, jnp.argsort(spread(self.index_BxL), axis=1))
+
+
+def predict(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, one_stream: bool = False) -> Predictions:
+    """Every token of a batch of windows, predicted from those that come before it in the `order` of its window.
+
+    `tokens` are in window order. With `one_stream`, for orders of which `one_stream_is_enough`, the content stream alone is
+    computed.
+    """
+    index_BxL, counts_BxL = order.token_index, order.predicted
+    if one_stream:  # a slot's content predicts the token of the next
+        index_BxL, counts_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, counts_BxL))
+    hidden = network.content_hidden if one_stream else network.query_hidden
+    hidden_BxLxD = hidden(tokens_BxL, jax.tree.map(spread, order), how)
+    return Predictions(hidden_BxLxD, network.output_matrix[...], index_BxL, sort(tokens_BxL, index_BxL), counts_BxL)
+
+
+def log_probs(
+    network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, one_stream: bool = False, chunk: int = 1024
+) -> Array:
+    """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding.
+
+    The arguments are those of `predict`; `chunk` counts rows of one device whose logits exist at one time.
+    """
+    return predict(network, tokens_BxL, order, how, one_stream).log_probs(chunk)

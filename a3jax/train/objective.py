@@ -1,0 +1,81 @@
+"""What a step minimizes: the negative log-likelihood of a batch in orders drawn for it, or in part that of a teacher.
+
+Micro-batches add sums, not means: the loss of a step is the mean over all predicted tokens of the whole batch.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.config import Config, ModelConfig, Stage
+from a3jax.devices.context_parallel import place, spread
+from a3jax.devices.mesh import BATCH, constrain, lay
+from a3jax.likelihood.forward import Predictions, one_stream_is_enough, predict
+from a3jax.likelihood.fused_loss import SoftTargets
+from a3jax.model.adapters import without_adapters
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute, sort
+from a3jax.ordering import Order, arrange, draw_mixture
+
+Batch = dict[str, Array]
+
+
+def compute(config: Config) -> Compute:
+    """How this experiment computes a forward pass that nothing is differentiated through."""
+    return Compute(jnp.dtype(config.train.compute_dtype), config.train.attention)
+
+
+class Sums(NamedTuple):
+    """What is summed over the tokens of a batch, and over its micro-batches; float32 scalars."""
+
+    loss: Array
+    """Nats, of all predicted tokens."""
+    predicted: Array
+    """How many there are."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one stage's steps."""
+
+    model: ModelConfig
+    stage: Stage
+    how: Compute
+    chunk: int
+    """Rows of a device whose logits exist at one time."""
+    distill: float = 0.0
+    """The share of the loss that is measured against a teacher."""
+
+    def sums(self, params: nnx.State, batch: Batch, keys_B: Array, teacher: nnx.State | None = None) -> Sums:
+        """The loss of `batch`, each window in an order drawn with its key; differentiable in `params`.
+
+        `teacher` holds the weights of the source model, which a model that is distilled learns from.
+        """
+        tokens_BxL, segment_BxL = batch["tokens"], batch["segments"]
+        drawn = (self.stage.parts, self.model.seeding, batch.get("weights"), batch.get("sizes"))
+        order = draw_mixture(keys_B, segment_BxL, *drawn)
+        one_stream = one_stream_is_enough(self.model, self.stage.is_ar)
+        predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.how, one_stream)
+        soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)
+        return Sums(*predictions.nll_sum(self.chunk, soft))
+
+    def _soft_targets(self, teacher: nnx.State, tokens_BxL: Array, segment_BxL: Array, student: Predictions) -> SoftTargets:
+        """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""
+        network = nnx.merge(graph(without_adapters(self.model)), teacher)
+        in_order = _left_to_right(jnp.abs(segment_BxL))
+        taught = predict(network, tokens_BxL, in_order, self.how._replace(remat="none"), one_stream=True)
+        row_BxL = sort(jnp.argsort(taught.index_BxL, axis=1), student.index_BxL)
+        # A row's teacher may be on any device along `context`, so these hold their windows' hidden states whole for once.
+        whole_BxLxD = lay(taught.hidden_BxLxD, BATCH)
+        hidden_BxLxD = sort(whole_BxLxD, spread(place(row_BxL, tokens_BxL.shape[1]))[..., None])
+        return SoftTargets(constrain(hidden_BxLxD, "BxLxD"), taught.head_VxD, self.distill)
+
+
+def _left_to_right(segment_BxL: Array) -> Order:
+    """Windows one token at a time as they stand."""
+    place_L = jnp.arange(segment_BxL.shape[1])
+    return jax.vmap(lambda segment_L: arrange(place_L, jnp.zeros_like(place_L, bool), segment_L, "successor"))(segment_BxL)

@@ -1,0 +1,102 @@
+"""The state of a run: what steps change, how it begins, and where over the mesh every part of it lies."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from a3jax.config import Config, ModelConfig
+from a3jax.devices import mesh as meshes
+from a3jax.model.adapters import without_adapters
+from a3jax.model.parameters import shapes
+from a3jax.model.two_stream import TwoStream
+from a3jax.train import guard
+from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.trained import adapters, changes
+
+
+class State(NamedTuple):
+    """Everything that a step changes."""
+
+    params: nnx.State
+    optimizer: guard.GuardedState
+    step: Array
+    skipped: Array
+    """Steps of the curriculum that were passed over (`a3jax.curriculum.plateau`); changed between steps only."""
+    teacher: nnx.State | None = None
+    """The weights that a distilled model learns from. They never change, and no checkpoint holds them."""
+
+
+def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
+    """The state's shapes and where every part of it lies, without arrays."""
+    params = shapes(model)
+    changed = nnx.filter_state(params, changes(config.adapt, model))
+    optimizer = jax.eval_shape(functools.partial(guard.init, _any_optimizer(config)), changed)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    teacher = shapes(without_adapters(model)) if config.adapt.distill else None
+    tree = State(params, optimizer, count, count, teacher)  # type: ignore[arg-type]
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
+    )
+
+
+def _any_optimizer(config: Config) -> optax.GradientTransformation:
+    """That of any stage: their states begin alike."""
+    return make_optimizer(config.optimizer, schedule(config.optimizer, config.peak_lr, config.steps))
+
+
+def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:
+    """Where every part of the state lies: parameters and their moments by their axes, the rest everywhere."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, model, mesh))
+
+
+def _layout(tree: State, mesh: Mesh) -> State:
+    def shard(leaf: nnx.Variable | jax.ShapeDtypeStruct) -> nnx.Variable | jax.sharding.NamedSharding:
+        if isinstance(leaf, nnx.Variable):
+            return leaf.replace(jax.sharding.NamedSharding(mesh, meshes.partition(leaf.get_metadata()["axes"])))
+        return meshes.replicated(mesh)
+
+    return jax.tree.map(shard, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def init_state(config: Config, params: nnx.State, model: ModelConfig, mesh: Mesh) -> State:
+    """A fresh state around `params`, which are already laid over the mesh."""
+    layout = state_shardings(config, model, mesh)
+    init = jax.jit(functools.partial(guard.init, _any_optimizer(config)), out_shardings=layout.optimizer)
+    changed = nnx.filter_state(params, changes(config.adapt, model))
+    return with_counts(State(params, init(changed), layout.step, layout.skipped), 0, 0)
+
+
+def with_counts(state: State, step: int, skipped: int) -> State:
+    """A state with other counts, where its own lie, or would."""
+
+    def put(count: int, place: Array | jax.sharding.Sharding) -> Array:
+        return jax.device_put(jnp.asarray(count, jnp.int32), getattr(place, "sharding", place))
+
+    return state._replace(step=put(step, state.step), skipped=put(skipped, state.skipped))
+
+
+def with_adapters(params: nnx.State, config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
+    """The parameters of a model without adapters, and new ones that change nothing yet."""
+    new = adapters(model)
+    return nnx.merge_state(params, random_params(config, model, mesh, lambda path, _: path[-1] in new))
+
+
+def random_params(
+    config: Config, model: ModelConfig, mesh: Mesh, which: Callable[[tuple, Any], bool] | None = None
+) -> nnx.State:
+    """Random weights, or some of them, made where they will lie; the query seed starts as the mean token embedding."""
+    which = which or (lambda *_: True)
+
+    def init() -> nnx.State:
+        network = TwoStream(model, nnx.Rngs(config.seed))
+        network.query_seed[...] = network.embedding[...].mean(0)
+        return nnx.filter_state(nnx.state(network, nnx.Param), which)
+
+    return jax.jit(init, out_shardings=nnx.filter_state(state_shardings(config, model, mesh).params, which))()
