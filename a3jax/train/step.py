@@ -41,7 +41,7 @@ class Metrics(NamedTuple):
 def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted step of one stage: (State, Batch) -> (State, Metrics). The state is donated.
 
-    The batch of a stage that changes holds the weights and sizes of its parts too (`a3jax.curriculum.schedule.Schedule.rows`).
+    The batch of a stage that changes holds the weights and sizes of its parts too (`Schedule.rows`).
     """
     windows, micro_batches = config.schedule.windows(stage), config.train.accumulate
     how = compute(config)._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
