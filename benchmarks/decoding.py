@@ -28,14 +28,14 @@ from a3jax.errors import UserError
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order
-from a3jax.sequence import draw
+from a3jax.ordering.sequence import draw
 
 
 @dataclass(frozen=True)
 class Options:
     """Decoding: the cache against recomputing everything, and forward passes per token of each mode, on real text.
 
-    python benchmarks/decoding.py demo/run --source a3jax/ordering.py a3jax/devices/mesh.py
+    python benchmarks/decoding.py demo/run --source a3jax/ordering/arrange.py a3jax/devices/mesh.py
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]

@@ -27,7 +27,7 @@ from a3jax.devices.context_parallel import refuse
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, TwoStream, empty_cache
 from a3jax.ordering import Order, Query, query_rule
-from a3jax.sequence import bucket, draw, pad_order
+from a3jax.ordering.sequence import bucket, draw, pad_order
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""

@@ -19,7 +19,7 @@ from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text, read_texts
 from a3jax.likelihood.scoring import forced
 from a3jax.ordering import Order
-from a3jax.sequence import draw
+from a3jax.ordering.sequence import draw
 from a3jax.weights.loading import Model
 
 ORDERS = (

@@ -29,7 +29,7 @@ from a3jax.errors import UserError
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Cache, Compute, empty_cache
-from a3jax.sequence import bucket, draw
+from a3jax.ordering.sequence import bucket, draw
 from a3jax.weights.loading import Model
 
 HEADS_AT_ONCE = 8

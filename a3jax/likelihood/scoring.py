@@ -22,7 +22,7 @@ from a3jax.model.network import Network, check_context
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order
-from a3jax.sequence import bucket, draw, grouped, left_to_right, pad_order
+from a3jax.ordering.sequence import bucket, draw, grouped, left_to_right, pad_order
 
 BATCH = 8
 """Texts of one forward pass, on each of the devices that share it."""

@@ -10,7 +10,7 @@ from a3jax.curriculum.stage import Part, Stage
 from a3jax.likelihood.forward import log_probs, one_stream_is_enough
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import arrange
-from a3jax.sequence import draw, left_to_right
+from a3jax.ordering.sequence import draw, left_to_right
 
 HOW = Compute(attention="dense")
 

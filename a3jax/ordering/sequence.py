@@ -15,7 +15,9 @@ from jax import Array
 
 from a3jax.config import Seeding
 from a3jax.curriculum.stage import Family, Prefill, parse_order
-from a3jax.ordering import Order, arrange, draw_groups, example_keys
+from a3jax.ordering.arrange import Order, arrange
+from a3jax.ordering.draw import example_keys
+from a3jax.ordering.families import draw_groups
 
 
 class Drawn(NamedTuple):

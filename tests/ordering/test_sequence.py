@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from a3jax.sequence import bucket, left_to_right
+from a3jax.ordering.sequence import bucket, left_to_right
 
 
 def test_bucket():

@@ -1,0 +1,151 @@
+"""One layer of the transformer, and the rows that go through it: of content, of queries, or of both side by side.
+
+A layer does two things: `Block.keys_values` makes keys and values of content rows, and `Block.attend_and_mlp` takes all
+rows, or some of them, through the rest. Every product is one over all rows. A row carries its RoPE rotation and the range
+of slots that it sees, so a layer knows nothing of orders, groups or documents.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.attention import attend
+from a3jax.attention.interface import Implementation
+from a3jax.config import ModelConfig
+from a3jax.devices.context_parallel import first, rest, streams
+from a3jax.devices.mesh import constrain
+from a3jax.model.adapters import adapted, factors
+from a3jax.model.parameters import parameter
+from a3jax.model.projection import project
+from a3jax.model.rope import rotate
+
+
+class Rows(NamedTuple):
+    """R rows on their way through the layers: of content, of queries, or of both side by side.
+
+    Every device has its content rows before its query rows (`a3jax.devices.context_parallel`), and rows know where they part.
+    """
+
+    x: Array  # B x R x D
+    normed: Array  # B x R x D, what a layer's first products take: x, normalized where the layer normalizes first
+    cos: Array  # B x R x 1 x E/2, of each row's rotation
+    sin: Array
+    start: Array  # B x R
+    end: Array
+    content_rows: int
+    changed: Array | None  # B x query rows
+
+    @property
+    def content(self) -> "Rows":
+        """The content rows alone."""
+        return self._part(first, self.content_rows, None)
+
+    @property
+    def queries(self) -> "Rows":
+        """The query rows alone."""
+        return self._part(rest, 0, self.changed)
+
+    @property
+    def wanted(self) -> "Rows":
+        """The rows whose last hidden state is a pass's result: queries, or content where there are none."""
+        return self if self.content_rows == self.x.shape[1] else self.queries
+
+    def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
+        x, normed, cos, sin, start, end = (cut(array, self.content_rows) for array in self[:6])
+        return Rows(x, normed, cos, sin, start, end, content_rows, changed)
+
+
+class Block(nnx.Module):
+    """All N layers' parameters, stacked. Its methods are those of one layer, whose leading axis the scan has taken away."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        declare = functools.partial(parameter, config, rngs=rngs)
+        ones, zeros, normal = nnx.initializers.ones, nnx.initializers.zeros, nnx.initializers.normal(0.02)
+        self.attention_norm = declare("NxD", ones)
+        self.query = declare("NxDxHxE", normal)
+        self.key = declare("NxDxKxE", normal)
+        self.value = declare("NxDxKxE", normal)
+        self.output = declare("NxHxExD", normal)
+        self.mlp_norm = declare("NxD", ones)
+        self.gate = declare("NxDxF", normal)
+        self.up = declare("NxDxF", normal)
+        self.down = declare("NxFxD", normal)
+        if config.qkv_bias:
+            self.query_bias = declare("NxHxE", zeros)
+            self.key_bias = declare("NxKxE", zeros)
+            self.value_bias = declare("NxKxE", zeros)
+        if config.query_key_norm != "none":
+            per_head = config.query_key_norm == "head"
+            self.query_norm = declare("NxE" if per_head else "NxHxE", ones)
+            self.key_norm = declare("NxE" if per_head else "NxKxE", ones)
+        for name, (inner, outer) in adapted(config).items():
+            for factor, axes, begin in zip(factors(name), (inner, outer), (normal, zeros)):
+                setattr(self, factor, declare(axes, begin))
+
+    def enter(self, rows: Rows, x_BxRxD: Array) -> Rows:
+        """The rows as they come into this layer."""
+        return rows._replace(x=x_BxRxD, normed=self._before(x_BxRxD, "attention_norm"))
+
+    def keys_values(self, content: Rows) -> tuple[Array, Array]:
+        """Keys and values of content rows, B x R x K x E each."""
+        key, value = (self._project(content.normed, name, content) for name in ("key", "value"))
+        if self.config.qkv_bias:
+            key, value = key + self.key_bias, value + self.value_bias
+        return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
+
+    def attend_and_mlp(self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attention: Implementation) -> Array:
+        """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see."""
+        query = self._project(rows.normed, "query", rows)
+        if self.config.qkv_bias:
+            query += self.query_bias
+        query = rotate(self._per_head(query, "query_norm"), rows.cos, rows.sin)
+        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, attention)
+        x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_norm")
+
+        normed = self._before(x_BxRxD, "mlp_norm")
+        hidden = jax.nn.silu(self._project(normed, "gate", rows)) * self._project(normed, "up", rows)
+        out = self._project(constrain(hidden, "BxRxF"), "down", rows)
+        return constrain(x_BxRxD + self._after(out, "mlp_norm"), "BxRxD")
+
+    def _project(self, x_BxRxi: Array, name: str, rows: Rows) -> Array:
+        """The product of `rows` with a weight, and with its adapter in those that have one."""
+        out = project(x_BxRxi, getattr(self, name)[...])
+        if name not in adapted(self.config):
+            return out
+        inner, outer = (getattr(self, factor)[...] for factor in factors(name))
+        if self.config.adapter_stream == "both":
+            return out + project(project(x_BxRxi, inner), outer)
+        if rows.content_rows == x_BxRxi.shape[1]:
+            return out
+        change = project(project(rest(x_BxRxi, rows.content_rows), inner), outer)
+        if rows.changed is not None:
+            change = jnp.where(rows.changed.reshape(*rows.changed.shape, *[1] * (change.ndim - 2)), change, 0)
+        return out + streams(jnp.zeros_like(first(out, rows.content_rows)), change)
+
+    def _before(self, x_BxRxD: Array, norm: str) -> Array:
+        """What a sublayer takes, in a model that normalizes before its sublayers."""
+        return x_BxRxD if self.config.post_norm else rms_norm(x_BxRxD, getattr(self, norm), self.config.norm_eps)
+
+    def _after(self, out_BxRxD: Array, norm: str) -> Array:
+        """What is added of a sublayer's result, in a model that normalizes after its sublayers."""
+        return rms_norm(out_BxRxD, getattr(self, norm), self.config.norm_eps) if self.config.post_norm else out_BxRxD
+
+    def _per_head(self, x_BxRxHxE: Array, norm: str) -> Array:
+        """Queries or keys, normalized by head or over all heads in a model that does so."""
+        if self.config.query_key_norm == "none":
+            return x_BxRxHxE
+        axes = (-1,) if self.config.query_key_norm == "head" else (-2, -1)
+        return rms_norm(x_BxRxHxE, getattr(self, norm), self.config.norm_eps, axes)
+
+
+def rms_norm(x: Array, weight: Array, eps: float, axes: tuple[int, ...] = (-1,)) -> Array:
+    """Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467), in float32, dtype kept."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + eps)
+    return (x32 * scale).astype(x.dtype) * weight

@@ -1,0 +1,113 @@
+"""An order, once groups are known: slots, what every row sees, and what every query is made of.
+
+Everything here is a pure function of its arguments.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from a3jax.config import Seeding
+from a3jax.ordering.windows import PADDING, changes, order_by, padding_last, segment_bounds
+
+
+class Order(NamedTuple):
+    """One batch in generation order. Every array is B x L, in slot order."""
+
+    token_index: Array
+    """Where in the window the slot's token stands: `tokens[token_index]` sorts a window into slots."""
+    predecessor: Array
+    """Where in the window x_{t-1} stands if it may seed this slot's query, else -1."""
+    position: Array
+    """Content RoPE position: t, counted from the document's start."""
+    query_position: Array
+    """`Query.position`."""
+    start: Array
+    """First slot of the document."""
+    group_start: Array
+    group_end: Array
+    causal: Array
+    """`Query.causal`."""
+    predicted: Array
+    """Whether the slot's token counts in the loss: neither given nor padding."""
+
+    @property
+    def query(self) -> "Query":
+        """What the query of every slot is made of; see `query_rule`."""
+        return Query(self.query_position, self.predecessor >= 0, self.causal)
+
+
+class Query(NamedTuple):
+    """What a query is made of, beside the range of slots that it sees; arrays of one shape."""
+
+    position: Array
+    """RoPE position."""
+    known: Array
+    """Whether x_{t-1} is committed, so that it may seed the query."""
+    causal: Array
+    """Whether an AR model could have asked it: it sees the tokens before its own, and no others."""
+
+
+def query_rule(place: Array, seen: Array, last_seen: Array, sees_previous: Array, seeding: Seeding) -> Query:
+    """The query rule: what the query for the token at `place` t of a document is, from what it sees of that document.
+
+    It sees `seen` committed tokens, never its own; the one furthest to the right is at `last_seen` (anything where it sees
+    none), and `sees_previous` says whether x_{t-1} is one of them (anything where t is 0). Arrays are all of one shape,
+    whichever that is, numpy's or JAX's.
+
+    *Position.* Under successor seeding the query is an AR query: it stands on the token before its own, at t - 1, and asks
+    for the next. A first token has none before it; its query stands on 0. A learned seed is no token, and has no place of its
+    own: there the query stands on t.
+
+    *Known.* x_{t-1} may seed the query only if the query sees it. One of its own group, or of a later one, would tell it
+    what it must not know.
+
+    *Causal.* A query that sees the tokens 0 to t-1 and no others is one that an AR model could have been asked, in whatever
+    order they came. Under successor seeding its row is what that model computes at t-1, so adapters of the query stream
+    leave it alone (`a3jax.model.adapters`). The tokens seen are different ones: they are those before t if there are t of
+    them, and the last comes before t. A query that sees nothing is not causal, for no AR model predicts a first token.
+    """
+    position = jnp.maximum(place - 1, 0) if seeding == "successor" else place
+    return Query(position, (place > 0) & sees_previous, (seen > 0) & (seen == place) & (last_seen < place))
+
+
+def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, groups: int | None = None) -> Order:
+    """Sort one window into generation order. `group_L` holds any integers; smaller groups come first.
+
+    Padding (segment 0) goes to the end, sees nothing and is not predicted. Where the groups are known to be from 0 to
+    `groups` - 1, as drawn ones are below 2 L, they are sorted faster.
+    """
+    (length,) = group_L.shape
+    index_L = jnp.arange(length)
+    segment_L = padding_last(segment_L)
+    start_L, _ = segment_bounds(segment_L)
+    by_group_L = jnp.argsort(group_L, stable=True) if groups is None else order_by(group_L, groups)
+    document_L = jnp.where(segment_L == PADDING, length, start_L)
+    token_L = by_group_L[order_by(document_L[by_group_L], length + 1)]
+    position_L = (index_L - start_L)[token_L]
+    sees_previous_L = (group_L[jnp.maximum(index_L - 1, 0)] < group_L)[token_L]
+
+    group_L, segment_L = group_L[token_L], segment_L[token_L]
+    first_of_segment = changes(segment_L)
+    first_of_group = first_of_segment | changes(group_L)
+    slot_start_L = jax.lax.cummax(jnp.where(first_of_segment, index_L, 0))
+    group_start_L = jax.lax.cummax(jnp.where(first_of_group, index_L, 0))
+    next_first = jnp.where(jnp.append(first_of_group[1:], True), index_L + 1, length)
+    group_end_L = jax.lax.cummin(next_first, reverse=True)
+    padding_L = segment_L == PADDING
+    last_seen_L = jax.lax.cummax(token_L)[jnp.maximum(group_start_L - 1, 0)]  # documents are in the order of the window
+    last_seen_L -= token_L - position_L
+    query = query_rule(position_L, group_start_L - slot_start_L, last_seen_L, sees_previous_L, seeding)
+    return Order(
+        token_index=token_L,
+        predecessor=jnp.where(query.known, token_L - 1, -1),
+        position=position_L,
+        query_position=query.position,
+        start=slot_start_L,
+        group_start=jnp.where(padding_L, slot_start_L, group_start_L),
+        group_end=jnp.where(padding_L, slot_start_L, group_end_L),
+        causal=query.causal,
+        predicted=~given_L[token_L] & ~padding_L,
+    )
