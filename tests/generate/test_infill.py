@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import a3jax
-from a3jax import infilling
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode import groups
 from a3jax.errors import UserError
+from a3jax.generate import infill as infilling
 from a3jax.likelihood import scoring
 
 TEMPLATE = "def area(r): [[8]] * r  # [[5]]\n"
