@@ -98,15 +98,14 @@ def main(args: Sequence[str] | None = None) -> None:
         if not is_full_disk(error):
             raise
         _end_on_full_disk()
-    if result.get("stopped_by"):
-        status = 128 + result["stopped_by"]
-        if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more
-            sys.stdout.flush()
-            leave()
-            os._exit(status)
-        sys.exit(status)
-    if False in (result.get("fits"), result.get("complete")):
-        sys.exit(1)
+    status = 128 + result["stopped_by"] if result.get("stopped_by") else 0
+    compiling = any(thread.name.startswith(("compile", "model")) for thread in threading.enumerate())
+    if compiling and (status or isinstance(command, Serve)):  # stopped, and nobody waits for it any more
+        sys.stdout.flush()
+        leave()
+        os._exit(status)
+    if status or False in (result.get("fits"), result.get("complete")):
+        sys.exit(status or 1)
 
 
 def _end_on_full_disk() -> NoReturn:

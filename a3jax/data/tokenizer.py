@@ -38,7 +38,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without start and end."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode_batch([text], add_special_tokens=False)[0].ids  # `encode` would stop all threads
 
     def document(self, text: str) -> list[int]:
         """Token ids of a whole document: start, text, end."""

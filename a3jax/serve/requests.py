@@ -64,6 +64,8 @@ class Request:
     user: str = ""
     """Of the client's own records; it changes nothing."""
 
+    given = sizes = ""  # the fields that hold the texts, and say how many tokens to fill in
+
     @property
     def templates(self) -> list[Template]:
         """Of the texts that were given, each to be filled `n` times."""
@@ -81,13 +83,14 @@ class Request:
         if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
             raise Refused(f"logprobs is {self.logprobs}; it must be from 0 to {TOP_LOGPROBS}", "logprobs")
         templates = self.templates
-        if len(templates) * self.n > limits.max_queue:
-            raise Refused(
-                f"the request asks for {len(templates) * self.n} texts; at most {limits.max_queue} are served at once"
-            )
-        work = sum(_work(template, self.decoding) for template in templates) * self.n
-        if work > limits.max_tokens_per_request:
-            raise Refused(f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one")
+        if (texts := len(templates) * self.n) > limits.max_queue:
+            field = "n" if len(templates) <= limits.max_queue else self.given
+            raise Refused(f"the request asks for {texts} texts; at most {limits.max_queue} are served at once", field)
+        sample = sum(_work(template, self.decoding) for template in templates)
+        if (work := sample * self.n) > limits.max_tokens_per_request:
+            field = "n" if sample <= limits.max_tokens_per_request else self.sizes
+            message = f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one"
+            raise Refused(message, field)
         longest = max(_tokens(template) for template in templates)
         for name, rows in _rows(self.decoding).items():
             if min(rows, longest) > limits.max_tokens_per_pass:
@@ -101,6 +104,8 @@ class Request:
 class Completion(Request):
     """POST /v1/completions: a prompt and a blank behind it, and perhaps text behind that."""
 
+    given = "prompt"
+    sizes = "max_tokens"
     prompt: str | tuple[str, ...]
     suffix: str = ""
     max_tokens: int = 16
@@ -134,6 +139,7 @@ class Completion(Request):
 class Infill(Request):
     """POST /v1/infill: texts in which [[n]] is a blank of n tokens, and [[n-m]] one of n to m."""
 
+    given = sizes = "text"
     text: str | tuple[str, ...]
 
     @property
