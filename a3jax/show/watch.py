@@ -12,7 +12,8 @@ from rich.text import Text
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.infilling import Tokens
-from a3jax.show.spelling import printable, spell
+from a3jax.outside_text import printable
+from a3jax.show.spelling import spell
 
 OPEN = "░"
 """Stands for a token that is not decided."""

@@ -13,7 +13,6 @@ import math
 import os
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 import jax
 
+from a3jax.outside_text import say
 from a3jax.processes import TRY_AGAIN
 
 FOLDER = "hosts"
@@ -199,5 +199,5 @@ def _name(beat: Heartbeat) -> str:
 
 
 def _end(why: str) -> None:
-    print(f"a3jax: {why}", file=sys.stderr, flush=True)
+    say(why)
     os._exit(TRY_AGAIN)
