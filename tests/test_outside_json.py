@@ -13,6 +13,7 @@ from a3jax.errors import UserError
 from a3jax.experiment import load_experiment
 from a3jax.outside_json import DEEPEST, parse, parse_object, value_of
 from a3jax.serve.requests import Completion, Refused, read_request
+from a3jax.train import goodput, hosts
 from a3jax.weights.source import tokenizer_size
 
 DEEP = b"[" * 100_000
@@ -131,6 +132,16 @@ def test_a_shard_whose_end_was_written_badly_is_written_again(content, tmp_path)
     done.write_bytes(content)
     manifest = prepare(sources, tmp_path / "out", "bytes", workers=1, on_error="skip")
     assert manifest.train.documents + manifest.held_out.documents == 10
+
+
+@pytest.mark.parametrize("content", [DEEP, b"[]", b'{"seconds": []}', b'{"seconds": {"training": []}}', b"\xff"])
+def test_what_only_reports_is_passed_over_where_it_is_damaged(content, tmp_path):
+    (tmp_path / goodput.FILE).write_bytes(content)
+    assert goodput.shares(tmp_path) == {}
+    assert goodput.Goodput(tmp_path, 0.0, 0.0).facts()["goodput"] == 0
+    (tmp_path / hosts.FOLDER).mkdir()
+    (tmp_path / hosts.FOLDER / "0.json").write_bytes(content)
+    assert hosts.read(tmp_path) == {}
 
 
 def test_a_tokenizer_s_size_is_read_of_a_sound_file_alone():
