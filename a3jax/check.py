@@ -7,10 +7,13 @@ import math
 
 from a3jax.config import Config, DataConfig, settled
 from a3jax.errors import UserError
+from a3jax.places import local
 
 
 def check(config: Config) -> None:
     """Raise `UserError` for values that cannot work together."""
+    for place in (config.name, config.source, config.run, config.train.executables):
+        local(place or "")
     positive = {
         "data.length": config.data.length,
         "data.batch": config.data.batch,

@@ -26,6 +26,7 @@ from a3jax.folders import complete_or_nothing
 from a3jax.mesh import parameter_shardings
 from a3jax.model.parameters import shapes
 from a3jax.parameter_files import Form, ParameterWriter, SavedParameter, flat, nested, saved_parameters
+from a3jax.places import local
 from a3jax.record import Record
 from a3jax.strict import read, to_json
 
@@ -45,7 +46,7 @@ class Checkpoint:
 
 def find(path: Path, step: int | None = None) -> Checkpoint:
     """Describe a model folder or a run folder (its newest step, or the one asked for) without loading weights."""
-    if not path.is_dir():
+    if not local(path).is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a folder written by a3jax import or a3jax train")
     if not (path / MODEL).is_file():

@@ -24,6 +24,7 @@ from a3jax.commands.weights import Export, Import, Inspect
 from a3jax.errors import UserError
 from a3jax.folders import is_full_disk
 from a3jax.interrupt import stop_requests
+from a3jax.outside_text import one_line, say
 from a3jax.processes import continue_in_child, failing, leave, several
 from a3jax.strict import nearest
 
@@ -73,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(128 + stopped_by())
         result = command.run()
     except UserError as error:
-        print(f"a3jax: {error}", file=sys.stderr)
+        say(str(error))
         sys.exit(failing(error.status))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -111,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _end_on_full_disk() -> NoReturn:
     """Where no one has said it better: as for what goes to standard output."""
     _stop_writing()
-    print("a3jax: the disk is full; make room and run the same command again", file=sys.stderr)
+    say("the disk is full; make room and run the same command again")
     sys.exit(failing(2))
 
 
@@ -137,7 +138,7 @@ def _show(result: dict[str, Any]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items() if not isinstance(item, list | tuple))
         if value and not isinstance(value, list | tuple):
-            print(f"{name.replace('_', ' '):22} {_number(value)}")
+            print(one_line(f"{name.replace('_', ' '):22} {_number(value)}"))
 
 
 def _number(value: Any) -> str:

@@ -12,6 +12,7 @@ from a3jax.config import Config, ModelConfig
 from a3jax.curriculum import stage_at
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.errors import UserError
+from a3jax.places import local
 from a3jax.plateau import Standing
 from a3jax.record import Record
 from a3jax.strict import read
@@ -28,6 +29,7 @@ Facts = dict[str, Any]
 
 def describe(path: Path, step: int | None = None) -> Facts:
     """Facts by name, `what` first. Only headers and small files are read. Raises `UserError` for anything unknown."""
+    local(path)
     for applies, facts in _KINDS:
         if applies(path):
             return facts(path, step)

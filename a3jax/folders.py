@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from a3jax.errors import UserError
+from a3jax.outside_text import say
+from a3jax.places import local
 
 _MADE_FROM = ".made_from"
 
@@ -36,7 +37,7 @@ def resumable(
             (partial / _MADE_FROM).unlink()
             partial.rename(out)
         except (KeyboardInterrupt, SystemExit):
-            print(f"a3jax: stopped; the same command goes on from {partial}", file=sys.stderr)
+            say(f"stopped; the same command goes on from {partial}")
             raise
         except BaseException as error:
             if is_full_disk(error):
@@ -137,6 +138,7 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
 
 def check_new(out: Path) -> None:
     """Raise `UserError` if `out` exists or clearly cannot be made: better before the work than after it."""
+    local(out)
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"{out} cannot be made: {above} is not a folder; choose another place")

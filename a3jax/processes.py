@@ -18,6 +18,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from a3jax.errors import UserError, first_line
+from a3jax.outside_text import say
 
 TRY_AGAIN = 75
 """Exit status of a process whose run lost another one (EX_TEMPFAIL): the same command goes on from the last checkpoint."""
@@ -183,9 +184,7 @@ def continue_in_child() -> None:
         lost = f"process 0, where all processes meet, was lost, or not all of them were there within {CONNECT_SECONDS} s"
         if "meeting" in told:
             lost = f"host {told['meeting']} (process 0), where all processes meet, was lost"
-        print(
-            f"a3jax: {lost}; start the same command again on all hosts: it goes on from the last checkpoint", file=sys.stderr
-        )
+        say(f"{lost}; start the same command again on all hosts: it goes on from the last checkpoint")
         status = TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
 

@@ -3,14 +3,19 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from a3jax.errors import UserError
+from a3jax.outside_json import content_of, parse
 
 T = TypeVar("T")
+
+LONGEST_SHOWN = 80
+"""Characters of a wrong value in a message."""
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -20,8 +25,21 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def to_json(config: Any) -> str:
-    """A configuration dataclass as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """A configuration dataclass as indented JSON. Raises `UserError` for a number that JSON does not have."""
+    tree = dataclasses.asdict(config)
+    for name, value in flat(tree):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}; it must be finite")
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dataclasses as dicts, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
@@ -37,18 +55,14 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def from_json(cls: type[T], text: str | bytes, where: str) -> T:
     """Rebuild a configuration dataclass from `to_json`'s text; `where` names the file in errors."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:  # not JSON, or not text
-        raise UserError(f"{where} is not JSON: {error}") from None
-    return build(cls, value, where)
+    return build(cls, parse(text, where), where)
 
 
 def read(cls: type[T], path: Path) -> T:
     """`from_json` of a file, with a `UserError` if it is not there."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    return from_json(cls, path.read_bytes(), str(path))
+    return from_json(cls, content_of(path), str(path))
 
 
 def build(expected: Any, value: Any, where: str) -> Any:
@@ -84,9 +98,15 @@ def build(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise UserError(f"{where} is {value!r}; expected one of {', '.join(arguments)}{nearest(str(value), arguments)}")
+        raise UserError(f"{where} is {_shown(value)}; expected one of {', '.join(arguments)}{nearest(str(value), arguments)}")
     if expected is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if isinstance(expected, type) and type(value) is expected:
         return value
-    raise UserError(f"{where} is {value!r}; expected {getattr(expected, '__name__', expected)}")
+    raise UserError(f"{where} is {_shown(value)}; expected {getattr(expected, '__name__', expected)}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, which is to stay a line that can be read."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."

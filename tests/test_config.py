@@ -76,7 +76,7 @@ def test_what_is_not_json_or_not_there_is_named(tmp_path):
 
 def test_a_file_that_is_not_text_is_a_user_error(tmp_path):
     (tmp_path / "model.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(UserError, match=r"model.json is not JSON"):
+    with pytest.raises(UserError, match=r"model.json is not UTF-8 text: byte 0xff after byte 0"):
         read(ModelConfig, tmp_path / "model.json")
 
 

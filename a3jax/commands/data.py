@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -14,6 +13,7 @@ from a3jax.config import Config
 from a3jax.data.filters import KEEP_ALL, Filters
 from a3jax.errors import UserError
 from a3jax.experiment import parse_experiment
+from a3jax.places import local
 from a3jax.strict import nearest
 
 
@@ -67,7 +67,7 @@ class Prepare:
             raise UserError("give at least one source and, last, the corpus folder to write")
         *sources, out = self.sources
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("sources", "json")}
-        manifest = prepare(sources, Path(out), **options)
+        manifest = prepare(sources, local(out), **options)
         return {"out": out, **dataclasses.asdict(manifest)}
 
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
+from a3jax.outside_json import parse_object
+from a3jax.places import local
 from a3jax.strict import read
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -76,7 +78,7 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
         codec = byte_codec()
         begins, ends = _named(codec.tokenizer, start, codec.start), _named(codec.tokenizer, end, codec.end)
         return dataclasses.replace(codec, start=begins, end=ends)
-    folder = Path(source)
+    folder = local(source)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; give a model folder, a tokenizer's folder, or 'bytes'")
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
@@ -84,10 +86,7 @@ def load_codec(source: str | Path, start: str | None = None, end: str | None = N
     if (folder / "model.json").is_file():
         begins, ends = _enclosing(read(ModelConfig, folder / "model.json"))
     else:
-        try:
-            settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-        except ValueError as error:
-            raise UserError(f"{folder / 'tokenizer_config.json'} is not JSON: {error}") from None
+        settings = parse_object(files.get("tokenizer_config.json", b"{}"), str(folder / "tokenizer_config.json"))
         begins, ends = (_special(tokenizer, settings.get(name)) for name in ("bos_token", "eos_token"))
     return TextCodec(tokenizer, files, _named(tokenizer, start, begins), _named(tokenizer, end, ends))
 

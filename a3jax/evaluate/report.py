@@ -15,7 +15,7 @@ from a3jax.evaluate.blanks import Blanked
 from a3jax.evaluate.plot import plot
 from a3jax.evaluate.results import Estimate, Tables, columns, written
 from a3jax.evaluate.task import Rows, Task
-from a3jax.show.spelling import printable
+from a3jax.outside_text import printable
 from a3jax.strict import flat
 
 SAMPLES = 12

@@ -104,11 +104,11 @@ def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orde
 
 def print_tokens(scored: Scored) -> None:
     """A table of tokens on standard output."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from a3jax.show.watch import colour
+    from a3jax.terminal import Terminal
 
     table = Table("token", "text", "nats", "probability", box=None, header_style="bold")
     for column in (0, 2, 3):
@@ -117,4 +117,4 @@ def print_tokens(scored: Scored) -> None:
         probability = math.exp(token["log_prob"])
         name, nats = Text(repr(token["text"])), f"{token['log_prob']:.3f}"
         table.add_row(str(token["id"]), name, nats, Text(f"{probability:.4f}", colour(probability)))
-    Console(highlight=False).print(table)
+    Terminal().print(table)

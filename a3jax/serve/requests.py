@@ -4,7 +4,6 @@ The shape is that of OpenAI's completions, with the fields of `a3jax.Decoding` b
 """
 
 import dataclasses
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
 from a3jax.infilling import ROUNDS, document_of
 from a3jax.loading import Model
-from a3jax.requests.reading import once
+from a3jax.outside_json import parse_object
 from a3jax.serve.limits import Limits
 from a3jax.stage import parse_order
 from a3jax.strict import build, nearest
@@ -193,15 +192,9 @@ def check(model: Model, template: Template, param: str) -> None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body, object_pairs_hook=once)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair passes for a string, but is no text
-    except UnicodeEncodeError:
-        raise Refused("the body holds half of a surrogate pair, which is no text") from None
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Refused('the body must be a JSON object, such as {"prompt": "Once upon"}')
-    return value
+        return parse_object(body, "the body")
+    except UserError as error:
+        raise Refused(f'{error}; give an object such as {{"prompt": "Once upon"}}') from None
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:

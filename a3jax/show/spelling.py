@@ -6,14 +6,6 @@ from collections.abc import Sequence
 from a3jax.data.tokenizer import TextCodec
 from a3jax.infilling import Infilled
 
-_CONTROLS = {number: 0x2400 + number for number in range(32) if chr(number) not in "\t\n"}
-_CONTROLS |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
-
-
-def printable(text: str) -> str:
-    """`text` with pictures for the control characters that a terminal would obey, line ends and tabs aside."""
-    return text.translate(_CONTROLS)
-
 
 def spell(codec: TextCodec, tokens: Sequence[int]) -> list[str]:
     """The text of `tokens`, in as many pieces. A character of several tokens stands in the one that completes it."""

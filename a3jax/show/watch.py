@@ -5,14 +5,15 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from rich.console import Console
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.infilling import Tokens
-from a3jax.show.spelling import printable, spell
+from a3jax.outside_text import printable
+from a3jax.show.spelling import spell
+from a3jax.terminal import Terminal
 
 OPEN = "░"
 """Stands for a token that is not decided."""
@@ -28,7 +29,7 @@ def colour(probability: float) -> Style:
 class Watch:
     """`with Watch(codec, console) as watch: infill_batch(..., observe=watch)`. What was shown is cleared at the end."""
 
-    def __init__(self, codec: TextCodec, console: Console):
+    def __init__(self, codec: TextCodec, console: Terminal):
         self._codec, self._console = codec, console
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="visible")
         self._before: list[Tokens] = []

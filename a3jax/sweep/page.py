@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from a3jax.evaluate.results import WIDTH
 from a3jax.folders import write_whole
+from a3jax.outside_text import show
 from a3jax.sweep.curves import Curve, Report, Setting
 from a3jax.sweep.plots import pareto_plot, plot_by, stage_changes, stages_plot
 from a3jax.sweep.status import print_failed
+from a3jax.terminal import Terminal
 
 PAGE = "report.html"
 UNFOLDED_LINES = 6
@@ -22,7 +23,7 @@ COLUMNS = ("setting", "runs", "tokens", "FLOPs", "forgotten, ar", "gained, {orde
 
 def print_report(report: Report) -> None:
     """A line for every setting; failed runs by name."""
-    console = Console(highlight=False, width=WIDTH)
+    console = Terminal(width=WIDTH)
     table = Table(
         *_titles(report),
         box=None,
@@ -39,7 +40,7 @@ def print_report(report: Report) -> None:
     else:
         print("no run has been evaluated yet")
     if caution := _caution(report):
-        print(f"\n{caution}")
+        show(f"\n{caution}")
     print_failed(report.failed)
 
 

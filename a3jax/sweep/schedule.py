@@ -177,4 +177,4 @@ def _ended(folder: Path, trial: Trial, status: int) -> None:
     failed.parent.mkdir(exist_ok=True)
     run.rename(failed)
     lines = f"{trial.name} failed; its run is now in {failed}\n{last_lines(failed / LOG)}"
-    console.print(lines, markup=False, highlight=False, soft_wrap=True)
+    console.print(lines, soft_wrap=True)

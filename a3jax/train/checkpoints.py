@@ -121,7 +121,7 @@ class Checkpoints:
             except Exception as error:  # a damaged file can fail anywhere inside Orbax
                 aside = self._set_aside(step)
                 what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
-                console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"{what}, and the one before it is used", soft_wrap=True)
         if any((self._folder / DAMAGED).glob("*")):
             raise UserError(
                 f"{self._folder} has no step that can be read; remove {self._folder / DAMAGED} to begin the run anew, or "

@@ -10,6 +10,9 @@ import json
 import time
 from pathlib import Path
 
+from a3jax.errors import UserError
+from a3jax.outside_json import parse_object
+
 FILE = "time.json"
 USEFUL = "training"
 CAUSES = (USEFUL, "starting", "compiling", "input", "evaluating", "saving", "repeated", "down")
@@ -24,11 +27,11 @@ class Goodput:
         self._file = run / FILE
         now = time.time() - (time.perf_counter() - started)
         try:
-            before = json.loads(self._file.read_text())
+            before = parse_object(self._file.read_bytes(), str(self._file))
             self._began = float(before["began"])
             self._seconds = {cause: float(before["seconds"].get(cause, 0.0)) for cause in CAUSES}
             self._seconds["down"] += max(0.0, now - float(before["until"]))
-        except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
+        except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
             self._began, self._seconds = now, dict.fromkeys(CAUSES, 0.0)
         repeated = min(repeated, self._seconds[USEFUL])
         self._seconds[USEFUL] -= repeated
@@ -75,8 +78,9 @@ class Goodput:
 def shares(run: Path) -> dict[str, float]:
     """The part of a run's time so far that went into each cause, the largest first; empty before the first step."""
     try:
-        seconds = json.loads((run / FILE).read_text())["seconds"]
-    except (OSError, ValueError, KeyError):  # none, or cut off
+        content = parse_object((run / FILE).read_bytes(), FILE)
+        seconds = {cause: float(spent) for cause, spent in content["seconds"].items()}
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
         return {}
     whole = max(1e-9, sum(seconds.values()))
     return {cause: seconds[cause] / whole for cause in sorted(seconds, key=lambda cause: -seconds[cause])}

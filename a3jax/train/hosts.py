@@ -13,17 +13,19 @@ import math
 import os
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 
+from a3jax.errors import UserError
+from a3jax.outside_json import parse_object
+from a3jax.outside_text import say
 from a3jax.processes import TRY_AGAIN
 
 FOLDER = "hosts"
@@ -178,8 +180,8 @@ def read(run: Path) -> dict[int, Heartbeat]:
     """The newest heartbeat of every process of a run, by its number."""
     beats: dict[int, Heartbeat] = {}
     for path in (run / FOLDER).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # being replaced, or of another version
-            content: dict[str, Any] = json.loads(path.read_text())
+        with contextlib.suppress(OSError, UserError, ValueError, TypeError):  # being replaced, damaged, or of another version
+            content = parse_object(path.read_bytes(), str(path))
             beats[int(path.stem)] = Heartbeat(**content)
     return dict(sorted(beats.items()))
 
@@ -199,5 +201,5 @@ def _name(beat: Heartbeat) -> str:
 
 
 def _end(why: str) -> None:
-    print(f"a3jax: {why}", file=sys.stderr, flush=True)
+    say(why)
     os._exit(TRY_AGAIN)

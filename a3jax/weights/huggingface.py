@@ -6,7 +6,7 @@ import numpy as np
 
 from a3jax.errors import UserError
 from a3jax.record import Record
-from a3jax.strict import from_json
+from a3jax.strict import read
 from a3jax.weights import a3_folder, sha256
 from a3jax.weights.families import from_hf
 from a3jax.weights.source import TOKENIZER_FILES, Source
@@ -28,7 +28,7 @@ class HuggingFaceFolder(Source):
         self._tensors.check_dtypes()
         self.record = Record(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
         if adapted and (path / a3_folder.RECORD).is_file():
-            self.record = from_json(Record, (path / a3_folder.RECORD).read_text(), str(path / a3_folder.RECORD))
+            self.record = read(Record, path / a3_folder.RECORD)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""

@@ -1,6 +1,5 @@
 """What every importer reads from: a model's configuration, its tensors by Hugging Face name, and its tokenizer files."""
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import numpy as np
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
+from a3jax.outside_json import parse_object
+from a3jax.places import local
 from a3jax.record import Record
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -60,7 +61,7 @@ def open_source(name: str | Path) -> Source:
     from a3jax.weights.gguf import GgufFile
     from a3jax.weights.huggingface import HuggingFaceFolder
 
-    path = Path(name)
+    path = local(name)
     if path.is_dir():
         return HuggingFaceFolder(path)
     if path.suffix == ".gguf" and path.is_file():
@@ -75,7 +76,7 @@ def open_source(name: str | Path) -> Source:
 def tokenizer_size(tokenizer_json: bytes, where: str) -> int:
     """One more than the largest token id of a `tokenizer.json`."""
     try:
-        content = json.loads(tokenizer_json)
+        content = parse_object(tokenizer_json, where)
         vocab = content["model"]["vocab"]
         ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
         return 1 + max(ids + [token["id"] for token in content.get("added_tokens", [])])

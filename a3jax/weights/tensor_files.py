@@ -1,6 +1,5 @@
 """The tensors of a Hugging Face folder, by name over all its files: safetensors with or without an index, or `.bin`."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import safetensors
 
 from a3jax.errors import UserError
+from a3jax.outside_json import read_object
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -136,10 +136,4 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of such a folder. Raises `UserError` if it is missing or something else."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a complete Hugging Face folder")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
+    return read_object(path)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 import a3jax
 from a3jax.data.tokenizer import byte_codec
@@ -18,6 +17,7 @@ from a3jax.infilling import Tokens
 from a3jax.show.spelling import spell, spelled
 from a3jax.show.trace import trace
 from a3jax.show.watch import Watch, drawn
+from a3jax.terminal import Terminal
 
 CODEC = byte_codec()
 LETTERS = st.sampled_from(["a", "é", "漢", "😀", "\ufffd", "(", "e\u0301"]).map(CODEC.encode)
@@ -58,7 +58,7 @@ def test_what_a_model_writes_does_not_rule_the_terminal():
 
 
 def test_more_texts_than_lines_are_cut():
-    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=6)
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=20, height=6)
     tokens = np.array([256, *CODEC.encode("ab")])
     with Watch(CODEC, console) as watch:
         watch([Tokens(tokens, np.zeros(3), np.array([0, 0, 1]))] * 9)
@@ -67,7 +67,7 @@ def test_more_texts_than_lines_are_cut():
 
 
 def test_a_revision_keeps_the_colours_of_what_it_does_not_open():
-    console = Console(file=io.StringIO(), force_terminal=True, width=40, height=10, color_system="truecolor")
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=40, height=10, color_system="truecolor")
     tokens = np.array([256, *CODEC.encode("abc")])
     first = Tokens(tokens, np.log([1, 1, 0.5, 0.5]), np.array([0, 0, 1, 2]))
     revision = Tokens(tokens, np.log([1, 1, 1, 1]), np.array([0, 0, 0, -1]))
@@ -82,7 +82,7 @@ def test_a_revision_keeps_the_colours_of_what_it_does_not_open():
 
 
 def test_a_text_longer_than_the_terminal_shows_its_newest_lines():
-    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=4)
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=20, height=4)
     tokens = np.array([256, *CODEC.encode("\n".join("bcdefghij"))])
     with Watch(CODEC, console) as watch:
         watch([Tokens(tokens, np.zeros(len(tokens)), np.arange(len(tokens)) // (len(tokens) - 1))])

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError, first_line
+from a3jax.outside_json import parse_object
 from a3jax.weights.gguf.metadata import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -104,7 +105,7 @@ def to_metadata(files: dict[str, bytes], config: ModelConfig) -> dict[str, Any]:
     """
     try:
         tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+        settings = parse_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
     except Exception as error:  # tokenizers raises plain Exception
         raise UserError(f"the tokenizer's files cannot be read ({first_line(error)}); import the model again") from None
     described = json.loads(tokenizer.to_str())
