@@ -34,11 +34,16 @@ class Declared(NamedTuple):
 
 
 def parameter(config: ModelConfig, axes: str, kind: Kind, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:
-    """A float32 parameter of a kind with axes such as "NxD->F" (a product of rows) or "NxD".
+    """A float32 parameter of a kind with axes such as "NxD->F" (a product of rows) or "NxD"."""
+    before, arrow, _ = axes.partition("->")
+    letters = tuple(axes.replace("->", "x").split("x"))
+    value = initializer(rngs.params(), tuple(size_of(config)[letter] for letter in letters))
+    return nnx.Param(value, axes=letters, kind=kind, inputs=before.count("x") if arrow else 0)
 
-    N layers, D width, F feed-forward, H and K heads, E head, V vocabulary, A adapter.
-    """
-    sizes = {
+
+def size_of(config: ModelConfig) -> dict[str, int]:
+    """The sizes of axes: N layers, D width, F feed-forward, H and K heads, E head, V vocabulary, A adapter."""
+    return {
         "N": config.layers,
         "D": config.width,
         "F": config.ff_width,
@@ -48,10 +53,6 @@ def parameter(config: ModelConfig, axes: str, kind: Kind, initializer: Initializ
         "V": config.vocab,
         "A": config.adapter_rank,
     }
-    before, arrow, _ = axes.partition("->")
-    letters = tuple(axes.replace("->", "x").split("x"))
-    value = initializer(rngs.params(), tuple(sizes[letter] for letter in letters))
-    return nnx.Param(value, axes=letters, kind=kind, inputs=before.count("x") if arrow else 0)
 
 
 def declared(variable: nnx.Variable) -> Declared:

@@ -43,11 +43,7 @@ def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.Gradi
     """Clipped AdamW at a learning rate by step; matrices decay (`DECAYING`), not norms, biases and the query seed."""
 
     def decays(params: optax.Params) -> optax.Params:
-        return jax.tree.map(
-            lambda leaf: leaf.replace(declared(leaf).kind in DECAYING),
-            params,
-            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-        )
+        return jax.tree.map(_decays, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
     return optax.chain(
         _clip(config.clip),
@@ -57,6 +53,11 @@ def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.Gradi
             optax.scale_by_learning_rate(rate),
         ),
     )
+
+
+def _decays(leaf: nnx.Variable | Array) -> nnx.Variable | bool:
+    """Whether a parameter decays, in its place; an array that was declared nothing does not."""
+    return leaf.replace(declared(leaf).kind in DECAYING) if isinstance(leaf, nnx.Variable) else False
 
 
 def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
