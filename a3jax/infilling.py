@@ -42,7 +42,11 @@ class Blank:
     """Its tokens alone, decoded; a character that is cut at the blank's edge shows as the replacement character."""
     tokens: tuple[int, ...]
     log_prob: float
-    """Nats, under the model's own distribution in the order of decoding."""
+    """Nats, under the model's own distribution in the order of decoding; after a revision, from left to right.
+
+    It is the probability of drawing the blank only at temperature 1, without filters, penalty and revision, and in mode
+    dynamic not with certainty `confidence` (`a3jax.decode.dynamic`).
+    """
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Infilled:
     given: tuple[bool, ...]
     """Which of them were given."""
     log_probs: tuple[float, ...]
-    """Of each token in nats; 0 for given ones. After a revision they are those from left to right."""
+    """Of each token in nats, as in `Blank.log_prob`; 0 for given ones."""
     passes: tuple[int, ...]
     """The pass that decided each token, from 1; 0 for given ones."""
     finished: str
@@ -277,7 +281,10 @@ def _sized(template: Template, i: int, size: int) -> Template:
 def _revised(
     model: Model, documents: Sequence[Document], decodings: Sequence[Decoding], filled: list[Tokens], observe: Observe | None
 ) -> list[Tokens]:
-    """Open each text's least probable tokens again and refill them, as long as the text becomes more likely by it."""
+    """Open each text's least probable tokens again and refill them, as long as the blanks become more likely by it.
+
+    That is log p of the blanks given all text around them, on both sides, from left to right; not that of the whole text.
+    """
 
     def scored(texts: Sequence[Tokens]) -> list[Tokens]:
         tokens = [text.tokens.tolist() for text in texts]

@@ -14,6 +14,7 @@ class Record:
     dequantized: bool = False
     steps: int = 0
     tokens: int = 0
-    """Tokens read while adapting, given ones and padding included."""
+    """Tokens of documents that were trained on, given ones included and those of every epoch again; neither padding nor
+    what was read again as context (`tokens` of `a3jax.train.counts.Counts`, summed)."""
     stages: tuple[str, ...] = ()
     """Curriculum stages trained, oldest first; the last may be unfinished."""

@@ -24,6 +24,7 @@ from a3jax.mesh import filled_up, parts_in_use
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, arrange
+from a3jax.stage import check_orders
 
 BATCH = 8
 """Texts of one forward pass, on each of the devices that share it."""
@@ -56,7 +57,8 @@ def log_likelihood(
     `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
     written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
 
-    Raises `UserError` if there is nothing to score, or more than the model's context.
+    Raises `UserError` if there is nothing to score, or more than the model's context, and for several `orders` of a kind
+    that is not drawn.
     """
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]
@@ -107,8 +109,7 @@ def token_log_likelihoods(
     """`token_log_likelihood` of several texts, a batch at a time."""
     if not tokens:
         raise UserError("no text is given; give at least one")
-    if orders < 1:
-        raise UserError(f"orders is {orders}; it must be at least 1")
+    check_orders(order if groups is None else None, orders)
     if not 0 <= seed <= 2**32 - orders:
         raise UserError(f"seed is {seed}; it must be at least 0 and below {2**32}")
     for i, (ids, known) in enumerate(zip(tokens, given)):

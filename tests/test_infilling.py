@@ -352,6 +352,9 @@ def test_contradictions(model):
         lambda: a3jax.infill(model, "[[1]]" * 100_000): "is 100001 tokens, the model's context only 64",
         lambda: a3jax.complete(model, ["x" * 60], tokens=10): "is 71 tokens",
         lambda: a3jax.log_likelihood(model, "area", orders=0): "orders is 0",
+        lambda: a3jax.log_likelihood(model, "area", orders=8): "orders is 8, but order 'ar' is the same in every draw",
+        lambda: a3jax.log_likelihood(model, "area", order="in_order_2", orders=2): "'in_order_2' is the same in every",
+        lambda: a3jax.token_log_likelihood(model, (256, 97), (True, False), orders=2, groups=(0, 1)): "groups are given",
         lambda: a3jax.infill_batch(model, ["[[1]]"], [a3jax.Decoding()] * 2): "1 templates but 2 decodings",
     }.items():
         with pytest.raises(UserError, match=complaint):

@@ -48,7 +48,8 @@ class Decoding:
     prefill: Prefill = "ar"
     """How given text is read: as autoregressive text, or as one group whose tokens all see each other."""
     revise: int = 0
-    """Afterwards open so many of the least probable tokens again and refill them, while the likelihood of the text rises."""
+    """Afterwards open so many of the least probable tokens again and refill them, while the blanks become more probable given
+    the text on both sides, from left to right."""
     ends: bool = False
     """The last blank stands at the end of the text and may end early, with the model's end token or a stop string."""
     stop: tuple[str, ...] = ()

@@ -53,7 +53,7 @@ class Summary:
     loss: float | None
     """Of the last step, nats per predicted token; None if this call made no step."""
     tokens_per_second: float | None
-    """Median over this call's steps."""
+    """Median over this call's steps; tokens of documents, without padding."""
     nll: dict[str, float]
     """Held-out nats per predicted token by order, at the last evaluation; empty where nothing is held out."""
     stopped_by: int
@@ -93,7 +93,8 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
-        report = stack.enter_context(Report(config, run.model, mesh, position.step, source, hosts, started))
+        done = position.step, position.record.tokens
+        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started))
         tracing = stack.enter_context(Tracing(config))
         steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop, hosts)
     folder = config.run_folder
@@ -160,8 +161,9 @@ def _steps(
     report.started()
 
     def save(nll: dict[str, float] | None) -> None:
-        with report.pause("saving"):
-            checkpoints.save(step, state, record, batches.get_state(), standing, nll)
+        with report.pause("saving"):  # which reads the last step first
+            read_so_far = dataclasses.replace(record, tokens=report.tokens)
+            checkpoints.save(step, state, read_so_far, batches.get_state(), standing, nll)
 
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
@@ -186,9 +188,9 @@ def _steps(
             state, metrics = run_step(state, batch)
             step += 1
             report.step(step, stage, metrics)
-        record = _after(record, stage, config)
+        record = _after(record, stage)
         last_step = step == _end(config, standing)
-        ending = last_step or bool(stop.after(metrics.predicted))
+        ending = last_step or bool(stop.after(metrics.loss))
         ends_stage = settings.eval_stages and position + 1 == sum(stage.length for stage in config.curriculum[: index + 1])
         nll = None
         if last_step or step % settings.eval_every == 0 or ends_stage:
@@ -204,7 +206,7 @@ def _steps(
             before = checkpoints.restore(abstract_state(config, run.model, mesh))
             step, state, record, batches, standing = _position(run, mesh, before, state.source, batches)
             rollbacks, saved = rollbacks.to(step, config.guard.limit), step
-            report.rewind(step)
+            report.rewind(step, record.tokens)
             continue
         if ending or step % settings.save_every == 0:
             save(nll)
@@ -234,11 +236,10 @@ def _end(config: Config, standing: Standing) -> int:
     return min(config.end, config.steps - standing.skipped)
 
 
-def _after(record: Record, stage: Stage, config: Config) -> Record:
-    """The record after one more step."""
+def _after(record: Record, stage: Stage) -> Record:
+    """The record after one more step, but for its tokens, which are known when the step has been read."""
     stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
-    tokens = record.tokens + config.at(stage).data.batch * config.data.length
-    return dataclasses.replace(record, steps=record.steps + 1, tokens=tokens, stages=stages)
+    return dataclasses.replace(record, steps=record.steps + 1, stages=stages)
 
 
 def _put(sharding: jax.sharding.NamedSharding) -> Callable[[np.ndarray], jax.Array]:

@@ -41,7 +41,7 @@ def assert_same_run(a: str, b: str) -> None:
     """Bit-equal parameters, and the same losses and evaluations step by step."""
     for x, y in zip(parameters(a), parameters(b), strict=True):
         np.testing.assert_array_equal(x, y)
-    timing = ("seconds", "tokens_per_second", "input_wait", "goodput")
+    timing = ("seconds", "tokens_per_second", "predicted_tokens_per_second", "input_wait", "goodput")
     rows = [
         [{k: v for k, v in row.items() if k not in timing and not k.startswith("time/")} for row in read(Path(run))]
         for run in (a, b)
@@ -79,7 +79,8 @@ def test_a_run_reports_every_step_and_evaluation(uninterrupted):
     assert all(r["tokens_per_second"] > 0 and r["predicted"] > 0 for r in steps)
     assert evaluations[-1]["nll/ar"] < evaluations[0]["nll/ar"]
     record = find(Path(uninterrupted)).record
-    assert (record.steps, record.tokens, record.stages) == (8, 8 * 4 * 32, ("in_order_1", "random_4"))
+    assert (record.steps, record.stages) == (8, ("in_order_1", "random_4"))
+    assert record.tokens == sum(r["tokens"] for r in steps) < 8 * 4 * 32, "one of its windows is padded"
     assert list((Path(uninterrupted) / "events").glob("events.out.tfevents.*"))
 
 
