@@ -166,5 +166,5 @@ def test_what_is_no_corpus_is_refused(tmp_path):
     ):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("not JSON")
-    with pytest.raises(UserError, match="is not a corpus's manifest"):
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON: .*; run a3jax prepare again"):
         read_manifest(tmp_path)
