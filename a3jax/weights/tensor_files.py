@@ -26,6 +26,10 @@ class TensorFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def rename(self, name: str, new: str) -> None:
+        """Call a tensor otherwise."""
+        self._tensors[new] = self._tensors.pop(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
         return tuple(self._tensors[name][1].get_shape())
@@ -93,9 +97,10 @@ def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
     else:  # a folder may hold the same weights once more in another layout, such as consolidated.safetensors
         files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     for file in files:
-        if not file.is_file():
+        if not file.exists() and file.name in weight_map.values():
             missing = next(name for name, shard in weight_map.items() if shard == file.name)
             raise UserError(f"{file} is missing; {index} says that it holds {missing} and others: download it again")
+        _check_regular(file)
     if not files:
         return _open_bin(path)
     tensors: dict[str, tuple[Path, Any]] = {}
@@ -112,6 +117,12 @@ def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
     return tensors
 
 
+def _check_regular(file: Path) -> None:
+    """Raise `UserError` for what opening would wait for, or never get to the end of, and for a link to nothing."""
+    if not file.is_file():
+        raise UserError(f"{file} is no regular file; put the weights there, or download them again")
+
+
 def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
     files = sorted(path.glob("pytorch_model*.bin"))
     if not files:
@@ -122,6 +133,7 @@ def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
         raise UserError(f"{files[0]} is a PyTorch file; install the extra: pip install 'a3jax[torch]'") from None
     tensors: dict[str, tuple[Path, Any]] = {}
     for file in files:
+        _check_regular(file)
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many kinds for a damaged or hostile file

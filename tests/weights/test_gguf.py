@@ -132,7 +132,7 @@ BAD = {
     "scaling": ({"llama__rope__scaling__type": ("yarn", STRING)}, "RoPE scaling inside a GGUF file"),
     "partial": ({"llama__rope__dimension_count": (4, INT)}, "rope.dimension_count' is not the head width"),
     "no heads": ({"llama__attention__head_count": (0, INT)}, "head_count' is 0"),
-    "start token": ({"tokenizer__ggml__bos_token_id": (300, INT)}, "bos_token_id' is 300, beyond the last token"),
+    "start token": ({"tokenizer__ggml__bos_token_id": (300, INT)}, "bos_token_id' is 300; it must be the id of a token"),
     "heads": ({"llama__attention__head_count_kv": (3, INT)}, "4 query heads cannot share 3 key-value heads"),
     "context": ({"llama__context_length": ("long", STRING)}, "context_length' is long; expected one int"),
     "tokenizer": ({"tokenizer__ggml__pre": ("default", STRING)}, "tokenizer 'gpt2/default' cannot be rebuilt"),
