@@ -65,8 +65,10 @@ def with_stored_head(config: ModelConfig, tensors: TensorFiles, where: str) -> M
 
 def _equal(tensors: TensorFiles, a: str, b: str) -> bool:
     shape = tensors.shape(a)
-    parts = [(slice(begin, begin + _ROWS),) for begin in range(0, shape[0], _ROWS)]
-    return shape == tensors.shape(b) and all(np.array_equal(tensors.read(a, part), tensors.read(b, part)) for part in parts)
+    if len(shape) != 2 or shape != tensors.shape(b):
+        return False
+    parts = [(slice(row, min(row + _ROWS, shape[0])),) for row in range(0, shape[0], _ROWS)]
+    return all(np.array_equal(tensors.read(a, part), tensors.read(b, part)) for part in parts)
 
 
 def _say(line: str) -> None:
