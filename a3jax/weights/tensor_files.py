@@ -87,9 +87,11 @@ class _TorchTensor:
 
 def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
     """Tensor name -> (file, lazily readable tensor), over all files of the folder."""
-    index = path / "model.safetensors.index.json"
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
     weight_map: dict[str, str] = {}
-    if index.is_file():
+    if whole.is_file():  # as in transformers, whatever lies beside it
+        files = [whole]
+    elif index.is_file():
         weight_map = read_json(index).get("weight_map", {})
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: weight_map does not name a file for every tensor; download it again")
@@ -110,11 +112,19 @@ def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or damaged ({error}); download it again") from None
         for name in opened.keys():  # noqa: SIM118, not a mapping
-            tensors[name] = (file, opened.get_slice(name))
+            _add(tensors, name, file, opened.get_slice(name))
     for name in weight_map:
         if name not in tensors:
             raise UserError(f"{path / weight_map[name]}: tensor {name} is missing, though the index lists it")
     return tensors
+
+
+def _add(tensors: dict[str, tuple[Path, Any]], name: str, file: Path, tensor: Any) -> None:
+    if name in tensors:
+        raise UserError(
+            f"{file} and {tensors[name][0]} both hold {name}; leave the file that does not belong to the model out"
+        )
+    tensors[name] = (file, tensor)
 
 
 def _check_regular(file: Path) -> None:
@@ -124,7 +134,8 @@ def _check_regular(file: Path) -> None:
 
 
 def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
-    files = sorted(path.glob("pytorch_model*.bin"))
+    whole = path / "pytorch_model.bin"
+    files = [whole] if whole.is_file() else sorted(path.glob("pytorch_model*.bin"))
     if not files:
         raise UserError(f"{path} has no *.safetensors file; give a complete Hugging Face folder")
     try:
@@ -140,7 +151,8 @@ def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
             raise UserError(f"{file} cannot be loaded safely ({str(error).splitlines()[0]}); use safetensors") from None
         if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
             raise UserError(f"{file} is not a plain dictionary of tensors; use safetensors")
-        tensors |= {name: (file, _TorchTensor(tensor)) for name, tensor in loaded.items()}
+        for name, tensor in loaded.items():
+            _add(tensors, name, file, _TorchTensor(tensor))
     return tensors
 
 

@@ -137,8 +137,9 @@ def test_end_tokens_and_sampling_defaults_travel(style, pretrained, tmp_path):
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert written == SAMPLING | {"eos_token_id": [257, 5], "bos_token_id": 256}
     model = load(tmp_path / "out")
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out") if style == "a3" else model.generation_config
     for name, value in written.items():
-        assert getattr(model.generation_config, name) == value
+        assert getattr(generation, name) == value
     assert (model.config.eos_token_id, model.config.pad_token_id) == ([257, 5], 3)
     again = open_source(tmp_path / "out")
     assert again.config.end_tokens == (257, 5)
@@ -163,8 +164,11 @@ def test_code_of_others_passes_neither_in_nor_out(style, pretrained, tmp_path):
     (folder / "hostile.py").write_text(
         "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Hostile: pass\n"
     )
-    for name, auto in {"tokenizer_config.json": {"AutoTokenizer": ["hostile.Hostile", None]},
-                       "config.json": {"AutoConfig": "hostile.Hostile", "AutoModelForCausalLM": "hostile.Hostile"}}.items():  # fmt: skip
+    hostile = {
+        "tokenizer_config.json": {"AutoTokenizer": ["hostile.Hostile", None]},
+        "config.json": {"AutoConfig": "hostile.Hostile", "AutoModelForCausalLM": "hostile.Hostile"},
+    }
+    for name, auto in hostile.items():
         raw = json.loads((folder / name).read_text()) | {"auto_map": auto, "tokenizer_class": "Hostile"}
         (folder / name).write_text(json.dumps(raw))
     import_model(open_source(folder), tmp_path / "model")

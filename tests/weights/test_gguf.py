@@ -117,6 +117,9 @@ def test_llama3_frequencies_are_recognized(pretrained, imported, tmp_path):
     path = _write(tmp_path / "b.gguf", folder, rope_freqs=divisor[::-1].copy(), llama__rope__freq_base=theta[1:])
     with pytest.raises(UserError, match=r"rope_freqs.weight is not the scaling of Llama 3"):
         open_source(path)
+    path = _write(tmp_path / "c.gguf", folder, rope_freqs=np.full_like(divisor, np.nan), llama__rope__freq_base=theta[1:])
+    with pytest.raises(UserError, match=r"c.gguf: rope_freqs.weight is not the scaling of Llama 3"):
+        open_source(path)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 30, 500, 5000, -2000])
@@ -178,7 +181,7 @@ HEADERS = {
 @pytest.mark.parametrize("name", HEADERS)
 def test_what_a_header_counts_must_be_there(name, tmp_path):
     (tmp_path / "model.gguf").write_bytes(HEADERS[name])
-    with pytest.raises(UserError, match="model.gguf is truncated or not a GGUF file") as caught:
+    with pytest.raises(UserError, match=r"model.gguf is truncated or not a GGUF file") as caught:
         open_source(tmp_path / "model.gguf")
     assert "\n" not in str(caught.value)
 
@@ -192,7 +195,8 @@ def test_headers_of_both_byte_orders_are_read_over(order, tmp_path):
     writer.write_kv_data_to_file()
     writer.close()
     check_header(tmp_path / "model.gguf")
-    with pytest.raises(UserError, match="has no|is missing"):
+    swapped = order == gguf.GGUFEndian.BIG
+    with pytest.raises(UserError, match="bytes in the other order" if swapped else "head_count' is missing"):
         open_source(tmp_path / "model.gguf")
 
 

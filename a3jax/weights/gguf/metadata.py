@@ -18,6 +18,8 @@ def open_gguf(path: Path) -> GGUFReader:
             field.contents()
     except Exception as error:  # the reader trusts the file, and fails in many ways where it must not
         raise UserError(f"{path} is truncated or not a GGUF file ({type(error).__name__}: {error})") from None
+    if reader.byte_order != "I":
+        raise UserError(f"{path} has its bytes in the other order than this machine; convert it with gguf-convert-endian")
     return reader
 
 

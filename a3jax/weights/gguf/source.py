@@ -51,6 +51,8 @@ class GgufFile(Source):
             )
         self._architecture = known[name]
         self._tensors = {to_hugging_face(tensor.name): tensor for tensor in reader.tensors}
+        if len(self._tensors) < len(reader.tensors):
+            raise UserError(f"{path} holds a tensor twice, by llama.cpp's name and by that of a Hugging Face folder")
         divisors = self._tensors.pop(ROPE_DIVISORS, None)
         self.config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
         self.tokenizer = to_files(self._metadata, self.config.context)
