@@ -24,6 +24,35 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
+def misspelt(name: str, known: typing.Iterable[str]) -> str:
+    """As `nearest`, for names of which similar ones are other things: only what is one slip away, or written otherwise.
+
+    A slip puts in, leaves out, changes or swaps letters; a digit is none, as llama4 is not llama.
+    """
+    for other in known:
+        here, there = _alphanumeric(name), _alphanumeric(other)
+        if _one_slip(here, there) and _digits(here) == _digits(there):
+            return f"; did you mean '{other}'?"
+    return ""
+
+
+def _alphanumeric(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether two names are equal but for one letter, or for two neighbours that are swapped."""
+    while a and b and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    return max(len(a), len(b)) <= 1 or (len(a) == len(b) == 2 and a == b[::-1])
+
+
 def to_json(config: Any) -> str:
     """A configuration dataclass as indented JSON. Raises `UserError` for a number that JSON does not have."""
     tree = dataclasses.asdict(config)
@@ -66,12 +95,14 @@ def read(cls: type[T], path: Path) -> T:
 
 
 def build(expected: Any, value: Any, where: str) -> Any:
-    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars.
+    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions, scalars and `Any`.
 
     Of a union, a list is taken as its tuple, and anything else as its own type or the first. Raises `UserError` that begins
     with `where` if it is anything else.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return value
     if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
         hints = typing.get_type_hints(expected)
         for name in value:
@@ -84,7 +115,11 @@ def build(expected: Any, value: Any, where: str) -> Any:
         ]
         if missing:
             raise UserError(f"{where}: field '{missing[0]}' is missing")
-        return expected(**{name: build(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        fields = {name: build(hints[name], item, f"{where}: {name}") for name, item in value.items()}
+        try:
+            return expected(**fields)
+        except UserError as error:  # from values that its type allows and it does not
+            raise UserError(f"{where}: {error}") from None
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

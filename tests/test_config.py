@@ -62,6 +62,32 @@ def test_a_wrong_field_is_named_with_what_is_expected(change, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 0}, "layers is 0; it must be a whole number from 1 to 2147483647"),
+        ({"layers": 2**31}, "layers is 2147483648; it must be a whole number from 1 to 2147483647"),
+        ({"kv_heads": 3}, "query_heads 4 cannot share kv_heads 3; these must divide them"),
+        ({"head_width": 7}, "head_width is 7; it must be even"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan; it must be a positive number, and finite in float32"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf; it must be a positive number, and finite in float32"),
+        ({"adapter_rank": -1}, "adapter_rank is -1; it must be a whole number from 1 to 2147483647"),
+        ({"start_token": 48}, "start_token is 48; it must be the id of a token, from 0 to 47"),
+        ({"end_tokens": [2, -1]}, "end_tokens is -1; it must be the id of a token, from 0 to 47"),
+        (
+            {"rope_scaling": {"factor": 0.0}},
+            "rope_scaling: factor is 0.0; it must be a positive number, and finite in float32",
+        ),
+    ],
+)
+def test_a_number_that_no_model_can_have_is_named_with_its_file(change, message, tiny):
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192}
+    change = {name: scaling | value if name == "rope_scaling" else value for name, value in change.items()}
+    with pytest.raises(UserError) as error:
+        from_json(ModelConfig, json.dumps(dataclasses.asdict(tiny()) | change), "model.json")
+    assert str(error.value) == f"model.json: {message}"
+
+
 def test_what_is_not_json_or_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"run.json is not JSON: Expecting property name"):
         from_json(Config, "{", "run.json")

@@ -72,6 +72,8 @@ def test_exports(model, tmp_path):
     _history_is_told(both)
     assert "source" not in one
     raw = json.loads((tmp_path / "one" / "config.json").read_text())
+    (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": True}))
+    assert one["head"] == describe(tmp_path / "one")["head"] == "its own"
     (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"model_type": "gemma2"}))
     other = describe(tmp_path / "one")
     assert other["family"] == "gemma2"

@@ -27,12 +27,11 @@ def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelCo
     """Write `source` as a model folder at `out`, in its own dtype or the one given.
 
     Holds one tensor at a time, as read, in the target dtype, and transposed. An import that was stopped goes on where it
-    stood. Raises `UserError`, with nothing written, for a missing, unexpected, misshapen or non-finite tensor, a file
-    that is not what its checksum says, and a tokenizer that does not fit.
+    stood. Raises `UserError`, with nothing written, for a non-finite tensor and a file that is not what its checksum says;
+    what else cannot be imported `open_source` has refused.
     """
     check_new(out)
     config = source.config
-    check_source(source)
     sha256.check(source.checksums())
     target = np.dtype(dtype) if dtype else None
     with resumable(out, _made_from(source, dtype)) as partial:
@@ -135,6 +134,8 @@ def _made_from(source: Source, dtype: str | None) -> dict[str, Any]:
 
 def _check_shapes(source: Source) -> None:
     config, found = source.config, source.shapes()
+    if config.layers > len(found):  # before as many names are made
+        raise UserError(f"{source.path}: {config.layers} layers are asked for, and the weights have {len(found)} tensors")
     tree = nnx.to_pure_dict(shapes(config))
     expected: dict[str, tuple[int, ...]] = {}
     for entry in table_of(source):
