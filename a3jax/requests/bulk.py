@@ -147,7 +147,7 @@ def _done(file: BinaryIO, out: Path, rows: Iterator[Row], name: str, size: int, 
     count = at = 0
     with out.open("rb") as answers:
         for line in answers:
-            if not line.endswith(b"\n") and (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
+            if not line.endswith(b"\n") and _is_torn(line):
                 file.truncate(at)
                 break
             at, count = at + len(line), count + 1
@@ -163,3 +163,11 @@ def _done(file: BinaryIO, out: Path, rows: Iterator[Row], name: str, size: int, 
                 raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
             again = [*again, row] if count % size else []
     return count, again
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line without an end is the beginning of an answer, and nobody else's whole line."""
+    try:
+        return "request" in json.loads(line)
+    except (ValueError, TypeError):
+        return line.startswith(_BEGIN) or _BEGIN.startswith(line)
