@@ -73,6 +73,7 @@ def evaluate(
 
 def _check_ours(out: Path, tasks: Sequence[Task]) -> None:
     check_ours(out / RESULTS, '{\n "models": ')
+    begun = any((out / name).exists() for name in (RESULTS, *(f"{task.name}.jsonl" for task in tasks)))
     for name in (REPORT, *(f"{task.name}.svg" for task in tasks)):
-        if (out / name).exists() and not (out / RESULTS).exists():
-            raise UserError(f"{out / name} is there without {RESULTS}, so it is none of ours; choose another folder")
+        if not begun and (out / name).exists():
+            raise UserError(f"{out / name} is there and no evaluation beside it: it is none of ours; choose another folder")

@@ -7,7 +7,7 @@
                          standing/    where the run stands in its curriculum (`a3jax.plateau`), as JSON
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
                          metrics/     held-out NLL by order, where the step was evaluated, and the best are kept
-        damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
+        damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again, nor removes it
 
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
 """
@@ -15,6 +15,8 @@ Orbax writes a step under a temporary name and renames it when it is complete, s
 import contextlib
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -28,12 +30,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from a3jax.checkpoint import STEPS
 from a3jax.config import TrainConfig
 from a3jax.errors import UserError, first_line
-from a3jax.folders import is_full_disk, is_passing, remove
+from a3jax.folders import is_forbidden, is_full_disk, is_passing, remove
+from a3jax.passing import Passing
 from a3jax.plateau import Standing
 from a3jax.progress import console
 from a3jax.record import Record
 from a3jax.strict import build
-from a3jax.train.agreement import barrier, together
+from a3jax.train.agreement import barrier, from_runtime, together
 from a3jax.train.checksums import checksums
 from a3jax.train.step import State, with_counts
 
@@ -73,6 +76,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise UserError(f"{self._folder} cannot be used: {first_line(error)}") from None
+        # XXX metrics
 
     @property
     def newest(self) -> int | None:
@@ -101,24 +105,23 @@ class Checkpoints:
             checksums=ocp.args.JsonSave(checksums(state, **facts)),
             **{name: ocp.args.JsonSave(fact) for name, fact in facts.items()},
         )
-        try:
+        with self._writing():
             self._manager.save(step, args=items, metrics=nll or None)
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
 
     def restore(self, abstract: State) -> Restored | None:
         """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
 
         A step that is damaged for any of the processes is reported, set aside, and all take the one before it. Raises
-        `UserError` where none is left but those set aside, or where it is not the files that keep a step from being read.
+        `UserError` where none is left but those set aside, `Passing` where it is not the files that keep a step from being
+        read, and what JAX raises where it is another process.
         """
         while (step := self.newest) is not None:
             try:
                 saved = together(functools.partial(self._read, step, abstract))
                 return together(functools.partial(self._checked, step, saved, abstract))
-            except (jax.errors.JaxRuntimeError, UserError):  # of devices, other hosts or the file system, not of a file
-                raise
             except Exception as error:  # a damaged file can fail anywhere inside Orbax
+                if isinstance(error, UserError) or from_runtime(error):  # of the file system, devices or other hosts
+                    raise
                 aside = self._set_aside(step)
                 what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
                 console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
@@ -131,10 +134,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is written. Raises `UserError` if it could not be."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
 
     def _read(self, step: int, abstract: State) -> dict[str, Any]:
         """This process's part of a step, without a word to the others, who may fail where this one does not."""
@@ -148,9 +149,9 @@ class Checkpoints:
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
                 saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
         except (OSError, ValueError, MemoryError) as error:
-            if is_passing(error):
-                where = self._folder / str(step)
-                raise UserError(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
+            if (passing := is_passing(error)) or is_forbidden(error):
+                where, kind = self._folder / str(step), Passing if passing else UserError
+                raise kind(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
             raise
         return {name: saved[name] for name in items}
 
@@ -169,11 +170,11 @@ class Checkpoints:
         return Restored(step, state, _built(Record, saved["record"], "record"), saved["data"], standing)
 
     def _set_aside(self, step: int) -> Path:
-        aside = self._folder / DAMAGED / str(step)
+        names = itertools.chain([str(step)], (f"{step}-{again}" for again in itertools.count(2)))
+        aside = next(aside for name in names if not (aside := self._folder / DAMAGED / name).exists())
+        barrier("named")
         if jax.process_index() == 0:
             aside.parent.mkdir(exist_ok=True)
-            if aside.exists():
-                remove(aside)
             (self._folder / str(step)).rename(aside)
         barrier("damaged")
         self._manager.reload()
@@ -189,12 +190,23 @@ class Checkpoints:
         finally:
             self._manager.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what may say that a save has failed, this one or the one before it."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if from_runtime(error):
+                raise
+            raise self._failed(error) from error
+
     def _failed(self, error: Exception) -> UserError:
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
             remove(unfinished)
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
-        return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+        kind = Passing if is_passing(error) else UserError
+        return kind(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
 
 
 def _built(kind: type[T], fact: Any, name: str) -> T:
