@@ -177,15 +177,16 @@ def flip_bits_in(folder: Path) -> None:
 
 BROKEN = """
 import jax
+from concurrent.futures import ThreadPoolExecutor
 from a3jax.train.report import Report
 step = Report.step
 def fail(*_):
     raise ValueError("out of order")
 def broken(self, number, *rest):
     step(self, number, *rest)
-    if number == 2:
-        here = jax.local_devices()[0]
-        jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(fail, x, x))(jax.device_put(0.0, here)))
+    if number == 2:  # in a thread, where the mesh of all devices is not set
+        one = lambda: jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(fail, x, x))(0.0))
+        ThreadPoolExecutor(1).submit(one).result()
 Report.step = broken
 """
 

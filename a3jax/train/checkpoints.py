@@ -8,6 +8,7 @@
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
                          metrics/     held-out NLL by order, where the step was evaluated, and the best are kept
         damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again, nor removes it
+                metrics-STEP/         the same of a step's metrics alone
 
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
 """
@@ -16,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -73,10 +75,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
+            if config.keep_best:
+                self._leave_damaged_figures_out(config.best_order)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise UserError(f"{self._folder} cannot be used: {first_line(error)}") from None
-        # XXX metrics
 
     @property
     def newest(self) -> int | None:
@@ -125,7 +128,7 @@ class Checkpoints:
                 aside = self._set_aside(step)
                 what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
                 console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
-        if any((self._folder / DAMAGED).glob("*")):
+        if any((self._folder / DAMAGED).glob("[0-9]*")):
             raise UserError(
                 f"{self._folder} has no step that can be read; remove {self._folder / DAMAGED} to begin the run anew, or "
                 f"move a step back from there"
@@ -170,8 +173,7 @@ class Checkpoints:
         return Restored(step, state, _built(Record, saved["record"], "record"), saved["data"], standing)
 
     def _set_aside(self, step: int) -> Path:
-        names = itertools.chain([str(step)], (f"{step}-{again}" for again in itertools.count(2)))
-        aside = next(aside for name in names if not (aside := self._folder / DAMAGED / name).exists())
+        aside = self._free(str(step))
         barrier("named")
         if jax.process_index() == 0:
             aside.parent.mkdir(exist_ok=True)
@@ -189,6 +191,26 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+
+    def _leave_damaged_figures_out(self, order: str) -> None:
+        """Set aside what Orbax would fail over: a step whose figures are damaged is no longer one of the best, and no less."""
+        for file in self._folder.glob("[0-9]*/metrics/metrics") if jax.process_index() == 0 else ():
+            try:
+                whole = type(json.loads(file.read_bytes())[order]) in (int, float)
+            except (ValueError, RecursionError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                aside = self._free(f"metrics-{file.parts[-3]}")
+                aside.parent.mkdir(exist_ok=True)
+                file.parent.rename(aside)
+                line = f"{file} is damaged; it is set aside as {aside}, and its step is none of the best any more"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        barrier("figures")
+
+    def _free(self, name: str) -> Path:
+        """A name that nothing set aside has yet."""
+        names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(2)))
+        return next(aside for one in names if not (aside := self._folder / DAMAGED / one).exists())
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ import jax
 from a3jax.errors import UserError, first_line
 from a3jax.passing import may_pass
 from a3jax.strict import build
+from a3jax.train.agreement import from_runtime
 from a3jax.train.tries import Tries
 
 FOLDER = "hosts"
@@ -97,15 +98,17 @@ class Hosts:
     def watched(self) -> Iterator[None]:
         """Inside, a lost host ends this process too, with the status of `Tries` and a line that names it.
 
-        So does, of several processes, whatever else may pass. To be entered when every process has its heartbeat. What this
+        So does whatever else in the runtime of several processes may pass. To be entered when every process has its heartbeat. What this
         process would still do on its way out waits for the others, so it ends at once; there is nothing it could lose.
         """
         self._watching = jax.process_count() > 1
         try:
             yield
         except Exception as error:
-            if self._watching and may_pass(error):
-                self._end(self.lost(LOST_AFTER_ERROR) or first_line(error))
+            if self._watching and from_runtime(error):
+                lost = self.lost(LOST_AFTER_ERROR)
+                if lost is not None or may_pass(error):
+                    self._end(lost or first_line(error))
             raise
         finally:
             self._watching = False
