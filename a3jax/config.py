@@ -6,6 +6,7 @@ A `ModelConfig` describes the network and lives beside its weights. A `Config` d
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -244,8 +245,8 @@ class ProfileConfig:
         """The steps. Raises `UserError` for what is none."""
         if self.steps is None:
             return range(0)
-        first, colon, last = self.steps.partition(":")
-        if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
+        first, _, last = self.steps.partition(":")
+        if not re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", self.steps) or not 0 < int(first) < int(last):
             raise UserError(f"profile.steps is {self.steps!r}; it must be FIRST:LAST with 0 < FIRST < LAST, such as 10:13")
         return range(int(first), int(last))
 

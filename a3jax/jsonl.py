@@ -28,8 +28,8 @@ class Line(NamedTuple):
 class Lines:
     """A file that lines are added to, or a stream, in which none can be there before."""
 
-    def __init__(self, file: BinaryIO, path: Path | None, what: str, begins: tuple[str, ...]):
-        self._file, self._path, self._what = file, path, what
+    def __init__(self, file: BinaryIO, path: Path | None, what: str, begins: tuple[str, ...], holds: tuple[str, ...]):
+        self._file, self._path, self._what, self._holds = file, path, what, holds
         self._begins = tuple(f'{{"{name}": '.encode() for name in begins)
 
     def there(self) -> Iterator[Line]:
@@ -64,7 +64,10 @@ class Lines:
             raise
 
     def _is_torn(self, line: bytes) -> bool:
-        """Whether it is the beginning of one of ours, not of something else that would be lost."""
+        """Whether it is the beginning of one of ours, or one that lacks its end, not something else that would be lost."""
+        if self._holds:
+            with contextlib.suppress(NotJson):
+                return any(name in parse_object(line, "") for name in self._holds)
         return any(line.startswith(begin) or begin.startswith(line) for begin in self._begins)
 
     def _read(self, line: bytes, where: str) -> dict[str, Any]:
@@ -78,13 +81,16 @@ class Lines:
 
 
 @contextlib.contextmanager
-def growing(out: Path | BinaryIO, what: str, *begins: str) -> Iterator[Lines]:
-    """The file `out`, held for this process, or a stream. Its lines are objects whose first name is one of `begins`.
+def growing(out: Path | BinaryIO, what: str, *begins: str, holds: tuple[str, ...] = ()) -> Iterator[Lines]:
+    """The file `out`, held for this process, or a stream.
+
+    Its lines are objects whose first name is one of `begins`. A last one without its end is taken for torn where it is not
+    whole, or holds one of the names `holds` that only ours have.
 
     `what` a line is messages say. Raises `UserError` for a file that cannot be written, or that another process writes.
     """
     if not isinstance(out, Path):
-        yield Lines(out, None, what, begins)
+        yield Lines(out, None, what, begins, holds)
         return
     try:
         file = out.open("ab", buffering=0)
@@ -93,7 +99,7 @@ def growing(out: Path | BinaryIO, what: str, *begins: str) -> Iterator[Lines]:
     with file:
         hold(file, out)
         try:
-            yield Lines(file, out, what, begins)
+            yield Lines(file, out, what, begins, holds)
         except (KeyboardInterrupt, SystemExit):
             say(f"stopped; the same command goes on from {out}")
             raise

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from a3jax.check import check
-from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
 from a3jax.curriculum import paper
 from a3jax.errors import UserError
 from a3jax.strict import from_json, nearest, read, to_json
@@ -115,6 +115,21 @@ def test_nearest_is_silent_where_nothing_is_near():
     ("changes", "message"),
     [
         ({"data": DataConfig(length=0)}, "data.length is 0; it must be at least 1"),
+        ({"data": DataConfig(batch=10**30)}, "data.batch is 1" + "0" * 30 + "; it must be at most 2147483647"),
+        ({"data": DataConfig(batch=2**21)}, "data.batch is 2097152; it must be at most 1048576"),
+        ({"data": DataConfig(workers=10**6)}, "data.workers is 1000000; it must be at most 4096"),
+        ({"train": TrainConfig(eval_windows=10**9)}, "train.eval_windows is 1000000000; it must be at most 1048576"),
+        ({"mesh": MeshConfig(data=10**30)}, "mesh.data is 1" + "0" * 30 + "; it must be at most 2147483647"),
+        ({"curriculum": (Stage(10**9),)}, "the curriculum is 1000000000 steps; it must be at most 67108864"),
+        ({"curriculum": (Stage(8, batch=10**7),)}, "curriculum.0.batch is 10000000; it must be at most 1048576"),
+        ({"name": ""}, "name is ''; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "  "}, "name is '  '; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": ".."}, "name is '..'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "a/b"}, "name is 'a/b'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "a\x1b[2J"}, "name is 'a\\x1b[2J'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "\udc80"}, "name is '\\udc80'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "é" * 120}, f"name is '{'é' * 59}..., 240 bytes long; it must be at most 200"),
+        ({"run": ""}, "run is ''; it must be the path of a folder; without it, that is runs/NAME"),
         ({"data": DataConfig(batch=-1)}, "data.batch is -1; it must be at least 1"),
         ({"optimizer": OptimizerConfig(b1=1.0)}, "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
         ({"optimizer": OptimizerConfig(b2=-1.0)}, "optimizer.b2 is -1.0; it must be at least 0 and below 1"),

@@ -234,11 +234,11 @@ class TokenStream:
         if not path.is_file():
             raise UserError(f"{path} is missing; run a3jax prepare again")
         try:
-            index = np.load(path, mmap_mode="r")
+            index = np.lib.format.open_memmap(path, mode="r")
         except ValueError as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run a3jax prepare again") from None
         records = int(self._first_record[-1])
-        if index.dtype != _ENTRY or len(index) != records or index[-1]["end"] != self._tokens:
+        if index.dtype != _ENTRY or index.shape != (records,) or index[-1]["end"] != self._tokens:
             raise UserError(f"{path} does not belong to the shards beside it; run a3jax prepare again")
         return index
 

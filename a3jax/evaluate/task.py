@@ -72,7 +72,7 @@ def run(task: Task, models: dict[str, Any], out: Path | None, batch: int) -> Row
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made: {error.strerror}; choose another place") from None
-    with growing(path, "result of a3jax evaluate", "models", "id") as file:
+    with growing(path, "result of a3jax evaluate", "models", "id", holds=("models", "figures")) as file:
         done = _done(file, path, json.loads(json.dumps(made_from)), items)
         if len(done) < len(items):
             done = done[: len(done) // batch * batch]

@@ -67,7 +67,7 @@ def answer_file(
     rows = _rows(source, name, choices, samples)
     size = batch * WINDOW if batch > 1 else 1
     total = count_lines(source)
-    with growing(out, "answer of a3jax generate", "id") as file:
+    with growing(out, "answer of a3jax generate", "id", holds=("request",)) as file:
         done, again = _done(file.there(), out, rows, name, size, model)
         written, read = done, done - len(again)
         with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:

@@ -14,6 +14,7 @@ from a3jax.curriculum import mixture_at, stage_at
 from a3jax.data.show import Window, groups_of, spelled
 from a3jax.errors import UserError
 from a3jax.evaluate.plot import pyplot
+from a3jax.folders import check_new, new_file
 from a3jax.ordering import draw_mixture, example_keys
 from a3jax.stage import Stage
 from a3jax.terminal import Terminal
@@ -137,9 +138,13 @@ def show(config: Config, number: int, console: Terminal | None = None) -> None:
 
 
 def draw(config: Config, file: Path) -> None:
-    """The schedule as a figure. Raises `UserError` for a format that is none, and where matplotlib is not installed."""
+    """The schedule as a new figure.
+
+    Raises `UserError` for a format that is none, for a file that is there already, and where matplotlib is not installed.
+    """
     if file.suffix[1:] not in FORMATS:
         raise UserError(f"{file} is to be a figure; its name must end in .{', .'.join(FORMATS)}")
+    check_new(file)
     plt, config = pyplot(), settled(config)
     seen = curve(config, POINTS)
     figure, (shares, sizes) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, height_ratios=(3, 1), layout="constrained")
@@ -159,10 +164,8 @@ def draw(config: Config, file: Path) -> None:
             panel.axvline(end, color="black", linewidth=0.6, linestyle=":")
     figure.legend(*shares.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     shares.set_title(config.name)
-    try:
-        figure.savefig(file, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from None
+    with new_file(file) as unfinished:
+        figure.savefig(unfinished, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -122,13 +122,13 @@ def compare(folder: Path, sweep: Sweep, order: str) -> Report:
     """Read all runs in `folder`."""
     found = status(folder, sweep)
     curves = _against_sources(
-        [_curve(folder, sweep, trial, one.state) for trial, one in zip(sweep.trials, found)], sweep, order
+        [_curve(folder, sweep, trial, one.state, order) for trial, one in zip(sweep.trials, found)], sweep, order
     )
     settings = _with_front([made for name in dict.fromkeys(c.setting for c in curves) if (made := _setting(name, curves))])
     return Report(order, tuple(settings), curves, tuple(one for one in found if one.state == "failed"))
 
 
-def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str) -> Curve:
+def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> Curve:
     """What a run has measured, not yet compared with anything."""
     run = folder / (FAILED if state == "failed" else RUNS) / trial.name
     config = read(Config, run / CONFIG) if (run / CONFIG).is_file() else trial.config
@@ -137,7 +137,7 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str) -> Curve:
     if (run / MODEL).is_file():
         rows = read_metrics(run)
         stages = tuple(_stage_ends(settled(config), read(ModelConfig, run / MODEL), rows))
-        points = tuple(_points(stages, rows))
+        points = tuple(_points(stages, rows, order))
     changed = differences(sweep.baseline, trial.config)
     return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
 
@@ -190,8 +190,9 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
         yield StageEnd(stage.name, step, tokens, total)
 
 
-def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]]) -> Iterable[Point]:
-    evaluated = {row["step"]: row for row in rows if f"nll/{SOURCE}" in row}  # a step that was done again counts once
+def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]], order: str) -> Iterable[Point]:
+    whole = {f"nll/{SOURCE}", f"nll/{order}"}
+    evaluated = {row["step"]: row for row in rows if whole <= row.keys()}  # a step that was done again counts once
     for step, row in sorted(evaluated.items()):
         nll, by_rank, by_visible = (
             {name.removeprefix(f"{part}/"): value for name, value in row.items() if name.startswith(f"{part}/")}

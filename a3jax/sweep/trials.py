@@ -21,7 +21,7 @@ from a3jax.check import check
 from a3jax.checkpoint import STEPS, saved_steps
 from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
-from a3jax.folders import write_whole
+from a3jax.folders import check_ours, write_whole
 from a3jax.plateau import Standing
 from a3jax.strict import build, flat, nearest, plain, read, to_json
 from a3jax.sweep.combine import Trials, Value
@@ -87,7 +87,8 @@ def make_sweep(experiment: Config, trials: Trials, folder: Path, halving: Halvin
 
 
 def save_sweep(sweep: Sweep, folder: Path) -> None:
-    """Write sweep.json. Raises `UserError` if it cannot be written."""
+    """Write sweep.json. Raises `UserError` if it cannot be written, or is there and something else."""
+    check_ours(folder / SWEEP, to_json(sweep)[: len('{\n  "baseline": ')])
     write_whole(folder / SWEEP, to_json(sweep))
 
 

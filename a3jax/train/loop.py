@@ -23,12 +23,13 @@ from a3jax.check import check
 from a3jax.config import Config, Stage, settled
 from a3jax.curriculum import batch_sizes, rows_at, stage_at
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
-from a3jax.errors import UserError
+from a3jax.errors import UserError, first_line
 from a3jax.evaluate.likelihood import HeldOut
 from a3jax.interrupt import stop_requests
 from a3jax.model.parameters import graph
+from a3jax.passing import Passing, may_pass
 from a3jax.plateau import Standing, judge
-from a3jax.processes import Processes, connect, meeting_at
+from a3jax.processes import Processes, check_started, connect, is_first, last_try, meeting_at
 from a3jax.record import Record
 from a3jax.train.agreement import AgreedStop, barrier
 from a3jax.train.checkpoints import Checkpoints, Restored
@@ -36,9 +37,10 @@ from a3jax.train.compiled import CompiledSteps
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.report import Report
-from a3jax.train.run import Run, only_process, open_run
+from a3jax.train.run import Run, open_run, opened_folder
 from a3jax.train.step import State, abstract_state, compute, init_state, random_params, with_adapters, with_counts
 from a3jax.train.tracing import Tracing
+from a3jax.train.tries import Tries, given_up
 
 ALONE = Processes()
 
@@ -68,21 +70,38 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     Called in every process of a run that has several, which `processes` or the environment introduces to each other.
 
     Raises `UserError` for a configuration that cannot work, a bad step that ends the run, and a checkpoint that cannot be
-    written; what was saved before stays.
+    written; `Passing` for what may pass, and `GivenUp` once it has not. What was saved before stays.
     """
     started = time.perf_counter()
     check(config)
     config = settled(config)
-    with contextlib.ExitStack() as stack:
-        caught = stack.enter_context(stop_requests())
+    tries = Tries(config.run_folder)
+    with stop_requests() as caught:
         connect(processes)
+        try:
+            return _train(config, tries, caught, started)
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            failure = tries.failed(str(error) if isinstance(error, Passing) else first_line(error), is_first())
+            if isinstance(error, Passing) and isinstance(failure, Passing):
+                raise  # in its own words
+            raise failure from error
+
+
+def _train(config: Config, tries: Tries, caught: Callable[[], int], started: float) -> Summary:
+    """`train`, of processes that have found each other."""
+    with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
+        check_started()
         stop = AgreedStop(mesh, caught)
         run = open_run(config, mesh)
-        stack.enter_context(only_process(config.run_folder))
-        hosts = stack.enter_context(Hosts(config.run_folder, caught))
+        stack.enter_context(opened_folder(run))
+        hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
         meeting_at(hosts.first)
+        if tries.is_last:
+            last_try(given_up(tries.begun_at))
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))

@@ -1,8 +1,10 @@
 """What every importer reads from: a model's configuration, its tensors by Hugging Face name, and its tokenizer files."""
 
-from abc import ABC, abstractmethod
+from abc import json
 from pathlib import Path
 
+import ABC
+import abstractmethod
 import numpy as np
 
 from a3jax.config import ModelConfig
@@ -86,12 +88,7 @@ def without_code(files: dict[str, bytes], where: str) -> dict[str, bytes]:
     name = "tokenizer_config.json"
     if name not in files:
         return files
-    try:
-        settings = json.loads(files[name])
-    except ValueError as error:
-        raise UserError(f"{where}: {name} is not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{where}: {name} is not a JSON object")
+    settings = parse_object(files[name], f"{where}: {name}")
     if "auto_map" not in settings:
         return files
     del settings["auto_map"]

@@ -200,6 +200,9 @@ def test_answers_to_anything_else_are_noticed(model_folder, requests, tmp_path, 
     notes.write_text("what I must not lose")
     assert f"{notes}:1 is no answer" in fails(capsys, *command, "--out", notes)
     assert notes.read_text() == "what I must not lose"
+    notes.write_text('{"id": 7, "prompt": "one line without an end", "tokens": 3}')
+    assert f"{notes}:1 is no answer" in fails(capsys, *command, "--out", notes)
+    assert notes.read_text().endswith("}")
     assert "both --file and --out" in fails(capsys, *command, "--out", requests)
 
 

@@ -60,6 +60,9 @@ def test_the_picture_shows_every_order_and_is_the_same_every_time(experiment, tm
     printed = capsys.readouterr().out
     assert "right_to_left_2" in printed
     assert "[The] old" in printed
+    (tmp_path / "photo.png").write_text("a summer")
+    assert "photo.png exists already" in fails(capsys, "curriculum", experiment, "--out", tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").read_text() == "a summer"
     assert "its name must end in .svg, .png, .pdf" in fails(capsys, "curriculum", experiment, "--out", tmp_path / "a.jpeg")
 
 

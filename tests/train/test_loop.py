@@ -375,6 +375,63 @@ def test_two_processes_do_not_train_in_one_folder(experiment):
     assert train(config).steps == 8
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_command_leaves_a_run_that_trains_as_it_is_to_the_last_bit(uninterrupted, experiment):
+    """Whether its experiment differs in what is free to change, in its source of data, or in nothing."""
+    config = experiment("whole")
+    (config.run_folder / "config.json").write_text(to_json(config).replace("\n", "\n\n"))
+    program = "import sys, time\nfrom pathlib import Path\nfrom a3jax.train.run import only_process\n"
+    program += "with only_process(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(1000)"
+    with subprocess.Popen([sys.executable, "-c", program, config.run], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            before = contents(config.run_folder)
+            with pytest.raises(UserError, match="whole is being trained by another process; wait for it"):
+                train(experiment("whole", log_every=7))
+            (config.run_folder.parent / "text.txt").write_text("another text " * 100)
+            text = dataclasses.replace(config.data, path=str(config.run_folder.parent / "text.txt"))
+            with pytest.raises(UserError, match=r"holds a run with data\.path"):
+                train(dataclasses.replace(config, data=text))
+            assert contents(config.run_folder) == before
+        finally:
+            other.kill()
+
+
+@pytest.mark.parametrize("name", ["model.json", "tokenizer.json", "params/_METADATA", "checkpoints/1/state", "metrics.jsonl"])
+def test_a_folder_that_is_no_runs_is_not_trained_in(name, experiment):
+    """Such as a model folder that `--run` names."""
+    config = experiment("mine")
+    file = config.run_folder / name
+    file.parent.mkdir(parents=True)
+    file.write_text("years of work")
+    before = contents(config.run_folder)
+    with pytest.raises(UserError, match=rf"mine is not a run's folder, and {name.partition('/')[0]} in it would be lost"):
+        train(config)
+    assert contents(config.run_folder) == before
+
+
+def test_a_step_set_aside_is_not_replaced_by_another_of_its_number(uninterrupted, experiment):
+    config = experiment("whole")
+    for _ in range(2):
+        file = max((config.run_folder / "checkpoints" / "8" / "params").rglob("*"), key=lambda path: path.stat().st_size)
+        halve(file)
+        assert train(config).steps == 8
+    aside = config.run_folder / "checkpoints" / "damaged"
+    assert sorted(path.name for path in aside.iterdir()) == ["8", "8-2"]
+
+
+def test_damaged_figures_of_a_checkpoint_that_is_kept_as_the_best_stop_nothing(experiment):
+    config = experiment("best", keep_best=1, best_order="ar", save_every=4, stop_at=4)
+    train(config)
+    (figures,) = (file for file in (config.run_folder / "checkpoints" / "4" / "metrics").iterdir() if file.name == "metrics")
+    flip(figures)
+    figures.write_bytes(b"\xff" + figures.read_bytes())
+    assert train(experiment("best", keep_best=1, best_order="ar", save_every=4)).steps == 8
+
+
 def test_metrics_of_a_cut_off_line_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert read(tmp_path) == [{"step": 1}]
