@@ -10,9 +10,9 @@ from types import FrameType
 
 from a3jax.errors import UserError, first_line
 from a3jax.loading import load
+from a3jax.outside_text import printable
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
-from a3jax.show.spelling import printable
 
 try:
     import uvicorn

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +32,7 @@ from a3jax.checkpoint import STEPS
 from a3jax.config import TrainConfig
 from a3jax.errors import UserError, first_line
 from a3jax.folders import is_forbidden, is_full_disk, is_passing, remove
+from a3jax.outside_json import parse_object
 from a3jax.passing import Passing
 from a3jax.plateau import Standing
 from a3jax.progress import console
@@ -196,8 +196,8 @@ class Checkpoints:
         """Set aside what Orbax would fail over: a step with damaged figures is no longer one of the best, and no less."""
         for file in self._folder.glob("[0-9]*/metrics/metrics") if jax.process_index() == 0 else ():
             try:
-                whole = type(json.loads(file.read_bytes())[order]) in (int, float)
-            except (ValueError, RecursionError, KeyError, TypeError):
+                whole = type(parse_object(file.read_bytes(), str(file))[order]) in (int, float)
+            except (UserError, KeyError):
                 whole = False
             if not whole:
                 aside = self._free(f"metrics-{file.parts[-3]}")

@@ -25,6 +25,7 @@ import jax
 
 from a3jax.errors import UserError, first_line
 from a3jax.outside_json import parse_object
+from a3jax.outside_text import say
 from a3jax.passing import may_pass
 from a3jax.strict import build
 from a3jax.train.agreement import from_runtime

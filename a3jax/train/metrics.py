@@ -124,10 +124,10 @@ def _lines(path: Path) -> list[_Line]:
 def _values(text: bytes) -> dict[str, Any] | None:
     """What a line says, if all of it can be what we wrote."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_object(text, "")
+    except UserError:
         return None
-    if not isinstance(values, dict) or type(values.get("step")) is not int or values["step"] < 0:
+    if type(values.get("step")) is not int or values["step"] < 0:
         return None
     numbers: Iterable[Any] = (value for name, value in values.items() if name == "seconds" or name.startswith("nll/"))
     return values if all(type(number) in (int, float) for number in numbers) else None

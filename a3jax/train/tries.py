@@ -13,6 +13,7 @@ from pathlib import Path
 from a3jax.checkpoint import saved_steps
 from a3jax.errors import UserError
 from a3jax.folders import write_whole
+from a3jax.outside_json import parse_object
 from a3jax.passing import Passing
 
 FILE = "tries.json"
@@ -70,8 +71,8 @@ def _newest(run: Path) -> int:
 def _read(file: Path) -> dict[str, int]:
     """What is written there, if it is what we write."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_object(file.read_bytes(), str(file))
+    except (OSError, UserError):
         return {}
-    whole = isinstance(found, dict) and {"step", "failed"} == found.keys() and all(type(n) is int for n in found.values())
+    whole = {"step", "failed"} == found.keys() and all(type(n) is int for n in found.values())
     return found if whole else {}

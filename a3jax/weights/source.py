@@ -1,10 +1,9 @@
 """What every importer reads from: a model's configuration, its tensors by Hugging Face name, and its tokenizer files."""
 
-from abc import json
+import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 
-import ABC
-import abstractmethod
 import numpy as np
 
 from a3jax.config import ModelConfig
