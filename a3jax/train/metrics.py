@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from a3jax.errors import UserError
+from a3jax.outside_json import parse_object
 from a3jax.progress import console
 
 # tensorboardX imports PyTorch where it is installed, for tensors that are never written here: seconds of every start.
