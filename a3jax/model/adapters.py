@@ -16,6 +16,7 @@ import numpy as np
 from a3jax.config import ModelConfig
 from a3jax.model.parameters import Declared, declarations
 
+
 def adapted(config: ModelConfig) -> tuple[str, ...]:
     """The names of a layer's weights that have adapters."""
     return tuple(path.removeprefix("blocks.") for path, it in declarations(config).items() if has_adapter(config, it))

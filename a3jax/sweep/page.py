@@ -50,8 +50,8 @@ def write_page(report: Report, folder: Path) -> Path:
         f"<h1>{html.escape(folder.name)}</h1>",
         "<p>Held-out nats per token, against the start: the source model, or the random weights of a run without one. "
         "<i>Forgotten</i>: the left-to-right order now, less what it was at the start. "
-        f"<i>Gained</i>: {html.escape(report.order)} at the start, less what it is now. On the Pareto front are settings that "
-        f"no other equals in both; <i>within noise</i>: by less than {NOISE:g} standard errors from some other.</p>",
+        f"<i>Gained</i>: {html.escape(report.order)} at the start, less what it is now. On the Pareto front are settings "
+        f"that no other equals in both; <i>within noise</i>: less than {NOISE:g} standard errors from some other.</p>",
         f"<p>{html.escape(_caution(report))}</p>",
         _table(("", *_titles(report)), ((f"{i}", *_cells(one)) for i, one in enumerate(report.best_first, 1))),
     ]
