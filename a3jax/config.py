@@ -138,7 +138,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up; defaults are the paper's (arXiv 2601.13228), but for the learning rate of adapters."""
+    """AdamW with warm-up. By default the learning rate of all weights, the weight decay and the steps of warm-up are those of
+    arXiv 2601.13228; the learning rate of adapters, the schedule, the betas and the clipping are ours."""
 
     peak_lr: float | None = None
     """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
@@ -153,6 +154,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
+    """Of matrices, not of norms, biases and the query seed. Adapters are matrices: it draws them towards the source model."""
     clip: float = 1.0
     """Largest global gradient norm."""
 
@@ -166,7 +168,8 @@ class AdaptConfig:
     are none, and all weights are trained. None: the source's own adapters or, if it has none, new ones of rank 64; 0
     without a source."""
     stream: AdapterStream = "query"
-    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten."""
+    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten of reading
+    from left to right."""
     frozen: tuple[str, ...] = ()
     """Of what is trained, parameters that stay all the same: by name (embedding, query_seed, gate, ...), or all `norms` or
     `embeddings`."""
@@ -194,7 +197,7 @@ class TrainConfig:
 
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
-    """`auto` takes the fastest that can run: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
+    """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
     remat: Literal["auto", "none", "dots", "offload", "full"] = "auto"
     """What the forward pass keeps (`a3jax.train.remat`); `auto` is `dots` where that fits into memory, else `full`."""
     accumulate: int = 1
@@ -269,11 +272,12 @@ class Config:
     curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
     """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
-    stage itself draws so: what keeps the autoregressive ability. Adapters of the query stream learn nothing from them."""
+    stage itself draws so: what keeps part of the autoregressive ability where all weights are trained. Adapters of the query
+    stream learn nothing from them."""
     total_steps: int | None = None
     """Optimizer steps of the whole curriculum, where stages are fractions of it."""
     total_tokens: int | None = None
-    """The same in tokens."""
+    """The same in tokens of full windows, padding included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -107,7 +107,7 @@ class Stage:
     """`fixed`: every group is of `group_size`; `uniform`: each window draws one size up to that; `geometric`: each group
     draws its own, with that mean, so that any partition can come ("any subset")."""
     tokens: int | None = None
-    """Training goes on for at least so many tokens, whole steps of them."""
+    """Training goes on for at least so many tokens of full windows, padding included; whole steps of them."""
     fraction: float | None = None
     """Of what other stages leave of `total_steps` or `total_tokens`."""
     mixture: tuple[Part, ...] = ()

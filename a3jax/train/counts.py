@@ -5,32 +5,34 @@ Padding is in none of them. A row counts where a prediction of the step comes of
 and the query of every token that is predicted; those of given tokens are computed as well, and lead to nothing.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import Array
 
 from a3jax.ordering import Order
 
+Number = TypeVar("Number", Array, float)
 
-class Counts(NamedTuple):
-    """Sums over the windows of a step. Rows are int32, keys float32: there may be more of them than int32 holds."""
 
-    tokens: Array | float
+class Counts(NamedTuple, Generic[Number]):
+    """Sums over the windows of a step. On the device rows are int32, and keys float32: int32 may not hold them."""
+
+    tokens: Number
     """Tokens of documents, given ones too; neither padding nor what is read again as context of another window's tokens."""
-    predicted: Array | float
+    predicted: Number
     """Those that count in the loss."""
-    content: Array | float
+    content: Number
     """Content rows: `tokens`, and what is read again as context."""
-    content_keys: Array | float
+    content_keys: Number
     """Keys that content rows see."""
-    query_keys: Array | float
+    query_keys: Number
     """Keys that the queries of predicted tokens see."""
-    causal_keys: Array | float
+    causal_keys: Number
     """Keys that content rows see where the same windows are read from left to right, as a model to learn from reads them."""
 
 
-def counted(order: Order, segment_BxL: Array) -> Counts:
+def counted(order: Order, segment_BxL: Array) -> Counts[Array]:
     """The counts of windows, B x L, that are read in `order`; `segment` is theirs in window order (`a3jax.data.packing`)."""
     real_BxL = order.group_end > order.start
     return Counts(
@@ -43,13 +45,13 @@ def counted(order: Order, segment_BxL: Array) -> Counts:
     )
 
 
-def no_counts() -> Counts:
+def no_counts() -> Counts[Array]:
     """Zeros, to which counts are added."""
     rows, keys = jnp.zeros((), jnp.int32), jnp.zeros(())
     return Counts(rows, rows, rows, keys, keys, keys)
 
 
-def full_window(length: int) -> Counts:
+def full_window(length: int) -> Counts[float]:
     """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them."""
     keys = length * length / 2
     return Counts(length, length, length, keys, keys, keys)

@@ -43,7 +43,7 @@ def per_window(model: ModelConfig, stage: Stage, length: int, distilled: bool = 
     return useful(model, stage, full_window(length), distilled)
 
 
-def useful(model: ModelConfig, stage: Stage, counts: Counts, distilled: bool = False) -> float:
+def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: bool = False) -> float:
     """FLOPs of the windows that were counted, forward and backward; of a distilled model, its source's too.
 
     A matrix product with an a x b weight costs 2ab per row, and as much again backward for each of its factors that has a
@@ -66,7 +66,7 @@ def useful(model: ModelConfig, stage: Stage, counts: Counts, distilled: bool = F
     return float(own + _of_source(model, counts) if distilled else own)
 
 
-def _of_source(model: ModelConfig, counts: Counts) -> float:
+def _of_source(model: ModelConfig, counts: Counts[float]) -> float:
     """FLOPs of one stream of the source model, forward only, and of its logits of predicted tokens."""
     source = without_adapters(model)
     sizes = sum(_size(source, path) for path, weight in declarations(source).items() if weight.kind == "matrix")
@@ -74,12 +74,12 @@ def _of_source(model: ModelConfig, counts: Counts) -> float:
     return float(2 * rows + source_attention(model, counts))
 
 
-def source_attention(model: ModelConfig, counts: Counts) -> float:
+def source_attention(model: ModelConfig, counts: Counts[float]) -> float:
     """FLOPs of the attention in the source model that a distilled one learns from."""
     return _per_key(model) * model.layers * counts.causal_keys
 
 
-def attention(model: ModelConfig, stage: Stage, counts: Counts) -> float:
+def attention(model: ModelConfig, stage: Stage, counts: Counts[float]) -> float:
     """FLOPs of the attention, forward and backward.
 
     Backward there are four products to the two forward; where the content stream is fixed, two, and those of queries only.
@@ -88,12 +88,12 @@ def attention(model: ModelConfig, stage: Stage, counts: Counts) -> float:
     return content + 2 * query if content_is_fixed(model) else 3 * (content + query)
 
 
-def attention_forward(model: ModelConfig, stage: Stage, counts: Counts) -> float:
+def attention_forward(model: ModelConfig, stage: Stage, counts: Counts[float]) -> float:
     """FLOPs of the attention, forward only: 4HE per row and visible key."""
     return sum(_attention(model, stage, counts))
 
 
-def _attention(model: ModelConfig, stage: Stage, counts: Counts) -> tuple[float, float]:
+def _attention(model: ModelConfig, stage: Stage, counts: Counts[float]) -> tuple[float, float]:
     """That of content rows, and that of query rows."""
     single = single_stream(stage, model)
     content, query = _rows_in_layers(model, single)

@@ -108,7 +108,7 @@ class Report:
         (step, stage, metrics, own), self._pending = self._pending, None
         found = jax.device_get(metrics)
         loss, norm, rate, bad = (float(x) for x in (found.loss, found.gradient_norm, found.learning_rate, found.bad))
-        counts = Counts(*(float(x) for x in found.counts))
+        counts = Counts[float](*(float(x) for x in found.counts))
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._spent(USEFUL)

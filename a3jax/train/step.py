@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
     loss: Array
     """Nats per predicted token."""
     gradient_norm: Array
-    counts: Counts
+    counts: Counts[Array]
     """What its windows held."""
     learning_rate: Array
     bad: Array
@@ -80,7 +80,7 @@ def summed_loss(
     chunk: int,
     source: nnx.State | None = None,
     distill: float = 0.0,
-) -> tuple[Array, Counts]:
+) -> tuple[Array, Counts[Array]]:
     """Sum of -log p over predicted tokens of `batch`, a share `distill` of it against a source model's; what was counted."""
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
@@ -128,8 +128,8 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 
     def gradients(
         params: nnx.State, still: nnx.State, source: nnx.State | None, batch: Batch, keys: Array
-    ) -> tuple[Array, Counts, nnx.State]:
-        def loss(params: nnx.State) -> tuple[Array, Counts]:
+    ) -> tuple[Array, Counts[Array], nnx.State]:
+        def loss(params: nnx.State) -> tuple[Array, Counts[Array]]:
             whole = nnx.merge_state(params, still)
             return summed_loss(whole, batch, keys, model, stage, how, config.train.loss_chunk, source, config.adapt.distill)
 

@@ -71,7 +71,9 @@ def test_chain_rule(certainty, seeding, tiny, network):
 
 
 @pytest.mark.parametrize("certainty", ["entropy", "margin", "confidence"])
-def test_probabilities_of_all_texts_add_up_unless_drawn_tokens_choose_the_places(certainty, tiny, network, monkeypatch):
+def test_probabilities_of_all_texts_add_up_unless_places_are_chosen_by_the_tokens_drawn(
+    certainty, tiny, network, monkeypatch
+):
     """Every text that three blanks of a vocabulary of five can hold, decoded as if it had been drawn."""
     net = network(tiny(layers=2, vocab=5))
     texts = np.array(list(itertools.product(range(5), repeat=3)))

@@ -15,6 +15,7 @@ from a3jax.checkpoint import Checkpoint, find, load_arrays, save_model
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.record import Record
+from a3jax.weights.card import model_card
 from a3jax.weights.exporter import export_model
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
@@ -198,3 +199,11 @@ def test_numbers_that_are_not_finite_are_refused(value, imported, tmp_path):
     with pytest.raises(UserError, match=r"model.norm.weight holds NaN, or numbers too large for float16"):
         export_model(find(tmp_path / "model"), tmp_path / "out", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_card_speaks_of_a_source_only_where_there_was_one(tiny):
+    adapted, random = (model_card("x", tiny(), record, True) for record in (ADAPTED, Record("random", steps=3, tokens=9)))
+    assert "adapted from a left-to-right one" in adapted
+    assert "licence" in adapted
+    assert "trained from random weights" in random
+    assert "licence" not in random
