@@ -56,8 +56,15 @@ class ModelConfig:
     adapter_stream: AdapterStream = "query"
     """`query`: they change the query stream alone, and the content stream stays the source model; `both`: both streams."""
     start_token: int | None = None
-    """The token every document begins with; given, never predicted."""
+    """`bos_token_id` of Hugging Face: given, never predicted. It stands where nothing else is before a token to predict."""
+    starts: bool = True
+    """Whether every document begins with it. An import takes that from the tokenizer."""
     end_tokens: tuple[int, ...] = ()
+
+    @property
+    def document_start(self) -> int | None:
+        """The token that every document begins with."""
+        return self.start_token if self.starts else None
 
 
 @dataclass(frozen=True)

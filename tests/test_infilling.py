@@ -168,8 +168,14 @@ def test_the_longest_template_fits(model):
 def test_without_a_start_token(model):
     codec = dataclasses.replace(model.codec, start=None)
     bare = dataclasses.replace(model, codec=codec)
-    with pytest.raises(UserError, match="no start token"):
-        a3jax.infill(bare, "[[2]] a")
+    for stands_in, changes in [(256, {}), (257, {"bos": None})]:  # where there must be something, its own or the end token
+        other = dataclasses.replace(model, codec=dataclasses.replace(codec, **changes))
+        for filled in (a3jax.infill(other, "[[2]] a"), *a3jax.complete(other, [""], 2)):
+            assert filled.tokens[:1] == (stands_in,)
+            assert filled.given[:2] == (True, False)
+    neither = dataclasses.replace(model, codec=dataclasses.replace(codec, bos=None, end=None))
+    with pytest.raises(UserError, match="no token to stand before it; give some text first"):
+        a3jax.infill(neither, "[[2]] a")
     filled = a3jax.infill(bare, "a[[2]]")
     assert filled.text.startswith("a")
     assert a3jax.log_likelihood(bare, "area").tokens == tuple(b_ids("rea"))

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from a3jax.data.tokenizer import with_start
+from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
 from a3jax.record import Record
 from a3jax.strict import from_json
 from a3jax.weights import a3_folder, sha256
 from a3jax.weights.families import from_hf
-from a3jax.weights.source import TOKENIZER_FILES, Source
+from a3jax.weights.source import Source
 from a3jax.weights.tensor_files import TensorFiles, read_json
 
 
@@ -20,10 +22,11 @@ class HuggingFaceFolder(Source):
         self.path = path
         raw = read_json(path / "config.json")
         adapted = raw.get("model_type") == a3_folder.MODEL_TYPE
-        self.config = (a3_folder.from_hf if adapted else from_hf)(raw, str(path / "config.json"))
-        self.tokenizer = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
+        config = (a3_folder.from_hf if adapted else from_hf)(raw, str(path / "config.json"))
+        self.tokenizer = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
         if "tokenizer.json" not in self.tokenizer:
             raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
+        self.config = with_start(config, self.tokenizer, str(path / "tokenizer.json"))
         self._tensors = TensorFiles(path)
         self._tensors.check_dtypes()
         self.record = Record(source=name or path.resolve().name, dtype=self._tensors.main_dtype())

@@ -1,6 +1,5 @@
 """What every importer reads from: a model's configuration, its tensors by Hugging Face name, and its tokenizer files."""
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -9,8 +8,6 @@ import numpy as np
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
 from a3jax.record import Record
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 class Source(ABC):
@@ -70,14 +67,3 @@ def open_source(name: str | Path) -> Source:
     if (model := hub.parse(str(name))) is not None:
         return HuggingFaceFolder(hub.download(model), str(model))
     raise UserError(f"{path} does not exist; give a Hugging Face folder, a .gguf file or a hub name such as owner/model")
-
-
-def tokenizer_size(tokenizer_json: bytes, where: str) -> int:
-    """One more than the largest token id of a `tokenizer.json`."""
-    try:
-        content = json.loads(tokenizer_json)
-        vocab = content["model"]["vocab"]
-        ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
-        return 1 + max(ids + [token["id"] for token in content.get("added_tokens", [])])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where} is not a tokenizers file; re-download it") from None

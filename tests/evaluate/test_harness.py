@@ -94,7 +94,7 @@ PAIRS = requests(
     (3, "The trophy", " is big"),
     (3, "The suitcase", " is big"),
     (4, "ä" * 17, "€" * 10),
-    (4, "x" * 33, "y" * 32),  # 65 tokens, of which 64 are read
+    (4, "x" * 32, "y" * 32),  # with the start token 65, of which 64 are read
 )
 
 
@@ -198,7 +198,7 @@ def test_short_answers(model, data):
     del asked._model.generate_until
     (first, second) = asked.evaluate(asked.items, 2)
     assert first["answers"] == second["answers"]
-    with pytest.raises(a3jax.UserError, match=r"validation.jsonl:1: .* 278 tokens, the model's context only 64; pass over"):
+    with pytest.raises(a3jax.UserError, match=r"validation.jsonl:1: .* 279 tokens, the model's context only 64; pass over"):
         Questions("triviaqa", A3(model), "here", rows, Counter())
     left_out: Counter[str] = Counter()
     assert Questions("triviaqa", A3(model), "here", rows, left_out, skip_bad=True).items == []

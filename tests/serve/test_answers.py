@@ -25,9 +25,10 @@ def test_tokens_and_their_log_probabilities(model, echo, stop):
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_streamed_is_never_taken_back(model, echo, seed):
     fillable_V, stops, shown = np.asarray(model.fillable), ("\n", "eq", "abc"), []
+    echoed = "Ä b" * echo
 
     def observe(texts):
-        shown.append(answers.begun(model.codec, fillable_V, texts[0], stops, echo))
+        shown.append(answers.begun(model.codec, fillable_V, texts[0], stops, echoed))
 
     (filled,) = a3jax.complete(model, ["Ä b"], 20, observe, seed=seed, temperature=1.5, stop=stops)
     whole = answers.completed(filled, echo)
