@@ -1,9 +1,8 @@
 """The files of a tokenizer, opened as transformers opens them.
 
 `tokenizer.json` keeps the truncation and padding of the last call before it was saved; text is never cut or filled up
-here. What `tokenizer_config.json` and the files beside it say besides is as binding as in transformers: tokens that only
-they know are added, with the ids that it would give them, and `add_bos_token` goes before what `tokenizer.json` puts
-around text.
+here. Tokens that only `tokenizer_config.json` and older files beside it know are added, with the ids that transformers
+gives them. What is put around text says `tokenizer.json` alone: with it, transformers does not read `add_bos_token`.
 """
 
 import json
@@ -21,6 +20,7 @@ FILES = (
 _NAMED = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """Roles of tokens, in the order in which transformers adds them."""
 _AROUND = ("add_bos_token", "add_eos_token")
+"""What older versions of transformers read in `tokenizer_config.json`, for some classes."""
 
 
 def open_tokenizer(files: dict[str, bytes], where: str) -> Tokenizer:
@@ -39,7 +39,7 @@ def open_tokenizer(files: dict[str, bytes], where: str) -> Tokenizer:
     tokenizer.no_padding()
     try:
         named = _special(settings)
-        names = {token.content for token in named}
+        names = {token.content for token in named if token.special}
         listed = settings.get("added_tokens_decoder") or {}
         decoder = {int(index): _added(token, token["content"] in names) for index, token in listed.items()}
         tokens = [decoder[index] for index in sorted(decoder)]
@@ -52,11 +52,6 @@ def open_tokenizer(files: dict[str, bytes], where: str) -> Tokenizer:
         if (own := tokenizer.token_to_id(token.content)) != index:
             says = f"{_beside(where, 'tokenizer_config.json')} gives '{token.content}' the id {index}"
             raise UserError(f"{says}, but by {where} it is {own}; correct one of them")
-    if any(name in settings for name in _AROUND):
-        known = tokenizer.get_vocab(with_added_tokens=True)
-        asked = [settings.get(role) if settings.get(name) else None for name, role in zip(_AROUND, _NAMED)]
-        before, after = ([known[_content(token)]] if token else [] for token in asked)
-        tokenizer.post_processor = _template(tokenizer, before, after)
     return tokenizer
 
 
@@ -147,8 +142,9 @@ def _special(settings: dict[str, Any]) -> list[AddedToken]:
     named = {name: settings.get(name) for name in _NAMED}
     named |= {name: token for name, token in settings.items() if name.endswith("_token") and _is_token(token)}
     named |= extra if isinstance(extra, dict) else {}
-    tokens = [*named.values(), *(() if isinstance(extra, dict) else extra)]
-    return [_added(token, special=True) for token in tokens if token]
+    tokens = [(token, True) for token in named.values()]
+    tokens += [(token, isinstance(token, str)) for token in (() if isinstance(extra, dict) else extra)]
+    return [_added(token, special) for token, special in tokens if token]
 
 
 def _is_token(value: Any) -> bool:

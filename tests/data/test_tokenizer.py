@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec, load_codec
+from a3jax.data.tokenizer_files import open_tokenizer, put_before
 from a3jax.errors import UserError
 from a3jax.strict import to_json
 
@@ -41,7 +42,6 @@ def test_special_tokens_in_the_text_of_a_document_stay_one_token():
     ("settings", "expected"),
     [
         ({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}, [3, 4, 2]),
-        ({"bos_token": "<s>", "add_bos_token": True}, [1, 3, 4]),
         ({"bos_token": None, "eos_token": "</s>"}, [3, 4, 2]),
         ({}, [3, 4]),
     ],
@@ -87,7 +87,9 @@ def _settled(folder, changes=None, **settings):
 
 TEXTS = ("Hello<|tool|>world", "the <|think|> village <extra> </s> <pad>", "The sun had set", "")
 TOOL = {"content": "<|tool|>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-BEHIND = {"387": TOOL, "388": TOOL | {"content": "<|think|>", "special": False, "rstrip": True}}
+SIZE = 385
+"""Tokens of `tokenizer.json`."""
+BEHIND = {f"{SIZE}": TOOL, f"{SIZE + 1}": TOOL | {"content": "<|think|>", "special": False, "rstrip": True}}
 TRUNCATION = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
 PADDING = {
     **{"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None},
@@ -97,15 +99,13 @@ SETTINGS = {
     "nothing": {},
     "added_tokens_decoder": {"added_tokens_decoder": BEHIND},
     "in another order": {"added_tokens_decoder": dict(reversed(BEHIND.items()))},
-    "a plain token made special": {"added_tokens_decoder": {"300": TOOL | {"content": "il"}}},
+    "a plain token made special": {"added_tokens_decoder": {"258": TOOL | {"content": "he"}}},
     "extra_special_tokens": {"extra_special_tokens": ["<|tool|>", "<extra>"]},
     "named ones": {"extra_special_tokens": {"tool_token": "<|tool|>"}, "image_token": "<extra>"},
     "additional_special_tokens": {"additional_special_tokens": ["<|tool|>", {"__type": "AddedToken", "content": "<extra>"}]},
     "roles": {"pad_token": "<pad>", "mask_token": {"__type": "AddedToken", "content": "<|tool|>", "lstrip": True}},
     "all": {"added_tokens_decoder": BEHIND, "extra_special_tokens": ["<extra>"], "pad_token": "<pad>"},
-    "start": {"add_bos_token": True},
-    "start and end": {"add_bos_token": True, "add_eos_token": True},
-    "no start": {"add_bos_token": False},
+    "what transformers does not read": {"add_bos_token": True, "add_eos_token": True},
 }
 
 
@@ -126,15 +126,14 @@ def _as_transformers(folder):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_and_what_stands_before_text_are_those_of_transformers(name, tmp_path):
-    codec = _as_transformers(_settled(tmp_path, **SETTINGS[name]))
-    assert codec.start == (0 if name.startswith("start") else None)
+    assert _as_transformers(_settled(tmp_path, **SETTINGS[name])).start is None
 
 
 def test_older_files_beside_it_are_read_as_transformers_does(tmp_path):
     _settled(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad>"}))
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|tool|>": 387, "<pad>": 388}))
-    assert _as_transformers(tmp_path).encode("<|tool|><pad>") == [387, 388]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|tool|>": SIZE, "<pad>": SIZE + 1}))
+    assert _as_transformers(tmp_path).encode("<|tool|><pad>") == [SIZE, SIZE + 1]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -166,7 +165,9 @@ def _texts(folder):
 
 def test_a_token_with_two_ids_is_refused(tmp_path):
     _settled(tmp_path, added_tokens_decoder={"400": TOOL})
-    message = rf"{tmp_path}/tokenizer_config.json gives '<\|tool\|>' the id 400, but by {tmp_path}/tokenizer.json it is 387"
+    message = (
+        rf"{tmp_path}/tokenizer_config.json gives '<\|tool\|>' the id 400, but by {tmp_path}/tokenizer.json it is {SIZE}"
+    )
     with pytest.raises(UserError, match=message):
         load_codec(tmp_path)
     _settled(tmp_path, added_tokens_decoder={"x": 1})
@@ -189,3 +190,21 @@ def test_several_tokens_before_text_are_refused_unless_one_is_named(tmp_path):
 def test_tokens_known_to_the_settings_alone_tell_tokenizers_apart(tmp_path):
     plain = load_codec(_settled(tmp_path)).sha256
     assert load_codec(_settled(tmp_path, added_tokens_decoder=BEHIND)).sha256 != plain
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("start", ["<s>", "</s>", None])
+def test_files_that_are_handed_on_begin_text_as_the_model_does(name, start, tmp_path):
+    files = KINDS[name]()
+    described = json.loads(files["tokenizer.json"]) | {"truncation": TRUNCATION, "padding": PADDING}
+    before = files | {"tokenizer.json": json.dumps(described).encode()}
+    token = open_tokenizer(files, "").token_to_id(start or "")
+    handed_on = put_before(before, token, "tokenizer.json")
+    for file, content in handed_on.items():
+        (tmp_path / file).write_bytes(content)
+    raw, theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "The sun had set behind the hills"
+    expected = [*([] if token is None else [token]), *open_tokenizer(files, "").encode(text, add_special_tokens=False).ids]
+    assert raw.encode(text).ids == theirs(text).input_ids == expected
+    assert load_codec(tmp_path).start == token
+    assert put_before(handed_on, token, "tokenizer.json") == handed_on

@@ -37,6 +37,25 @@ def test_what_is_streamed_is_never_taken_back(model, echo, seed):
     assert len(shown[-1]) >= len(whole.rstrip("\ufffd")) - 2  # but for what may begin a stop string
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_every_kind_of_tokenizer_is_streamed_as_it_ends(worded, echo):
+    fillable_V, prompt = np.asarray(worded.fillable), " the \u4e2d"
+    for seed in range(4):
+        shown = []
+
+        def observe(texts, shown=shown):
+            shown.append(answers.begun(worded.codec, fillable_V, texts[0], (), prompt * echo))
+
+        (filled,) = a3jax.complete(worded, [prompt], 20, observe, seed=seed, temperature=9.0)
+        whole = answers.completed(filled, echo)
+        assert whole.startswith(prompt * echo)
+        for earlier, later in zip(shown, [*shown[1:], whole]):
+            assert later.startswith(earlier)
+        scores = answers.logprobs(worded.codec, filled, echo)
+        assert "".join(scores["tokens"]) == whole
+        assert len(scores["tokens"]) == filled.places[1].stop - filled.places[not echo].start
+
+
 def test_a_text_that_ends_at_once_has_no_tokens(model):
     (filled,) = a3jax.complete(model, ["a"], 4, seed=0, temperature=1.0, stop=tuple(map(chr, range(32, 127))) + ("\ufffd",))
     for echo in (False, True):
