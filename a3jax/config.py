@@ -70,7 +70,9 @@ class ModelConfig:
     adapter_stream: AdapterStream = "query"
     """`query`: they change the query stream alone, and the content stream stays the source model; `both`: both streams."""
     start_token: int | None = None
-    """The token every document begins with; given, never predicted."""
+    """`bos_token_id` of Hugging Face: given, never predicted. It stands where nothing else is before a token to predict."""
+    starts: bool = True
+    """Whether every document begins with it. An import takes that from the tokenizer."""
     end_tokens: tuple[int, ...] = ()
     """The first of them ends every document; each of them ends a text that is generated."""
 
@@ -89,6 +91,11 @@ class ModelConfig:
             check_token("start_token", self.start_token, self.vocab)
         for token in self.end_tokens:
             check_token("end_tokens", token, self.vocab)
+
+    @property
+    def document_start(self) -> int | None:
+        """The token that every document begins with."""
+        return self.start_token if self.starts else None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ HISTORY = Record("elsewhere", "bfloat16", True, 7, 900, ("in_order_1", "random_4
 
 @pytest.fixture(scope="module")
 def model(tiny, tmp_path_factory) -> Path:
-    config = tiny(vocab=258, layers=2)
+    config = tiny(vocab=258, layers=2, start_token=256)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), nnx.to_pure_dict(shapes(config)))
     params["head"] = params["head"].astype("bfloat16")

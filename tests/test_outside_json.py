@@ -9,12 +9,12 @@ from typed import fails, piped, run
 
 from a3jax.data.corpus import read_manifest
 from a3jax.data.prepare import prepare
+from a3jax.data.tokenizer_files import open_tokenizer
 from a3jax.errors import UserError
 from a3jax.experiment import load_experiment
 from a3jax.outside_json import DEEPEST, parse, parse_object, value_of
 from a3jax.serve.requests import Completion, Refused, read_request
 from a3jax.train import goodput, hosts
-from a3jax.weights.source import tokenizer_size
 
 DEEP = b"[" * 100_000
 DEEP_OBJECTS = b'{"a":' * 100_000
@@ -144,10 +144,10 @@ def test_what_only_reports_is_passed_over_where_it_is_damaged(content, tmp_path)
     assert hosts.read(tmp_path) == {}
 
 
-def test_a_tokenizer_s_size_is_read_of_a_sound_file_alone():
+def test_a_tokenizer_is_opened_from_a_sound_file_alone():
     for content in (DEEP, b"{}", b'{"model": {"vocab": {"a": "1"}}}', b'{"model": {"vocab": {"a": 1}, "vocab": {}}}'):
-        with pytest.raises(UserError, match=r"t\.json is not"):
-            tokenizer_size(content, "t.json")
+        with pytest.raises(UserError, match=r"t\.json (is not|cannot be read)"):
+            open_tokenizer({"tokenizer.json": content}, "t.json")
 
 
 @pytest.mark.parametrize(

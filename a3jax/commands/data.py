@@ -33,10 +33,10 @@ class Prepare:
     ids; folders of the datasets library; tfds:NAME[/CONFIG][:VERSION]; hf:OWNER/NAME[:CONFIG]. Last, the corpus folder."""
     tokenizer: str
     """A model folder, a folder with tokenizer.json, or 'bytes'."""
-    start: str | None = None
-    """Token that begins documents; the model's own if not given."""
-    end: str | None = None
-    """Token that ends documents; the model's own if not given."""
+    start: str = "auto"
+    """Token that begins documents, none, or auto: as those of the model begin."""
+    end: str = "auto"
+    """Token that ends documents, none, or auto: the model's own."""
     column: str = "text"
     """Field or column that holds the text, or token ids."""
     split: str = "train"

@@ -76,6 +76,7 @@ class Manifest:
     seed: int
     held_out_fraction: float
     start_token: int | None
+    """What every document of text begins with; training wants a model whose documents begin alike."""
     end_token: int | None
     sources: tuple[str, ...]
     settings: dict[str, str]

@@ -35,8 +35,8 @@ class Recipe:
     """What the contents of a shard follow from, beside its sources."""
 
     tokenizer: str
-    start: str | None
-    end: str | None
+    start: str
+    end: str
     dtype: Dtype
     seed: int
     held_out: float
@@ -234,5 +234,5 @@ def fault_error(fault: Fault) -> UserError:
 
 
 @functools.lru_cache(maxsize=1)
-def _codec(tokenizer: str, start: str | None, end: str | None) -> TextCodec:
+def _codec(tokenizer: str, start: str, end: str) -> TextCodec:
     return load_codec(tokenizer, start, end)

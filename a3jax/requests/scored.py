@@ -10,7 +10,7 @@ from a3jax.errors import UserError
 from a3jax.loading import Model, check_context
 from a3jax.requests.reading import check_text, windows
 from a3jax.scoring import Likelihood, token_log_likelihoods
-from a3jax.show.spelling import spell
+from a3jax.show.spelling import spelled
 
 WINDOW = 64
 """Texts that are read before any is scored."""
@@ -75,8 +75,8 @@ def subject(model: Model, asked: Asked) -> Subject:
     if asked.blanks is None:
         laid_out = lay_out([asked.text], [], codec)
         document = laid_out._replace(given=tuple(i == 0 for i in range(len(laid_out.tokens))))
-        first = 0 if codec.start is not None else len(codec.decode(list(document.tokens[:1])).encode())
-        size = len(asked.text.encode()) - first
+        first = "".join(spelled(codec, document.tokens, document.parts(codec))[:1])  # given, if it is text
+        size = len(asked.text.encode()) - len(first.encode())
     else:
         document = with_blanks(asked.text, asked.blanks, codec)
         size = len("".join(asked.blanks).encode())
@@ -96,8 +96,7 @@ def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orde
     tokens = [one.document.tokens for one in window]
     found = token_log_likelihoods(model, tokens, [one.document.given for one in window], order, seed, orders)
     for one, likelihood in zip(window, found):
-        first = 0 if model.codec.start is None else 1
-        texts = [""] * first + spell(model.codec, one.document.tokens[first:])
+        texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)
         yield Scored(one.id, likelihood, predicted, one.bytes)
 

@@ -76,7 +76,8 @@ class Service:
         if request.stream:
             updates = Updates()
             results = self.batcher.submit(texts, updates.put)
-            return StreamingResponse(self._events(request, results, updates, head), media_type="text/event-stream")
+            echoed = [text.template.pieces[0] if request.echo else "" for text in texts]
+            return StreamingResponse(self._events(request, results, updates, head, echoed), media_type="text/event-stream")
         filled = await _unless_gone(http, self.batcher.submit(texts))
         choices = [
             await asyncio.to_thread(answers.completion_choice, self.model.codec, one, request, i)
@@ -124,6 +125,7 @@ class Service:
         results: Sequence[asyncio.Future[Infilled]],
         updates: "Updates",
         head: dict[str, Any],
+        echoed: Sequence[str],
     ) -> AsyncIterator[str]:
         """Server-sent events: each text grows by what is certain of it after every pass."""
         for i, result in enumerate(results):
@@ -137,7 +139,7 @@ class Service:
                     filled, left = results[i].result(), left - 1
                     text, finished = answers.completed(filled, request.echo), filled.finished
                 else:
-                    text = answers.begun(self.model.codec, self.fillable_V, tokens, stops, request.echo)
+                    text = answers.begun(self.model.codec, self.fillable_V, tokens, stops, echoed[i])
                     finished = None
                 if finished or len(text) > sent[i]:
                     yield _event({**head, "choices": [answers.choice(text[sent[i] :], i, finished)]})

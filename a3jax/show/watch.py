@@ -63,15 +63,13 @@ class Watch:
 def drawn(codec: TextCodec, text: Tokens, newest: np.ndarray) -> Text:
     """A document on its way: what is given plain, what is decided coloured by its probability, and the rest open."""
     result = Text()
-    context = codec.encode(".")  # some tokenizers drop the space at the beginning of a text
-    first = 0 if codec.start is None else 1
-    edges = np.flatnonzero(np.diff(text.passes[first:] < 0)) + first + 1
-    for begin, end in zip([first, *edges], [*edges, len(text.tokens)]):
+    kind = np.sign(text.passes[text.head :])  # open, given or decided: each is decoded by itself, as it will be at the end
+    edges = np.flatnonzero(np.diff(kind)) + text.head + 1
+    for begin, end in zip([text.head, *edges], [*edges, len(text.tokens)]):
         if text.passes[begin] < 0:
             result.append(OPEN * (end - begin), style="dim")
             continue
-        context = [] if begin == first else context
-        pieces = spell(codec, [*context, *text.tokens[begin:end].tolist()])[len(context) :]
+        pieces = spell(codec, text.tokens[begin:end].tolist(), inside=begin > text.head)
         for i, piece in enumerate(pieces, start=begin):
             style = colour(float(np.exp(text.log_probs[i]))) if text.passes[i] > 0 else Style()
             result.append(printable(piece), style=style + NEWEST if newest[i] else style)

@@ -25,7 +25,8 @@ from a3jax.config import Config, ModelConfig, settled
 from a3jax.data.direct import with_corpora
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
-from a3jax.data.tokenizer import FILES, TextCodec, load_codec
+from a3jax.data.tokenizer import NONE, TextCodec, load_codec
+from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
 from a3jax.folders import hold, is_held, write_whole
 from a3jax.mesh import check_mesh
@@ -166,10 +167,16 @@ def _check_model(expected: ModelConfig, source: Pretrained) -> None:
 def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Pretrained | None) -> None:
     model_sha256 = source.codec.sha256 if source else corpora[0].manifest.tokenizer_sha256
     for folder, manifest, _ in corpora:
-        if load_codec(folder).sha256 != manifest.tokenizer_sha256:
+        codec = load_codec(folder, start=NONE)
+        if codec.sha256 != manifest.tokenizer_sha256:
             raise UserError(f"{folder}/tokenizer.json is not the one it was prepared with; prepare it again")
         if manifest.vocab > model.vocab:
             raise UserError(f"{folder} has token ids up to {manifest.vocab - 1}, but the model has {model.vocab} embeddings")
+        if manifest.start_token != model.document_start:
+            begin = "documents of {} begin with {}"
+            theirs = begin.format(folder, codec.name(manifest.start_token))
+            ours = begin.format(source.folder if source else "the experiment's model", codec.name(model.document_start))
+            raise UserError(f"{theirs}, but {ours}; prepare it again with the tokenizer of the model")
         if manifest.tokenizer_sha256 != model_sha256:
             other = source.folder if source else corpora[0].folder
             raise UserError(f"{folder} was prepared with another tokenizer than that of {other}; prepare it again with it")

@@ -13,6 +13,7 @@ import numpy as np
 from a3jax.checkpoint import Checkpoint, damage_named, saved
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
+from a3jax.data.tokenizer_files import FILES, put_before
 from a3jax.errors import UserError
 from a3jax.folders import check_new, new_file, resumable
 from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
@@ -24,7 +25,7 @@ from a3jax.weights.card import model_card
 from a3jax.weights.gguf.writer import write_gguf
 from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor, write_safetensors
-from a3jax.weights.source import TOKENIZER_FILES, without_code
+from a3jax.weights.source import without_code
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
 GGUF = "gguf"
@@ -87,8 +88,12 @@ def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
 
 
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    files = {name: checkpoint.folder / name for name in TOKENIZER_FILES}
-    return without_code({name: file.read_bytes() for name, file in files.items() if file.is_file()}, str(checkpoint.folder))
+    """The tokenizer, which begins text as the model's documents begin."""
+    files = {name: checkpoint.folder / name for name in FILES}
+    found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    return put_before(
+        without_code(found, str(checkpoint.folder)), checkpoint.config.document_start, str(files["tokenizer.json"])
+    )
 
 
 def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:

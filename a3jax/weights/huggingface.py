@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import with_start
+from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
 from a3jax.record import Record
 from a3jax.strict import read
 from a3jax.weights import a3_folder, families, generation, sha256
-from a3jax.weights.source import TOKENIZER_FILES, Source, without_code
+from a3jax.weights.source import Source, without_code
 from a3jax.weights.tensor_files import TensorFiles, read_json
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -81,11 +83,11 @@ class HuggingFaceFolder(Source):
     def __init__(self, path: Path, name: str | None = None):
         self.path = path
         adapted, config, settings = read_description(path)
-        self.tokenizer = without_code(
-            {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}, str(path)
-        )
+        found = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
+        self.tokenizer = without_code(found, str(path))
         if "tokenizer.json" not in self.tokenizer:
             raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
+        config = with_start(config, self.tokenizer, str(path / "tokenizer.json"))
         self._tensors = TensorFiles(path)
         self._tensors.check_dtypes()
         self.config = with_stored_head(config, self._tensors, str(path / "config.json"))

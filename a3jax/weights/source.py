@@ -12,8 +12,6 @@ from a3jax.outside_json import parse_object
 from a3jax.places import local
 from a3jax.record import Record
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
 
 class Source(ABC):
     """A pretrained model on disk, read tensor by tensor."""
@@ -93,14 +91,3 @@ def without_code(files: dict[str, bytes], where: str) -> dict[str, bytes]:
     del settings["auto_map"]
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     return files | {name: json.dumps(settings, indent=2).encode()}
-
-
-def tokenizer_size(tokenizer_json: bytes, where: str) -> int:
-    """One more than the largest token id of a `tokenizer.json`."""
-    try:
-        content = parse_object(tokenizer_json, where)
-        vocab = content["model"]["vocab"]
-        ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
-        return 1 + max(ids + [token["id"] for token in content.get("added_tokens", [])])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where} is not a tokenizers file; re-download it") from None

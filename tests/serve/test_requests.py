@@ -144,8 +144,8 @@ def test_texts_that_do_not_fit_are_found_before_they_reach_a_batch(model):
             check(model, template, "prompt")
         assert caught.value.param == "prompt"
     check(model, Template(("", ""), (4,)), "prompt")
-    without = dataclasses.replace(model, codec=dataclasses.replace(model.codec, start=None))
-    with pytest.raises(Refused, match="begin with some given text"):
+    without = dataclasses.replace(model, codec=dataclasses.replace(model.codec, start=None, bos=None, end=None))
+    with pytest.raises(Refused, match="give some text first"):
         check(without, Template(("", ""), (4,)), "prompt")
 
 

@@ -111,7 +111,7 @@ def test_the_folder_says_what_it_is(imported, tmp_path):
     assert (config.model_type, config.a3_family, config.seeding) == ("a3", "llama", "successor")
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 257
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
+    assert tokenizer("def f(x):\n").input_ids == [256, *byte_codec().encode("def f(x):\n")]
 
 
 @pytest.mark.slow

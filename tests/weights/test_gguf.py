@@ -57,6 +57,7 @@ def _write(path: Path, folder: Path, split: str = "smollm", quantized: bool = Fa
     writer.add_token_merges(["Ġ t", "h e"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
+    writer.add_add_bos_token(True)
     for name, value in extra.items():
         if isinstance(value, np.ndarray):
             writer.add_tensor(f"{name}.weight", value)

@@ -163,7 +163,7 @@ BAD = {
     "yarn": (_with_config(rope_parameters={"rope_type": "yarn"}), "rope_type 'yarn' is not supported"),
     "llama3 without factor": (_with_config(rope_parameters={"rope_type": "llama3"}), "RoPE settings cannot be read"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
-    "tokenizer damaged": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not a tokenizers file"),
+    "tokenizer damaged": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
     "tokenizer too large": (_large_tokenizer, "ids up to 300, but the weights have 300 embeddings"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no .*safetensors file"),
     "truncated": (_truncate, "model.safetensors is truncated or damaged"),

@@ -12,6 +12,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 
 from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import with_start
 from a3jax.errors import UserError, shown
 from a3jax.record import Record
 from a3jax.weights.families import ROPE_BASE, family_of
@@ -54,8 +55,9 @@ class GgufFile(Source):
         if len(self._tensors) < len(reader.tensors):
             raise UserError(f"{path} holds a tensor twice, by llama.cpp's name and by that of a Hugging Face folder")
         divisors = self._tensors.pop(ROPE_DIVISORS, None)
-        self.config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
-        self.tokenizer = to_files(self._metadata, self.config.context)
+        config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
+        self.tokenizer = to_files(self._metadata, config.context)
+        self.config = with_start(config, self.tokenizer, f"{path}: tokenizer.json")
         quantized = any(tensor.tensor_type not in PLAIN for tensor in self._tensors.values())
         embedding = self._tensors.get("model.embed_tokens.weight")
         dtype = "float32" if embedding is None else self.dtype("model.embed_tokens.weight").name
