@@ -6,13 +6,14 @@ A `ModelConfig` describes the network and lives beside its weights. A `Config` d
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from a3jax.curriculum.schedule import direct, settle
 from a3jax.curriculum.stage import HeldOutOrder, Stage
-from a3jax.errors import UserError
+from a3jax.errors import UserError, check_count, check_positive, check_token
 
 Seeding = Literal["successor", "learned"]
 AdapterStream = Literal["query", "both"]
@@ -20,17 +21,30 @@ AdapterStream = Literal["query", "both"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 frequency scaling (Llama 3.1, `rope_type: llama3`); lengths in tokens."""
+    """Llama-3 frequency scaling (Llama 3.1, `rope_type: llama3`); lengths in tokens.
+
+    Raises `UserError` for a number that means nothing.
+    """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_context: int
 
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            check_positive(name, getattr(self, name))
+        check_count("original_context", self.original_context)
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise UserError(f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens."""
+    """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens.
+
+    Raises `UserError`, with the field's name, for a number or a token that no model can have.
+    """
 
     family: str
     vocab: int
@@ -56,8 +70,32 @@ class ModelConfig:
     adapter_stream: AdapterStream = "query"
     """`query`: they change the query stream alone, and the content stream stays the source model; `both`: both streams."""
     start_token: int | None = None
-    """The token every document begins with; given, never predicted."""
+    """`bos_token_id` of Hugging Face: given, never predicted. It stands where nothing else is before a token to predict."""
+    starts: bool = True
+    """Whether every document begins with it. An import takes that from the tokenizer."""
     end_tokens: tuple[int, ...] = ()
+    """The first of them ends every document; each of them ends a text that is generated."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "width", "ff_width", "layers", "query_heads", "kv_heads", "head_width", "context"):
+            check_count(name, getattr(self, name))
+        for name in ("norm_eps", "rope_theta"):
+            check_positive(name, getattr(self, name))
+        if self.query_heads % self.kv_heads:
+            raise UserError(f"query_heads {self.query_heads} cannot share kv_heads {self.kv_heads}; these must divide them")
+        if self.head_width % 2:
+            raise UserError(f"head_width is {self.head_width}; it must be even")
+        if self.adapter_rank != 0:
+            check_count("adapter_rank", self.adapter_rank)
+        if self.start_token is not None:
+            check_token("start_token", self.start_token, self.vocab)
+        for token in self.end_tokens:
+            check_token("end_tokens", token, self.vocab)
+
+    @property
+    def document_start(self) -> int | None:
+        """The token that every document begins with."""
+        return self.start_token if self.starts else None
 
 
 @dataclass(frozen=True)
@@ -107,7 +145,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up; defaults are the paper's (arXiv 2601.13228), but for the learning rate of adapters."""
+    """AdamW with warm-up. By default the learning rate of all weights, the weight decay and the steps of warm-up are those of
+    arXiv 2601.13228; the learning rate of adapters, the schedule, the betas and the clipping are ours."""
 
     peak_lr: float | None = None
     """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
@@ -122,6 +161,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
+    """Of matrices, not of norms, biases and the query seed. Adapters are matrices: it draws them towards the source model."""
     clip: float = 1.0
     """Largest global gradient norm."""
 
@@ -135,7 +175,8 @@ class AdaptConfig:
     are none, and all weights are trained. None: the source's own adapters or, if it has none, new ones of rank 64; 0
     without a source."""
     stream: AdapterStream = "query"
-    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten."""
+    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten of reading
+    from left to right."""
     frozen: tuple[str, ...] = ()
     """Of what is trained, parameters that stay all the same: by name (embedding, query_seed, gate, ...), or all `norms` or
     `embeddings`."""
@@ -163,7 +204,7 @@ class TrainConfig:
 
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
-    """`auto` takes the fastest that can run: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
+    """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
     remat: Literal["auto", "none", "dots", "offload", "full"] = "auto"
     """What the forward pass keeps (`a3jax.train.remat`); `auto` is `dots` where that fits into memory, else `full`."""
     accumulate: int = 1
@@ -214,8 +255,8 @@ class ProfileConfig:
         """The steps. Raises `UserError` for what is none."""
         if self.steps is None:
             return range(0)
-        first, colon, last = self.steps.partition(":")
-        if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
+        first, _, last = self.steps.partition(":")
+        if not re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", self.steps) or not 0 < int(first) < int(last):
             raise UserError(f"profile.steps is {self.steps!r}; it must be FIRST:LAST with 0 < FIRST < LAST, such as 10:13")
         return range(int(first), int(last))
 
@@ -238,11 +279,12 @@ class Config:
     curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
     """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
-    stage itself draws so: what keeps the autoregressive ability. Adapters of the query stream learn nothing from them."""
+    stage itself draws so: what keeps part of the autoregressive ability where all weights are trained. Adapters of the query
+    stream learn nothing from them."""
     total_steps: int | None = None
     """Optimizer steps of the whole curriculum, where stages are fractions of it."""
     total_tokens: int | None = None
-    """The same in tokens."""
+    """The same in tokens of full windows, padding included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

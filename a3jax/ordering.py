@@ -41,7 +41,8 @@ class Order(NamedTuple):
     group_start: Array
     group_end: Array
     causal: Array
-    """Whether the slot's query is that of an AR model: it sees the tokens before its own, and no others."""
+    """Whether the slot's query sees the tokens before its own, and no others, as an AR model's does. The keys that it reads
+    are an AR model's too only where no group before it holds several tokens: these see each other."""
     predicted: Array
     """Whether the slot's token counts in the loss: neither given nor padding."""
 

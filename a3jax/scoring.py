@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig, Seeding
+from a3jax.curriculum.stage import check_orders
 from a3jax.decode.cached import bucket, draw, pad_order
 from a3jax.decode.settings import Prefill
 from a3jax.decode.template import lay_out, with_blanks
@@ -56,7 +57,8 @@ def log_likelihood(
     `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
     written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
 
-    Raises `UserError` if there is nothing to score, or more than the model's context.
+    Raises `UserError` if there is nothing to score, or more than the model's context, and for several `orders` of a kind
+    that is not drawn.
     """
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]
@@ -107,8 +109,7 @@ def token_log_likelihoods(
     """`token_log_likelihood` of several texts, a batch at a time."""
     if not tokens:
         raise UserError("no text is given; give at least one")
-    if orders < 1:
-        raise UserError(f"orders is {orders}; it must be at least 1")
+    check_orders(order if groups is None else None, orders)
     if not 0 <= seed <= 2**32 - orders:
         raise UserError(f"seed is {seed}; it must be at least 0 and below {2**32}")
     for i, (ids, known) in enumerate(zip(tokens, given)):

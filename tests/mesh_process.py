@@ -122,8 +122,8 @@ def run(name, step, params):
         found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
         one_stream = jax.jit(steps.summed_loss, static_argnums=(3, 4, 5, 6))
         keys = example_keys(0, 0, BATCH)
-        loss, count = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
-        found |= {"one_stream": np.asarray(loss / count)}
+        loss, counts = one_stream(state.params, batch, keys, MODEL, ONE_STREAM, steps.compute(config), 64)
+        found |= {"one_stream": np.asarray(loss / counts.predicted)}
         loss, gradients = distilled(name, params, batch)
         found |= {"distilled": np.asarray(loss)}
         for path, leaf in nnx.to_flat_state(gather(gradients)):
@@ -140,8 +140,8 @@ def distilled(name, source, batch):
     how, keys = steps.compute(experiment(name)), example_keys(0, 0, BATCH)
 
     def loss(params, source, batch):
-        total, count = steps.summed_loss(params, batch, keys, ADAPTED, STAGE, how, 64, source, 0.5)
-        return total / count
+        total, counts = steps.summed_loss(params, batch, keys, ADAPTED, STAGE, how, 64, source, 0.5)
+        return total / counts.predicted
 
     return jax.jit(jax.value_and_grad(loss), out_shardings=(None, adapted))(params, source, batch)
 

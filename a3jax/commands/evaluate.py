@@ -13,6 +13,7 @@ from a3jax.commands.commandline import Json, Text
 from a3jax.config import MeshConfig
 from a3jax.errors import UserError
 from a3jax.generate.choices import DEFAULTS, Choices
+from a3jax.outside_text import show
 
 if TYPE_CHECKING:
     from a3jax.evaluate.task import Task
@@ -125,7 +126,7 @@ class Evaluate:
         for task in tasks:
             counts = [f"{name.replace('_', ' ')} {count}" for name, count in task.data.items() if name != "left_out"]
             left_out = [f"{reason} {count}" for reason, count in task.data["left_out"].items()]
-            print(f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}\n")
+            show(f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}\n")
             print_tables(tables[task.name])
         return {} if self.out is None else {"out": str(self.out)}
 

@@ -16,7 +16,7 @@ from a3jax.evaluate.plot import plot
 from a3jax.evaluate.results import Estimate, Tables, columns, written
 from a3jax.evaluate.task import Rows, Task
 from a3jax.files.strict import flat
-from a3jax.show.spelling import printable
+from a3jax.outside_text import printable
 
 SAMPLES = 12
 """Shown of a task, at most."""

@@ -3,14 +3,29 @@
 What depends on weights, data or devices is checked where these are opened (`a3jax.train.run`).
 """
 
+import dataclasses
 import math
 
 from a3jax.config import Config, DataConfig, settled
 from a3jax.errors import UserError
+from a3jax.files.places import local
+from a3jax.files.strict import flat
+
+LARGEST = 2**31 - 1
+"""Of a number that counts anything but tokens: such sizes are int32 on a device."""
+LONGEST_NAME = 200
+"""Bytes: file systems have room for 255, and something is put behind it."""
 
 
 def check(config: Config) -> None:
     """Raise `UserError` for values that cannot work together."""
+    for place in (config.name, config.source, config.run, config.train.executables):
+        local(place or "")
+    _check_name(config)
+    for name, value in flat(dataclasses.asdict(config)):
+        largest = 2**63 - 1 if name.endswith("tokens") else 2**32 - 1 if name == "seed" else LARGEST
+        if isinstance(value, int) and abs(value) > largest:
+            raise UserError(f"{name} is {_short(str(value))}; it must be at most {largest}")
     positive = {
         "data.length": config.data.length,
         "data.batch": config.data.batch,
@@ -27,6 +42,15 @@ def check(config: Config) -> None:
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     stages = settled(config).curriculum
+    for name, value, most in [
+        ("data.workers", config.data.workers, 2**12),
+        ("train.eval_windows", config.train.eval_windows, 2**20),
+        ("the curriculum", sum(stage.length for stage in stages), 2**26),
+        *((f"curriculum.{i}.batch", stage.batch or 0, 2**20) for i, stage in enumerate(stages)),
+        ("data.batch", config.data.batch, 2**20),
+    ]:
+        if value > most:
+            raise UserError(f"{name} is {value}{' steps' if ' ' in name else ''}; it must be at most {most}")
     _check_data(config.data)
     _ = config.profile.range
     optimizer = config.optimizer
@@ -70,6 +94,21 @@ def check(config: Config) -> None:
         raise UserError(f"adapt.rank is {config.adapt.rank}; it must be at least 0")
     if config.source is None and config.model is None:
         raise UserError("give source (an imported model), or model (random weights of that shape)")
+
+
+def _check_name(config: Config) -> None:
+    """A name is that of one folder: `runs/NAME`, or `sweeps/NAME`."""
+    name = config.name
+    if not name.strip() or name in (".", "..") or "/" in name or not name.isprintable():
+        raise UserError(f"name is {_short(repr(name))}; it must be the name of a folder, without a slash; --run takes a path")
+    if (size := len(name.encode())) > LONGEST_NAME:
+        raise UserError(f"name is {_short(repr(name))}, {size} bytes long; it must be at most {LONGEST_NAME}")
+    if config.run is not None and not (config.run.strip() and config.run.isprintable()):
+        raise UserError(f"run is {_short(repr(config.run))}; it must be the path of a folder; without it, that is runs/NAME")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def _check_data(data: DataConfig) -> None:

@@ -9,7 +9,7 @@ from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.generate.reading import check_text, windows
 from a3jax.scoring import Likelihood, token_log_likelihoods
-from a3jax.show.spelling import spell
+from a3jax.show.spelling import spelled
 from a3jax.weights.loading import Model, check_context
 
 WINDOW = 64
@@ -75,8 +75,8 @@ def subject(model: Model, asked: Asked) -> Subject:
     if asked.blanks is None:
         laid_out = lay_out([asked.text], [], codec)
         document = laid_out._replace(given=tuple(i == 0 for i in range(len(laid_out.tokens))))
-        first = 0 if codec.start is not None else len(codec.decode(list(document.tokens[:1])).encode())
-        size = len(asked.text.encode()) - first
+        first = "".join(spelled(codec, document.tokens, document.parts(codec))[:1])  # given, if it is text
+        size = len(asked.text.encode()) - len(first.encode())
     else:
         document = with_blanks(asked.text, asked.blanks, codec)
         size = len("".join(asked.blanks).encode())
@@ -96,19 +96,18 @@ def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orde
     tokens = [one.document.tokens for one in window]
     found = token_log_likelihoods(model, tokens, [one.document.given for one in window], order, seed, orders)
     for one, likelihood in zip(window, found):
-        first = 0 if model.codec.start is None else 1
-        texts = [""] * first + spell(model.codec, one.document.tokens[first:])
+        texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)
         yield Scored(one.id, likelihood, predicted, one.bytes)
 
 
 def print_tokens(scored: Scored) -> None:
     """A table of tokens on standard output."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from a3jax.show.watch import colour
+    from a3jax.terminal import Terminal
 
     table = Table("token", "text", "nats", "probability", box=None, header_style="bold")
     for column in (0, 2, 3):
@@ -117,4 +116,4 @@ def print_tokens(scored: Scored) -> None:
         probability = math.exp(token["log_prob"])
         name, nats = Text(repr(token["text"])), f"{token['log_prob']:.3f}"
         table.add_row(str(token["id"]), name, nats, Text(f"{probability:.4f}", colour(probability)))
-    Console(highlight=False).print(table)
+    Terminal().print(table)

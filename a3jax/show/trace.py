@@ -35,12 +35,11 @@ def _page() -> str:
 
 
 def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str, Any]:
-    texts = spelled(codec, filled)
-    first = 0 if codec.start is None else 1
+    texts = spelled(codec, filled.tokens, filled.parts)
     tokens = [
         {"text": text, "id": token, "log_prob": log_prob, "pass": number}
         for text, token, log_prob, number in zip(texts, filled.tokens, filled.log_probs, filled.passes)
-    ][first:]
+    ][filled.places[0].start :]
     count = len(filled.given) - sum(filled.given)
     summary = {
         "mode": decoding.mode,

@@ -27,6 +27,7 @@ from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import arrange, draw_mixture, example_keys
 from a3jax.train import guard, remat
+from a3jax.train.counts import Counts, counted, no_counts
 from a3jax.train.loss import Teacher, nll_sum
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.trained import adapters, changes
@@ -52,8 +53,8 @@ class Metrics(NamedTuple):
     loss: Array
     """Nats per predicted token."""
     gradient_norm: Array
-    predicted: Array
-    """Tokens that counted."""
+    counts: Counts[Array]
+    """What its windows held."""
     learning_rate: Array
     bad: Array
     """Whether the step changed nothing (`a3jax.train.guard`)."""
@@ -79,8 +80,8 @@ def summed_loss(
     chunk: int,
     source: nnx.State | None = None,
     distill: float = 0.0,
-) -> tuple[Array, Array]:
-    """Sum of -log p over predicted tokens of `batch`, and their number; a share `distill` of it against a source model's."""
+) -> tuple[Array, Counts[Array]]:
+    """Sum of -log p over predicted tokens of `batch`, a share `distill` of it against a source model's; what was counted."""
     network = nnx.merge(graph(model), params)
     tokens_BxL = batch["tokens"]
     order = draw_mixture(keys_B, batch["segments"], stage.parts, model.seeding, batch.get("weights"), batch.get("sizes"))
@@ -93,7 +94,7 @@ def summed_loss(
     target_BxL = sort(tokens_BxL, index_BxL)
     teacher = None if source is None else _teacher(source, tokens_BxL, batch["segments"], index_BxL, model, how, distill)
     total = nll_sum(hidden_BxLxD, network.output_matrix[...], spread(target_BxL), spread(weight_BxL), chunk, teacher)
-    return total, weight_BxL.sum()
+    return total, counted(order, batch["segments"])
 
 
 def _teacher(
@@ -127,28 +128,28 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
 
     def gradients(
         params: nnx.State, still: nnx.State, source: nnx.State | None, batch: Batch, keys: Array
-    ) -> tuple[Array, Array, nnx.State]:
-        def loss(params: nnx.State) -> tuple[Array, Array]:
+    ) -> tuple[Array, Counts[Array], nnx.State]:
+        def loss(params: nnx.State) -> tuple[Array, Counts[Array]]:
             whole = nnx.merge_state(params, still)
             return summed_loss(whole, batch, keys, model, stage, how, config.train.loss_chunk, source, config.adapt.distill)
 
-        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return total, count, grads
+        (total, counts), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return total, counts, grads
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         keys = example_keys(config.seed, state.step, windows)
         params, still = nnx.split_state(state.params, changed, ...)
         if parts == 1:
-            total, count, grads = gradients(params, still, state.source, batch, keys)
+            total, counts, grads = gradients(params, still, state.source, batch, keys)
         else:
             micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
 
             def add(sums: tuple, xs: tuple[Batch, Array]) -> tuple[tuple, None]:
                 return jax.tree.map(jnp.add, sums, gradients(params, still, state.source, *xs)), None
 
-            zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-            (total, count, grads), _ = jax.lax.scan(add, zeros, micro)
-        count = jnp.maximum(count, 1)
+            zeros = (jnp.zeros(()), no_counts(), jax.tree.map(jnp.zeros_like, params))
+            (total, counts, grads), _ = jax.lax.scan(add, zeros, micro)
+        count = jnp.maximum(counts.predicted, 1)
         loss, norm = total / count, optax.tree.norm(grads) / count
         grads = jax.tree.map(lambda g: g * (1 / count), grads)  # a division would not be fused into what follows
         rate_now = rate(state.step + state.skipped)
@@ -157,7 +158,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
             optimizer, grads, state.optimizer, params, loss, norm, jnp.asarray(kind), config.guard
         )
         params = nnx.merge_state(optax.apply_updates(params, updates), still)
-        metrics = Metrics(loss, norm, count, jnp.asarray(rate_now), bad)
+        metrics = Metrics(loss, norm, counts, jnp.asarray(rate_now), bad)
         return State(params, optimizer_state, state.step + 1, state.skipped, state.source), metrics
 
     layout = state_shardings(config, model, mesh)
