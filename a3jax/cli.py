@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -26,10 +27,12 @@ from a3jax.commands.serve import Serve
 from a3jax.commands.sweep import Sweep
 from a3jax.commands.train import Train
 from a3jax.devices.interrupt import stop_requests
+from a3jax.devices.passing import Passing, may_pass, needs_memory
 from a3jax.devices.processes import continue_in_child, failing, leave, several
-from a3jax.errors import UserError
-from a3jax.files.folders import is_full_disk
+from a3jax.errors import UserError, first_line
+from a3jax.files.folders import is_full_disk, is_wrong_path
 from a3jax.files.strict import nearest
+from a3jax.outside_text import one_line, say
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "import": (Import, "a3jax.weights.importer", "pretrained weights -> a model folder"),
@@ -77,8 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(128 + stopped_by())
         result = command.run()
     except UserError as error:
-        print(f"a3jax: {error}", file=sys.stderr)
-        sys.exit(failing(error.status))
+        _end_with(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -87,6 +89,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if is_full_disk(error):
             _end_on_full_disk()
+        if (known := _in_words(error)) is not None:
+            _end_with(known)
         failing(1)
         raise
     options: Any = getattr(command, "options", command)  # those that take an experiment keep theirs apart
@@ -102,21 +106,41 @@ def main(args: Sequence[str] | None = None) -> None:
         if not is_full_disk(error):
             raise
         _end_on_full_disk()
-    if result.get("stopped_by"):
-        status = 128 + result["stopped_by"]
-        if any(thread.name.startswith("compile") for thread in threading.enumerate()):  # nobody waits for it any more
-            sys.stdout.flush()
-            leave()
-            os._exit(status)
-        sys.exit(status)
-    if False in (result.get("fits"), result.get("complete")):
-        sys.exit(1)
+    status = 128 + result["stopped_by"] if result.get("stopped_by") else 0
+    compiling = any(thread.name.startswith(("compile", "model")) for thread in threading.enumerate())
+    if compiling and (status or isinstance(command, Serve)):  # stopped, and nobody waits for it any more
+        sys.stdout.flush()
+        leave()
+        os._exit(status)
+    if status or False in (result.get("fits"), result.get("complete")):
+        sys.exit(status or 1)
+
+
+def _end_with(error: UserError) -> NoReturn:
+    """One line; where something was tried again until it was given up, what it was in full before that."""
+    if error.status == 1 and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)
+    say(str(error))
+    sys.exit(failing(error.status))
+
+
+def _in_words(error: Exception) -> UserError | None:
+    """What any command can run into, and what to do; None for anything else, which is a defect."""
+    if may_pass(error):
+        return Passing(f"{first_line(error)}; this may pass: run the same command again")
+    if needs_memory(error):
+        return UserError(
+            f"there is too little memory ({first_line(error)}); take a smaller batch, or see with a3jax plan what a run needs"
+        )
+    if isinstance(error, OSError) and error.filename is not None and is_wrong_path(error):
+        return UserError(f"{error.filename}: {error.strerror}; choose another path")
+    return None
 
 
 def _end_on_full_disk() -> NoReturn:
     """Where no one has said it better: as for what goes to standard output."""
     _stop_writing()
-    print("a3jax: the disk is full; make room and run the same command again", file=sys.stderr)
+    say("the disk is full; make room and run the same command again")
     sys.exit(failing(2))
 
 
@@ -142,7 +166,7 @@ def _show(result: dict[str, Any]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items() if not isinstance(item, list | tuple))
         if value and not isinstance(value, list | tuple):
-            print(f"{name.replace('_', ' '):22} {_number(value)}")
+            print(one_line(f"{name.replace('_', ' '):22} {_number(value)}"))
 
 
 def _number(value: Any) -> str:

@@ -3,22 +3,24 @@
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-console = Console(stderr=True)
+from a3jax.terminal import Terminal
+
+console = Terminal(stderr=True)
 
 
 class Progress:
     """`with Progress("import", total, "tensors") as bar: bar.advance(n)`; `note` shows text beside the bar."""
 
     def __init__(self, title: str, total: int | None, unit: str, completed: int = 0):
+        amount = (DownloadColumn(),) if unit == "bytes" else (MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
         columns = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            *((DownloadColumn(),) if unit == "bytes" else (MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))),
-            TextColumn("{task.fields[note]}"),
+            *amount,
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
         ]
         self._bar = RichProgress(*columns, console=console, disable=not console.is_terminal)

@@ -5,7 +5,7 @@
 #     DEVICES=2 launch/local.sh 2 a3jax train tiny       # each process simulates two devices on the CPU
 #
 # Every line of output begins with the number of its process. Signals reach each process once. The exit status is 0 if all
-# ended with 0, else the first, by number, that is not 75: that one only says that another process was lost.
+# ended with 0, else the first, by number, that is not 75: that one says no more than that another start may help.
 set -um # with job control, Ctrl-C in a terminal reaches this script alone, which passes it on
 
 if ! [[ ${1-} =~ ^[1-9][0-9]*$ && $# -gt 1 ]]; then

@@ -23,8 +23,8 @@ fi
 # When one task is lost, the others say so and end by themselves: srun must not kill them first, nor wait forever.
 srun --kill-on-bad-exit=0 --wait=300 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@"
 status=$? # the highest of all tasks
-# 143: told to stop (the time limit, see --signal), and saved. 75, 137: a task was lost, or killed; the command goes on from
-# the last checkpoint, but what kills it every time must end some day. `scancel` also ends this shell, so it is final.
+# 143: told to stop (the time limit, see --signal), and saved. 75, 137: what may pass, such as a task that was lost, or killed;
+# the command goes on from the last checkpoint, but what kills it every time must end some day. `scancel` also ends this shell, so it is final.
 case $status in
     143) again=1 ;;
     75 | 137) again=$((${SLURM_RESTART_COUNT:-0} < ${RESTARTS:-20})) ;;

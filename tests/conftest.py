@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from small_tokenizers import KINDS
 
 import a3jax
 from a3jax.checkpoint.folder import save_model
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part
-from a3jax.data.tokenizer import byte_codec
+from a3jax.data.tokenizer import TextCodec, byte_codec, with_start
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import Order, arrange, draw_part
 
@@ -102,6 +103,31 @@ def model_folder(tiny, network, tmp_path_factory) -> Path:
 def model(model_folder) -> a3jax.Model:
     """The model of `model_folder`."""
     return a3jax.load(str(model_folder))
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def worded_folder(request, tiny, network, tmp_path_factory) -> Path:
+    """A model folder of a small random model with a tokenizer of each kind, and a context of 64 tokens."""
+    files = KINDS[request.param]()
+    config = with_start(tiny(layers=2, vocab=480, start_token=1, end_tokens=(2,)), files, "tokenizer.json")
+    if request.param == "byte_level":
+        config = dataclasses.replace(config, start_token=0, end_tokens=(1,))
+    params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
+    out = tmp_path_factory.mktemp("worded") / request.param
+    save_model(out, config, params, Record("random"), files)
+    return out
+
+
+@pytest.fixture(scope="session")
+def worded(worded_folder) -> a3jax.Model:
+    """The model of `worded_folder`."""
+    return a3jax.load(worded_folder)
+
+
+@pytest.fixture(scope="session")
+def codec(worded) -> TextCodec:
+    """A tokenizer of each kind."""
+    return worded.codec
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
 from a3jax.config import check_start as check
 from a3jax.curriculum.presets import paper
 from a3jax.errors import UserError
@@ -62,6 +62,32 @@ def test_a_wrong_field_is_named_with_what_is_expected(change, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 0}, "layers is 0; it must be a whole number from 1 to 2147483647"),
+        ({"layers": 2**31}, "layers is 2147483648; it must be a whole number from 1 to 2147483647"),
+        ({"kv_heads": 3}, "query_heads 4 cannot share kv_heads 3; these must divide them"),
+        ({"head_width": 7}, "head_width is 7; it must be even"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan; it must be a positive number, and finite in float32"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf; it must be a positive number, and finite in float32"),
+        ({"adapter_rank": -1}, "adapter_rank is -1; it must be a whole number from 1 to 2147483647"),
+        ({"start_token": 48}, "start_token is 48; it must be the id of a token, from 0 to 47"),
+        ({"end_tokens": [2, -1]}, "end_tokens is -1; it must be the id of a token, from 0 to 47"),
+        (
+            {"rope_scaling": {"factor": 0.0}},
+            "rope_scaling: factor is 0.0; it must be a positive number, and finite in float32",
+        ),
+    ],
+)
+def test_a_number_that_no_model_can_have_is_named_with_its_file(change, message, tiny):
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192}
+    change = {name: scaling | value if name == "rope_scaling" else value for name, value in change.items()}
+    with pytest.raises(UserError) as error:
+        from_json(ModelConfig, json.dumps(dataclasses.asdict(tiny()) | change), "model.json")
+    assert str(error.value) == f"model.json: {message}"
+
+
 def test_what_is_not_json_or_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"run.json is not JSON: Expecting property name"):
         from_json(Config, "{", "run.json")
@@ -76,7 +102,7 @@ def test_what_is_not_json_or_not_there_is_named(tmp_path):
 
 def test_a_file_that_is_not_text_is_a_user_error(tmp_path):
     (tmp_path / "model.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(UserError, match=r"model.json is not JSON"):
+    with pytest.raises(UserError, match=r"model.json is not UTF-8 text: byte 0xff after byte 0"):
         read(ModelConfig, tmp_path / "model.json")
 
 
@@ -89,6 +115,21 @@ def test_nearest_is_silent_where_nothing_is_near():
     ("changes", "message"),
     [
         ({"data": DataConfig(length=0)}, "data.length is 0; it must be at least 1"),
+        ({"data": DataConfig(batch=10**30)}, "data.batch is 1" + "0" * 30 + "; it must be at most 2147483647"),
+        ({"data": DataConfig(batch=2**21)}, "data.batch is 2097152; it must be at most 1048576"),
+        ({"data": DataConfig(workers=10**6)}, "data.workers is 1000000; it must be at most 4096"),
+        ({"train": TrainConfig(eval_windows=10**9)}, "train.eval_windows is 1000000000; it must be at most 1048576"),
+        ({"mesh": MeshConfig(data=10**30)}, "mesh.data is 1" + "0" * 30 + "; it must be at most 2147483647"),
+        ({"curriculum": (Stage(10**9),)}, "the curriculum is 1000000000 steps; it must be at most 67108864"),
+        ({"curriculum": (Stage(8, batch=10**7),)}, "curriculum.0.batch is 10000000; it must be at most 1048576"),
+        ({"name": ""}, "name is ''; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "  "}, "name is '  '; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": ".."}, "name is '..'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "a/b"}, "name is 'a/b'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "a\x1b[2J"}, "name is 'a\\x1b[2J'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "\udc80"}, "name is '\\udc80'; it must be the name of a folder, without a slash; --run takes a path"),
+        ({"name": "é" * 120}, f"name is '{'é' * 59}..., 240 bytes long; it must be at most 200"),
+        ({"run": ""}, "run is ''; it must be the path of a folder; without it, that is runs/NAME"),
         ({"data": DataConfig(batch=-1)}, "data.batch is -1; it must be at least 1"),
         ({"optimizer": OptimizerConfig(b1=1.0)}, "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
         ({"optimizer": OptimizerConfig(b2=-1.0)}, "optimizer.b2 is -1.0; it must be at least 0 and below 1"),

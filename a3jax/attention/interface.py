@@ -55,7 +55,7 @@ def attend(
 
 
 def choose(implementation: Implementation, platform: str, keys: int) -> Implementation:
-    """What runs: `implementation` itself or, for `auto`, the fastest that can. Raises `UserError` if it cannot run."""
+    """What runs: `implementation` or, for `auto`, the platform's own if it can. Raises `UserError` if it cannot run."""
     if implementation == "auto":
         if keys <= DENSE_KEYS:
             return "dense"
@@ -63,7 +63,7 @@ def choose(implementation: Implementation, platform: str, keys: int) -> Implemen
         return kernel if kernel and not refusal(kernel, platform) else "chunked"
     reason = refusal(implementation, platform)
     if reason:
-        raise UserError(f"train.attention is '{implementation}', which {reason}; 'auto' takes the fastest that can run")
+        raise UserError(f"train.attention is '{implementation}', which {reason}; 'auto' takes what can run")
     return implementation
 
 

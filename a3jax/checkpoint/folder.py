@@ -26,6 +26,7 @@ from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import complete_or_nothing
+from a3jax.files.places import local
 from a3jax.files.strict import read, to_json
 from a3jax.model.parameters import shapes
 
@@ -45,7 +46,7 @@ class Checkpoint:
 
 def find(path: Path, step: int | None = None) -> Checkpoint:
     """Describe a model folder or a run folder (its newest step, or the one asked for) without loading weights."""
-    if not path.is_dir():
+    if not local(path).is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a folder written by a3jax import or a3jax train")
     if not (path / MODEL).is_file():

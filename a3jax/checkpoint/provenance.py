@@ -1,6 +1,7 @@
 """What happened to a set of weights so far; it travels with them through training, export and re-import."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,9 @@ class Record:
     dequantized: bool = False
     steps: int = 0
     tokens: int = 0
-    """Tokens read while adapting, given ones and padding included."""
+    """Tokens of documents that were trained on, given ones included and those of every epoch again; neither padding nor
+    what was read again as context (`tokens` of `a3jax.train.counts.Counts`, summed)."""
     stages: tuple[str, ...] = ()
     """Curriculum stages trained, oldest first; the last may be unfinished."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Sampling defaults and the padding token, as the source's `generation_config.json` has them; exports have them too."""

@@ -6,12 +6,15 @@ import inspect
 import io
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from a3jax.errors import UserError
+from a3jax.files.places import local
 from a3jax.files.strict import nearest
 
 T = TypeVar("T")
@@ -19,6 +22,22 @@ T = TypeVar("T")
 Text = Annotated[str | None, arg(constructor=str, help_behavior_hint="")]
 """A string that may be left out. Unlike with a plain `str | None`, the word None is a string."""
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
+
+_places = ConstructorRegistry()
+
+
+@_places.primitive_rule
+def _place(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Every `Path` of a command line is one of this machine: what `local` refuses never becomes one."""
+    if kind.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: local(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = None, description: str | None = None) -> T:
@@ -34,6 +53,7 @@ def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = N
                 description=description or inspect.getdoc(target),
                 return_unknown_args=True,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+                registry=_places,
             )
     except SystemExit as stop:
         if not stop.code:

@@ -12,6 +12,7 @@ from a3jax.config import MeshConfig
 from a3jax.errors import UserError
 from a3jax.evaluate.options import Options
 from a3jax.evaluate.tasks import TASKS, read_task
+from a3jax.outside_text import show
 
 if TYPE_CHECKING:
     Name = str
@@ -90,6 +91,6 @@ class Evaluate(Options, _What):
         for task in tasks:
             counts = [f"{name.replace('_', ' ')} {count}" for name, count in task.data.items() if name != "left_out"]
             left_out = [f"{reason} {count}" for reason, count in task.data["left_out"].items()]
-            print(f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}\n")
+            show(f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}\n")
             print_tables(tables[task.name])
         return {} if self.out is None else {"out": str(self.out)}

@@ -171,13 +171,13 @@ def _write(path: Path, text: str) -> None:
 
 def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
     """A text with what was filled in standing out: in colour on a terminal, between ⟦ and ⟧ elsewhere."""
-    from rich.console import Console
     from rich.text import Text
 
-    from a3jax.data.spelling import printable
+    from a3jax.outside_text import printable
+    from a3jax.terminal import Terminal
 
     if sys.stdout.isatty():
         marked = Text.assemble(*((printable(text), "bold green" if filled else "") for text, filled in pieces))
-        Console(soft_wrap=True, highlight=False).print(marked)
+        Terminal(soft_wrap=True).print(marked)
     else:
         print("".join(f"⟦{text}⟧" if filled else text for text, filled in pieces))

@@ -24,6 +24,8 @@ class Import:
     """The model folder to write."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the weights on disk; the source's own if not given."""
+    start: str = "auto"
+    """Token that documents and prompts of the model begin with, none, or auto: what its tokenizer puts there by itself."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102, the class says it
@@ -31,5 +33,5 @@ class Import:
         from a3jax.weights.importer import import_model
         from a3jax.weights.source import open_source
 
-        model = import_model(open_source(self.source), self.out, self.dtype)
+        model = import_model(open_source(self.source), self.out, self.dtype, self.start)
         return {"out": str(self.out), "family": model.family, "parameters": count(model), "context": model.context}

@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -10,6 +9,7 @@ from tyro.conf import Positional, arg
 from a3jax.commands.commandline import Json
 from a3jax.data.filters import KEEP_ALL, Filters
 from a3jax.errors import UserError
+from a3jax.files.places import local
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Prepare:
     ids; folders of the datasets library; tfds:NAME[/CONFIG][:VERSION]; hf:OWNER/NAME[:CONFIG]. Last, the corpus folder."""
     tokenizer: str
     """A model folder, a folder with tokenizer.json, or 'bytes'."""
-    start: str | None = None
-    """Token that begins documents; the model's own if not given."""
-    end: str | None = None
-    """Token that ends documents; the model's own if not given."""
+    start: str = "auto"
+    """Token that begins documents, none, or auto: as those of the model begin."""
+    end: str = "auto"
+    """Token that ends documents, none, or auto: the model's own."""
     column: str = "text"
     """Field or column that holds the text, or token ids."""
     split: str = "train"
@@ -62,5 +62,5 @@ class Prepare:
             raise UserError("give at least one source and, last, the corpus folder to write")
         *sources, out = self.sources
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("sources", "json")}
-        manifest = prepare(sources, Path(out), **options)
+        manifest = prepare(sources, local(out), **options)
         return {"out": out, **dataclasses.asdict(manifest)}

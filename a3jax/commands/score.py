@@ -36,9 +36,9 @@ class Score:
     file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
     order: str = "ar"
-    """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once."""
+    """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once."""
     orders: int = 1
-    """The mean over so many orders, with seed, seed + 1 and so on."""
+    """The mean over so many orders, drawn with seed, seed + 1 and so on; of random_N, spans_N or infill_N."""
     seed: int = 0
     """Draws the order."""
     step: int | None = None
@@ -48,11 +48,10 @@ class Score:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.curriculum.stage import parse_order
+        from a3jax.curriculum.stage import check_orders, parse_order
 
         parse_order(self.order)
-        if self.orders < 1:
-            raise UserError(f"orders is {self.orders}; it must be at least 1")
+        check_orders(self.order, self.orders)
         if self.file is not None and (self.text is not None or self.blanks):
             other = "text" if self.text is not None else "blanks"
             raise UserError(f"--{other} does not go with --file, which says what to score; leave one of them out")

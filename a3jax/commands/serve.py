@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json
+from a3jax.commands.commandline import Json, Text
 from a3jax.errors import UserError
 from a3jax.serve.limits import Limits
 
@@ -25,6 +25,8 @@ class Serve(Limits):
     """The address to listen at; this machine alone if not given."""
     port: int = 8000
     """0 takes any that is free."""
+    trusted_proxy: Text = None
+    """A proxy whose word for a client's address is taken, by its own address or network; nobody's if not given."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -37,4 +39,4 @@ class Serve(Limits):
         if not self.host:
             raise UserError("--host is empty; give an address, such as 127.0.0.1 for this machine alone")
         limits = Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
-        return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits)
+        return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits, self.trusted_proxy)

@@ -15,6 +15,7 @@ from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
 from a3jax.experiment.files import load_sweep
 from a3jax.files.strict import nearest
+from a3jax.outside_text import show
 
 if TYPE_CHECKING:
     from a3jax.experiment.combine import Trials
@@ -116,7 +117,7 @@ def _run(options: RunOptions, config: Config, trials: "Trials") -> dict[str, Any
         if options.json:
             return {"trials": [{"name": trial.name, "changes": trial.labels} for trial in sweep.trials]}
         for number, trial in enumerate(sweep.trials):
-            print(f"{number:4}  {trial.name}  {trial.config.steps:,} steps")
+            show(f"{number:4}  {trial.name}  {trial.config.steps:,} steps")
         return {}
 
     from a3jax.sweep.schedule import run_one, run_sweep

@@ -4,10 +4,39 @@ What depends on weights, data or devices is checked where these are opened (`a3j
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from a3jax.config.sections import AdaptConfig, DataConfig, GuardConfig, OptimizerConfig, ProfileConfig, TrainConfig
 from a3jax.curriculum.schedule import Schedule
 from a3jax.errors import UserError
+from a3jax.files.places import local
+from a3jax.files.strict import flat
+
+LARGEST = 2**31 - 1
+"""Of a number that counts anything but tokens: such sizes are int32 on a device."""
+LONGEST_NAME = 200
+"""Bytes: file systems have room for 255, and something is put behind it."""
+
+
+def check_names(name: str, source: str | None, run: str | None, executables: str | None) -> None:
+    """Raise `UserError` for what cannot be the name of a folder, or its path."""
+    for place in (name, source, run, executables):
+        local(place or "")
+    if not name.strip() or name in (".", "..") or "/" in name or not name.isprintable():
+        raise UserError(f"name is {_short(repr(name))}; it must be the name of a folder, without a slash; --run takes a path")
+    if (size := len(name.encode())) > LONGEST_NAME:
+        raise UserError(f"name is {_short(repr(name))}, {size} bytes long; it must be at most {LONGEST_NAME}")
+    if run is not None and not (run.strip() and run.isprintable()):
+        raise UserError(f"run is {_short(repr(run))}; it must be the path of a folder; without it, that is runs/NAME")
+
+
+def check_sizes(fields: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a whole number, anywhere in an experiment's fields, that no device can count to."""
+    for name, value in flat(fields):
+        largest = 2**63 - 1 if name.endswith("tokens") else 2**32 - 1 if name == "seed" else LARGEST
+        if isinstance(value, int) and abs(value) > largest:
+            raise UserError(f"{name} is {_short(str(value))}; it must be at most {largest}")
 
 
 def check_sections(
@@ -35,6 +64,7 @@ def check_sections(
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    _check_most({"data.workers": (data.workers, 2**12), "train.eval_windows": (train.eval_windows, 2**20)})
     _check_data(data)
     _ = profile.range
     for name, number, high in [
@@ -67,6 +97,9 @@ def check_sections(
 
 def check_stages(schedule: Schedule, train: TrainConfig, guard: GuardConfig) -> None:
     """Raise `UserError` for stages whose batches do not go with what else is chosen."""
+    most = {"the curriculum": (schedule.steps, 2**26)}
+    most |= {f"curriculum.{i}.batch": (stage.batch or 0, 2**20) for i, stage in enumerate(schedule.stages)}
+    _check_most(most | {"data.batch": (schedule.batch, 2**20)})
     early = schedule.may_end_early
     sizes = {schedule.windows(stage) for stage in schedule.trained}
     if len(sizes) > 1 and (early or guard.action == "rollback"):
@@ -77,6 +110,17 @@ def check_stages(schedule: Schedule, train: TrainConfig, guard: GuardConfig) -> 
     for name, batch in batches.items():
         if batch % train.accumulate:
             raise UserError(f"train.accumulate {train.accumulate} does not divide {name} {batch}")
+
+
+def _check_most(values: Mapping[str, tuple[int, int]]) -> None:
+    """Raise `UserError` for a value above the most that it can be."""
+    for name, (value, most) in values.items():
+        if value > most:
+            raise UserError(f"{name} is {value}{' steps' if ' ' in name else ''}; it must be at most {most}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def _check_data(data: DataConfig) -> None:

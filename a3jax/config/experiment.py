@@ -8,7 +8,7 @@ import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from a3jax.config.check import check_sections, check_stages
+from a3jax.config.check import check_names, check_sections, check_sizes, check_stages
 from a3jax.config.model import ModelConfig, Seeding
 from a3jax.config.sections import (
     AdaptConfig,
@@ -43,11 +43,12 @@ class Config:
     curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
     """Share of the windows of every stage that are read from left to right, one token at a time, besides those that the
-    stage itself draws so: what keeps the autoregressive ability. Adapters of the query stream learn nothing from them."""
+    stage itself draws so: what keeps part of the autoregressive ability where all weights are trained. Adapters of the query
+    stream learn nothing from them."""
     total_steps: int | None = None
     """Optimizer steps of the whole curriculum, where stages are fractions of it."""
     total_tokens: int | None = None
-    """The same in tokens."""
+    """The same in tokens of full windows, padding included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -56,6 +57,8 @@ class Config:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
+        check_names(self.name, self.source, self.run, self.train.executables)
+        check_sizes(dataclasses.asdict(self))
         check_sections(self.seed, self.data, self.optimizer, self.adapt, self.train, self.guard, self.profile)
         check_stages(self.schedule, self.train, self.guard)
 

@@ -3,23 +3,38 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from a3jax.errors import UserError, check_count, check_positive, check_token
+
 Seeding = Literal["successor", "learned"]
 AdapterStream = Literal["query", "both"]
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 frequency scaling (Llama 3.1, `rope_type: llama3`); lengths in tokens."""
+    """Llama-3 frequency scaling (Llama 3.1, `rope_type: llama3`); lengths in tokens.
+
+    Raises `UserError` for a number that means nothing.
+    """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_context: int
 
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            check_positive(name, getattr(self, name))
+        check_count("original_context", self.original_context)
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise UserError(f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens."""
+    """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens.
+
+    Raises `UserError`, with the field's name, for a number or a token that no model can have.
+    """
 
     family: str
     vocab: int
@@ -45,5 +60,29 @@ class ModelConfig:
     adapter_stream: AdapterStream = "query"
     """`query`: they change the query stream alone, and the content stream stays the source model; `both`: both streams."""
     start_token: int | None = None
-    """The token every document begins with; given, never predicted."""
+    """`bos_token_id` of Hugging Face: given, never predicted. It stands where nothing else is before a token to predict."""
+    starts: bool = True
+    """Whether every document begins with it. An import takes that from the tokenizer."""
     end_tokens: tuple[int, ...] = ()
+    """The first of them ends every document; each of them ends a text that is generated."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "width", "ff_width", "layers", "query_heads", "kv_heads", "head_width", "context"):
+            check_count(name, getattr(self, name))
+        for name in ("norm_eps", "rope_theta"):
+            check_positive(name, getattr(self, name))
+        if self.query_heads % self.kv_heads:
+            raise UserError(f"query_heads {self.query_heads} cannot share kv_heads {self.kv_heads}; these must divide them")
+        if self.head_width % 2:
+            raise UserError(f"head_width is {self.head_width}; it must be even")
+        if self.adapter_rank != 0:
+            check_count("adapter_rank", self.adapter_rank)
+        if self.start_token is not None:
+            check_token("start_token", self.start_token, self.vocab)
+        for token in self.end_tokens:
+            check_token("end_tokens", token, self.vocab)
+
+    @property
+    def document_start(self) -> int | None:
+        """The token that every document begins with."""
+        return self.start_token if self.starts else None

@@ -1,5 +1,6 @@
 """The parts of an experiment, each a group of options that the command line names by its dotted name."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,7 +56,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up; defaults are the paper's (arXiv 2601.13228), but for the learning rate of adapters."""
+    """AdamW with warm-up. By default the learning rate of all weights, the weight decay and the steps of warm-up are those of
+    arXiv 2601.13228; the learning rate of adapters, the schedule, the betas and the clipping are ours."""
 
     peak_lr: float | None = None
     """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
@@ -70,6 +72,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
+    """Of matrices, not of norms, biases and the query seed. Adapters are matrices: it draws them towards the source model."""
     clip: float = 1.0
     """Largest global gradient norm."""
 
@@ -83,7 +86,8 @@ class AdaptConfig:
     are none, and all weights are trained. None: the source's own adapters or, if it has none, new ones of rank 64; 0
     without a source."""
     stream: AdapterStream = "query"
-    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten."""
+    """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten of reading
+    from left to right."""
     frozen: tuple[str, ...] = ()
     """Of what is trained, parameters that stay all the same: by name (embedding, query_seed, gate, ...), or all `norms` or
     `embeddings`."""
@@ -111,7 +115,7 @@ class TrainConfig:
 
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
-    """`auto` takes the fastest that can run: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
+    """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
     remat: Literal["auto", "none", "dots", "offload", "full"] = "auto"
     """What the forward pass keeps (`a3jax.train.remat`); `auto` is `dots` where that fits into memory, else `full`."""
     accumulate: int = 1
@@ -162,7 +166,7 @@ class ProfileConfig:
         """The steps. Raises `UserError` for what is none."""
         if self.steps is None:
             return range(0)
-        first, colon, last = self.steps.partition(":")
-        if not (colon and first.isdigit() and last.isdigit() and 0 < int(first) < int(last)):
+        first, _, last = self.steps.partition(":")
+        if not re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", self.steps) or not 0 < int(first) < int(last):
             raise UserError(f"profile.steps is {self.steps!r}; it must be FIRST:LAST with 0 < FIRST < LAST, such as 10:13")
         return range(int(first), int(last))

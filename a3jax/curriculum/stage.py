@@ -30,6 +30,18 @@ def parse_order(name: str) -> tuple[Family, int]:
     return cast(Family, family), int(size)
 
 
+def check_orders(name: str | None, count: int) -> None:
+    """Check that a mean over `count` orders of this name, or over groups that were given (None), is one of several.
+
+    Raises `UserError` for no order at all, and for several where all would be the same one.
+    """
+    if count < 1:
+        raise UserError(f"orders is {count}; it must be at least 1")
+    if count > 1 and (name is None or parse_order(name)[0] in ("in_order", "right_to_left")):
+        same = "groups are given" if name is None else f"order '{name}' is the same in every draw"
+        raise UserError(f"orders is {count}, but {same}; leave orders out, or take an order that is drawn, such as random_1")
+
+
 @dataclass(frozen=True)
 class OrderKind:
     """One kind of order: how a document is split into ordered groups."""
@@ -117,7 +129,7 @@ class Stage(OrderKind, _Steps):
     """One stage of the curriculum: a length, and the parts that its windows draw from."""
 
     tokens: int | None = None
-    """Training goes on for at least so many tokens, whole steps of them."""
+    """Training goes on for at least so many tokens of full windows, padding included; whole steps of them."""
     fraction: float | None = None
     """Of what other stages leave of `total_steps` or `total_tokens`."""
     mixture: tuple[Part, ...] = ()

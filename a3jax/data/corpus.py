@@ -13,7 +13,6 @@ mapped from disk, not loaded, and so is what stays in memory the same for every 
 """
 
 import functools
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from a3jax.errors import UserError, first_line
-from a3jax.files.strict import from_json, to_json
+from a3jax.files.outside_json import NotJson, read_object
+from a3jax.files.places import local
+from a3jax.files.strict import build, to_json
 
 Split = Literal["train", "held_out"]
 Dtype = Literal["uint16", "uint32"]
@@ -75,6 +76,7 @@ class Manifest:
     seed: int
     held_out_fraction: float
     start_token: int | None
+    """What every document of text begins with; training wants a model whose documents begin alike."""
     end_token: int | None
     sources: tuple[str, ...]
     settings: dict[str, str]
@@ -86,17 +88,16 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a corpus folder. Raises `UserError` if there is none, or one of another version."""
-    path = folder / MANIFEST
+    path = local(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is not a prepared corpus (no {MANIFEST}); write one with a3jax prepare")
-    text = path.read_bytes()
     try:
-        version = json.loads(text).get("version")
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is not a corpus's manifest; run a3jax prepare again") from None
-    if version != VERSION:
+        content = read_object(path)
+    except NotJson as error:
+        raise UserError(f"{error}; run a3jax prepare again") from None
+    if content.get("version") != VERSION:
         raise UserError(f"{folder} was prepared by another version of a3jax; run a3jax prepare again")
-    return from_json(Manifest, text, str(path))
+    return build(Manifest, content, str(path))
 
 
 class ShardWriter:
@@ -234,11 +235,11 @@ class TokenStream:
         if not path.is_file():
             raise UserError(f"{path} is missing; run a3jax prepare again")
         try:
-            index = np.load(path, mmap_mode="r")
+            index = np.lib.format.open_memmap(path, mode="r")
         except ValueError as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run a3jax prepare again") from None
         records = int(self._first_record[-1])
-        if index.dtype != _ENTRY or len(index) != records or index[-1]["end"] != self._tokens:
+        if index.dtype != _ENTRY or index.shape != (records,) or index[-1]["end"] != self._tokens:
             raise UserError(f"{path} does not belong to the shards beside it; run a3jax prepare again")
         return index
 

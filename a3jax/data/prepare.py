@@ -24,7 +24,7 @@ from a3jax.data.shards import Counts, Recipe, Task, fault_error, finished, hash_
 from a3jax.data.sources.array_record import TokenDtype
 from a3jax.data.sources.interface import Fault, Part, Source
 from a3jax.data.sources.opening import Reading, open_source
-from a3jax.data.tokenizer import load_codec
+from a3jax.data.tokenizer import AUTO, load_codec
 from a3jax.data.workers import in_processes
 from a3jax.errors import UserError
 from a3jax.files.folders import check_new, resumable
@@ -44,8 +44,8 @@ def prepare(
     sources: Sequence[str | Path],
     out: Path,
     tokenizer: str,
-    start: str | None = None,
-    end: str | None = None,
+    start: str = AUTO,
+    end: str = AUTO,
     column: str = "text",
     split: str = "train",
     include: Sequence[str] = ("*",),
@@ -61,6 +61,7 @@ def prepare(
     """Tokenize sources into a corpus folder `out`, and return its manifest.
 
     sources      files, folders and URLs, `hf:` and `tfds:` with a name, as for `a3jax.data.sources.opening.open_source`
+    start        the token that documents begin with, "none", or "auto" as for `load_codec`; and `end` that they end with
     column       field or column that holds the text, or token ids
     split        of data sets that have splits
     include      shell patterns of files to read inside folders, and `exclude` of those to pass over

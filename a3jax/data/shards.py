@@ -22,6 +22,7 @@ from a3jax.data.sources.interface import Fault, Part, Source, Tokens
 from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.data.workers import Report
 from a3jax.errors import UserError
+from a3jax.files.strict import read
 
 BATCH_CHARACTERS = 2**18
 """About how much text is tokenized in one call."""
@@ -34,8 +35,8 @@ class Recipe:
     """What the contents of a shard follow from, beside its sources."""
 
     tokenizer: str
-    start: str | None
-    end: str | None
+    start: str
+    end: str
     dtype: Dtype
     seed: int
     held_out: float
@@ -88,15 +89,27 @@ class Counts:
     """How many of those are mistakes."""
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What says that a shard is written."""
+
+    made_of: str
+    characters: int
+    passed_over: dict[str, int]
+    faults: int
+
+
 def finished(task: Task) -> Counts | None:
     """The counts of a shard that an earlier run wrote, if it did, from the same sources, with nothing now forbidden."""
+    if not task.done.is_file():
+        return None
     try:
-        found = json.loads(task.done.read_bytes())
-    except (OSError, ValueError):
+        found = read(_Done, task.done)
+    except UserError:  # damaged; the shard is written again
         return None
-    if found.pop("made_of") != task.made_of or (found["faults"] and not task.skip_faults):
+    if found.made_of != task.made_of or (found.faults and not task.skip_faults):
         return None
-    return Counts(found["characters"], Counter(found["passed_over"]), found["faults"])
+    return Counts(found.characters, Counter(found.passed_over), found.faults)
 
 
 def hash_documents(task: Task, report: Report) -> None:
@@ -221,5 +234,5 @@ def fault_error(fault: Fault) -> UserError:
 
 
 @functools.lru_cache(maxsize=1)
-def _codec(tokenizer: str, start: str | None, end: str | None) -> TextCodec:
+def _codec(tokenizer: str, start: str, end: str) -> TextCodec:
     return load_codec(tokenizer, start, end)

@@ -2,9 +2,13 @@
 
 Every pass predicts the first `window` open places from all that is decided, and decides those whose certainty reaches a
 threshold, at most `commit` (algorithm 2 of arXiv 2601.13228; the threshold is that of Fast-dLLM, Wu et al., arXiv
-2505.22618). Where none does it decides the first open place: its left neighbour is known, and so it is predicted as the
-pretrained model would, better than any other. The places of one pass form a group of the order that so comes about, and
-the text has an exact log-probability under that order like any other.
+2505.22618). Where none does it decides the first open place: all that stands left of it is known, so that it is as a rule
+predicted better than any other. The places of one pass form a group of the order that so comes about, and the text has an
+exact log-probability under that order like any other.
+
+With `confidence` that is not the probability of drawing the text, not even at temperature 1: a place is chosen for the token
+drawn there, so that every text is told in an order which suits it, and over all texts these probabilities add up to more
+than 1. The other certainties know nothing of the token drawn, and there they add up to 1.
 """
 
 import functools

@@ -49,7 +49,7 @@ class DecodingOptions:
 
     mode: Mode = "groups"
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
-    of first. speculative: as one token at a time in `order`, in fewer passes."""
+    of first. speculative: as one token at a time in `order`, in no more passes and often fewer."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
     seed: int = 0
@@ -66,7 +66,7 @@ class DecodingOptions:
     """Divides the positive logits of tokens that are in the text already, and multiplies the negative ones."""
     certainty: Certainty = "confidence"
     """dynamic: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable token over
-    the next, or chance."""
+    the next, or chance. With the first, log-probabilities are not those of drawing the text (docs/generate.md)."""
     threshold: float = 0.9
     """dynamic: commit every place with at least this certainty, and where there is none the first."""
     commit: int = 8
@@ -78,7 +78,8 @@ class DecodingOptions:
     prefill: Prefill = "ar"
     """How given text is read: as autoregressive text, or as one group whose tokens all see each other."""
     revise: int = 0
-    """Afterwards open so many of the least probable tokens again and refill them, while the likelihood of the text rises."""
+    """Afterwards open so many of the least probable tokens again and refill them, while the blanks become more probable given
+    the text on both sides, from left to right."""
     ends: bool = False
     """The last blank stands at the end of the text and may end early, with the model's end token or a stop string."""
     stop: tuple[str, ...] = ()

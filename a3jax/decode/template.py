@@ -1,10 +1,12 @@
 """Text with blanks: `"def area(r): [[8]] * r"` holds one blank of eight tokens, `[[4-12]]` one of four to twelve.
 
-The text around blanks is given. Every piece of it is tokenized by itself, so that what stands in a blank never changes
-how the text beside it is read. A document begins with the model's start token where it has one; without one, its first
-token can only be given, since a model of this kind predicts no first token.
+The text around blanks is given, and comes back as it was given, byte for byte. Every piece of it is tokenized by itself,
+so that what stands in a blank never changes how the text beside it is read: the first as a beginning, all others as what
+stands inside a text. A document begins as `a3jax.data.tokenizer` says; where a blank is the first thing in it, with the
+token that stands in for a beginning, since a model of this kind predicts no first token.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +57,47 @@ class Document(NamedTuple):
     given: tuple[bool, ...]
     blanks: tuple[slice, ...]
     """Where in `tokens` each blank stands."""
+    head: int
+    """So many tokens at the beginning, 0 or 1, are no text."""
+    pieces: tuple[str, ...]
+    """The given text: one piece more than there are blanks."""
+
+    def first(self, count: int) -> "Document":
+        """Its first `count` tokens, which end in its last blank or behind it."""
+        blanks = tuple(slice(place.start, min(place.stop, count)) for place in self.blanks)
+        return self._replace(tokens=self.tokens[:count], given=self.given[:count], blanks=blanks)
+
+    def parts(self, codec: TextCodec) -> "list[Part]":
+        """Pieces and blanks in turn, which together are the whole text."""
+        edges = [self.head, *(edge for place in self.blanks for edge in (place.start, place.stop)), len(self.tokens)]
+        places = itertools.starmap(slice, itertools.pairwise(edges))
+        texts = [self.pieces[0], *itertools.chain(*zip(self._filled(codec), self.pieces[1:]))]
+        return [Part(text, place, bool(i % 2)) for i, (text, place) in enumerate(zip(texts, places))]
+
+    def _filled(self, codec: TextCodec) -> list[str]:
+        """What each blank adds to the text. A character that is cut between blanks that touch goes with the latter."""
+        texts: list[str] = []
+        begin, before = self.head, ""
+        for piece, place in zip(self.pieces, self.blanks):
+            if piece or not texts:
+                begin, before = place.start, ""
+            whole = codec.decode(list(self.tokens[begin : place.stop]), inside=begin > self.head)
+            same = alike(before, whole)
+            if texts and not piece:
+                texts[-1] = texts[-1][: len(texts[-1]) - (len(before) - same)]
+            texts.append(whole[same:])
+            before = whole
+        return texts
+
+
+class Part(NamedTuple):
+    """A piece or a blank of a document."""
+
+    text: str
+    place: slice
+    """Its tokens."""
+    filled: bool
+    """Whether it is a blank."""
 
 
 def parse(text: str) -> Template:
@@ -77,24 +120,27 @@ def parse(text: str) -> Template:
     return Template((*pieces, piece + text[last:]), tuple(sizes))
 
 
-def lay_out(pieces: Sequence[str], blanks: Sequence[Sequence[int]], codec: TextCodec) -> Document:
-    """Tokens of `pieces` with those of `blanks` between them, the start token first.
+def lay_out(pieces: Sequence[str], blanks: Sequence[str | Sequence[int]], codec: TextCodec) -> Document:
+    """Tokens of `pieces` with those of `blanks` between them, each of them tokens or text, behind what documents begin with.
 
-    Raises `UserError` if the document would begin with a blank, for want of a start token and a first piece.
+    Raises `UserError` if the document would begin with a blank, and there is no token to stand before it.
     """
-    tokens = [] if codec.start is None else [codec.start]
+    first = codec.encode(pieces[0])
+    head = codec.start if first or not blanks else codec.stand_in
+    if not first and blanks and head is None:
+        raise UserError("the text begins with a blank, and this model has no token to stand before it; give some text first")
+    tokens = [token for token in (head,) if token is not None]
+    begin = len(tokens)
+    tokens += first
     given, places = [True] * len(tokens), []
-    for i, piece in enumerate(pieces):
-        if i > 0:
-            places.append(slice(len(tokens), len(tokens) + len(blanks[i - 1])))
-            tokens += blanks[i - 1]
-            given += [False] * len(blanks[i - 1])
-        ids = codec.encode(piece)
+    for blank, piece in zip(blanks, pieces[1:]):
+        filled = codec.encode(blank, inside=len(tokens) > begin) if isinstance(blank, str) else blank
+        places.append(slice(len(tokens), len(tokens) + len(filled)))
+        tokens += filled
+        ids = codec.encode(piece, inside=len(tokens) > begin)
         tokens += ids
-        given += [True] * len(ids)
-        if i == 0 and not tokens:
-            raise UserError("the text begins with a blank, and this model has no start token; begin with some given text")
-    return Document(tuple(tokens), tuple(given), tuple(places))
+        given += [False] * len(filled) + [True] * len(ids)
+    return Document(tuple(tokens), tuple(given), tuple(places), begin, tuple(pieces))
 
 
 def with_blanks(text: str, blanks: Sequence[str], codec: TextCodec) -> Document:
@@ -102,7 +148,12 @@ def with_blanks(text: str, blanks: Sequence[str], codec: TextCodec) -> Document:
     template = parse(text)
     if len(blanks) != len(template.sizes):
         raise UserError(f"the template has {len(template.sizes)} blanks, and {len(blanks)} texts are given for them")
-    return lay_out(template.pieces, [codec.encode(blank) for blank in blanks], codec)
+    return lay_out(template.pieces, blanks, codec)
+
+
+def alike(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def _size(blank: str, words: str) -> int | Range:

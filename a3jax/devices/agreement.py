@@ -9,6 +9,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from a3jax.devices.passing import Passing, may_pass
 from a3jax.errors import UserError
 
 T = TypeVar("T")
@@ -51,24 +52,30 @@ class AgreedStop:
 def together(work: Callable[[], T]) -> T:
     """What `work` returns, once it has succeeded in every process; if it failed in one, all raise an exception.
 
-    That is a `UserError` if it was one anywhere, as then all must end. JAX's own errors are raised at once, without a
-    word to the others, for then processes may be lost.
+    That is a `UserError` if it was one anywhere, as then all must end, and `Passing` if none was graver. Errors of JAX and
+    what it stands on are raised at once, without a word to the others, for then processes may be lost.
     """
     result, failure = None, None
     try:
         result = work()
-    except jax.errors.JaxRuntimeError:
-        raise
     except Exception as error:
+        if from_runtime(error):
+            raise
         failure = error
     if jax.process_count() > 1:
-        own = 0 if failure is None else 2 if isinstance(failure, UserError) else 1
+        own = 0 if failure is None else 2 if isinstance(failure, Passing) else 3 if isinstance(failure, UserError) else 1
         gravest = multihost_utils.process_allgather(np.int32(own))
         if gravest.max() > own:
-            failure = (UserError if gravest.max() == 2 else ValueError)(f"process {gravest.argmax()} says so")
+            raised = (ValueError, Passing, UserError)[gravest.max() - 1]
+            failure = raised(f"process {gravest.argmax()} says so")
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+def from_runtime(error: BaseException) -> bool:
+    """Whether JAX, or what processes exchange through, has failed: nothing can be agreed on then, or told of a file."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or (may_pass(error) and not isinstance(error, Passing))
 
 
 def barrier(name: str) -> None:

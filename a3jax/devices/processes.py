@@ -17,17 +17,15 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from a3jax.devices.passing import TRY_AGAIN, Passing
 from a3jax.errors import UserError, first_line
+from a3jax.outside_text import say
 
-TRY_AGAIN = 75
-"""Exit status of a process whose run lost another one (EX_TEMPFAIL): the same command goes on from the last checkpoint."""
 CONNECT_SECONDS = 300
 
 
-class NotJoined(UserError):
+class NotJoined(Passing):
     """The others were not there in time: their hosts may still be starting, so trying again can help."""
-
-    status = TRY_AGAIN
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
         return
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see `a3jax.devices.interrupt`
     try:
-        # A lost process is found by `a3jax.devices.hosts`, which names it; this is for what it cannot see.
+        # A lost process is found by `a3jax.train.hosts`, which names it; this is for what it cannot see.
         jax.distributed.initialize(
             address, count, index, heartbeat_timeout_seconds=100, initialization_timeout=CONNECT_SECONDS
         )
@@ -76,6 +74,22 @@ def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> No
         if found is None and not _told(environment):
             return  # chips that no service looks after: this machine alone
         raise UserError(f"the processes could not find each other: {first_line(error)}") from None
+
+
+def is_first() -> bool:
+    """Whether this is process 0, or alone; known, unlike `jax.process_index()`, before any device has started."""
+    from jax._src import distributed
+
+    return not distributed.global_state.process_id
+
+
+def check_started() -> None:
+    """Raise `Passing` where a machine has TPUs, and JAX has gone on without them: it trains on the CPU sooner than say so."""
+    import jax
+
+    platforms: str = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+    if jax.default_backend() == "cpu" and "cpu" not in platforms.split(",") and _chips():
+        raise Passing("the TPUs of this machine did not start; run the same command again, on the CPU with JAX_PLATFORMS=cpu")
 
 
 def leave() -> None:
@@ -183,10 +197,9 @@ def continue_in_child() -> None:
         lost = f"process 0, where all processes meet, was lost, or not all of them were there within {CONNECT_SECONDS} s"
         if "meeting" in told:
             lost = f"host {told['meeting']} (process 0), where all processes meet, was lost"
-        print(
-            f"a3jax: {lost}; start the same command again on all hosts: it goes on from the last checkpoint", file=sys.stderr
-        )
-        status = TRY_AGAIN
+        again = "start the same command again on all hosts: it goes on from the last checkpoint"
+        say(f"{lost}; {told.get('given_up', again)}")
+        status = 1 if "given_up" in told else TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
 
 
@@ -197,6 +210,11 @@ _pipe: int | None = None
 def meeting_at(host: str) -> None:
     """Tell the parent where process 0 is, of whose loss only the parent can speak."""
     _tell("meeting", host)
+
+
+def last_try(given_up: str) -> None:
+    """Tell the parent that this start is the last one, and what to say should it be lost too."""
+    _tell("given_up", given_up)
 
 
 def failing(status: int) -> int:

@@ -51,7 +51,7 @@ class Filler:
     def document(self, blanked: Blanked) -> Document:
         """The tokens of what is seen, with the truth in its place. Raises `UserError` if nothing stands before it."""
         pieces = (blanked.before, blanked.after if self.sees == BOTH else "")
-        return lay_out(pieces, [self.model.codec.encode(blanked.truth)], self.model.codec)
+        return lay_out(pieces, [blanked.truth], self.model.codec)
 
     def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
         """Fill each blank with as many tokens as the truth has, or as many of `sizes` as the model likes best.

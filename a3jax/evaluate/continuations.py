@@ -87,10 +87,12 @@ def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0,
     """Score every choice of `items`, of which `batch` of like length are computed at once.
 
     An order that is drawn follows from `seed` and the choice itself. Raises `UserError` for an unknown order, for a choice
-    that is longer than `longest`, and under a mesh with `context`.
+    that is longer than `longest` or has no token to score, and under a mesh with `context`.
     """
     refuse("scoring choices by what they share")
     for choice in itertools.chain.from_iterable(items):
+        if not 0 < choice.given < len(choice.tokens):
+            raise UserError("a choice has no context, or no token to score behind it; give both")
         check_length(model, order, len(choice.tokens))
     found: dict[int, list[Score]] = {}
     by_size = sorted(range(len(items)), key=lambda i: (len(items[i]), max(len(choice.tokens) for choice in items[i])))

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from a3jax.errors import UserError
 from a3jax.evaluate import by_order
 from a3jax.evaluate.plot import plot
 from a3jax.evaluate.report import report
 from a3jax.evaluate.results import Tables, as_json, tabulate
 from a3jax.evaluate.task import Rows, Task, digest, run
+from a3jax.files.folders import check_ours, write_whole
 from a3jax.show.pyplot import pyplot
 from a3jax.weights.loading import Model
 
@@ -44,8 +46,11 @@ def evaluate(
     """Run tasks, and return what is in `RESULTS`, with the tables by task.
 
     In `out` go each task's results by item, from which a stopped evaluation goes on, `RESULTS`, curves of the task
-    `likelihood`, and all of it as a page, `REPORT`. Raises `UserError` as `task.run` does.
+    `likelihood`, and all of it as a page, `REPORT`. Raises `UserError` as `task.run` does, and for files of these names that
+    are somebody else's.
     """
+    if out is not None:
+        _check_ours(out, tasks)
     if out is not None and any(task.name == by_order.ByOrder.name for task in tasks):
         pyplot()  # better told now than after the work
     identities = {number: identity(model) for number, model in {id(model): model for model in models.values()}.items()}
@@ -59,9 +64,17 @@ def evaluate(
         facts = {"protocol": task.protocol, "data": {**task.data, "sha256": digest(task.items)}, "items": len(rows)}
         results["tasks"][task.name] = {**facts, "tables": as_json(found)}
         if out is not None:
-            (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+            write_whole(out / RESULTS, json.dumps(results, indent=1) + "\n")  # first: the others are known by it
             if task.name == by_order.ByOrder.name:
                 curves = plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE))
-                (out / f"{task.name}.svg").write_text(curves, encoding="utf-8")
-            (out / REPORT).write_text(report(results, evaluated), encoding="utf-8")
+                write_whole(out / f"{task.name}.svg", curves)
+            write_whole(out / REPORT, report(results, evaluated))
     return results, {task.name: found for task, _, found in evaluated}
+
+
+def _check_ours(out: Path, tasks: Sequence[Task]) -> None:
+    check_ours(out / RESULTS, '{\n "models": ')
+    begun = any((out / name).exists() for name in (RESULTS, *(f"{task.name}.jsonl" for task in tasks)))
+    for name in (REPORT, *(f"{task.name}.svg" for task in tasks)):
+        if not begun and (out / name).exists():
+            raise UserError(f"{out / name} is there and no evaluation beside it: it is none of ours; choose another folder")

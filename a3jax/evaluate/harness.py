@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from a3jax.curriculum.stage import parse_order
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Template
+from a3jax.decode.template import Template, lay_out
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, check_length, longest, score, seed_of
 from a3jax.generate.request import Request, fill
@@ -45,7 +45,7 @@ class A3(TemplateLM):
     ):
         """What `a3jax.load` takes, or what it returns. `order` is that in which continuations are scored and written.
 
-        `add_bos_token` says whether texts begin with the start token; as the tokenizer does it by itself if not given.
+        `add_bos_token` says whether texts begin with the start token; as documents of the model do if not given.
         Orders that are drawn follow from `seed` and the request. Raises `UserError` for a bad value.
         """
         super().__init__()
@@ -53,16 +53,15 @@ class A3(TemplateLM):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size is {batch_size}; it must be a number of at least 1")
         model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint, dtype, step)
-        codec = model.codec
-        own_start = codec.start is not None and codec.tokenizer.encode("").ids[:1] == [codec.start]
-        self.begins = own_start if add_bos_token is None else add_bos_token
-        if self.begins and codec.start is None:
+        codec, prefix = model.codec, model.codec.stand_in
+        self.begins = codec.start is not None if add_bos_token is None else add_bos_token
+        if self.begins and codec.start is None and codec.bos is None:
             raise UserError("add_bos_token is true, and the model has no start token; leave it out")
-        prefix = codec.start if codec.start is not None else codec.end
         if prefix is None:
             raise UserError("the model has neither a start nor an end token to score a text without context from")
-        # Without its start token the codec lays a prompt out as the harness does.
-        self.model = model if self.begins else dataclasses.replace(model, codec=dataclasses.replace(codec, start=None))
+        # A codec whose documents begin so lays a prompt out as the harness does.
+        begun = dataclasses.replace(codec, start=prefix if self.begins else None, bos=prefix)
+        self.model = dataclasses.replace(model, codec=begun)
         self.batch_size, self.max_gen_toks = int(batch_size), int(max_gen_toks)
         self.order, self.seed, self._prefix = order, seed, prefix
 
@@ -84,7 +83,7 @@ class A3(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, with the start token where the harness would have the tokenizer put it."""
         codec = self.model.codec
-        begins = self.begins if add_special_tokens is None else add_special_tokens and codec.start is not None
+        begins = self.begins and add_special_tokens is not False
         if add_special_tokens is None and has_bos_prefix(string, codec.decode([self._prefix])):
             begins = False
         return ([self._prefix] if begins else []) + codec.encode(string)
@@ -98,15 +97,24 @@ class A3(TemplateLM):
         return tokens
 
     def choice(self, request: Instance) -> Choice:
-        """The tokens of a request for a continuation."""
-        return _choice(*self._encoded(request))
+        """The tokens of a request for a continuation. Raises `UserError` for an empty one."""
+        context, continuation = self._encoded(request)
+        if not continuation:
+            raise UserError("a continuation is empty; there is nothing to score")
+        return _choice(context, continuation)
 
     def _encoded(self, request: Instance) -> tuple[list[int], list[int]]:
         context, continuation = request.args
         if context.strip():
             return self._encode_pair(context, continuation)
         ids = self.tok_encode(context + continuation, add_special_tokens=False)
-        return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] else ([self._prefix], ids)
+        return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] and ids[1:] else ([self._prefix], ids)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the harness does it; a continuation of which that leaves no token is encoded alone, behind its context."""
+        given, scored = super()._encode_pair(context, continuation)
+        spaces = context[len(context.rstrip()) :]
+        return given, scored or self.model.codec.encode(spaces + continuation, inside=True)
 
     def prompt(self, request: Instance) -> Request:
         """The request of ours for one of `generate_until`. Raises `UserError` for what is not to be had."""
@@ -126,9 +134,10 @@ class A3(TemplateLM):
             stop=tuple(until),
             **wanted,
         )
-        length = len(self.tok_encode(context)) + tokens
+        template = Template((context, ""), (tokens,))
+        length = len(lay_out(template.pieces, [[0] * tokens], self.model.codec).tokens)
         check_context(self.model, length)
-        return Request(Template((context, ""), (tokens,)), decoding, length)
+        return Request(template, decoding, length)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Nats of each continuation, and whether it is the greedy one. Those of one question stand next to each other."""

@@ -79,10 +79,16 @@ class Judged:
         written = [filled.blanks[0].text for filled in fill(self._model, requests, batch)]
         asked = [[self._choice(item, text) for text in (each, item.content[1])] for item, each in zip(items, written)]
         rows = []
-        for item, text, choices, scores in zip(items, written, asked, score(self._judge, asked, batch=batch)):
+        for item, text, choices, scores in zip(items, written, asked, self._scores(asked, batch)):
             found = {row: _figures(*one) for row, one in zip((WRITTEN, TRUE), zip(choices, scores))}
             rows.append({"prompt": item.content[0], "text": text, "figures": {self.name: found}})
         return rows
+
+    def _scores(self, asked: Sequence[Sequence[Choice]], batch: int) -> list[list[Score]]:
+        """Of what was written and of the truth. Text that has no token to the judge counts for nothing."""
+        some = [[choice for choice in each if choice.given < len(choice.tokens)] for each in asked]
+        found = score(self._judge, some, batch=batch)
+        return [[Score(0.0, True)] * (len(each) - len(own)) + own for each, own in zip(asked, found)]
 
     def _request(self, prompt: str, name: str) -> Request:
         decoding = dataclasses.replace(self._decoding, seed=seed_of(self._decoding.seed, name))
@@ -90,8 +96,7 @@ class Judged:
         return Request(template, decoding, len(lay_out(template.pieces, [[0] * self._new], self._model.codec).tokens))
 
     def _choice(self, item: Item, text: str) -> Choice:
-        codec = self._judge.codec
-        document = lay_out((item.content[0], ""), [codec.encode(text)], codec)
+        document = lay_out((item.content[0], ""), [text], self._judge.codec)
         with located(item.id):
             check_context(self._judge, len(document.tokens))
         return Choice(document.tokens, sum(document.given))

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from a3jax.errors import UserError, first_line
 from a3jax.evaluate.options import Models, Options, Ready
 from a3jax.evaluate.task import Task
-from a3jax.generate.reading import check_text, json_object, opened, raw_lines
+from a3jax.files.outside_json import parse_object
+from a3jax.generate.reading import check_text, opened, raw_lines
 
 SPLIT = "validation"
 FORMATS = (".jsonl", ".parquet")
@@ -145,7 +146,7 @@ def _jsonl(file: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Lines that are parsed when they are asked for, so that one that is broken does not end the file."""
     with opened(str(file)) as (source, name):
         for where, _, line in raw_lines(source, name):
-            yield where, lambda line=line, where=where: json_object(line, where)  # type: ignore[misc]
+            yield where, lambda line=line, where=where: parse_object(line, where)  # type: ignore[misc]
 
 
 def _parquet(file: Path, name: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

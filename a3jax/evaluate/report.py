@@ -10,13 +10,13 @@ from html import escape
 from string import Template
 from typing import Any
 
-from a3jax.data.spelling import printable
 from a3jax.evaluate import by_order
 from a3jax.evaluate.blanks import Blanked
 from a3jax.evaluate.plot import plot
 from a3jax.evaluate.results import Estimate, Tables, columns, written
 from a3jax.evaluate.task import Rows, Task
 from a3jax.files.strict import flat
+from a3jax.outside_text import printable
 
 SAMPLES = 12
 """Shown of a task, at most."""

@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
+
+from a3jax.terminal import Terminal
 
 Share = tuple[float, float]
 """What an item adds to the numerator and to the denominator of a figure."""
@@ -80,7 +81,7 @@ def as_json(tables: Tables) -> dict[str, Any]:
 
 def print_tables(tables: Tables) -> None:
     """On standard output, a figure as `value ± standard error`."""
-    console = Console(highlight=False, width=WIDTH)
+    console = Terminal(width=WIDTH)
     for name, rows in tables.items():
         names = columns(rows)
         shown = Table("", *names, title=name, title_justify="left", box=None, header_style="bold")

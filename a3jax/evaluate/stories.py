@@ -20,7 +20,8 @@ from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fillers, fitti
 from a3jax.evaluate.options import Options, Ready
 from a3jax.evaluate.rouge import rouge, scorer
 from a3jax.evaluate.task import Item
-from a3jax.generate.reading import check_text, json_object, located, opened, raw_lines, whole_text
+from a3jax.files.outside_json import parse_object
+from a3jax.generate.reading import check_text, located, opened, raw_lines, whole_text
 
 SENTENCES = 5
 CLOZE = (*(f"InputSentence{i}" for i in range(1, SENTENCES)), "RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2")
@@ -146,7 +147,7 @@ def _json_rows(file: str) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]
     """Lines that are parsed when they are asked for, so that one that is broken does not end the file."""
     with opened(file) as (source, name):
         for where, _, line in raw_lines(source, name):
-            yield where, functools.partial(json_object, line, where)
+            yield where, functools.partial(parse_object, line, where)
 
 
 def _sentences(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,13 +9,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from a3jax.errors import UserError
-from a3jax.generate.bulk import append, held
+from a3jax.files.jsonl import Lines, growing
 from a3jax.progress import Progress
-
-_BEGIN = b'{"models": '
 
 
 class Item(NamedTuple):
@@ -74,40 +72,40 @@ def run(task: Task, models: dict[str, Any], out: Path | None, batch: int) -> Row
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made: {error.strerror}; choose another place") from None
-    with held(path) as file:
-        done = _resumed(file, path, json.loads(json.dumps(made_from)))
+    with growing(path, "result of a3jax evaluate", "models", "id", holds=("models", "figures")) as file:
+        done = _done(file, path, json.loads(json.dumps(made_from)), items)
         if len(done) < len(items):
             done = done[: len(done) // batch * batch]
-        file.truncate(sum(map(len, path.read_bytes().splitlines(keepends=True)[: 1 + len(done)])))
+        file.keep(1 + len(done))
         return _evaluate(task, items, done, batch, file)
 
 
-def _evaluate(task: Task, items: Sequence[Item], done: Rows, batch: int, file: BinaryIO | None) -> Rows:
+def _evaluate(task: Task, items: Sequence[Item], done: Rows, batch: int, file: Lines | None) -> Rows:
     rows = list(done)
     with Progress(task.name, len(items), "items", completed=len(rows)) as bar:
         for begin in range(len(rows), len(items), batch):
             chosen = items[begin : begin + batch]
             found = [{"id": item.id, **row} for item, row in zip(chosen, task.evaluate(chosen, min(batch, len(items))))]
             if file is not None:
-                append(file, b"".join(json.dumps(row).encode() + b"\n" for row in found))
+                file.append(found)
             rows += found
             bar.advance(len(found))
     return rows
 
 
-def _resumed(file: BinaryIO, path: Path, made_from: dict[str, Any]) -> Rows:
-    """The results that are there already, of which a torn last line is none. A new file gets its first line."""
-    content = path.read_bytes()
-    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-    if not lines and (content.startswith(_BEGIN) or _BEGIN.startswith(content)):
-        file.truncate(0)
-        append(file, json.dumps(made_from).encode() + b"\n")
+def _done(file: Lines, path: Path, made_from: dict[str, Any], items: Sequence[Item]) -> Rows:
+    """The results that are there already. A new file gets its first line."""
+    there = file.there()
+    if (first := next(there, None)) is None:
+        file.append([made_from])
         return []
-    try:
-        before, *rows = map(json.loads, lines)
-        changed = [name for name in made_from if before[name] != made_from[name]]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} holds no results of a3jax evaluate; choose another folder") from None
+    changed = [name for name in made_from if first.value.get(name) != made_from[name]]
     if changed:
         raise UserError(f"{path} has results with other {' and '.join(changed)}; choose another folder, or remove it")
+    rows, left = [], iter(items)
+    for line in there:
+        item = next(left, None)
+        if item is None or line.value.get("id") != item.id:
+            raise UserError(f"{line.where} is a result of something else; choose another folder, or remove the file")
+        rows.append(line.value)
     return rows

@@ -4,13 +4,16 @@ Such a file may have a function `sweep()` too, which returns the Trials of `a3ja
 """
 
 import runpy
+import traceback
 from pathlib import Path
 from typing import TypeVar
 
 from a3jax.config import Config
-from a3jax.errors import UserError
+from a3jax.errors import UserError, first_line
 from a3jax.experiment.combine import Trials
-from a3jax.files.strict import from_json, nearest, read, to_json
+from a3jax.files.places import local
+from a3jax.files.strict import build, flat, nearest, plain, read
+from a3jax.outside_text import one_line
 
 T = TypeVar("T")
 
@@ -18,9 +21,14 @@ T = TypeVar("T")
 def load_experiment(name: str) -> Config:
     """The Config that an experiment file returns, or the config.json of a run. Raises `UserError` for a broken one."""
     if name.endswith(".json"):
-        return read(Config, Path(name))
-    config = _call(name, "experiment", Config)
-    return from_json(Config, to_json(config), str(_path(name)))  # Python does not check the types of fields; this does
+        config = read(Config, local(name))
+    else:
+        made = _call(name, "experiment", Config)
+        config = build(Config, plain(made), str(_path(name)))  # Python does not check the types of fields; this does
+    for field, value in flat(plain(config)):
+        if isinstance(value, str) and value != one_line(value):
+            raise UserError(f"{name}: {field} is {value!r}; it must be without control characters")
+    return config
 
 
 def load_sweep(name: str) -> Trials:
@@ -29,7 +37,7 @@ def load_sweep(name: str) -> Trials:
 
 
 def _path(name: str) -> Path:
-    return Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    return local(name) if name.endswith(".py") else Path("experiments") / local(f"{name}.py")
 
 
 def _call(name: str, function: str, kind: type[T]) -> T:
@@ -46,7 +54,17 @@ def _call(name: str, function: str, kind: type[T]) -> T:
     except (Exception, SystemExit) as error:  # whatever is wrong with a user's file is the user's to mend
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+        raise UserError(_told(error, path)) from None
     if not isinstance(value, kind):
         raise UserError(f"{path}: {function}() returns {type(value).__name__}, not a {kind.__name__}")
     return value
+
+
+def _told(error: BaseException, path: Path) -> str:
+    """What is wrong with an experiment file, with the line that was being run or cannot be read, where that is known."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    what = first_line(error)
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines, what = [error.lineno], error.msg
+    where = f"line {lines[-1]}: " if lines and lines[-1] else ""
+    return f"{path}: {where}{type(error).__name__}: {what}"

@@ -47,10 +47,12 @@ def model_card(name: str, config: ModelConfig, record: Record, both: bool) -> st
         "Curriculum": " → ".join(record.stages) or "none",
     }
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [a3, any-order, infilling]", "---"]
-    what = (
-        "An any-order, any-subset autoregressive language model (A3, arXiv 2601.13228), adapted from a left-to-right one "
-        "and exported with a3jax. The licence of the source's weights applies to these too."
-    )
+    what = "An any-order, any-subset autoregressive language model (A3, arXiv 2601.13228), "
+    if record.source == "random":
+        what += "trained from random weights and exported with a3jax."
+    else:
+        what += "adapted from a left-to-right one and exported with a3jax. "
+        what += "The licence of the source's weights applies to these too."
     table = ["| | |", "| --- | --- |"] + [f"| {key} | {value} |" for key, value in facts.items()]
     use = (_USE_BOTH if both else _USE_FAMILY).format(name=name, family=config.family)
     if not both and config.seeding == "learned":

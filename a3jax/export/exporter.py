@@ -1,5 +1,6 @@
 """A checkpoint -> a Hugging Face folder, of both streams with their PyTorch code or of the family's own class, or GGUF."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
@@ -13,17 +14,18 @@ from a3jax.checkpoint.arrays import SavedParameter
 from a3jax.checkpoint.folder import Checkpoint, damage_named, saved
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
+from a3jax.data.tokenizer_files import FILES, put_before
 from a3jax.errors import UserError
 from a3jax.export.card import model_card
 from a3jax.files.folders import check_new, new_file, resumable
-from a3jax.files.strict import nearest, to_json
+from a3jax.files.strict import misspelt, to_json
 from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
 from a3jax.progress import Progress
-from a3jax.weights import a3_folder, families, sha256
+from a3jax.weights import a3_folder, families, generation, sha256
 from a3jax.weights.gguf.writer import write_gguf
 from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor, write_safetensors
-from a3jax.weights.source import TOKENIZER_FILES
+from a3jax.weights.source import without_code
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
 TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "decoding_a3.py", "modeling_a3.py"))
@@ -50,7 +52,7 @@ def export_model(
         return _export_gguf(checkpoint, out, dtype)
     config = _exported(checkpoint.config, both)
     if not both and style != config.family:
-        hint = nearest(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
+        hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
     parameters = saved(checkpoint)
     dtype_name = dtype or parameters["embedding"].dtype.name
@@ -60,17 +62,16 @@ def export_model(
         settings = a3_folder.to_hf(config, dtype_name, fillable(load_codec(checkpoint.folder), config))
     else:
         settings = families.to_hf(config, dtype_name)
-    ends = list(config.end_tokens)
+    kept = checkpoint.record.generation
     with resumable(out, made_from) as partial, damage_named(checkpoint):
         _write_weights(partial, _shards(list(_tensors(checkpoint.config, parameters, dtype, both)), shard_bytes))
-        _write_json(partial / "config.json", settings)
-        tokens = {"bos_token_id": config.start_token, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
-        _write_json(partial / "generation_config.json", {k: v for k, v in tokens.items() if v is not None})
+        _write_json(partial / "config.json", settings | generation.padding(kept))
+        _write_json(partial / generation.FILE, generation.to_hf(config, kept))
         for name, content in _tokenizer_files(checkpoint).items():
             (partial / name).write_bytes(content)
         (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
         if both:
-            (partial / a3_folder.RECORD).write_text(to_json(checkpoint.record))
+            (partial / a3_folder.RECORD).write_text(to_json(dataclasses.replace(checkpoint.record, generation={})))
             for file in TWIN:
                 (partial / file.name).write_bytes(file.read_bytes())
 
@@ -89,8 +90,12 @@ def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
 
 
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    files = {name: checkpoint.folder / name for name in TOKENIZER_FILES}
-    return {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    """The tokenizer, which begins text as the model's documents begin."""
+    files = {name: checkpoint.folder / name for name in FILES}
+    found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    return put_before(
+        without_code(found, str(checkpoint.folder)), checkpoint.config.document_start, str(files["tokenizer.json"])
+    )
 
 
 def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:

@@ -79,9 +79,9 @@ def probe(checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.n
     config = checkpoint.config
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, config.vocab, (BATCH, min(LENGTH, config.context)))
-    text = np.array(([] if config.start_token is None else [config.start_token]) + codec.encode(TEXT))
-    if config.start_token is not None:
-        tokens[:, 0] = config.start_token
+    text = np.array(([] if codec.start is None else [codec.start]) + codec.encode(TEXT))
+    if codec.start is not None:
+        tokens[:, 0] = codec.start
     every_V = np.ones(config.vocab, bool)
     new = min(GENERATED, config.context // 2)
     text = text[: min(LENGTH, config.context - new)]

@@ -119,8 +119,10 @@ def _in_torch(folder: Path, settings: dict[str, Any]) -> Iterator[Any]:
     with _own_code(folder, settings) as own:
         kind = transformers.AutoModelForCausalLM if own is None else own
         model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-        stops = model.config if own else model.generation_config
-        stops.eos_token_id = None
+        if own is None:  # greedy, whatever the folder's sampling defaults
+            model.generation_config = transformers.GenerationConfig()
+        else:
+            model.config.eos_token_id = None
         yield model
 
 

@@ -7,15 +7,18 @@ import json
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from a3jax.errors import UserError
+from a3jax.files.places import local
+from a3jax.outside_text import say
 
 _MADE_FROM = ".made_from"
+_OURS = {"written_by": "a3jax"}
+"""How `_MADE_FROM` begins, by which a partial folder is known to be ours to empty."""
 
 
 @contextlib.contextmanager
@@ -26,17 +29,16 @@ def resumable(
 
     `made_from` is all that the contents follow from, as JSON values; a partial folder made from anything else is begun
     anew. After an error it stays too if it is `worth_keeping`. Raises `UserError` if `out` exists, is being written by
-    another process, or outgrows the disk.
+    another process, or outgrows the disk, and where `OUT.partial` is a link, or a folder with anything in it that was not
+    begun here: that is somebody else's, and stays as it is.
     """
     check_new(out)
     partial = out.with_name(f"{out.name}.partial")
     with _made_from(partial, made_from):
         try:
             yield partial
-            (partial / _MADE_FROM).unlink()
-            partial.rename(out)
         except (KeyboardInterrupt, SystemExit):
-            print(f"a3jax: stopped; the same command goes on from {partial}", file=sys.stderr)
+            say(f"stopped; the same command goes on from {partial}")
             raise
         except BaseException as error:
             if is_full_disk(error):
@@ -49,6 +51,9 @@ def resumable(
                 raise
             remove(partial)
             raise
+        check_new(out)  # what came there meanwhile is not replaced
+        partial.rename(out)
+        (out / _MADE_FROM).unlink()  # last, so that the folder is known to be ours at any moment before
 
 
 @contextlib.contextmanager
@@ -58,7 +63,12 @@ def new_file(out: Path) -> Iterator[Path]:
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)
+    except OSError as error:
+        raise _cannot_be_made(out, error) from None
+    try:
         yield partial
+        check_new(out)
         partial.rename(out)
     except BaseException as error:
         partial.unlink(missing_ok=True)
@@ -72,7 +82,7 @@ def write_whole(file: Path, text: str) -> None:
     new = file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8")
         new.replace(file)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -88,29 +98,64 @@ def hold(file: IO, written: Path) -> None:
         raise UserError(f"{written} is being written by another process; wait for it") from None
 
 
+def is_held(file: Path) -> bool:
+    """Whether a process holds a file."""
+    try:
+        with file.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def _made_from(partial: Path, made_from: dict[str, Any]) -> Iterator[None]:
     """Make the folder, or find it as it was left; hold it for this process."""
-    file = partial / _MADE_FROM
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = file.open("a+")
-    except OSError as error:
-        raise UserError(f"{partial} cannot be made: {error.strerror}; choose another place") from None
-    with lock:
-        hold(lock, partial)
-        content = json.dumps(made_from)
-        lock.seek(0)
-        if lock.read() != content:
+    content = json.dumps({**_OURS, **made_from})
+    with _marked(partial) as mark:
+        if mark.read() != content:
             for path in partial.iterdir():
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     remove(path)
-                elif path != file:
+                elif path.name != _MADE_FROM:
                     path.unlink()
-            lock.truncate(0)
-            lock.write(content)
-            lock.flush()
+            mark.truncate(0)
+            mark.write(content)
+            mark.flush()
         yield
+
+
+@contextlib.contextmanager
+def _marked(partial: Path) -> Iterator[IO[str]]:
+    """The mark of a folder of ours, made or found and held. A folder of anybody else stays as it is, to the last bit."""
+    not_ours = UserError(f"{partial} is in the way, and was not begun by a3jax; move it, or choose another name")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            partial.mkdir()
+        if partial.is_symlink() or not partial.is_dir():
+            raise not_ours
+        inside = set(os.listdir(partial))
+        if inside and _MADE_FROM not in inside:
+            raise not_ours
+        mark = open(partial / _MADE_FROM, "a+", errors="replace", opener=_without_links)  # noqa: SIM115, it is closed below
+    except OSError as error:
+        raise _cannot_be_made(partial, error) from None
+    with mark:
+        hold(mark, partial)
+        mark.seek(0)
+        written = mark.read()
+        # One that was killed while it began has written no mark yet, but nothing else either.
+        if not written.startswith(json.dumps(_OURS)[:-1]) and (written or inside - {_MADE_FROM}):
+            raise not_ours
+        mark.seek(0)
+        yield mark
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextlib.contextmanager
@@ -124,9 +169,10 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be made: {error.strerror}; choose another place") from None
+        raise _cannot_be_made(out, error) from None
     try:
         yield partial
+        check_new(out)
         partial.rename(out)
     except BaseException as error:
         remove(partial)
@@ -136,14 +182,37 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def check_new(out: Path) -> None:
-    """Raise `UserError` if `out` exists or clearly cannot be made: better before the work than after it."""
-    above = next(parent for parent in out.absolute().parents if parent.exists())
+    """Raise `UserError` if `out` exists, be it as a link to nothing, or clearly cannot be made.
+
+    To be called before the work, for it is a pity after it.
+    """
+    local(out)
+    above = next(parent for parent in out.absolute().parents if os.path.exists(parent))  # False too for what cannot be
     if not above.is_dir():
         raise UserError(f"{out} cannot be made: {above} is not a folder; choose another place")
-    if out.exists():
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # such as a name that is too long
+        raise _cannot_be_made(out, error) from None
+    else:
         raise UserError(f"{out} exists already; remove it or choose another name")
     if not os.access(above, os.W_OK):
         raise UserError(f"{out} cannot be made: {above} is not writable; choose another place")
+
+
+def check_ours(file: Path, begin: str) -> None:
+    """Raise `UserError` if a file is there and does not begin as ours do: to write it would be to lose somebody's."""
+    if os.path.lexists(file):
+        with file.open("rb") as found:
+            if found.read(len(begin.encode())) == begin.encode():
+                return
+        raise UserError(f"{file} is there and was not written by a3jax; choose another folder")
+
+
+def _cannot_be_made(out: Path, error: OSError) -> UserError:
+    return UserError(f"{out} cannot be made: {error.strerror}; choose another place")
 
 
 def remove(folder: Path) -> None:
@@ -163,10 +232,20 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error is of memory, rights, or a file system that fails for a while, and tells nothing of a file itself."""
+    """Whether an error is of memory, or a file system that fails for a while, and tells nothing of a file itself."""
     network = (errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
-    machine = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EACCES, errno.EPERM)
+    machine = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY)
     return isinstance(error, MemoryError) or _is_one_of(error, *network, *machine)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether an error is of rights, which tells nothing of a file itself either."""
+    return _is_one_of(error, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def is_wrong_path(error: BaseException) -> bool:
+    """Whether an error says that a path cannot be used as it is: too long, a circle of links, or forbidden."""
+    return _is_one_of(error, errno.ENAMETOOLONG, errno.ELOOP) or is_forbidden(error)
 
 
 def _is_one_of(error: BaseException, *codes: int) -> bool:

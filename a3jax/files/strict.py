@@ -3,14 +3,19 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from a3jax.errors import UserError
+from a3jax.files.outside_json import content_of, parse
 
 T = TypeVar("T")
+
+LONGEST_SHOWN = 80
+"""Characters of a wrong value in a message."""
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -19,9 +24,51 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
+def misspelt(name: str, known: typing.Iterable[str]) -> str:
+    """As `nearest`, for names of which similar ones are other things: only what is one slip away, or written otherwise.
+
+    A slip puts in, leaves out, changes or swaps letters; a digit is none, as llama4 is not llama.
+    """
+    for other in known:
+        here, there = _alphanumeric(name), _alphanumeric(other)
+        if _one_slip(here, there) and _digits(here) == _digits(there):
+            return f"; did you mean '{other}'?"
+    return ""
+
+
+def _alphanumeric(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether two names are equal but for one letter, or for two neighbours that are swapped."""
+    while a and b and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    return max(len(a), len(b)) <= 1 or (len(a) == len(b) == 2 and a == b[::-1])
+
+
 def to_json(config: Any) -> str:
-    """A configuration dataclass as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """A configuration dataclass as indented JSON. Raises `UserError` for a number that JSON does not have."""
+    tree = dataclasses.asdict(config)
+    for name, value in flat(tree):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}; it must be finite")
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dataclasses as dicts, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
@@ -37,27 +84,25 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def from_json(cls: type[T], text: str | bytes, where: str) -> T:
     """Rebuild a configuration dataclass from `to_json`'s text; `where` names the file in errors."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:  # not JSON, or not text
-        raise UserError(f"{where} is not JSON: {error}") from None
-    return build(cls, value, where)
+    return build(cls, parse(text, where), where)
 
 
 def read(cls: type[T], path: Path) -> T:
     """`from_json` of a file, with a `UserError` if it is not there."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    return from_json(cls, path.read_bytes(), str(path))
+    return from_json(cls, content_of(path), str(path))
 
 
 def build(expected: Any, value: Any, where: str) -> Any:
-    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions and scalars.
+    """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions, scalars and `Any`.
 
     Of a union, a list is taken as its tuple, and anything else as its own type or the first. Raises `UserError` that begins
     with `where` if it is anything else.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if expected is Any:
+        return value
     if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
         hints = typing.get_type_hints(expected)
         for name in value:
@@ -73,7 +118,7 @@ def build(expected: Any, value: Any, where: str) -> Any:
         fields = {name: build(hints[name], item, f"{where}: {name}") for name, item in value.items()}
         try:
             return expected(**fields)
-        except UserError as error:  # it checks itself
+        except UserError as error:  # from values that its type allows and it does not
             raise UserError(f"{where}: {error}") from None
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -88,9 +133,15 @@ def build(expected: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise UserError(f"{where} is {value!r}; expected one of {', '.join(arguments)}{nearest(str(value), arguments)}")
+        raise UserError(f"{where} is {_shown(value)}; expected one of {', '.join(arguments)}{nearest(str(value), arguments)}")
     if expected is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if isinstance(expected, type) and type(value) is expected:
         return value
-    raise UserError(f"{where} is {value!r}; expected {getattr(expected, '__name__', expected)}")
+    raise UserError(f"{where} is {_shown(value)}; expected {getattr(expected, '__name__', expected)}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, which is to stay a line that can be read."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."

@@ -6,20 +6,18 @@ notices when it is asked for something else. Windows begin at the same lines in 
 ends with the bytes of one that was not.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from a3jax.decode.settings import Decoding, DecodingOptions
 from a3jax.errors import UserError
-from a3jax.files.folders import hold, is_full_disk
+from a3jax.files.jsonl import Line, growing
 from a3jax.files.strict import build
 from a3jax.generate.infill import Infilled
 from a3jax.generate.reading import count_lines, lines, located, windows
@@ -29,7 +27,6 @@ from a3jax.weights.loading import Model
 
 WINDOW = 4
 """Batches that are read, and sorted by length, before any is filled. A batch of one is filled at once."""
-_BEGIN = b'{"id": '
 _DECODING = {field.name for field in dataclasses.fields(Decoding)}
 
 
@@ -69,22 +66,21 @@ def answer_file(
     rows = _rows(source, name, choices, samples)
     size = batch * WINDOW if batch > 1 else 1
     total = count_lines(source)
-    with held(out) as file:
-        done, again = _done(file, out, rows, name, size, model) if isinstance(out, Path) and out.is_file() else (0, [])
+    with growing(out, "answer of a3jax generate", "id", holds=("request",)) as file:
+        done, again = _done(file.there(), out, rows, name, size, model)
         written, read = done, done - len(again)
         with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:
             for window in windows(_requests(model, itertools.chain(again, rows)), size):
                 read += len(window)
                 filled = fill(model, [one for _, one in window], min(batch, read), done=bar.advance)
                 answers = [_answer(model, row, text) for (row, _), text in zip(window, filled)]
-                append(file, b"".join(answers[written - (read - len(window)) :]))
+                file.append(answers[written - (read - len(window)) :])
                 written = read
     return {"done_before": done, "answered": written - done}
 
 
-def _answer(model: Model, row: Row, filled: Infilled) -> bytes:
-    head = {"id": row.id, "request": row.digest(model), "seed": row.decoding.seed}
-    return json.dumps({**head, **answer(filled)}).encode() + b"\n"
+def _answer(model: Model, row: Row, filled: Infilled) -> dict[str, Any]:
+    return {"id": row.id, "request": row.digest(model), "seed": row.decoding.seed, **answer(filled)}
 
 
 def _rows(source: BinaryIO, name: str, choices: DecodingOptions, samples: int) -> Iterator[Row]:
@@ -109,56 +105,18 @@ def _requests(model: Model, rows: Iterator[Row]) -> Iterator[tuple[Row, Request]
         yield row, asked
 
 
-@contextlib.contextmanager
-def held(out: Path | BinaryIO) -> Iterator[BinaryIO]:
-    """`out`, or the file there, held for this process and added to at its end."""
-    if not isinstance(out, Path):
-        yield out
-        return
-    try:
-        file = out.open("ab", buffering=0)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; choose another place") from None
-    with file:
-        hold(file, out)
-        try:
-            yield file
-        except (KeyboardInterrupt, SystemExit):
-            print(f"a3jax: stopped; the same command goes on from {out}", file=sys.stderr)
-            raise
-
-
-def append(file: BinaryIO, data: bytes) -> None:
-    """Write all of `data`, at once where that is possible. Raises `UserError` if the disk is full."""
-    try:
-        while data:
-            data = data[file.write(data) :]
-        file.flush()
-    except OSError as error:
-        if is_full_disk(error):
-            raise UserError("no more can be written: the disk is full; make room and run it again") from None
-        raise
-
-
-def _done(file: BinaryIO, out: Path, rows: Iterator[Row], name: str, size: int, model: Model) -> tuple[int, list[Row]]:
-    """How many answers are there already, and the rows of the window that they break off in. A torn last line is dropped."""
+def _done(
+    answers: Iterator[Line], out: Path | BinaryIO, rows: Iterator[Row], name: str, size: int, model: Model
+) -> tuple[int, list[Row]]:
+    """How many answers are there already, and the rows of the window that they break off in."""
     again: list[Row] = []
-    count = at = 0
-    with out.open("rb") as answers:
-        for line in answers:
-            if not line.endswith(b"\n") and (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
-                file.truncate(at)
-                break
-            at, count = at + len(line), count + 1
-            try:
-                digest = json.loads(line)["request"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{out}:{count} is no answer of a3jax generate; choose another file") from None
-            row = next(rows, None)
-            if row is None:
-                raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
-            if row.digest(model) != digest:
-                what = f"{out}:{count} answers something else than {row.where}"
-                raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
-            again = [*again, row] if count % size else []
+    count = 0
+    for count, line in enumerate(answers, 1):
+        row = next(rows, None)
+        if row is None:
+            raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
+        if line.value.get("request") != row.digest(model):
+            what = f"{line.where} answers something else than {row.where}"
+            raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
+        again = [*again, row] if count % size else []
     return count, again

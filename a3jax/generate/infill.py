@@ -9,6 +9,7 @@ print(a3jax.log_likelihood(model, filled.text).total)
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from jax import Array
 from a3jax.decode import loop
 from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Range, Template, lay_out, parse
+from a3jax.decode.template import Document, Part, Range, Template, lay_out, parse
 from a3jax.devices.mesh import filled_up
 from a3jax.errors import UserError, check_list
 from a3jax.files.strict import nearest
@@ -43,7 +44,11 @@ class Blank:
     """Its tokens alone, decoded; a character that is cut at the blank's edge shows as the replacement character."""
     tokens: tuple[int, ...]
     log_prob: float
-    """Nats, under the model's own distribution in the order of decoding."""
+    """Nats, under the model's own distribution in the order of decoding; after a revision, from left to right.
+
+    It is the probability of drawing the blank only at temperature 1, without filters, penalty and revision, and in mode
+    dynamic not with certainty `confidence` (`a3jax.decode.dynamic`).
+    """
 
 
 @dataclass(frozen=True)
@@ -51,24 +56,31 @@ class Infilled:
     """A template with its blanks filled."""
 
     text: str
-    """The whole text, decoded at once."""
+    """The whole text: what was given as it was given, with what was filled in between."""
     blanks: tuple[Blank, ...]
     forwards: int
     """Passes through the network until the last token was decided."""
     seconds: float
     """Wall time of the batch, compilation included where this was the first of its size."""
     pieces: tuple[tuple[str, bool], ...]
-    """`text` in pieces, and whether each was filled in; a character cut at a blank's edge goes with what follows."""
+    """`text` in pieces, and whether each was filled in; a character cut between two blanks goes with the second."""
+    places: tuple[slice, ...]
+    """Where in `tokens` each of `pieces` stands; before the first are the tokens that are no text."""
     tokens: tuple[int, ...]
-    """Of the whole document, start token included."""
+    """Of the whole document, what stands before its text included."""
     given: tuple[bool, ...]
     """Which of them were given."""
     log_probs: tuple[float, ...]
-    """Of each token in nats; 0 for given ones. After a revision they are those from left to right."""
+    """Of each token in nats, as in `Blank.log_prob`; 0 for given ones."""
     passes: tuple[int, ...]
     """The pass that decided each token, from 1; 0 for given ones."""
     finished: str
     """ "length" where every blank was filled, "stop" where the last one ended before."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """Pieces and blanks in turn."""
+        return [Part(text, place, filled) for (text, filled), place in zip(self.pieces, self.places)]
 
     @property
     def log_prob(self) -> float:
@@ -83,6 +95,8 @@ class Tokens(NamedTuple):
     log_probs: np.ndarray
     passes: np.ndarray
     """-1 where a token is still open."""
+    head: int
+    """So many tokens at the beginning are no text."""
 
 
 Observe = Callable[[list[Tokens]], None]
@@ -178,7 +192,12 @@ def _fill(
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
 
     def cut(filled: loop.Filled) -> list[Tokens]:
-        return [Tokens(*(x[i][: len(document.tokens)] for x in filled)) for i, document in enumerate(documents)]
+        each = []
+        for i, document in enumerate(documents):
+            own = i, slice(len(document.tokens))
+            found = filled.tokens_BxL[own], filled.log_probs_BxL[own], filled.passes_BxL[own]
+            each.append(Tokens(*found, document.head))
+        return each
 
     def look(filled: loop.Filled) -> bool:
         texts = cut(filled)
@@ -233,17 +252,15 @@ def _end(model: Model, document: Document, decoding: Decoding, text: Tokens) -> 
     end_tokens = _end_tokens(model)
     ends = [i for i, token in enumerate(tokens) if token in end_tokens]
     tokens = tokens[: ends[0]] if ends else tokens
-    written = model.codec.decode(tokens)
+    inside = begin > document.head
+    written = model.codec.decode(tokens, inside)
     stops = [written.find(stop) for stop in decoding.stop if stop in written]
     if stops:
         first = min(stops)
-        count = next(n for n in range(len(tokens) + 1) if _holds(model.codec.decode(tokens[:n]), decoding.stop))
+        texts = (model.codec.decode(tokens[:n], inside) for n in itertools.count())
+        count = next(n for n, text in enumerate(texts) if any(stop in text for stop in decoding.stop))
         return End(begin + count, first)
     return End(begin + len(tokens), len(written)) if ends else None
-
-
-def _holds(text: str, stops: Sequence[str]) -> bool:
-    return any(stop in text for stop in stops)
 
 
 def _with_lengths(model: Model, template: Template, decoding: Decoding) -> Template:
@@ -278,7 +295,10 @@ def _sized(template: Template, i: int, size: int) -> Template:
 def _revised(
     model: Model, documents: Sequence[Document], decodings: Sequence[Decoding], filled: list[Tokens], observe: Observe | None
 ) -> list[Tokens]:
-    """Open each text's least probable tokens again and refill them, as long as the text becomes more likely by it."""
+    """Open each text's least probable tokens again and refill them, as long as the blanks become more likely by it.
+
+    That is log p of the blanks given all text around them, on both sides, from left to right; not that of the whole text.
+    """
 
     def scored(texts: Sequence[Tokens]) -> list[Tokens]:
         tokens = [text.tokens.tolist() for text in texts]
@@ -310,7 +330,7 @@ def _open(document: Document, text: Tokens, count: int) -> Document:
     worst = place[np.argsort(text.log_probs[place], kind="stable")[:count]]
     given = np.ones(len(document.tokens), bool)
     given[worst] = False
-    return Document(tuple(text.tokens.tolist()), tuple(given.tolist()), document.blanks)
+    return document._replace(tokens=tuple(text.tokens.tolist()), given=tuple(given.tolist()))
 
 
 def _joined(old: Tokens, new: Tokens) -> Tokens:
@@ -321,38 +341,27 @@ def _joined(old: Tokens, new: Tokens) -> Tokens:
 def _infilled(model: Model, document: Document, decoding: Decoding, filled: Tokens, seconds: float) -> Infilled:
     end = _end(model, document, decoding, filled)
     count = len(document.tokens) if end is None else end.tokens
-    tokens, log_probs, passes = (x[:count].tolist() for x in filled)
-    places = [slice(place.start, min(place.stop, count)) for place in document.blanks]
+    tokens, log_probs, passes = (tuple(x[:count].tolist()) for x in (filled.tokens, filled.log_probs, filled.passes))
+    document = document._replace(tokens=tuple(filled.tokens.tolist())).first(count)
     blanks = []
-    for place in places:
-        text = model.codec.decode(tokens[place])
-        if end is not None and place is places[-1]:
-            text = text[: end.characters]
-        blanks.append(Blank(text, tuple(tokens[place]), float(np.sum(log_probs[place], dtype=np.float64))))
-    first = 0 if model.codec.start is None else 1
-    text = model.codec.decode(tokens[first:])
+    for place in document.blanks:
+        text = model.codec.decode(list(tokens[place]), inside=place.start > document.head)
+        blanks.append(Blank(text, tokens[place], float(np.sum(log_probs[place], dtype=np.float64))))
+    parts = document.parts(model.codec)
     if end is not None:  # a stop string is no part of the text
-        text = text[: len(text) - len(model.codec.decode(tokens[places[-1]])) + end.characters]
-    pieces, begin = [], 0
-    for edge, is_filled in [(e, e == place.stop) for place in places for e in (place.start, place.stop)]:
-        upto = alike(text, model.codec.decode(tokens[first:edge]))
-        pieces.append((text[begin:upto], is_filled))
-        begin = upto
-    pieces.append((text[begin:], False))
+        cut = len(blanks[-1].text) - end.characters
+        blanks[-1] = dataclasses.replace(blanks[-1], text=blanks[-1].text[: end.characters])
+        parts[-2] = parts[-2]._replace(text=parts[-2].text[: len(parts[-2].text) - cut])
     return Infilled(
-        text=text,
+        text="".join(part.text for part in parts),
         blanks=tuple(blanks),
         forwards=max(passes),
         seconds=seconds,
-        pieces=tuple(pieces),
-        tokens=tuple(tokens),
-        given=document.given[:count],
-        log_probs=tuple(log_probs),
-        passes=tuple(passes),
+        pieces=tuple((part.text, part.filled) for part in parts),
+        places=tuple(part.place for part in parts),
+        tokens=tokens,
+        given=document.given,
+        log_probs=log_probs,
+        passes=passes,
         finished="length" if end is None else "stop",
     )
-
-
-def alike(a: str, b: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

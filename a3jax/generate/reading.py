@@ -2,13 +2,14 @@
 
 import contextlib
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from a3jax.errors import UserError
+from a3jax.files.outside_json import decoded, parse_object
+from a3jax.files.places import local
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
         yield sys.stdin.buffer, "standard input"
         return
     try:
-        source = open(file, "rb")  # noqa: SIM115, it is closed below
+        source = local(file).open("rb")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     with source:
@@ -51,17 +52,16 @@ def whole_text(file: str | Path) -> str:
     """All of a file or of standard input, line ends as they are. Raises `UserError` unless it is UTF-8."""
     with opened(str(file)) as (source, name):
         try:
-            return source.read().decode()
+            content = source.read()
         except OSError as error:
             raise UserError(f"{name} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise _not_utf8(name, error) from None
+        return decoded(content, name)
 
 
 def lines(source: BinaryIO, name: str) -> Iterator[Line]:
     """The JSON objects of a file, one a line; empty lines count, and are passed over. Raises `UserError` at a broken one."""
     for where, number, line in raw_lines(source, name):
-        yield Line(where, number, json_object(line, where))
+        yield Line(where, number, parse_object(line, where))
 
 
 def raw_lines(source: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
@@ -74,19 +74,6 @@ def raw_lines(source: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
             raise UserError(f"{name}:{number} is longer than {LONGEST >> 20} MiB; give one JSON object a line")
         if line.strip():
             yield f"{name}:{number}", number, line
-
-
-def json_object(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line. Raises `UserError`, which names `where`, if it is none."""
-    try:
-        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=once)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(where, error) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f'{where} is not a JSON object, such as {{"text": "..."}}')
-    return value
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -104,16 +91,6 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
         elif wrong is None:
             return
     raise wrong
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for `json.loads`. Raises `ValueError` for a name that it holds twice."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"'{name}' stands there twice")
-        found[name] = value
-    return found
 
 
 def count_lines(source: BinaryIO) -> int | None:
@@ -140,7 +117,3 @@ def check_text(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{name} is not valid Unicode: it holds a lone surrogate at character {error.start}") from None
-
-
-def _not_utf8(name: str, error: UnicodeDecodeError) -> UserError:
-    return UserError(f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} after byte {error.start}")

@@ -63,7 +63,9 @@ class Wanted:
         before, after = self.before or self.prompt or "", self.after or ""
         if self.text is not None and self.rewrite is not None:
             before, _, after = self.text.partition(self.rewrite)
-        words = len(codec.encode(self.rewrite)) if codec and self.rewrite and self.tokens is None else self.tokens
+        words = self.tokens
+        if codec and self.rewrite and words is None:
+            words = len(codec.encode(self.rewrite, inside=bool(before)))
         return Template((before, after), (_size(words),))
 
     @functools.cached_property

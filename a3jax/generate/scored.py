@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from a3jax.data.spelling import spell
+from a3jax.decode.spelling import spelled
 from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.generate.reading import check_text, windows
@@ -76,8 +76,8 @@ def subject(model: Model, asked: Asked) -> Subject:
     if asked.blanks is None:
         laid_out = lay_out([asked.text], [], codec)
         document = laid_out._replace(given=tuple(i == 0 for i in range(len(laid_out.tokens))))
-        first = 0 if codec.start is not None else len(codec.decode(list(document.tokens[:1])).encode())
-        size = len(asked.text.encode()) - first
+        first = "".join(spelled(codec, document.tokens, document.parts(codec))[:1])  # given, if it is text
+        size = len(asked.text.encode()) - len(first.encode())
     else:
         document = with_blanks(asked.text, asked.blanks, codec)
         size = len("".join(asked.blanks).encode())
@@ -97,7 +97,6 @@ def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orde
     tokens = [one.document.tokens for one in window]
     found = token_log_likelihoods(model, tokens, [one.document.given for one in window], order, seed, orders)
     for one, likelihood in zip(window, found):
-        first = 0 if model.codec.start is None else 1
-        texts = [""] * first + spell(model.codec, one.document.tokens[first:])
+        texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)
         yield Scored(one.id, likelihood, predicted, one.bytes)

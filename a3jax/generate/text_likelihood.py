@@ -17,7 +17,8 @@ def log_likelihood(
     `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
     written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
 
-    Raises `UserError` if there is nothing to score, or more than the model's context.
+    Raises `UserError` if there is nothing to score, or more than the model's context, and for several `orders` of a kind
+    that is not drawn.
     """
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]

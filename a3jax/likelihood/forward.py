@@ -41,14 +41,13 @@ class Predictions(NamedTuple):
     counts_BxL: Array
     """Whether it is predicted, and not given or padding."""
 
-    def nll_sum(self, chunk: int, soft: SoftTargets | None = None) -> tuple[Array, Array]:
-        """Sum of -log p over the tokens that count, in nats, and their number, both float32 scalars.
+    def nll_sum(self, chunk: int, soft: SoftTargets | None = None) -> Array:
+        """Sum of -log p over the tokens that count, in nats, a float32 scalar.
 
         Differentiable. `soft` are of the same rows, and `chunk` is that of `a3jax.likelihood.fused_loss.nll_sum`.
         """
         weight_BxL = self.counts_BxL.astype(jnp.float32)
-        total = nll_sum(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(weight_BxL), chunk, soft)
-        return total, weight_BxL.sum()
+        return nll_sum(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(weight_BxL), chunk, soft)
 
     def log_probs(self, chunk: int) -> Array:
         """log p of every token in nats, B x L float32 in window order; zero where it does not count."""

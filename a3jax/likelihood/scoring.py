@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.curriculum.stage import Prefill
+from a3jax.curriculum.stage import Prefill, check_orders
 from a3jax.devices import context_parallel
 from a3jax.devices.mesh import filled_up, parts_in_use
 from a3jax.errors import UserError
@@ -84,8 +84,7 @@ def token_log_likelihoods(
     """`token_log_likelihood` of several texts, a batch at a time."""
     if not tokens:
         raise UserError("no text is given; give at least one")
-    if orders < 1:
-        raise UserError(f"orders is {orders}; it must be at least 1")
+    check_orders(order if groups is None else None, orders)
     if not 0 <= seed <= 2**32 - orders:
         raise UserError(f"seed is {seed}; it must be at least 0 and below {2**32}")
     for i, (ids, known) in enumerate(zip(tokens, given)):

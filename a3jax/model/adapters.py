@@ -1,8 +1,12 @@
 """Adapters (LoRA, Hu et al., arXiv 2106.09685): low-rank changes of a layer's weights, x W + (x A) B, in one stream or both.
 
 In both they are another way of training all weights, and can be added into them. In the query stream alone they are what
-makes a model any-order: the content stream stays that of the source model, bit for bit. So do, under successor seeding, the
-predictions of every query that an AR model could ask (`Order.causal`): its row passes without them, in whatever order.
+makes a model any-order: the content stream is computed by the source model's weights alone, bit for bit. Under successor
+seeding so is every query that sees the tokens before its own and no others (`Order.causal`): its row passes without them.
+
+From left to right, one token at a time, such a model therefore predicts what the source model does. In other orders it need
+not, not even for causal queries: where groups hold several tokens, the content of an earlier group has seen ahead within that
+group, as the source model's never does, and the causal query that begins the next group reads keys made of it.
 """
 
 import dataclasses
@@ -10,22 +14,26 @@ import dataclasses
 import numpy as np
 
 from a3jax.config import ModelConfig
-
-_ANY_ROW = {
-    "query": ("NxDxA", "NxAxHxE"),
-    "output": ("NxHxExA", "NxAxD"),
-    "gate": ("NxDxA", "NxAxF"),
-    "up": ("NxDxA", "NxAxF"),
-    "down": ("NxFxA", "NxAxD"),
-}
-_CONTENT_ROW = {"key": ("NxDxA", "NxAxKxE"), "value": ("NxDxA", "NxAxKxE")}
+from a3jax.model.parameters import Declared, declarations
 
 
-def adapted(config: ModelConfig) -> dict[str, tuple[str, str]]:
-    """The weights of a layer that have adapters, with the axes of their two `factors`."""
-    if not config.adapter_rank:
-        return {}
-    return _ANY_ROW | (_CONTENT_ROW if config.adapter_stream == "both" else {})
+def adapted(config: ModelConfig) -> tuple[str, ...]:
+    """The names of a layer's weights that have adapters."""
+    return tuple(path.removeprefix("blocks.") for path, it in declarations(config).items() if has_adapter(config, it))
+
+
+def has_adapter(config: ModelConfig, weight: Declared) -> bool:
+    """Whether a parameter has one: matrices do, in the query stream alone those of query rows, which make no keys (K)."""
+    if weight.kind != "matrix" or not config.adapter_rank:
+        return False
+    return config.adapter_stream == "both" or "K" not in weight.axes
+
+
+def factor_axes(weight: Declared) -> tuple[str, str]:
+    """The axes of both `factors` of a matrix: "NxD->HxE" becomes "NxD->A" and "NxA->HxE"."""
+    layers, *rest = weight.axes
+    inputs, outputs = ("x".join(part) for part in (rest[: weight.inputs], rest[weight.inputs :]))
+    return f"{layers}x{inputs}->A", f"{layers}xA->{outputs}"
 
 
 def factors(name: str) -> tuple[str, str]:

@@ -19,8 +19,8 @@ from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
-from a3jax.model.adapters import adapted, factors
-from a3jax.model.parameters import parameter
+from a3jax.model.adapters import adapted, factor_axes, factors, has_adapter
+from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import project
 from a3jax.model.rope import rotate
 
@@ -67,26 +67,27 @@ class Block(nnx.Module):
         self.config = config
         declare = functools.partial(parameter, config, rngs=rngs)
         ones, zeros, normal = nnx.initializers.ones, nnx.initializers.zeros, nnx.initializers.normal(0.02)
-        self.attention_norm = declare("NxD", ones)
-        self.query = declare("NxDxHxE", normal)
-        self.key = declare("NxDxKxE", normal)
-        self.value = declare("NxDxKxE", normal)
-        self.output = declare("NxHxExD", normal)
-        self.mlp_norm = declare("NxD", ones)
-        self.gate = declare("NxDxF", normal)
-        self.up = declare("NxDxF", normal)
-        self.down = declare("NxFxD", normal)
+        self.attention_norm = declare("NxD", "norm", ones)
+        self.query = declare("NxD->HxE", "matrix", normal)
+        self.key = declare("NxD->KxE", "matrix", normal)
+        self.value = declare("NxD->KxE", "matrix", normal)
+        self.output = declare("NxHxE->D", "matrix", normal)
+        self.mlp_norm = declare("NxD", "norm", ones)
+        self.gate = declare("NxD->F", "matrix", normal)
+        self.up = declare("NxD->F", "matrix", normal)
+        self.down = declare("NxF->D", "matrix", normal)
         if config.qkv_bias:
-            self.query_bias = declare("NxHxE", zeros)
-            self.key_bias = declare("NxKxE", zeros)
-            self.value_bias = declare("NxKxE", zeros)
+            self.query_bias = declare("NxHxE", "bias", zeros)
+            self.key_bias = declare("NxKxE", "bias", zeros)
+            self.value_bias = declare("NxKxE", "bias", zeros)
         if config.query_key_norm != "none":
             per_head = config.query_key_norm == "head"
-            self.query_norm = declare("NxE" if per_head else "NxHxE", ones)
-            self.key_norm = declare("NxE" if per_head else "NxKxE", ones)
-        for name, (inner, outer) in adapted(config).items():
-            for factor, axes, begin in zip(factors(name), (inner, outer), (normal, zeros)):
-                setattr(self, factor, declare(axes, begin))
+            self.query_norm = declare("NxE" if per_head else "NxHxE", "norm", ones)
+            self.key_norm = declare("NxE" if per_head else "NxKxE", "norm", ones)
+        weights = {name: declared(value) for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        for name in [name for name, weight in weights.items() if has_adapter(config, weight)]:
+            for factor, axes, begin in zip(factors(name), factor_axes(weights[name]), (normal, zeros)):
+                setattr(self, factor, declare(axes, "adapter", begin))
 
     def enter(self, rows: Rows, x_BxRxD: Array) -> Rows:
         """The rows as they come into this layer."""

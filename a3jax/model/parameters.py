@@ -1,11 +1,17 @@
-"""A parameter's shape, logical axes and initial value, declared once.
+"""A parameter's kind, shape, logical axes and initial value, declared once.
 
 Axes are written with the letters of the array names: a parameter "NxDxHxE" has the sizes of those letters in the model
-configuration, and `a3jax.devices.mesh` reads the same letters to lay it over devices.
+configuration, and `a3jax.devices.mesh` reads the same letters to lay it over devices. "NxD->HxE" has the same axes, and says
+which of them rows are multiplied with.
+
+All that is true of some parameters only follows from their kinds: what decays (`a3jax.train.optimizer`), what
+`adapt.frozen` may mean (`a3jax.train.trained`), what has adapters (`a3jax.model.adapters`), what arithmetic rows cost
+(`a3jax.train.flops`), and which axes a stored tensor has (`a3jax.weights.table`). Nobody else lists names.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -13,14 +19,31 @@ from flax import nnx
 from a3jax.config import ModelConfig
 
 Initializer = Callable[..., jax.Array]
+Kind = Literal["matrix", "norm", "bias", "embedding", "head", "adapter", "seed"]
+"""`matrix`: what rows of a layer are multiplied with; `adapter`: a factor of the low-rank change of one; `seed`: the vector
+that seeds queries."""
 
 
-def parameter(config: ModelConfig, axes: str, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:
-    """A float32 parameter with axes such as "NxDxF".
+class Declared(NamedTuple):
+    """What a parameter is."""
 
-    N layers, D width, F feed-forward, H and K heads, E head, V vocabulary, A adapter.
-    """
-    sizes = {
+    axes: tuple[str, ...]
+    kind: Kind
+    inputs: int
+    """How many axes, after that of layers, rows are multiplied with; 0 for what is no product of rows."""
+
+
+def parameter(config: ModelConfig, axes: str, kind: Kind, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:
+    """A float32 parameter of a kind with axes such as "NxD->F" (a product of rows) or "NxD"."""
+    before, arrow, _ = axes.partition("->")
+    letters = tuple(axes.replace("->", "x").split("x"))
+    value = initializer(rngs.params(), tuple(size_of(config)[letter] for letter in letters))
+    return nnx.Param(value, axes=letters, kind=kind, inputs=before.count("x") if arrow else 0)
+
+
+def size_of(config: ModelConfig) -> dict[str, int]:
+    """The sizes of axes: N layers, D width, F feed-forward, H and K heads, E head, V vocabulary, A adapter."""
+    return {
         "N": config.layers,
         "D": config.width,
         "F": config.ff_width,
@@ -30,8 +53,12 @@ def parameter(config: ModelConfig, axes: str, initializer: Initializer, rngs: nn
         "V": config.vocab,
         "A": config.adapter_rank,
     }
-    letters = tuple(axes.split("x"))
-    return nnx.Param(initializer(rngs.params(), tuple(sizes[letter] for letter in letters)), axes=letters)
+
+
+def declared(variable: nnx.Variable) -> Declared:
+    """What was declared of a parameter, or of whatever stands in its place: a moment, a shape, a sharding."""
+    metadata = variable.get_metadata()
+    return Declared(metadata["axes"], metadata["kind"], metadata["inputs"])
 
 
 def graph(config: ModelConfig) -> nnx.GraphDef:
@@ -42,6 +69,12 @@ def graph(config: ModelConfig) -> nnx.GraphDef:
 def shapes(config: ModelConfig) -> nnx.State:
     """The whole parameter tree as shapes and axes, without allocating anything."""
     return jax.tree.map(lambda shape: shape, _outline(config)[1])  # a tree of the caller's own, who may change it
+
+
+@functools.cache
+def declarations(config: ModelConfig) -> dict[str, Declared]:
+    """What every parameter is, by its dotted path such as "blocks.query"."""
+    return {".".join(map(str, path)): declared(leaf) for path, leaf in nnx.to_flat_state(_outline(config)[1])}
 
 
 @functools.cache

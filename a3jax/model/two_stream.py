@@ -84,12 +84,12 @@ class TwoStream(nnx.Module):
         self.config = config
         declare = functools.partial(parameter, config, rngs=rngs)
         normal = nnx.initializers.normal(0.02)
-        self.embedding = declare("VxD", normal)
+        self.embedding = declare("VxD", "embedding", normal)
         self.blocks = Block(config, rngs)
-        self.final_norm = declare("D", nnx.initializers.ones)
-        self.query_seed = declare("D", nnx.initializers.zeros)
+        self.final_norm = declare("D", "norm", nnx.initializers.ones)
+        self.query_seed = declare("D", "seed", nnx.initializers.zeros)
         if not config.tied_head:
-            self.head = declare("VxD", normal)
+            self.head = declare("VxD", "head", normal)
 
     @property
     def output_matrix(self) -> nnx.Param:

@@ -15,6 +15,7 @@ from a3jax.plan.costs import Costs, count
 from a3jax.plan.hlo import Program
 from a3jax.plan.topology import Topology
 from a3jax.train import flops
+from a3jax.train.counts import full_window
 
 Resource = Literal["compute", "memory", "communication"]
 
@@ -24,7 +25,7 @@ class Roofline:
     """One step of a stage at its bound."""
 
     flops: float
-    """Useful FLOPs of a step over all devices, as MFU counts them."""
+    """Useful FLOPs of a step over all devices, as MFU counts them, of windows that one document fills."""
     executed_flops: float
     """FLOPs of matrix products that the compiled step does on all devices, recomputed ones included."""
     hbm_bytes: int
@@ -37,7 +38,7 @@ class Roofline:
     memory_seconds: float
     communication_seconds: float
     tokens: int
-    """Of a step."""
+    """Of a step whose windows are full."""
     mfu: float
     """Useful FLOPs per second at the bound, as a fraction of the peak."""
 
@@ -76,8 +77,8 @@ def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, top
     executed = costs.matmul_flops * devices
     if costs.hidden_matmuls:
         passes = _BACKWARD + (2 if config.train.remat == "full" else 1)
-        executed += windows * passes * flops.attention_forward(model, stage, length)
-        executed += windows * flops.source_attention(model, length) if config.adapt.distill else 0
+        executed += windows * passes * flops.attention_forward(model, stage, full_window(length))
+        executed += windows * flops.source_attention(model, full_window(length)) if config.adapt.distill else 0
     compute = executed / devices / topology.flops_per_second
     memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second
     communication = sum(costs.sent_bytes.values()) / topology.chip.ici_bytes_per_second

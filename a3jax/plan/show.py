@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from a3jax.devices.mesh import AXES
 from a3jax.plan.search import Candidate
 from a3jax.plan.stages import Plan
 from a3jax.plan.topology import GIB, Topology
+from a3jax.terminal import Terminal
 
 
 def show_plan(plan: Plan) -> None:
@@ -98,10 +98,10 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _print(text: str) -> None:
-    _console().print(text, highlight=False)
+    _console().print(text)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """Standard output; as wide as a table needs where it is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=160)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from a3jax.data.tokenizer import TextCodec
+from a3jax.decode.spelling import spelled
 from a3jax.errors import UserError
-from a3jax.generate.infill import Infilled, Tokens, alike
+from a3jax.generate.infill import Infilled, Tokens
 from a3jax.serve.requests import Completion, Refused
 
 Json = dict[str, Any]
@@ -51,31 +52,27 @@ def logprobs(codec: TextCodec, filled: Infilled, echo: bool) -> Json:
 
     Given tokens have none. A token that completes no character, or stands behind a stop string, adds none.
     """
-    first, begin = int(codec.start is not None), filled.given.index(False) if False in filled.given else len(filled.tokens)
-    begin, end = first if echo else begin, begin + len(filled.blanks[0].tokens)
-    text = completed(filled, echo)
-    before = "" if echo else filled.pieces[0][0]
-    decoded = [codec.decode(list(filled.tokens[first:i])) for i in range(begin, end + 1)]
-    edges = [max(0, alike(before + text, upto) - len(before)) for upto in decoded]
+    blank = filled.places[1]
+    place = slice(filled.places[0].start if echo else blank.start, blank.stop)
+    texts = spelled(codec, filled.tokens, filled.parts)[place]
     return {
-        "tokens": [text[a:b] for a, b in itertools.pairwise(edges)],
-        "token_logprobs": [None if filled.given[i] else filled.log_probs[i] for i in range(begin, end)],
+        "tokens": texts,
+        "token_logprobs": [None if given else x for given, x in zip(filled.given[place], filled.log_probs[place])],
         "top_logprobs": None,
-        "text_offset": edges[:-1],
+        "text_offset": list(itertools.accumulate(map(len, texts), initial=0))[:-1],
     }
 
 
-def begun(codec: TextCodec, fillable_V: np.ndarray, tokens: Tokens, stops: tuple[str, ...], echo: bool) -> str:
-    """What is certain of a completion that is on its way from left to right."""
-    first, begin = int(codec.start is not None), int(np.argmax(tokens.passes != 0))
+def begun(codec: TextCodec, fillable_V: np.ndarray, tokens: Tokens, stops: tuple[str, ...], echoed: str) -> str:
+    """What is certain of a completion that is on its way from left to right, behind what is `echoed` of its prompt."""
+    begin = int(np.argmax(tokens.passes != 0))
     written = tokens.tokens[tokens.passes > 0]
     written = written[: int(np.argmin(np.append(fillable_V[written], False)))]  # up to the end of the text
-    given = codec.decode(tokens.tokens[first:begin].tolist())
-    text = codec.decode([*tokens.tokens[first:begin].tolist(), *written.tolist()])[len(given) :].rstrip("\ufffd")
+    text = codec.certain(written.tolist(), inside=begin > tokens.head)
     found = [text.find(stop) for stop in stops if stop in text]
     open_ = max((len(stop) - 1 for stop in stops), default=0)  # its end may be the beginning of a stop string
     text = text[: min(found)] if found else text[: max(0, len(text) - open_)]
-    return given + text if echo else text
+    return echoed + text
 
 
 def failure(error: Exception) -> tuple[int, Json, dict[str, str]]:

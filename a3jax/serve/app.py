@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,13 +24,12 @@ from a3jax.errors import first_line
 from a3jax.generate.infill import Infilled, Tokens
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
+from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Completion, Infill, Refused, Request, Text, check, read_request
 from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 30
-"""A body must be there by then."""
 R = TypeVar("R", bound=Request)
 
 
@@ -42,6 +42,7 @@ class Service:
         self.batcher = batcher
         self.created = int(time.time())
         self.fillable_V = np.asarray(model.fillable)
+        self.reader = ThreadPoolExecutor(1, "reader")
 
     def app(self) -> Starlette:
         """The service as an ASGI application, which fills batches as long as it is up."""
@@ -53,6 +54,7 @@ class Service:
             worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
+            self.reader.shutdown(wait=False, cancel_futures=True)
 
         app = Starlette(
             routes=[
@@ -69,13 +71,13 @@ class Service:
 
     async def complete(self, http: Http) -> Response:
         """POST /v1/completions."""
-        request = await self._read(http, Completion)
-        texts = await self._checked(request, "prompt")
+        request, texts = await self._read(http, Completion)
         head = self._head("cmpl", "text_completion")
         if request.stream:
-            updates: asyncio.Queue[tuple[int, Tokens | None]] = asyncio.Queue()
-            results = self.batcher.submit(texts, lambda i, tokens: updates.put_nowait((i, tokens)))
-            return StreamingResponse(self._events(request, results, updates, head), media_type="text/event-stream")
+            updates = Updates()
+            results = self.batcher.submit(texts, updates.put)
+            echoed = [text.template.pieces[0] if request.echo else "" for text in texts]
+            return StreamingResponse(self._events(request, results, updates, head, echoed), media_type="text/event-stream")
         filled = await _unless_gone(http, self.batcher.submit(texts))
         choices = [
             await asyncio.to_thread(answers.completion_choice, self.model.codec, one, request, i)
@@ -85,8 +87,8 @@ class Service:
 
     async def infill(self, http: Http) -> Response:
         """POST /v1/infill."""
-        request = await self._read(http, Infill)
-        filled = await _unless_gone(http, self.batcher.submit(await self._checked(request, "text")))
+        request, texts = await self._read(http, Infill)
+        filled = await _unless_gone(http, self.batcher.submit(texts))
         choices = [answers.infill_choice(one, i, request.logprobs is not None) for i, one in enumerate(filled)]
         head = self._head("fill", "infill")
         return JSONResponse({**head, "choices": choices, "usage": answers.usage(filled, request.n)})
@@ -100,17 +102,19 @@ class Service:
         """GET /health: 200 once the model has filled something."""
         return JSONResponse({"status": "ok" if self.batcher.warm else "warming"}, 200 if self.batcher.warm else 503)
 
-    async def _read(self, http: Http, kind: type[R]) -> R:
-        request = read_request(kind, await _body(http, self.batcher.limits.max_body_bytes))
+    async def _read(self, http: Http, kind: type[R]) -> tuple[R, list[Text]]:
+        """A request and its texts, found to be fit for a batch. Long ones take seconds, one after the other in a thread."""
+        body = await _body(http, self.batcher.limits)
+        return await asyncio.get_running_loop().run_in_executor(self.reader, self._understood, kind, body)
+
+    def _understood(self, kind: type[R], body: bytes) -> tuple[R, list[Text]]:
+        request = read_request(kind, body)
         if request.model not in (None, self.name):
             raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
-        return request
-
-    async def _checked(self, request: Request, param: str) -> list[Text]:
         texts = request.texts(self.batcher.limits)
         for text in texts[:: request.n]:
-            await asyncio.to_thread(check, self.model, text.template, param)
-        return texts
+            check(self.model, text.template, request.given)
+        return request, texts
 
     def _head(self, prefix: str, kind: str) -> dict[str, Any]:
         return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
@@ -119,12 +123,13 @@ class Service:
         self,
         request: Completion,
         results: Sequence[asyncio.Future[Infilled]],
-        updates: asyncio.Queue[tuple[int, Tokens | None]],
+        updates: "Updates",
         head: dict[str, Any],
+        echoed: Sequence[str],
     ) -> AsyncIterator[str]:
         """Server-sent events: each text grows by what is certain of it after every pass."""
         for i, result in enumerate(results):
-            result.add_done_callback(lambda _, i=i: updates.put_nowait((i, None)))  # type: ignore[misc]
+            result.add_done_callback(lambda _, i=i: updates.put(i, None))  # type: ignore[misc]
         sent, left = [0] * len(results), len(results)
         stops = (request.stop,) if isinstance(request.stop, str) else request.stop
         try:
@@ -134,7 +139,7 @@ class Service:
                     filled, left = results[i].result(), left - 1
                     text, finished = answers.completed(filled, request.echo), filled.finished
                 else:
-                    text = answers.begun(self.model.codec, self.fillable_V, tokens, stops, request.echo)
+                    text = answers.begun(self.model.codec, self.fillable_V, tokens, stops, echoed[i])
                     finished = None
                 if finished or len(text) > sent[i]:
                     yield _event({**head, "choices": [answers.choice(text[sent[i] :], i, finished)]})
@@ -148,12 +153,34 @@ class Service:
                 result.cancel()
 
 
+class Updates:
+    """How each text of a stream stands, the newest only, however slowly the client takes it."""
+
+    def __init__(self) -> None:
+        self._newest: dict[int, Tokens | None] = {}
+        self._some = asyncio.Event()
+
+    def put(self, number: int, tokens: Tokens | None) -> None:
+        """A text has grown, or is filled where `tokens` is None."""
+        self._newest[number] = tokens
+        self._some.set()
+
+    async def get(self) -> tuple[int, Tokens | None]:
+        """A text that has grown since it was last asked for."""
+        await self._some.wait()
+        number, tokens = self._newest.popitem()
+        if not self._newest:
+            self._some.clear()
+        return number, tokens
+
+
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-async def _body(http: Http, most: int) -> bytes:
-    """The body of a request; beyond `most` bytes it is not kept, but read up to a point, so that the client sees why."""
+async def _body(http: Http, limits: Limits) -> bytes:
+    """The body of a request; a large one is not kept, but read up to a point, so that the client sees why."""
+    most, seconds = limits.max_body_bytes, limits.max_client_seconds
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # with which no web page sends anything elsewhere unasked
         raise Refused("send the header Content-Type: application/json", http=415)
@@ -163,7 +190,7 @@ async def _body(http: Http, most: int) -> bytes:
         raise too_large
     body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             async for chunk in http.stream():
                 size += len(chunk)
                 if size <= most:
@@ -171,7 +198,7 @@ async def _body(http: Http, most: int) -> bytes:
                 elif size > 16 * most:
                     break
     except TimeoutError:
-        raise Refused(f"the body was not there after {BODY_SECONDS} s", http=408) from None
+        raise Refused(f"the body was not there after {seconds:g} s", http=408) from None
     if size > most:
         raise too_large
     return bytes(body)
@@ -242,6 +269,9 @@ class Guard:
                 await self.app(scope, receive, noting)
         except Exception:  # it is answered and logged already
             status = status or 500
+        except asyncio.CancelledError:  # the service has no more time
+            if status == 0:
+                await (await _failed(Http(scope), Refused("the service is stopping", http=503)))(scope, receive, noting)
         finally:
             client, path = (scope.get("client") or ["-"])[0], scope["raw_path"].decode("latin-1")[:200]
             logger.info("%s %s %s %d %.2f s", client, scope["method"], path, status, time.perf_counter() - begin)

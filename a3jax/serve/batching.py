@@ -51,6 +51,7 @@ class Batcher:
         self._closed = False
         self._seconds = 1.0
         self._waiting: list[Job] = []
+        self._running: list[Job] = []
         self._arrived = asyncio.Event()
 
     def submit(self, texts: Sequence[Text], watch: Watch | None = None) -> list[asyncio.Future[Infilled]]:
@@ -72,22 +73,25 @@ class Batcher:
         return [job.result for job in jobs]
 
     def close(self) -> None:
-        """Refuse whatever waits or comes later; a batch that is being filled is finished."""
+        """Refuse whatever waits or comes later; a batch that is being filled goes on."""
         self._closed = True
-        for job in self._waiting:
-            if not job.result.done():
-                job.result.set_exception(Refused("the service is stopping", http=503))
+        _refuse(self._waiting)
+
+    def give_up(self) -> None:
+        """Refuse the batch that is being filled too. It ends with its next pass; compiling ends when it ends."""
+        _refuse(self._running)
 
     async def run(self) -> None:
-        """Fill batches until cancelled."""
+        """Fill batches until cancelled. A batch that is being filled then is left to its thread, named "model"."""
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "model") as worker:
+        worker = ThreadPoolExecutor(1, "model")
+        try:
             await loop.run_in_executor(worker, self._warm_up)
             while True:
                 await self._arrived.wait()
                 if len(self._waiting) < self.limits.max_batch:
                     await asyncio.sleep(self.limits.max_wait_ms / 1000)
-                jobs = self._take()
+                jobs = self._running = self._take()
                 if not jobs:
                     continue
                 begin = time.perf_counter()
@@ -102,6 +106,8 @@ class Batcher:
                         job.result.set_exception(outcome)
                     else:
                         job.result.set_result(outcome)
+        finally:
+            worker.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> list[Job]:
         """The next batch: the text that has waited longest, and those that can be filled with it."""
@@ -124,7 +130,7 @@ class Batcher:
         """What became of each text. Where a batch fails, each is tried alone, so that one fails for itself only."""
 
         def observe(texts: list[Tokens]) -> None:
-            if all(job.result.cancelled() for job in jobs):
+            if all(job.result.done() for job in jobs):
                 raise Abandoned
             for job, tokens in zip(jobs, texts):
                 if job.watch is not None:
@@ -145,6 +151,12 @@ def padded(texts: Sequence[Text]) -> list[Text]:
     template, decoding = texts[0]
     least = Text(Template(template.pieces, (1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=()))
     return [*texts, *[least] * ((1 << (len(texts) - 1).bit_length()) - len(texts))]
+
+
+def _refuse(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if not job.result.done():
+            job.result.set_exception(Refused("the service is stopping", http=503))
 
 
 def _numbered(watch: Watch | None, number: int) -> Callable[[Tokens], None] | None:

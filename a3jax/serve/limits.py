@@ -22,10 +22,16 @@ class Limits:
     """Tokens that one text may have predicted at once, which is what a pass needs memory for."""
     max_body_bytes: int = 2**20
     """Of one request."""
+    max_connections: int = 256
+    """Open at once. Where there are more, the one that has kept the service waiting longest is closed."""
+    max_client_seconds: float = 10.0
+    """A client may take so long over a request's headers, over its body, and over taking some more of an answer."""
+    max_stop_seconds: float = 5.0
+    """When the service is told to stop, the batch that runs may take so long."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(Limits):
-            least = 0 if field.name == "max_wait_ms" else 1
+            least = 0 if field.name in ("max_wait_ms", "max_stop_seconds") else 1
             if not least <= getattr(self, field.name) < 2**31:
                 option = field.name.replace("_", "-")
                 raise UserError(f"--{option} is {getattr(self, field.name)}; it must be at least {least} and below {2**31}")

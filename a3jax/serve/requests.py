@@ -4,7 +4,6 @@ The shape is that of OpenAI's completions, with the fields of `a3jax.Decoding` b
 """
 
 import dataclasses
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from a3jax.curriculum.stage import parse_order
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
+from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build, nearest
 from a3jax.generate.infill import ROUNDS, document_of
-from a3jax.generate.reading import once
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import Model
 
@@ -64,6 +63,8 @@ class Request:
     user: str = ""
     """Of the client's own records; it changes nothing."""
 
+    given = sizes = ""  # the fields that hold the texts, and say how many tokens to fill in
+
     @property
     def templates(self) -> list[Template]:
         """Of the texts that were given, each to be filled `n` times."""
@@ -81,13 +82,14 @@ class Request:
         if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
             raise Refused(f"logprobs is {self.logprobs}; it must be from 0 to {TOP_LOGPROBS}", "logprobs")
         templates = self.templates
-        if len(templates) * self.n > limits.max_queue:
-            raise Refused(
-                f"the request asks for {len(templates) * self.n} texts; at most {limits.max_queue} are served at once"
-            )
-        work = sum(_work(template, self.decoding) for template in templates) * self.n
-        if work > limits.max_tokens_per_request:
-            raise Refused(f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one")
+        if (texts := len(templates) * self.n) > limits.max_queue:
+            field = "n" if len(templates) <= limits.max_queue else self.given
+            raise Refused(f"the request asks for {texts} texts; at most {limits.max_queue} are served at once", field)
+        sample = sum(_work(template, self.decoding) for template in templates)
+        if (work := sample * self.n) > limits.max_tokens_per_request:
+            field = "n" if sample <= limits.max_tokens_per_request else self.sizes
+            message = f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one"
+            raise Refused(message, field)
         longest = max(_tokens(template) for template in templates)
         name, rows = self.decoding.rows
         if min(rows, longest) > limits.max_tokens_per_pass:
@@ -101,6 +103,8 @@ class Request:
 class Completion(Request):
     """POST /v1/completions: a prompt and a blank behind it, and perhaps text behind that."""
 
+    given = "prompt"
+    sizes = "max_tokens"
     prompt: str | tuple[str, ...]
     suffix: str = ""
     max_tokens: int = 16
@@ -134,6 +138,7 @@ class Completion(Request):
 class Infill(Request):
     """POST /v1/infill: texts in which [[n]] is a blank of n tokens, and [[n-m]] one of n to m."""
 
+    given = sizes = "text"
     text: str | tuple[str, ...]
 
     @property
@@ -187,15 +192,9 @@ def check(model: Model, template: Template, param: str) -> None:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body, object_pairs_hook=once)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair passes for a string, but is no text
-    except UnicodeEncodeError:
-        raise Refused("the body holds half of a surrogate pair, which is no text") from None
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise Refused('the body must be a JSON object, such as {"prompt": "Once upon"}')
-    return value
+        return parse_object(body, "the body")
+    except UserError as error:
+        raise Refused(f'{error}; give an object such as {{"prompt": "Once upon"}}') from None
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:

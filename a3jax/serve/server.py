@@ -1,5 +1,6 @@
 """The process that serves: it listens, logs, and stops when it is told to."""
 
+import asyncio
 import ipaddress
 import logging
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from a3jax.errors import UserError, first_line
+from a3jax.outside_text import printable
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import load
@@ -16,6 +18,7 @@ try:
     import uvicorn
 
     from a3jax.serve.app import Guard, Service
+    from a3jax.serve.connections import Connection, room
 except ModuleNotFoundError as error:
     raise UserError(f"the service needs the package {error.name}; pip install 'a3jax[serve]'") from None
 
@@ -23,10 +26,12 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Names by which clients on this machine speak of it."""
+READING_SECONDS = 2
+"""What a request that is being read may take beyond the end, when the service stops."""
 
 
 class Server(uvicorn.Server):
-    """A server that finishes what runs when it is told to stop, and stops at once when it is told again."""
+    """A server that finishes what is soon done when it is told to stop, and stops at once when it is told again."""
 
     def __init__(self, config: uvicorn.Config, batcher: Batcher) -> None:
         super().__init__(config)
@@ -40,24 +45,57 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse what waits, then close every connection as soon as it is answered."""
-        logger.info("stopping: what runs is finished; a second signal ends it at once")
+        """Refuse what waits, then close every connection as soon as it is answered, and before long in any case."""
+        seconds = self.batcher.limits.max_stop_seconds
+        logger.info("stopping: what runs has %g s to finish; a second signal ends it at once", seconds)
         self.batcher.close()
+        asyncio.get_running_loop().call_later(seconds, self._give_up)
         await super().shutdown(sockets)
 
+    def _give_up(self) -> None:
+        self.batcher.give_up()
+        for connection in self.server_state.connections:
+            if isinstance(connection, Connection) and connection.waits:
+                connection.transport.abort()
 
-def serve(checkpoint: Path, host: str, port: int, dtype: str, step: int | None, limits: Limits) -> dict[str, int]:
+
+class Lines(logging.Formatter):
+    """One line for each record, whatever a client has put into it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: D102
+        return printable(super().formatMessage(record)).replace("\n", "\u240a")
+
+
+def serve(
+    checkpoint: Path, host: str, port: int, dtype: str, step: int | None, limits: Limits, trusted_proxy: str | None = None
+) -> dict[str, int]:
     """Load a model and serve it until a signal comes; texts and batches filled.
 
-    Raises `UserError` where the address cannot be used, and for what `a3jax.load` does not take.
+    Where a batch is still being compiled then, the thread "model" is left behind at work. Raises `UserError` where the
+    address cannot be used, and for what `a3jax.load` does not take.
     """
     _log_to_stderr()
+    _check_proxy(trusted_proxy)
+    connections = room(limits.max_connections)
     with _listen(host, port) as listening:  # before the model is loaded, which may take long
         model, name = load(checkpoint, dtype, step), checkpoint.resolve().name
         batcher = Batcher(model, limits)
         app = Guard(Service(model, name, batcher).app(), _hosts(name, listening))
         config = uvicorn.Config(
-            app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False, server_header=False
+            app,
+            http=Connection,
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=trusted_proxy is not None,
+            forwarded_allow_ips=trusted_proxy,
+            limit_concurrency=connections + 1,
+            backlog=connections,
+            timeout_keep_alive=limits.max_client_seconds,  # type: ignore[arg-type]  # whole seconds or not
+            timeout_graceful_shutdown=limits.max_stop_seconds + READING_SECONDS,  # type: ignore[arg-type]
         )
         Server(config, batcher).run(sockets=[listening])
     return {"texts": batcher.texts, "batches": batcher.batches}
@@ -73,6 +111,13 @@ def _hosts(name: str, listening: socket.socket) -> tuple[str, ...] | None:
     return None
 
 
+def _check_proxy(address: str | None) -> None:
+    try:
+        ipaddress.ip_network(address or "127.0.0.1")
+    except ValueError as error:
+        raise UserError(f"--trusted-proxy: {error}; give the proxy's address, or a network such as 10.0.0.0/8") from None
+
+
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise UserError(f"--port is {port}; it must be from 0 (any that is free) to {2**16 - 1}")
@@ -86,9 +131,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    package = logging.getLogger("a3jax.serve")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    package.propagate = False
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    handler.setFormatter(Lines("%(asctime)s %(message)s"))
+    for name, level in {"a3jax.serve": logging.INFO, "uvicorn": logging.WARNING}.items():
+        package = logging.getLogger(name)
+        package.addHandler(handler)
+        package.setLevel(level)
+        package.propagate = False

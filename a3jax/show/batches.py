@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from a3jax.config import Config
@@ -18,6 +17,8 @@ from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 from a3jax.ordering import Order, draw_mixture, example_keys
+from a3jax.outside_text import printable
+from a3jax.terminal import Terminal
 from a3jax.train.direct import with_corpora
 
 
@@ -136,14 +137,14 @@ _CLOSING = {"[": "]", "{": "}"}
 _SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def print_shown(shown: Shown, console: Console | None = None) -> None:
+def print_shown(shown: Shown, console: Terminal | None = None) -> None:
     """Print windows for people: early groups are red, late ones magenta, given tokens grey, documents have backgrounds.
 
     Where there is no colour, ‖ begins a document, [ ] holds what is given and the small number is the group.
     """
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     console.print(f"step {shown.step}, {shown.order}, up to {shown.given:.0%} given besides the first token of a document")
-    console.print("‖ a document begins  [given]  {context, another window predicts it}  x₃ in group 3", markup=False)
+    console.print("‖ a document begins  [given]  {context, another window predicts it}  x₃ in group 3")
     for window in shown.windows:
         facts = f"{len(window.tokens):,} tokens, {max(window.document, default=0)} documents, {window.padding:,} padding"
         console.print()
@@ -178,16 +179,15 @@ def spelled(window: Window) -> Text:
     return text
 
 
-def _print_query(window: Window, query: Query, console: Console) -> None:
+def _print_query(window: Window, query: Query, console: Terminal) -> None:
     group = window.group[query.token]
     if not group:
-        console.print(f"\ntoken {query.token} {window.texts[query.token]!r} is given: nothing predicts it", markup=False)
+        console.print(f"\ntoken {query.token} {window.texts[query.token]!r} is given: nothing predicts it")
         return
     seen = set(query.sees)
     console.print(
         f"\ntoken {query.token} {window.texts[query.token]!r}, group {group} of document {window.document[query.token]}: "
         f"its query sees {len(seen)} tokens; · is hidden from it, ▢ is the token itself",
-        markup=False,
     )
     text = Text()
     for i, (word, document) in enumerate(zip(window.texts, window.document)):
@@ -202,4 +202,4 @@ def _print_query(window: Window, query: Query, console: Console) -> None:
 
 def _visible(text: str) -> str:
     """Text with its line breaks to be seen, and still breaking lines."""
-    return text.replace("\r", "␍").replace("\t", "→").replace("\n", "⏎\n")
+    return printable(text.replace("\t", "→").replace("\n", "⏎\n"))

@@ -12,22 +12,26 @@ from a3jax.checkpoint.provenance import Record
 from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.corpus import MANIFEST, read_manifest
-from a3jax.devices import hosts
 from a3jax.errors import UserError
+from a3jax.files.places import local
 from a3jax.files.strict import read
-from a3jax.train import goodput
+from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder
-from a3jax.weights.families import from_hf
 from a3jax.weights.gguf import GgufFile, open_gguf
+from a3jax.weights.huggingface import read_description, with_stored_head
 from a3jax.weights.tensor_files import TensorFiles, read_json
 
 Facts = dict[str, Any]
 
 
 def describe(path: Path, step: int | None = None) -> Facts:
-    """Facts by name, `what` first. Only headers and small files are read. Raises `UserError` for anything unknown."""
+    """Facts by name, `what` first. Raises `UserError` for anything unknown.
+
+    Only headers and small files are read, and the head of a published model that should be tied and is stored.
+    """
+    local(path)
     for applies, facts in _KINDS:
         if applies(path):
             return facts(path, step)
@@ -80,7 +84,7 @@ def _hugging_face_folder(path: Path, _: int | None) -> Facts:
     tensors = TensorFiles(path)
     facts: Facts = {"what": "Hugging Face folder, " + ("both streams" if both else "left to right")}
     try:
-        facts |= _network((a3_folder.from_hf if both else from_hf)(raw, where))
+        facts |= _network(with_stored_head(read_description(path).config, tensors, where))
     except UserError as error:
         facts |= {"family": raw.get("model_type"), "not_importable": str(error)}
     facts |= _stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), tensors.files())

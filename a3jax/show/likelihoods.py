@@ -2,12 +2,12 @@
 
 import math
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from a3jax.generate.scored import Scored
 from a3jax.show.watch import colour
+from a3jax.terminal import Terminal
 
 
 def print_tokens(scored: Scored) -> None:
@@ -19,4 +19,4 @@ def print_tokens(scored: Scored) -> None:
         probability = math.exp(token["log_prob"])
         name, nats = Text(repr(token["text"])), f"{token['log_prob']:.3f}"
         table.add_row(str(token["id"]), name, nats, Text(f"{probability:.4f}", colour(probability)))
-    Console(highlight=False).print(table)
+    Terminal().print(table)

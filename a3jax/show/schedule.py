@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from a3jax.config import Config
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
+from a3jax.files.folders import check_new, new_file
 from a3jax.ordering import draw_mixture, example_keys
 from a3jax.show.batches import Window, groups_of, spelled
 from a3jax.show.pyplot import pyplot
+from a3jax.terminal import Terminal
 from a3jax.train.optimizer import schedule
 
 SENTENCE = "The old man sat down on the bench and watched the boats come home"
@@ -101,16 +102,16 @@ def describe(config: Config, number: int) -> list[dict[str, object]]:
     return result
 
 
-def show(config: Config, number: int, console: Console | None = None) -> None:
+def show(config: Config, number: int, console: Terminal | None = None) -> None:
     """Print the schedule: a bar of shares for every order, the stages, and `number` example orders of each."""
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     seen = curve(config, COLUMNS)
     width = max(len(name) for name in [*seen.share_C, "learning rate"])
     for name, share_C in seen.share_C.items():
-        console.print(f"{name:{width}} {_bar(share_C)}", markup=False)
+        console.print(f"{name:{width}} {_bar(share_C)}")
     for name, value_C in (("group size", seen.size_C), ("learning rate", seen.rate_C)):
         top = value_C.max()
-        console.print(f"{name:{width}} {_bar(value_C / (top or 1))} at most {top:.4g}", markup=False, style="dim")
+        console.print(f"{name:{width}} {_bar(value_C / (top or 1))} at most {top:.4g}", style="dim")
     console.print(f"{'':{width}} 0{config.schedule.steps:>{len(seen.step_C) - 1},} steps\n", style="dim")
     table = Table("stage", "orders", "steps", "ramp", "batch", "tokens", "learning rate", box=box.SIMPLE_HEAD, pad_edge=False)
     for fact in describe(config, 0):
@@ -129,16 +130,20 @@ def show(config: Config, number: int, console: Console | None = None) -> None:
     for index, stage in enumerate(config.schedule.stages):
         if not (stage.length and number):
             continue
-        console.print(f"stage {index}, {stage.name}: [given]  x₃ in group 3", markup=False)
+        console.print(f"stage {index}, {stage.name}: [given]  x₃ in group 3")
         for window in examples(config, stage, number):
             console.print(spelled(window))
         console.print()
 
 
 def draw(config: Config, file: Path) -> None:
-    """The schedule as a figure. Raises `UserError` for a format that is none, and where matplotlib is not installed."""
+    """The schedule as a new figure.
+
+    Raises `UserError` for a format that is none, for a file that is there already, and where matplotlib is not installed.
+    """
     if file.suffix[1:] not in FORMATS:
         raise UserError(f"{file} is to be a figure; its name must end in .{', .'.join(FORMATS)}")
+    check_new(file)
     plt = pyplot()
     seen = curve(config, POINTS)
     figure, (shares, sizes) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, height_ratios=(3, 1), layout="constrained")
@@ -158,10 +163,8 @@ def draw(config: Config, file: Path) -> None:
             panel.axvline(end, color="black", linewidth=0.6, linestyle=":")
     figure.legend(*shares.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     shares.set_title(config.name)
-    try:
-        figure.savefig(file, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from None
+    with new_file(file) as unfinished:
+        figure.savefig(unfinished, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from a3jax.config import Config, Stage
@@ -20,6 +19,7 @@ from a3jax.data.packing import Pieces, fill, padding
 from a3jax.data.pipeline import Batches, open_corpora, training_batches
 from a3jax.errors import UserError
 from a3jax.ordering import draw_mixture, example_keys
+from a3jax.terminal import Terminal
 from a3jax.train.direct import with_corpora
 
 PARTS = ("choose", "read", "pack", "put", "order")
@@ -145,7 +145,7 @@ def show_bench(result: Bench) -> None:
         table.add_row(name, f"{speed / 1e6:.2f}", f"{costs[name] / sum(costs.values()):.0%}", _WHAT[name])
     table.add_section()
     table.add_row("together", f"{result.tokens_per_second / 1e6:.2f}", "", "as in training, read ahead")
-    console = Console()
+    console = Terminal()
     console.print(table)
     for name, share in result.padding.items():
-        console.print(f"{share:.2%} of the windows of {name} is padding", highlight=False)
+        console.print(f"{share:.2%} of the windows of {name} is padding")

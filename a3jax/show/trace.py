@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from a3jax.data.spelling import spell
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
+from a3jax.decode.spelling import spelled
 from a3jax.generate.infill import Infilled
 
 _BEGIN = 160
@@ -35,12 +35,11 @@ def _page() -> str:
 
 
 def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str, Any]:
-    texts = spelled(codec, filled)
-    first = 0 if codec.start is None else 1
+    texts = spelled(codec, filled.tokens, filled.parts)
     tokens = [
         {"text": text, "id": token, "log_prob": log_prob, "pass": number}
         for text, token, log_prob, number in zip(texts, filled.tokens, filled.log_probs, filled.passes)
-    ][first:]
+    ][filled.places[0].start :]
     count = len(filled.given) - sum(filled.given)
     summary = {
         "mode": decoding.mode,
@@ -53,14 +52,3 @@ def _section(codec: TextCodec, filled: Infilled, decoding: Decoding) -> dict[str
         "log-likelihood": f"{filled.log_prob:.3f} nats",
     }
     return {"summary": {name: value for name, value in summary.items() if value is not None}, "tokens": tokens}
-
-
-def spelled(codec: TextCodec, filled: Infilled) -> list[str]:
-    """The text of each token of a filled document, "" for its start token. Joined they are its text."""
-    first = 0 if codec.start is None else 1
-    pieces = [""] * first + spell(codec, filled.tokens[first:])
-    left = len(filled.text)  # a stop string is cut off
-    for i, piece in enumerate(pieces):
-        pieces[i] = piece[:left]
-        left -= len(pieces[i])
-    return pieces

@@ -5,14 +5,15 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from rich.console import Console
 from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from a3jax.data.spelling import printable, spell
 from a3jax.data.tokenizer import TextCodec
+from a3jax.decode.spelling import spell
 from a3jax.generate.infill import Tokens
+from a3jax.outside_text import printable
+from a3jax.terminal import Terminal
 
 OPEN = "░"
 """Stands for a token that is not decided."""
@@ -28,7 +29,7 @@ def colour(probability: float) -> Style:
 class Watch:
     """`with Watch(codec, console) as watch: infill_batch(..., observe=watch)`. What was shown is cleared at the end."""
 
-    def __init__(self, codec: TextCodec, console: Console):
+    def __init__(self, codec: TextCodec, console: Terminal):
         self._codec, self._console = codec, console
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="visible")
         self._before: list[Tokens] = []
@@ -62,15 +63,13 @@ class Watch:
 def drawn(codec: TextCodec, text: Tokens, newest: np.ndarray) -> Text:
     """A document on its way: what is given plain, what is decided coloured by its probability, and the rest open."""
     result = Text()
-    context = codec.encode(".")  # some tokenizers drop the space at the beginning of a text
-    first = 0 if codec.start is None else 1
-    edges = np.flatnonzero(np.diff(text.passes[first:] < 0)) + first + 1
-    for begin, end in zip([first, *edges], [*edges, len(text.tokens)]):
+    kind = np.sign(text.passes[text.head :])  # open, given or decided: each is decoded by itself, as it will be at the end
+    edges = np.flatnonzero(np.diff(kind)) + text.head + 1
+    for begin, end in zip([text.head, *edges], [*edges, len(text.tokens)]):
         if text.passes[begin] < 0:
             result.append(OPEN * (end - begin), style="dim")
             continue
-        context = [] if begin == first else context
-        pieces = spell(codec, [*context, *text.tokens[begin:end].tolist()])[len(context) :]
+        pieces = spell(codec, text.tokens[begin:end].tolist(), inside=begin > text.head)
         for i, piece in enumerate(pieces, start=begin):
             style = colour(float(np.exp(text.log_probs[i]))) if text.passes[i] > 0 else Style()
             result.append(printable(piece), style=style + NEWEST if newest[i] else style)

@@ -1,15 +1,21 @@
 """What the runs of a sweep have learned and what they have forgotten, from what they logged.
 
-Both are held-out nats per token, against the source model: `forgotten` is what the left-to-right order has lost, `gained`
-what the order that stands for any order has won. Before its first step a run is its source, unless its queries start in
-another way. So of the runs that start from the same weights and are evaluated alike, the one that reads best from left to
-right at step 0 speaks for the source of all of them: where one has successor seeding, these are the source's own figures.
+Both are held-out nats per token, against the start: the source model, or the random weights of a run without one.
+`forgotten` is what the left-to-right order has lost, `gained` what the order that stands for any order has won. Before its
+first step a run is its source, unless its queries start in another way. So of the runs that start from the same weights and
+are evaluated alike, the one that reads best from left to right at step 0 speaks for the start of all of them: where one has
+successor seeding, these are the source's own figures.
 
 A setting is what runs have in common that differ in their seed only. It lies on the Pareto front if no other forgets less
-and gains as much, or gains more and forgets as little.
+and gains as much, or gains more and forgets as little, by their means. That is `clear` if it has several seeds and, against
+every other setting, forgets less or gains more by over `NOISE` standard errors of the difference. Of a setting with one seed
+the spread is not known, and the largest of the others' is taken for it.
+
+Tokens and FLOPs are those of the plan: steps of full windows, each one document (`a3jax.train.flops.per_window`).
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +33,8 @@ from a3jax.train.run import CONFIG
 
 SOURCE = "ar"
 """The order that the source model knew."""
+NOISE = 2.0
+"""Standard errors."""
 NO_DIFFERENCE = ("name", "run", "train.stop_at")
 
 
@@ -37,7 +45,7 @@ class Point:
     step: int
     tokens: int
     flops: float
-    """Useful ones, up to here."""
+    """Useful ones, up to here; of full windows, as `tokens`."""
     nll: dict[str, float]
     """Nats per token by order."""
     by_rank: dict[str, list[float | None]]
@@ -66,9 +74,9 @@ class Curve:
     stages: tuple[StageEnd, ...]
     points: tuple[Point, ...]
     source: Point | None
-    """The source model: the best first evaluation of all runs that start from its weights and are evaluated alike."""
+    """The start: the best first evaluation of all runs that start from the same weights and are evaluated alike."""
     untrained: bool
-    """Whether all of those start with a query seed that may be untrained, so that none shows the source as it was."""
+    """Whether all of those start with a query seed that may be untrained, so that none shows a source as it was."""
     forgotten: float | None
     gained: float | None
     """At the last evaluation."""
@@ -99,7 +107,9 @@ class Setting:
     gained: float
     gained_sd: float | None
     front: bool = False
-    """On the Pareto front of the settings that are done."""
+    """On the Pareto front of the settings that are done, by their means."""
+    clear: bool = False
+    """On it beyond the spread of the seeds."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +132,13 @@ def compare(folder: Path, sweep: Sweep, order: str) -> Report:
     """Read all runs in `folder`."""
     found = status(folder, sweep)
     curves = _against_sources(
-        [_curve(folder, sweep, trial, one.state) for trial, one in zip(sweep.trials, found)], sweep, order
+        [_curve(folder, sweep, trial, one.state, order) for trial, one in zip(sweep.trials, found)], sweep, order
     )
     settings = _with_front([made for name in dict.fromkeys(c.setting for c in curves) if (made := _setting(name, curves))])
     return Report(order, tuple(settings), curves, tuple(one for one in found if one.state == "failed"))
 
 
-def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str) -> Curve:
+def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> Curve:
     """What a run has measured, not yet compared with anything."""
     run = folder / (FAILED if state == "failed" else RUNS) / trial.name
     config = read(Config, run / CONFIG) if (run / CONFIG).is_file() else trial.config
@@ -137,13 +147,13 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str) -> Curve:
     if (run / MODEL).is_file():
         rows = read_metrics(run)
         stages = tuple(_stage_ends(config, read(ModelConfig, run / MODEL), rows))
-        points = tuple(_points(stages, rows))
+        points = tuple(_points(stages, rows, order))
     changed = differences(sweep.baseline, trial.config)
     return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
 
 
 def _against_sources(curves: Sequence[Curve], sweep: Sweep, order: str) -> tuple[Curve, ...]:
-    """Each with its source, and what it has forgotten and gained of that."""
+    """Each with its start, and what it has forgotten and gained of that."""
     starts: dict[Hashable, list[tuple[Point, bool]]] = {}
     for curve, trial in zip(curves, sweep.trials):
         if curve.points:
@@ -190,8 +200,9 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
         yield StageEnd(stage.name, step, tokens, total)
 
 
-def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]]) -> Iterable[Point]:
-    evaluated = {row["step"]: row for row in rows if f"nll/{SOURCE}" in row}  # a step that was done again counts once
+def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]], order: str) -> Iterable[Point]:
+    whole = {f"nll/{SOURCE}", f"nll/{order}"}
+    evaluated = {row["step"]: row for row in rows if whole <= row.keys()}  # a step that was done again counts once
     for step, row in sorted(evaluated.items()):
         nll, by_rank, by_visible = (
             {name.removeprefix(f"{part}/"): value for name, value in row.items() if name.startswith(f"{part}/")}
@@ -236,6 +247,24 @@ def _with_front(settings: list[Setting]) -> list[Setting]:
         ours, others = (-a.forgotten, a.gained), (-b.forgotten, b.gained)
         return a.done and ours != others and all(x >= y for x, y in zip(ours, others))
 
-    return [
-        dataclasses.replace(one, front=one.done and not any(better(other, one) for other in settings)) for one in settings
-    ]
+    done = [one for one in settings if one.done]
+
+    def judged(one: Setting) -> Setting:
+        front = one.done and not any(better(other, one) for other in done)
+        clear = front and one.runs > 1 and all(_stands_out(one, other, done) for other in done if other is not one)
+        return dataclasses.replace(one, front=front, clear=clear)
+
+    return [judged(one) for one in settings]
+
+
+def _stands_out(one: Setting, other: Setting, all_of_them: Sequence[Setting]) -> bool:
+    """Whether one forgets less or gains more than the other by more than noise."""
+
+    def error(name: str) -> float:
+        spreads = {setting.name: getattr(setting, f"{name}_sd") for setting in all_of_them}
+        largest = max(spread for spread in spreads.values() if spread is not None)
+        variances = ((largest if (spread := spreads[x.name]) is None else spread) ** 2 / x.runs for x in (one, other))
+        return math.sqrt(sum(variances))
+
+    less, more = other.forgotten - one.forgotten, one.gained - other.gained
+    return less > NOISE * error("forgotten") or more > NOISE * error("gained")

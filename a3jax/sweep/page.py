@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from a3jax.evaluate.results import WIDTH
 from a3jax.files.folders import write_whole
-from a3jax.sweep.curves import Curve, Report, Setting
+from a3jax.outside_text import show
+from a3jax.sweep.curves import NOISE, Curve, Report, Setting
 from a3jax.sweep.plots import pareto_plot, plot_by, stage_changes, stages_plot
 from a3jax.sweep.status import print_failed
+from a3jax.terminal import Terminal
 
 PAGE = "report.html"
 UNFOLDED_LINES = 6
@@ -22,12 +23,12 @@ COLUMNS = ("setting", "runs", "tokens", "FLOPs", "forgotten, ar", "gained, {orde
 
 def print_report(report: Report) -> None:
     """A line for every setting; failed runs by name."""
-    console = Console(highlight=False, width=WIDTH)
+    console = Terminal(width=WIDTH)
     table = Table(
         *_titles(report),
         box=None,
         header_style="bold",
-        title="Held-out nats per token, against the source",
+        title="Held-out nats per token, against the start (the source or, without one, random weights)",
         title_justify="left",
     )
     for column in table.columns[1:]:
@@ -39,7 +40,7 @@ def print_report(report: Report) -> None:
     else:
         print("no run has been evaluated yet")
     if caution := _caution(report):
-        print(f"\n{caution}")
+        show(f"\n{caution}")
     print_failed(report.failed)
 
 
@@ -48,8 +49,10 @@ def write_page(report: Report, folder: Path) -> Path:
     compared = [curve for curve in report.curves if curve.compared]
     parts = [
         f"<h1>{html.escape(folder.name)}</h1>",
-        "<p>Held-out nats per token. <i>Forgotten</i>: the left-to-right order now, less what it was in the source model. "
-        f"<i>Gained</i>: {html.escape(report.order)} in the source model, less what it is now.</p>",
+        "<p>Held-out nats per token, against the start: the source model, or the random weights of a run without one. "
+        "<i>Forgotten</i>: the left-to-right order now, less what it was at the start. "
+        f"<i>Gained</i>: {html.escape(report.order)} at the start, less what it is now. On the Pareto front are settings "
+        f"that no other equals in both; <i>within noise</i>: less than {NOISE:g} standard errors from some other.</p>",
         f"<p>{html.escape(_caution(report))}</p>",
         _table(("", *_titles(report)), ((f"{i}", *_cells(one)) for i, one in enumerate(report.best_first, 1))),
     ]
@@ -62,7 +65,7 @@ def write_page(report: Report, folder: Path) -> Path:
         ]  # fmt: skip
     parts += ["<h2>Runs</h2>", _table(("run", "state", "changed from the baseline"), map(_changed, report.curves))]
     if compared:
-        parts += ["<h2>Forgotten and gained at each stage</h2>", "<p>Against the source; below zero is gained.</p>"]
+        parts += ["<h2>Forgotten and gained at each stage</h2>", "<p>Against the start; below zero is gained.</p>"]
         parts += [part for curve in compared for part in _run(curve, report.order)]
     for one in report.failed:
         parts += [f"<h3>{html.escape(one.name)} failed</h3>", f"<pre>{html.escape(one.log)}</pre>"]
@@ -71,7 +74,7 @@ def write_page(report: Report, folder: Path) -> Path:
 
 
 def _caution(report: Report) -> str:
-    """A sentence about what is not compared with its source; empty where all is."""
+    """A sentence about what is not compared with its source as it was; empty where all is."""
     names = dict.fromkeys(curve.setting for curve in report.curves if curve.compared and curve.untrained)
     if not names:
         return ""
@@ -108,8 +111,14 @@ def _cells(setting: Setting) -> list[str]:
         f"{setting.flops:.3g}",
         with_spread(setting.forgotten, setting.forgotten_sd),
         with_spread(setting.gained, setting.gained_sd),
-        "yes" if setting.front else "",
+        _front(setting),
     ]
+
+
+def _front(setting: Setting) -> str:
+    if not setting.front:
+        return ""
+    return "yes" if setting.clear else "within noise" if setting.runs > 1 else "one seed"
 
 
 def _changed(curve: Curve) -> tuple[str, str, str]:

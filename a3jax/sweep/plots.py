@@ -17,18 +17,18 @@ Lines = Mapping[str, Sequence[float | None]]
 
 
 def pareto_plot(report: Report) -> str:
-    """What settings forget against what they gain; those that are not done are hollow."""
+    """What settings forget against what they gain; not done: hollow; on the front beyond noise: a star."""
     figure, (panel,) = _panels(1, width=8, height=5)
     for number, one in enumerate(report.best_first, 1):
         color = _style(number)["color"]
         panel.errorbar(
             one.gained, one.forgotten, one.forgotten_sd or 0, one.gained_sd or 0,
             color=color, markerfacecolor=color if one.done else "none", capsize=2,
-            marker="*" if one.front else "o", markersize=14 if one.front else 6,
+            marker="*" if one.clear else "o", markersize=14 if one.clear else 6,
         )  # fmt: skip
         panel.annotate(f"{number}", (one.gained, one.forgotten), (5, 5), textcoords="offset points", color=color)
     if front := sorted((one.gained, one.forgotten) for one in report.settings if one.front):
-        panel.plot(*zip(*front), color="black", linewidth=0.8, linestyle="--", label="Pareto front")
+        panel.plot(*zip(*front), color="black", linewidth=0.8, linestyle="--", label="Pareto front of the means")
         panel.legend()
     panel.set_xlabel(f"gained, {report.order}")
     panel.set_ylabel("forgotten, ar")
@@ -60,7 +60,7 @@ def plot_by(report: Report, axis: str) -> str:
 
 
 def stage_changes(curve: Curve, order: str) -> tuple[list[str], dict[str, Lines]]:
-    """What a run forgot and gained of its source until the end of each stage: the names of these, and by panel, the changes.
+    """What a run forgot and gained of its start until the end of each stage: the names of these, and by panel, the changes.
 
     By order, and by parts of the two orders that matter.
     """

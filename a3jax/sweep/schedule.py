@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from a3jax.devices.interrupt import stop_requests
-from a3jax.devices.processes import TRY_AGAIN
+from a3jax.devices.passing import TRY_AGAIN
 from a3jax.errors import UserError
-from a3jax.files.folders import hold, write_whole
+from a3jax.files.folders import hold, is_held, write_whole
 from a3jax.files.strict import to_json
 from a3jax.progress import Progress, console
 from a3jax.sweep.halving import best, stops
 from a3jax.sweep.status import last_lines
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, reached, save_sweep
-from a3jax.train.run import CONFIG, check_same, is_training
+from a3jax.train.run import CONFIG, LOCK, check_same, is_training
 
 COMMAND = (sys.executable, "-m", "a3jax.commands.trial")
 POLL_SECONDS = 0.1
-STOPPED = (TRY_AGAIN, *(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number)))
+STOPPED = tuple(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number))
 """Exit statuses of a run that was told to stop: it is no failure, and goes on with the next call."""
 
 
@@ -72,6 +72,9 @@ def run_one(sweep: Sweep, folder: Path, index: int, retry: bool = False) -> NoRe
         raise UserError(f"--index is {index}; the sweep has trials 0 to {len(sweep.trials) - 1}")
     trial = sweep.trials[index]
     _check(folder, trial)
+    for held in (folder, folder / RUNS / trial.name):
+        if is_held(held / LOCK):
+            raise UserError(f"{held} is being written by another process; wait for it")
     save_sweep(sweep, folder)
     if retry:
         _retry(folder, trial)
@@ -86,7 +89,7 @@ def _held(folder: Path) -> Iterator[None]:
     """Make the folder, and hold it for this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock = (folder / LOCK).open("a")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; choose another with --out") from None
     with lock:
@@ -123,6 +126,9 @@ def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], i
                 for place, (job, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[place]
+                        if process.returncode == TRY_AGAIN:  # until it gives up by itself
+                            waiting.append(job)
+                            continue
                         _ended(folder, job.trial, process.returncode)
                         bar.advance()
                 bar.note(", ".join(job.trial.name for job, _ in running.values()))
@@ -177,4 +183,4 @@ def _ended(folder: Path, trial: Trial, status: int) -> None:
     failed.parent.mkdir(exist_ok=True)
     run.rename(failed)
     lines = f"{trial.name} failed; its run is now in {failed}\n{last_lines(failed / LOG)}"
-    console.print(lines, markup=False, highlight=False, soft_wrap=True)
+    console.print(lines, soft_wrap=True)

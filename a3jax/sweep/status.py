@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from a3jax.checkpoint.folder import saved_steps
 from a3jax.evaluate.results import WIDTH
+from a3jax.outside_text import show
 from a3jax.sweep.halving import dropped
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, reached
+from a3jax.terminal import Terminal
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import is_training
 
@@ -68,7 +69,7 @@ def last_lines(log: Path) -> str:
 
 def print_status(found: list[Status]) -> None:
     """A line for every trial, and then the ends of failed runs' logs."""
-    console = Console(highlight=False, width=WIDTH)
+    console = Terminal(width=WIDTH)
     orders = list(dict.fromkeys(order for one in found for order in one.nll))
     table = Table("trial", "state", "step", *orders, box=None, header_style="bold")
     for column in table.columns:
@@ -84,4 +85,4 @@ def print_failed(found: Iterable[Status]) -> None:
     """The names of failed runs, and how their logs end."""
     for one in found:
         if one.state == "failed":
-            print(f"\n{one.name} failed:\n{one.log}")
+            show(f"\n{one.name} failed:\n{one.log}")

@@ -11,7 +11,6 @@ A name says what a trial changes, `optimizer.peak_lr=0.0003,seed=1`: it stays wh
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from a3jax.config import Config, HeldOutOrder
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.errors import UserError
 from a3jax.experiment.combine import Trials, Value
-from a3jax.files.folders import write_whole
-from a3jax.files.strict import build, flat, nearest, read, to_json
+from a3jax.files.folders import check_ours, write_whole
+from a3jax.files.strict import build, flat, nearest, plain, read, to_json
 
 SWEEP, RUNS, FAILED, LOG = "sweep.json", "runs", "failed", "log.txt"
 LONGEST_NAME = 200
@@ -83,7 +82,8 @@ def make_sweep(experiment: Config, trials: Trials, folder: Path, halving: Halvin
 
 
 def save_sweep(sweep: Sweep, folder: Path) -> None:
-    """Write sweep.json. Raises `UserError` if it cannot be written."""
+    """Write sweep.json. Raises `UserError` if it cannot be written, or is there and something else."""
+    check_ours(folder / SWEEP, to_json(sweep)[: len('{\n  "baseline": ')])
     write_whole(folder / SWEEP, to_json(sweep))
 
 
@@ -108,11 +108,11 @@ def _name(labels: dict[str, str]) -> str:
 
 def _changed(config: Config, changes: Mapping[str, Value], name: str) -> Config:
     """The experiment with its changes; that of a whole goes before those of its parts."""
-    tree = json.loads(to_json(config))
+    tree = plain(config)
     for path in sorted(changes):
         if path in ("name", "run"):
             raise UserError(f"trial {name}: {path} cannot vary; the sweep names its runs itself")
-        _set(tree, path, _plain(changes[path].value))
+        _set(tree, path, plain(changes[path].value))
     return build(Config, tree, f"trial {name}")
 
 
@@ -135,12 +135,3 @@ def _get(part: Any, key: str, default: Any = None) -> Any:
 
 
 _ABSENT = object()
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: dataclasses as dicts, tuples as lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

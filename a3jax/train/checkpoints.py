@@ -7,7 +7,8 @@
                          standing/    where the run stands in its curriculum (`a3jax.curriculum.plateau`), as JSON
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
                          metrics/     held-out NLL by order, where the step was evaluated, and the best are kept
-        damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again
+        damaged/STEP/                 a step that could not be read, set aside; nothing looks at it again, nor removes it
+                metrics-STEP/         the same of a step's metrics alone
 
 Orbax writes a step under a temporary name and renames it when it is complete, so a killed run leaves whole steps only.
 """
@@ -15,6 +16,8 @@ Orbax writes a step under a temporary name and renames it when it is complete, s
 import contextlib
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -29,9 +32,11 @@ from a3jax.checkpoint.folder import STEPS
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import TrainConfig
 from a3jax.curriculum.plateau import PlateauState
-from a3jax.devices.agreement import barrier, together
+from a3jax.devices.agreement import barrier, from_runtime, together
+from a3jax.devices.passing import Passing
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import is_full_disk, is_passing, remove
+from a3jax.files.folders import is_forbidden, is_full_disk, is_passing, remove
+from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build
 from a3jax.progress import console
 from a3jax.train.checksums import checksums
@@ -70,6 +75,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
+            if config.keep_best:
+                self._leave_damaged_figures_out(config.best_order)
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise UserError(f"{self._folder} cannot be used: {first_line(error)}") from None
@@ -101,28 +108,27 @@ class Checkpoints:
             checksums=ocp.args.JsonSave(checksums(state, **facts)),
             **{name: ocp.args.JsonSave(fact) for name, fact in facts.items()},
         )
-        try:
+        with self._writing():
             self._manager.save(step, args=items, metrics=nll or None)
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
 
     def restore(self, abstract: State) -> Restored | None:
         """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
 
         A step that is damaged for any of the processes is reported, set aside, and all take the one before it. Raises
-        `UserError` where none is left but those set aside, or where it is not the files that keep a step from being read.
+        `UserError` where none is left but those set aside, `Passing` where it is not the files that keep a step from being
+        read, and what JAX raises where it is another process.
         """
         while (step := self.newest) is not None:
             try:
                 saved = together(functools.partial(self._read, step, abstract))
                 return together(functools.partial(self._checked, step, saved, abstract))
-            except (jax.errors.JaxRuntimeError, UserError):  # of devices, other hosts or the file system, not of a file
-                raise
             except Exception as error:  # a damaged file can fail anywhere inside Orbax
+                if isinstance(error, UserError) or from_runtime(error):  # of the file system, devices or other hosts
+                    raise
                 aside = self._set_aside(step)
                 what = f"{self._folder / str(step)} is damaged ({first_line(error)}); it is set aside as {aside}"
-                console.print(f"{what}, and the one before it is used", markup=False, highlight=False, soft_wrap=True)
-        if any((self._folder / DAMAGED).glob("*")):
+                console.print(f"{what}, and the one before it is used", soft_wrap=True)
+        if any((self._folder / DAMAGED).glob("[0-9]*")):
             raise UserError(
                 f"{self._folder} has no step that can be read; remove {self._folder / DAMAGED} to begin the run anew, or "
                 f"move a step back from there"
@@ -131,10 +137,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is written. Raises `UserError` if it could not be."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
 
     def _read(self, step: int, abstract: State) -> dict[str, Any]:
         """This process's part of a step, without a word to the others, who may fail where this one does not."""
@@ -148,9 +152,9 @@ class Checkpoints:
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
                 saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
         except (OSError, ValueError, MemoryError) as error:
-            if is_passing(error):
-                where = self._folder / str(step)
-                raise UserError(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
+            if (passing := is_passing(error)) or is_forbidden(error):
+                where, kind = self._folder / str(step), Passing if passing else UserError
+                raise kind(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
             raise
         return {name: saved[name] for name in items}
 
@@ -169,11 +173,10 @@ class Checkpoints:
         return Restored(step, state, _built(Record, saved["record"], "record"), saved["data"], standing)
 
     def _set_aside(self, step: int) -> Path:
-        aside = self._folder / DAMAGED / str(step)
+        aside = self._free(str(step))
+        barrier("named")
         if jax.process_index() == 0:
             aside.parent.mkdir(exist_ok=True)
-            if aside.exists():
-                remove(aside)
             (self._folder / str(step)).rename(aside)
         barrier("damaged")
         self._manager.reload()
@@ -189,12 +192,43 @@ class Checkpoints:
         finally:
             self._manager.close()
 
+    def _leave_damaged_figures_out(self, order: str) -> None:
+        """Set aside what Orbax would fail over: a step with damaged figures is no longer one of the best, and no less."""
+        for file in self._folder.glob("[0-9]*/metrics/metrics") if jax.process_index() == 0 else ():
+            try:
+                whole = type(parse_object(file.read_bytes(), str(file))[order]) in (int, float)
+            except (UserError, KeyError):
+                whole = False
+            if not whole:
+                aside = self._free(f"metrics-{file.parts[-3]}")
+                aside.parent.mkdir(exist_ok=True)
+                file.parent.rename(aside)
+                line = f"{file} is damaged; it is set aside as {aside}, and its step is none of the best any more"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        barrier("figures")
+
+    def _free(self, name: str) -> Path:
+        """A name that nothing set aside has yet."""
+        names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(2)))
+        return next(aside for one in names if not (aside := self._folder / DAMAGED / one).exists())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what may say that a save has failed, this one or the one before it."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if from_runtime(error):
+                raise
+            raise self._failed(error) from error
+
     def _failed(self, error: Exception) -> UserError:
         for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
             remove(unfinished)
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
-        return UserError(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+        kind = Passing if is_passing(error) else UserError
+        return kind(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
 
 
 def _built(kind: type[T], fact: Any, name: str) -> T:

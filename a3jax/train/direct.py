@@ -45,7 +45,7 @@ def _corpus(config: Config, path: str, number: int) -> Path | str:
     name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
     folder = config.run_folder / FOLDER / f"{number}-{name}"
     if not folder.is_dir():
-        console.print(f"{path} is no prepared corpus: preparing it into {folder}, once", markup=False, highlight=False)
+        console.print(f"{path} is no prepared corpus: preparing it into {folder}, once")
         with _tokenizer(config) as tokenizer:
             prepare([path], folder, tokenizer)
     return folder

@@ -1,15 +1,19 @@
 """How much arithmetic a step needs, counted by hand, and how much the machine can do: their ratio is the MFU.
 
-Useful FLOPs only: rematerialized work is not counted, nor are the last layer's content rows, which are not computed.
+Useful FLOPs only: those of rows and keys that a prediction comes of (`a3jax.train.counts`), once each. Not counted are
+padding, the queries of given tokens, keys that are computed and hidden, what is computed again for the backward pass, and
+the last layer's content rows, which are not computed.
 """
 
+import math
+
 import jax
-from flax import nnx
 
 from a3jax.config import ModelConfig, Stage
 from a3jax.likelihood.forward import one_stream_is_enough
-from a3jax.model.adapters import adapted, content_is_fixed, factors, without_adapters
-from a3jax.model.parameters import shapes
+from a3jax.model.adapters import content_is_fixed, factors, has_adapter, without_adapters
+from a3jax.model.parameters import Declared, declarations, size_of
+from a3jax.train.counts import Counts, full_window
 
 PEAK_BF16 = {
     "TPU v4": 275e12,
@@ -35,79 +39,86 @@ def peak(device: jax.Device) -> float | None:
 
 
 def per_window(model: ModelConfig, stage: Stage, length: int, distilled: bool = False) -> float:
-    """FLOPs of one window of `length` tokens, forward and backward; of a distilled model, its source's too.
+    """FLOPs of a window that one document of `length` tokens fills, forward and backward: what plans count with."""
+    return useful(model, stage, full_window(length), distilled)
+
+
+def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: bool = False) -> float:
+    """FLOPs of the windows that were counted, forward and backward; of a distilled model, its source's too.
 
     A matrix product with an a x b weight costs 2ab per row, and as much again backward for each of its factors that has a
     gradient: the rows, unless they are those of a fixed content stream, and the weight, unless only adapters are trained.
     `attention_forward` counts the rest. Parameters that are frozen by name count as if they were not.
     """
     single, fixed = one_stream_is_enough(model, stage.is_ar), content_is_fixed(model)
-    sizes = _sizes(model)
-    layers = {name: _layers(model, name.removesuffix("_in").removesuffix("_out"), single) for name in _products(model)}
     passes = 2 if model.adapter_rank else 3
-    head = model.width * model.vocab * (1 if single and fixed else passes)
-    weights = head
-    for name, (content, query) in layers.items():
-        if name.endswith(("_in", "_out")):
-            weights += 3 * sizes[name] * (query if fixed else content + query)
-        else:
-            weights += sizes[name] * ((1 if fixed else passes) * content + passes * query)
-    own = length * 2 * weights + attention(model, stage, length)
-    return own + _of_source(model, length) if distilled else own
+    weights = model.width * model.vocab * counts.predicted * (1 if single and fixed else passes)
+    for path, weight in declarations(model).items():
+        if weight.kind != "matrix":
+            continue
+        layers = _layers(model, weight, single)
+        content, query = layers[0] * counts.content, layers[1] * counts.predicted
+        weights += _size(model, path) * ((1 if fixed else passes) * content + passes * query)
+        if has_adapter(model, weight):
+            factor_sizes = sum(_size(model, f"blocks.{name}") for name in factors(path.removeprefix("blocks.")))
+            weights += factor_sizes * 3 * (query if fixed else content + query)
+    own = 2 * weights + attention(model, stage, counts)
+    return float(own + _of_source(model, counts) if distilled else own)
 
 
-def _of_source(model: ModelConfig, length: int) -> float:
-    """FLOPs of one stream of the source model, forward only, and of its logits."""
-    weights = model.width * model.vocab + model.layers * sum(
-        _sizes(model)[name] for name in _products(without_adapters(model))
-    )
-    return length * 2 * weights + source_attention(model, length)
+def _of_source(model: ModelConfig, counts: Counts[float]) -> float:
+    """FLOPs of one stream of the source model, forward only, and of its logits of predicted tokens."""
+    source = without_adapters(model)
+    sizes = sum(_size(source, path) for path, weight in declarations(source).items() if weight.kind == "matrix")
+    rows = model.layers * sizes * counts.content + model.width * model.vocab * counts.predicted
+    return float(2 * rows + source_attention(model, counts))
 
 
-def source_attention(model: ModelConfig, length: int) -> float:
-    """FLOPs of the attention of one window in the source model that a distilled one learns from."""
-    return _attention_of_layers(model, model.layers, length)
+def source_attention(model: ModelConfig, counts: Counts[float]) -> float:
+    """FLOPs of the attention in the source model that a distilled one learns from."""
+    return _per_key(model) * model.layers * counts.causal_keys
 
 
-def attention(model: ModelConfig, stage: Stage, length: int) -> float:
-    """FLOPs of the attention of one window, forward and backward.
+def attention(model: ModelConfig, stage: Stage, counts: Counts[float]) -> float:
+    """FLOPs of the attention, forward and backward.
 
     Backward there are four products to the two forward; where the content stream is fixed, two, and those of queries only.
     """
-    backward = 2.0 if not content_is_fixed(model) else 0.0 if one_stream_is_enough(model, stage.is_ar) else 0.5
-    return (1 + backward) * attention_forward(model, stage, length)
+    content, query = _attention(model, stage, counts)
+    return content + 2 * query if content_is_fixed(model) else 3 * (content + query)
 
 
-def attention_forward(model: ModelConfig, stage: Stage, length: int) -> float:
-    """FLOPs of the attention of one window of one document, forward only.
-
-    It costs 4HE per row and visible key: half of all keys on average, as every slot sees those before it.
-    """
-    return _attention_of_layers(model, sum(_layers(model, "query", one_stream_is_enough(model, stage.is_ar))), length)
+def attention_forward(model: ModelConfig, stage: Stage, counts: Counts[float]) -> float:
+    """FLOPs of the attention, forward only: 4HE per row and visible key."""
+    return sum(_attention(model, stage, counts))
 
 
-def _attention_of_layers(model: ModelConfig, layers: int, length: int) -> float:
-    return layers * length * 4 * model.query_heads * model.head_width * length / 2
+def _attention(model: ModelConfig, stage: Stage, counts: Counts[float]) -> tuple[float, float]:
+    """That of content rows, and that of query rows."""
+    single = one_stream_is_enough(model, stage.is_ar)
+    content, query = _rows_in_layers(model, single)
+    return _per_key(model) * content * counts.content_keys, _per_key(model) * query * counts.query_keys
 
 
-def _sizes(model: ModelConfig) -> dict[str, int]:
-    """Floats of a layer's parameters."""
-    return {name: leaf.size // model.layers for name, leaf in nnx.to_pure_dict(shapes(model))["blocks"].items()}
+def _per_key(model: ModelConfig) -> int:
+    return 4 * model.query_heads * model.head_width
 
 
-def _products(model: ModelConfig) -> list[str]:
-    """The parameters of a layer that rows are multiplied with."""
-    weights = ["query", "key", "value", "output", "gate", "up", "down"]
-    return weights + [factor for name in adapted(model) for factor in factors(name)]
+def _size(model: ModelConfig, path: str) -> int:
+    """Floats of a layer's parameter."""
+    return math.prod(size_of(model)[letter] for letter in declarations(model)[path].axes[1:])
 
 
-def _layers(model: ModelConfig, name: str, single: bool) -> tuple[int, int]:
-    """In how many layers content rows pass through a weight, and in how many query rows do.
+def _layers(model: ModelConfig, weight: Declared, single: bool) -> tuple[int, int]:
+    """In how many layers content rows pass through a weight, and in how many query rows do; none make keys or values (K)."""
+    return (model.layers, 0) if "K" in weight.axes else _rows_in_layers(model, single)
+
+
+def _rows_in_layers(model: ModelConfig, single: bool) -> tuple[int, int]:
+    """In how many layers content rows attend, and in how many query rows do.
 
     Those of the last layer's content would feed nothing but its keys and values; a fixed content stream runs by itself,
     through all layers.
     """
-    if name in ("key", "value"):
-        return model.layers, 0
     whole = single or content_is_fixed(model)
     return model.layers - (0 if whole else 1), 0 if single else model.layers

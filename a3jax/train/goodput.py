@@ -7,13 +7,28 @@ Goodput is useful step time over wall time since the run first began.
 
 import contextlib
 import json
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+from a3jax.errors import UserError
+from a3jax.files.outside_json import parse_object
+from a3jax.files.strict import build
 
 FILE = "time.json"
 USEFUL = "training"
 CAUSES = (USEFUL, "starting", "compiling", "input", "evaluating", "saving", "repeated", "down")
 """`input`: the host waited for the next batch; `repeated`: steps that were done and lost; `down`: no process was running."""
+
+
+@dataclass(frozen=True)
+class _Times:
+    """What the file holds: seconds since the epoch, and by cause."""
+
+    began: float
+    until: float
+    seconds: dict[str, float]
 
 
 class Goodput:
@@ -23,13 +38,10 @@ class Goodput:
         """`started`: when this process began, by `time.perf_counter`."""
         self._file = run / FILE
         now = time.time() - (time.perf_counter() - started)
-        try:
-            before = json.loads(self._file.read_text())
-            self._began = float(before["began"])
-            self._seconds = {cause: float(before["seconds"].get(cause, 0.0)) for cause in CAUSES}
-            self._seconds["down"] += max(0.0, now - float(before["until"]))
-        except (OSError, ValueError, KeyError, TypeError):  # none, or cut off
-            self._began, self._seconds = now, dict.fromkeys(CAUSES, 0.0)
+        before = _read(run) or _Times(now, now, {})
+        self._began = before.began
+        self._seconds = {cause: before.seconds.get(cause, 0.0) for cause in CAUSES}
+        self._seconds["down"] += max(0.0, now - before.until)
         repeated = min(repeated, self._seconds[USEFUL])
         self._seconds[USEFUL] -= repeated
         self._seconds["repeated"] += repeated
@@ -74,9 +86,16 @@ class Goodput:
 
 def shares(run: Path) -> dict[str, float]:
     """The part of a run's time so far that went into each cause, the largest first; empty before the first step."""
-    try:
-        seconds = json.loads((run / FILE).read_text())["seconds"]
-    except (OSError, ValueError, KeyError):  # none, or cut off
-        return {}
+    times = _read(run)
+    seconds = times.seconds if times else {}
     whole = max(1e-9, sum(seconds.values()))
     return {cause: seconds[cause] / whole for cause in sorted(seconds, key=lambda cause: -seconds[cause])}
+
+
+def _read(run: Path) -> _Times | None:
+    """None if there is no file, or it is cut off or damaged: it only reports, and is begun anew."""
+    try:
+        times: _Times = build(_Times, parse_object((run / FILE).read_bytes(), FILE), FILE)
+    except (OSError, UserError):
+        return None
+    return times if all(map(math.isfinite, (times.began, times.until, *times.seconds.values()))) else None

@@ -24,20 +24,22 @@ from a3jax.curriculum.plateau import PlateauState, judge
 from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
 from a3jax.devices import mesh as meshes
 from a3jax.devices.agreement import AgreedStop, barrier
-from a3jax.devices.hosts import Hosts
 from a3jax.devices.interrupt import stop_requests
-from a3jax.devices.processes import Processes, connect, meeting_at
-from a3jax.errors import UserError
+from a3jax.devices.passing import Passing, may_pass
+from a3jax.devices.processes import Processes, check_started, connect, is_first, last_try, meeting_at
+from a3jax.errors import UserError, first_line
 from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.compiled import CompiledSteps
+from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.objective import compute
 from a3jax.train.report import Report
-from a3jax.train.run import Run, only_process, open_run
+from a3jax.train.run import Run, open_run, opened_folder
 from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters, with_counts
 from a3jax.train.tracing import Tracing
+from a3jax.train.tries import Tries, given_up
 
 ALONE = Processes()
 
@@ -52,7 +54,7 @@ class Summary:
     loss: float | None
     """Of the last step, nats per predicted token; None if this call made no step."""
     tokens_per_second: float | None
-    """Median over this call's steps."""
+    """Median over this call's steps; tokens of documents, without padding."""
     nll: dict[str, float]
     """Held-out nats per predicted token by order, at the last evaluation; empty where nothing is held out."""
     stopped_by: int
@@ -67,20 +69,37 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     Called in every process of a run that has several, which `processes` or the environment introduces to each other.
 
     Raises `UserError` for a configuration that cannot work, a bad step that ends the run, and a checkpoint that cannot be
-    written; what was saved before stays.
+    written; `Passing` for what may pass, and `GivenUp` once it has not. What was saved before stays.
     """
     started = time.perf_counter()
     config = settled(config)
-    with contextlib.ExitStack() as stack:
-        caught = stack.enter_context(stop_requests())
+    tries = Tries(config.run_folder)
+    with stop_requests() as caught:
         connect(processes)
+        try:
+            return _train(config, tries, caught, started)
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            failure = tries.failed(str(error) if isinstance(error, Passing) else first_line(error), is_first())
+            if isinstance(error, Passing) and isinstance(failure, Passing):
+                raise  # in its own words
+            raise failure from error
+
+
+def _train(config: Config, tries: Tries, caught: Callable[[], int], started: float) -> Summary:
+    """`train`, of processes that have found each other."""
+    with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
+        check_started()
         stop = AgreedStop(mesh, caught)
         run = open_run(config, mesh)
-        stack.enter_context(only_process(config.run_folder))
-        hosts = stack.enter_context(Hosts(config.run_folder, caught))
+        stack.enter_context(opened_folder(run))
+        hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
         meeting_at(hosts.first)
+        if tries.is_last:
+            last_try(given_up(tries.begun_at))
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
@@ -91,7 +110,8 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
         stack.enter_context(hosts.watched())
         position = _begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
-        report = stack.enter_context(Report(config, run.model, mesh, position.step, source, hosts, started))
+        done = position.step, position.record.tokens
+        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started))
         tracing = stack.enter_context(Tracing(config))
         steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop, hosts)
     folder = config.run_folder
@@ -158,8 +178,9 @@ def _steps(
     report.started()
 
     def save(nll: dict[str, float] | None) -> None:
-        with report.pause("saving"):
-            checkpoints.save(step, state, record, batches.get_state(), standing, nll)
+        with report.pause("saving"):  # which reads the last step first
+            read_so_far = dataclasses.replace(record, tokens=report.tokens)
+            checkpoints.save(step, state, read_so_far, batches.get_state(), standing, nll)
 
     if step == 0:
         report.evaluation(step, functools.partial(held_out.nll, state.params))
@@ -183,9 +204,9 @@ def _steps(
             state, metrics = run_step(state, batch)
             step += 1
             report.step(step, stage, metrics)
-        record = _after(record, stage, config)
+        record = _after(record, stage)
         last_step = step == _end(config, standing)
-        ending = last_step or bool(stop.after(metrics.predicted))
+        ending = last_step or bool(stop.after(metrics.loss))
         ends_stage = settings.eval_stages and position + 1 == schedule.ends[index]
         nll = None
         if last_step or step % settings.eval_every == 0 or ends_stage:
@@ -201,7 +222,7 @@ def _steps(
             before = checkpoints.restore(abstract_state(config, run.model, mesh))
             step, state, record, batches, standing = _position(run, mesh, before, state.teacher, batches)
             rollbacks, saved = rollbacks.to(step, config.guard.limit), step
-            report.rewind(step)
+            report.rewind(step, record.tokens)
             continue
         if ending or step % settings.save_every == 0:
             save(nll)
@@ -231,11 +252,10 @@ def _end(config: Config, standing: PlateauState) -> int:
     return min(config.end, config.schedule.steps - standing.skipped)
 
 
-def _after(record: Record, stage: Stage, config: Config) -> Record:
-    """The record after one more step."""
+def _after(record: Record, stage: Stage) -> Record:
+    """The record after one more step, but for its tokens, which are known when the step has been read."""
     stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
-    tokens = record.tokens + config.schedule.windows(stage) * config.data.length
-    return dataclasses.replace(record, steps=record.steps + 1, tokens=tokens, stages=stages)
+    return dataclasses.replace(record, steps=record.steps + 1, stages=stages)
 
 
 def _put(sharding: jax.sharding.NamedSharding) -> Callable[[np.ndarray], jax.Array]:

@@ -20,6 +20,7 @@ from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange, draw_mixture
+from a3jax.train.counts import Counts, counted
 
 Batch = dict[str, Array]
 
@@ -30,12 +31,12 @@ def compute(config: Config) -> Compute:
 
 
 class Sums(NamedTuple):
-    """What is summed over the tokens of a batch, and over its micro-batches; float32 scalars."""
+    """What is summed over the windows of a batch, and over its micro-batches."""
 
     loss: Array
-    """Nats, of all predicted tokens."""
-    predicted: Array
-    """How many there are."""
+    """Nats, of all predicted tokens; a float32 scalar."""
+    counts: Counts[Array]
+    """What the windows held."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Objective:
         one_stream = one_stream_is_enough(self.model, self.stage.is_ar)
         predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.how, one_stream)
         soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)
-        return Sums(*predictions.nll_sum(self.chunk, soft))
+        return Sums(predictions.nll_sum(self.chunk, soft), counted(order, segment_BxL))
 
     def _soft_targets(self, teacher: nnx.State, tokens_BxL: Array, segment_BxL: Array, student: Predictions) -> SoftTargets:
         """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""

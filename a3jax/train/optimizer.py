@@ -9,9 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import Array
 
 from a3jax.config import OptimizerConfig
+from a3jax.model.parameters import Kind, declared
+
+DECAYING: frozenset[Kind] = frozenset(("matrix", "embedding", "head", "adapter"))
+"""Kinds of parameters that weight decay acts on. An adapter's two factors are matrices as others are, and PEFT with PyTorch's
+AdamW decays them too; as their product is what is added to a weight, they decay towards the source model."""
 
 
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
@@ -34,11 +40,10 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Clipped AdamW at a learning rate by step; only matrices decay, not norms, biases and the query seed."""
+    """Clipped AdamW at a learning rate by step; matrices decay (`DECAYING`), not norms, biases and the query seed."""
 
     def decays(params: optax.Params) -> optax.Params:
-        matrices = ("embedding", "head", "query", "key", "value", "output", "gate", "up", "down")
-        return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) in matrices, params)
+        return jax.tree.map(_decays, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
     return optax.chain(
         _clip(config.clip),
@@ -48,6 +53,11 @@ def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.Gradi
             optax.scale_by_learning_rate(rate),
         ),
     )
+
+
+def _decays(leaf: nnx.Variable | Array) -> nnx.Variable | bool:
+    """Whether a parameter decays, in its place; an array that was declared nothing does not."""
+    return leaf.replace(declared(leaf).kind in DECAYING) if isinstance(leaf, nnx.Variable) else False
 
 
 def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
@@ -79,8 +89,3 @@ def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtra
         return updates, optax.ScaleByAdamState(count, mean, square)
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
-
-
-def _name(path: tuple) -> str:
-    """The parameter's own name: the last key of its path that is one."""
-    return [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)][-1]

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.pipeline import Batches
-from a3jax.devices.hosts import Hosts
 from a3jax.errors import UserError
 from a3jax.likelihood.held_out import Nll
 from a3jax.progress import Progress
 from a3jax.train import flops
+from a3jax.train.counts import Counts
 from a3jax.train.goodput import USEFUL, Goodput
+from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import Log
 from a3jax.train.step import Metrics
 
@@ -37,9 +38,19 @@ class Report:
     """Reads every step's metrics one step late, so that reading never holds up the device. Process 0 writes the files."""
 
     def __init__(
-        self, config: Config, model: ModelConfig, mesh: Mesh, step: int, batches: Batches, hosts: Hosts, started: float
+        self,
+        config: Config,
+        model: ModelConfig,
+        mesh: Mesh,
+        step: int,
+        tokens: int,
+        batches: Batches,
+        hosts: Hosts,
+        started: float,
     ):
-        """`step` is how many steps are done, `batches` what they read, `started` when (`time.perf_counter`) all began."""
+        """`step` is how many steps are done, with how many `tokens`, `batches` what they read, `started` when
+        (`time.perf_counter`) all began.
+        """
         self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
@@ -51,6 +62,8 @@ class Report:
         self._own = self._waited = 0.0
         self._bad = 0
         self._speeds: list[float] = []
+        self.tokens = tokens
+        """Tokens of documents that were trained on, up to the last step read, as `Record.tokens` counts them."""
         self.loss: float | None = None
         """Of the last step read."""
         self.roll_back = False
@@ -68,7 +81,7 @@ class Report:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Median over the steps read so far."""
+        """Median over the steps read so far; tokens of documents, given ones included."""
         return statistics.median(self._speeds) if self._speeds else None
 
     @contextlib.contextmanager
@@ -93,18 +106,20 @@ class Report:
         if self._pending is None:
             return
         (step, stage, metrics, own), self._pending = self._pending, None
-        loss, norm, predicted, rate, bad = (float(value) for value in jax.device_get(metrics))
+        found = jax.device_get(metrics)
+        loss, norm, rate, bad = (float(x) for x in (found.loss, found.gradient_norm, found.learning_rate, found.bad))
+        counts = Counts[float](*(float(x) for x in found.counts))
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._spent(USEFUL)
         waited, self._waited = min(self._waited, seconds), 0.0
-        windows, length = self._config.schedule.windows(stage), self._config.data.length
-        speed = windows * length / seconds
+        self.tokens += int(counts.tokens)
+        speed = counts.tokens / seconds
         self._speeds.append(speed)
         self._hosts.step(step, own, seconds)
         facts = {"input_wait": waited / seconds}
         if self._peak:
-            needed = windows * flops.per_window(self._model, stage, length, self._config.adapt.distill > 0)
+            needed = flops.useful(self._model, stage, counts, self._config.adapt.distill > 0)
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler
@@ -115,7 +130,9 @@ class Report:
                 gradient_norm=norm if math.isfinite(norm) else None,
                 learning_rate=rate,
                 tokens_per_second=speed,
-                predicted=int(predicted),
+                predicted_tokens_per_second=counts.predicted / seconds,
+                tokens=int(counts.tokens),
+                predicted=int(counts.predicted),
                 seconds=seconds,
                 **facts,
                 **({"bad": True} if bad else {}),
@@ -141,8 +158,9 @@ class Report:
             )
         return {order: nll.nll for order, nll in found.items()}
 
-    def rewind(self, step: int) -> None:
-        """Go on from an earlier step: what was logged after it is dropped."""
+    def rewind(self, step: int, tokens: int) -> None:
+        """Go on from an earlier step, and the tokens until then: what was logged after it is dropped."""
+        self.tokens = tokens
         if self._log and self.goodput:
             self._log.close()
             self._log = Log(self._config.run_folder, step)

@@ -7,11 +7,12 @@ RUN/
     metrics.jsonl                     `a3jax.train.metrics`
     events/                           the same for TensorBoard
     lock                              held while a process trains here
+
+Nothing is written before the folder is held and known to be this run's, or nobody's.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +20,26 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.folder import MODEL
+from a3jax.checkpoint.folder import MODEL, PARAMS, RECORD, STEPS
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import Config, ModelConfig, check_start, settled
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
-from a3jax.data.tokenizer import TextCodec, load_codec
-from a3jax.devices.agreement import barrier
+from a3jax.data.tokenizer import NONE, TextCodec, load_codec
+from a3jax.data.tokenizer_files import FILES
+from a3jax.devices.agreement import barrier, together
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
+from a3jax.files.folders import hold, is_held, write_whole
 from a3jax.files.strict import flat, read, to_json
 from a3jax.train.direct import with_corpora
+from a3jax.train.metrics import EVENTS, METRICS
 from a3jax.train.trained import changes, trained_model
 from a3jax.weights.pretrained import Pretrained, pretrained
 
-CONFIG = "config.json"
+CONFIG, LOCK = "config.json", "lock"
+_WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, METRICS, EVENTS)
+"""What a run would write over, or a model folder has: such a folder without `CONFIG` is not a run's."""
 
 _FREE_TO_CHANGE = (
     *("name", "run", "mesh", "guard", "profile"),
@@ -59,13 +65,15 @@ class Run:
 
 
 def open_run(config: Config, mesh: Mesh) -> Run:
-    """Check that source, data, mesh and an earlier part of the run fit together, then create or update its folder.
+    """Check that source, data, mesh and an earlier part of the run fit together; of its folder it writes `data/` at most.
 
-    Raises `UserError` with nothing written where they do not.
+    Raises `UserError` where they do not, where the folder is none of this run, and where another process trains in it.
     """
-    if jax.process_index() == 0:
-        with_corpora(config)  # what has to be prepared, one process prepares
-    barrier("prepared")
+    check_folder(config)
+    if is_training(config.run_folder):
+        raise _in_use(config.run_folder)
+    # What has to be prepared, one process prepares.
+    together(lambda: with_corpora(config) if jax.process_index() == 0 else None)
     corpora = open_corpora(with_corpora(config))
     weights(config.data.sources, config.schedule.steps)
     check_start(config)
@@ -86,39 +94,68 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
     for batch in config.batches:
         check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
-    folder = config.run_folder
-    if (folder / CONFIG).is_file():
-        check_same(folder, config)
-    barrier("checked")
-    if jax.process_index() == 0:
-        _write(folder, config, model, source.codec if source else load_codec(corpora[0].folder))
-    barrier("written")
     return Run(config, model, corpora, source, record)
 
 
-def _write(folder: Path, config: Config, model: ModelConfig, codec: TextCodec) -> None:
+@contextlib.contextmanager
+def opened_folder(run: Run) -> Iterator[None]:
+    """Hold the run folder, made if need be, and write into it what the run is; process 0 does, for all.
+
+    Raises `UserError`, with nothing written, where another process trains in it, or another run has begun there meanwhile.
+    """
+    config, folder = run.config, run.config.run_folder
+    barrier("checked")  # nobody looks any more whether it is held
+    with contextlib.ExitStack() as held:
+
+        def write() -> None:
+            held.enter_context(only_process(folder))
+            check_folder(config)
+            codec = run.source.codec if run.source else load_codec(run.corpora[0].folder)
+            write_whole(folder / CONFIG, to_json(config))  # first, as it says whose the folder is
+            _write(folder, run.model, codec)
+
+        together(lambda: write() if jax.process_index() == 0 else None)
+        yield
+
+
+def _write(folder: Path, model: ModelConfig, codec: TextCodec) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / MODEL).write_text(to_json(model))
         for name, content in codec.files.items():
             (folder / name).write_bytes(content)
-        (folder / CONFIG).write_text(to_json(config))
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process, the first of its run. Raises `UserError` if another run trains in it."""
-    if jax.process_index():
-        yield
-        return
-    with (folder / "lock").open("w") as lock:
+    """Hold a run folder, made if need be. Raises `UserError` if another process does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
+    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being trained by another process; wait for it, or give another --run") from None
+            hold(lock, folder)
+        except UserError:
+            raise _in_use(folder) from None
         yield
+
+
+def _in_use(folder: Path) -> UserError:
+    return UserError(f"{folder} is being trained by another process; wait for it, or give another --run")
+
+
+def check_folder(config: Config) -> None:
+    """Raise `UserError` if the run folder holds another run than `config`, or what is no run and would be written over."""
+    folder = config.run_folder
+    if (folder / CONFIG).is_file():
+        check_same(folder, config)
+        return
+    for path in (folder / name for name in _WRITTEN):
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise UserError(f"{folder} is not a run's folder, and {path.name} in it would be lost; give another --run")
 
 
 def _check_model(expected: ModelConfig, source: Pretrained) -> None:
@@ -131,10 +168,16 @@ def _check_model(expected: ModelConfig, source: Pretrained) -> None:
 def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...], source: Pretrained | None) -> None:
     model_sha256 = source.codec.sha256 if source else corpora[0].manifest.tokenizer_sha256
     for folder, manifest, _ in corpora:
-        if load_codec(folder).sha256 != manifest.tokenizer_sha256:
+        codec = load_codec(folder, start=NONE)
+        if codec.sha256 != manifest.tokenizer_sha256:
             raise UserError(f"{folder}/tokenizer.json is not the one it was prepared with; prepare it again")
         if manifest.vocab > model.vocab:
             raise UserError(f"{folder} has token ids up to {manifest.vocab - 1}, but the model has {model.vocab} embeddings")
+        if manifest.start_token != model.document_start:
+            begin = "documents of {} begin with {}"
+            theirs = begin.format(folder, codec.name(manifest.start_token))
+            ours = begin.format(source.folder if source else "the experiment's model", codec.name(model.document_start))
+            raise UserError(f"{theirs}, but {ours}; prepare it again with the tokenizer of the model")
         if manifest.tokenizer_sha256 != model_sha256:
             other = source.folder if source else corpora[0].folder
             raise UserError(f"{folder} was prepared with another tokenizer than that of {other}; prepare it again with it")
@@ -144,14 +187,7 @@ def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...],
 
 def is_training(folder: Path) -> bool:
     """Whether a process holds the run folder."""
-    try:
-        with (folder / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_held(folder / LOCK)
 
 
 def check_same(folder: Path, config: Config) -> None:

@@ -19,6 +19,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.devices import mesh as meshes
 from a3jax.ordering import example_keys
 from a3jax.train import guard, remat
+from a3jax.train.counts import Counts, no_counts
 from a3jax.train.objective import Batch, Objective, Sums, compute
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.state import State, state_shardings
@@ -31,8 +32,8 @@ class Metrics(NamedTuple):
     loss: Array
     """Nats per predicted token."""
     gradient_norm: Array
-    predicted: Array
-    """Tokens that counted."""
+    counts: Counts[Array]
+    """What its windows held."""
     learning_rate: Array
     bad: Array
     """Whether the step changed nothing (`a3jax.train.guard`)."""
@@ -71,14 +72,14 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
             return jax.tree.map(jnp.add, total, gradients(state, *part)), None
 
         nothing = (
-            Sums(*(jnp.zeros(()) for _ in Sums._fields)),
+            Sums(jnp.zeros(()), no_counts()),
             jax.tree.map(jnp.zeros_like, nnx.filter_state(state.params, changed)),
         )
         return jax.lax.scan(add, nothing, parts)[0]
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         sums, grads = accumulated(state, batch, example_keys(config.seed, state.step, windows))
-        count = jnp.maximum(sums.predicted, 1)
+        count = jnp.maximum(sums.counts.predicted, 1)
         loss, norm = sums.loss / count, optax.tree.norm(grads) / count
         grads = jax.tree.map(lambda g: g * (1 / count), grads)  # a division would not be fused into what follows
         rate_now = rate(state.step + state.skipped)
@@ -88,7 +89,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
             optimizer, grads, state.optimizer, params, loss, norm, jnp.asarray(kind), config.guard
         )
         params = nnx.merge_state(optax.apply_updates(params, updates), frozen)
-        metrics = Metrics(loss, norm, count, jnp.asarray(rate_now), bad)
+        metrics = Metrics(loss, norm, sums.counts, jnp.asarray(rate_now), bad)
         return State(params, optimizer_state, state.step + 1, state.skipped, state.teacher), metrics
 
     layout = state_shardings(config, model, mesh)

@@ -8,6 +8,8 @@ from typing import Self
 import jax
 
 from a3jax.config import Config
+from a3jax.errors import first_line
+from a3jax.progress import console
 from a3jax.train.metrics import EVENTS
 
 
@@ -23,8 +25,7 @@ class Tracing:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._running:
-            with contextlib.suppress(RuntimeError):
-                jax.profiler.stop_trace()
+            self._end()
 
     @contextlib.contextmanager
     def step(self, step: int, finish: Callable[[], None]) -> Iterator[None]:
@@ -38,5 +39,12 @@ class Tracing:
             yield
         if self._running and step + 1 not in self._steps:
             finish()
+            self._end()
+
+    def _end(self) -> None:
+        self._running = False
+        try:
             jax.profiler.stop_trace()
-            self._running = False
+        except (RuntimeError, OSError) as error:  # it only reports
+            line = f"a3jax: the trace could not be written into {self._folder} ({first_line(error)}); the run goes on"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -7,19 +7,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from flax import nnx
-
 from a3jax.config import AdaptConfig, Config, ModelConfig
 from a3jax.errors import UserError
 from a3jax.files.strict import nearest
-from a3jax.model.adapters import adapted, content_is_fixed, factors
-from a3jax.model.parameters import shapes
+from a3jax.model.adapters import content_is_fixed
+from a3jax.model.parameters import Kind, declarations
 
-GROUPS = {
-    "norms": ("attention_norm", "mlp_norm", "query_norm", "key_norm", "final_norm"),
-    "embeddings": ("embedding", "head"),
-}
-"""What `AdaptConfig.frozen` may say instead of names."""
+GROUPS: dict[str, tuple[Kind, ...]] = {"norms": ("norm",), "embeddings": ("embedding", "head")}
+"""What `AdaptConfig.frozen` may say instead of names: all parameters of these kinds."""
 RANK = 64
 """Of the adapters that an adaptation begins with, unless it says otherwise (docs/study.md)."""
 
@@ -54,17 +49,19 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
 
     Raises `UserError` for a name in `frozen` that the model does not have or that stays anyway, and where nothing is left.
     """
-    names = {str(path[-1]) for path, _ in nnx.to_flat_state(shapes(model))}
-    left = adapters(model) | {"query_seed"} if model.adapter_rank else names
+    kinds = _kinds(model)
+    names = set(kinds)
+    groups = {group: {name for name, kind in kinds.items() if kind in those} for group, those in GROUPS.items()}
+    left = {name for name, kind in kinds.items() if kind in ("adapter", "seed")} if model.adapter_rank else names
     for name in adapt.frozen:
         if name not in names | set(GROUPS):
             known = nearest(name, names | set(GROUPS)) or f"; they are {', '.join(sorted(names))}"
             raise UserError(f"adapt.frozen names '{name}', which is no parameter of this model{known}")
-        if not left & {name, *GROUPS.get(name, ())}:
+        if not left & groups.get(name, {name}):
             raise UserError(
                 f"adapt.frozen names '{name}', but only adapters are trained; give adapt.rank 0 to train all weights"
             )
-    changed = left - {one for name in adapt.frozen for one in GROUPS.get(name, (name,))}
+    changed = left - {one for name in adapt.frozen for one in groups.get(name, {name})}
     if not changed:
         raise UserError("adapt.frozen names all parameters; leave some out, or there is nothing to train")
     return lambda path, _: str(path[-1]) in changed
@@ -72,4 +69,9 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
 
 def adapters(model: ModelConfig) -> set[str]:
     """The names of all parameters of adapters."""
-    return {factor for name in adapted(model) for factor in factors(name)}
+    return {name for name, kind in _kinds(model).items() if kind == "adapter"}
+
+
+def _kinds(model: ModelConfig) -> dict[str, Kind]:
+    """The kind of every parameter, by its own name, without its module's."""
+    return {path.rpartition(".")[2]: it.kind for path, it in declarations(model).items()}

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from a3jax.config import ModelConfig, Seeding
-from a3jax.errors import UserError
+from a3jax.errors import UserError, check_count
 from a3jax.weights import families
 
 MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
+_SILENT = dict.fromkeys(("bos_token_id", "eos_token_id", "sliding_window"))
+"""The twin has none of them where its `config.json` is silent, whatever its family has; nor does it read `rope_scaling`."""
 
 
 def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
@@ -22,10 +24,10 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     seeding: Any = config.get("seeding")
     if seeding not in (known := typing.get_args(Seeding)):
         raise UserError(f"{where}: seeding is {seeding!r}; it must be one of {', '.join(known)}")
-    family = families.from_hf(config | {"model_type": config.get("a3_family")}, where)
+    family = families.from_hf(_SILENT | config | {"model_type": config.get("a3_family"), "rope_scaling": None}, where)
     rank = config.get("adapter_rank", 0)
-    if not isinstance(rank, int) or rank < 0:
-        raise UserError(f"{where}: adapter_rank is {rank!r}; it must be a whole number, at least 0")
+    if rank != 0 or isinstance(rank, bool):
+        check_count(f"{where}: adapter_rank", rank)
     return dataclasses.replace(family, seeding=seeding, adapter_rank=rank)
 
 

@@ -1,38 +1,54 @@
 """Model families: their `config.json`, both ways.
 
-A family is a name, its `transformers` class, and the features by which it differs from Llama. Both dialects of
-`config.json` are read: `rope_theta` and `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5).
-What a family has that our block lacks is refused by name.
+A family is a name, its `transformers` class, the features by which it differs from Llama, and what `transformers`
+takes where `config.json` is silent. Both dialects of `config.json` are read: `rope_theta` and `rope_scaling` (transformers
+4) and `rope_parameters` (transformers 5). What a family has that our block lacks is refused by name.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from a3jax.config import ModelConfig, RopeScaling
-from a3jax.errors import UserError
-from a3jax.files.strict import nearest
+from a3jax.errors import UserError, check_count, check_positive, shown
+from a3jax.files.strict import misspelt
+from a3jax.weights.generation import end_tokens, special_tokens, start_token
 
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart from Llama; fields are those of `ModelConfig`."""
+    """What sets a family apart from Llama; the first fields are those of `ModelConfig`."""
 
     name: str
     architecture: str
     qkv_bias: bool = False
     query_key_norm: Literal["none", "head", "full"] = "none"
     post_norm: bool = False
-    theta: float = 10_000.0
-    """RoPE base where `config.json` is silent."""
+    kv_heads: int | None = None
+    """Where `config.json` is silent; None: as many as query heads."""
+    head_width: int | None = None
+    """Where `config.json` is silent; None: the width over the number of query heads."""
+    window: int | None = None
+    """Of sliding attention where `config.json` is silent; None: attention of this family never slides."""
+    window_on_request: bool = False
+    """Whether attention slides only where `use_sliding_window` is true."""
+    start_token: int | None = None
+    """Where no file says one."""
+    end_token: int | None = None
+    """Where no file says one."""
 
 
+_QWEN: dict[str, Any] = {"kv_heads": 32, "window": 4096, "window_on_request": True}
 FAMILIES = (
-    Family("llama", "LlamaForCausalLM"),
-    Family("mistral", "MistralForCausalLM"),
-    Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True),
-    Family("qwen3", "Qwen3ForCausalLM", query_key_norm="head"),
-    Family("olmo2", "Olmo2ForCausalLM", post_norm=True, query_key_norm="full"),
+    Family("llama", "LlamaForCausalLM", start_token=1, end_token=2),
+    Family("mistral", "MistralForCausalLM", kv_heads=8, window=4096, start_token=1, end_token=2),
+    Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, **_QWEN),
+    Family("qwen3", "Qwen3ForCausalLM", query_key_norm="head", head_width=128, **_QWEN),
+    Family("olmo2", "Olmo2ForCausalLM", post_norm=True, query_key_norm="full", end_token=50279),
 )
+ROPE_BASE = 10_000.0
+"""Of every family, where no file says one."""
 
 _MISSING = {
     "gemma": "scaled embeddings, a GELU gate and norms with weight 1 + w",
@@ -46,29 +62,68 @@ _MISSING = {
     "phi3": "fused projections and partial rotary embedding",
     "smollm3": "layers without rotary embedding",
     "gpt2": "learned position embeddings and LayerNorm",
+    "llava": "images beside the text",
+    "mllama": "images beside the text",
+    "molmo2": "images beside the text",
 }
 
+_LLAMA_FIELDS = frozenset(
+    """_name_or_path architectures attention_bias attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype
+    eos_token_id head_dim hidden_act hidden_size id2label initializer_range intermediate_size is_encoder_decoder label2id
+    max_position_embeddings mlp_bias model_type num_attention_heads num_hidden_layers num_key_value_heads output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type return_dict rms_norm_eps rope_parameters rope_scaling
+    rope_theta tie_word_embeddings torch_dtype transformers_version use_cache vocab_size""".split()  # noqa: SIM905, read as prose
+)
+"""What `transformers` writes into the `config.json` of a Llama."""
 
-def family_of(name: str) -> Family:
-    """The family called `name` (its `model_type`). Raises `UserError` for an unsupported one."""
+
+def family_of(name: object, settings: Mapping[str, Any] | None = None) -> Family:
+    """The family called `name` (its `model_type`).
+
+    Raises `UserError` for an unsupported one. It says what is missing here: in the words of a table, else by the names of the
+    fields that `settings`, its `config.json`, sets beyond a Llama's.
+    """
     for family in FAMILIES:
         if family.name == name:
             return family
     known = [family.name for family in FAMILIES]
-    why = f": it needs {_MISSING[name]}" if name in _MISSING else nearest(name, known)
-    raise UserError(f"model_type '{name}' is not supported{why}; supported are {', '.join(known)}")
+    why = ""
+    if isinstance(name, str):
+        why = f": it needs {_MISSING[name]}" if name in _MISSING else misspelt(name, known)
+    raise UserError(
+        f"model_type {shown(name)} is not supported{why or _beyond(settings or {})}; supported are {', '.join(known)}"
+    )
 
 
-def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
-    """A `ModelConfig` from a parsed `config.json`; `where` names the file in errors."""
-    family = family_of(str(config.get("model_type")))
+def _beyond(settings: Mapping[str, Any]) -> str:
+    """What a `config.json` sets that a Llama's does not know."""
+    names = [name for name, value in settings.items() if value and name not in _LLAMA_FIELDS]
+    names = [name for name in names if re.fullmatch(r"[a-z0-9_]{1,40}", name)]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f": beyond a Llama's fields, its config.json sets {', '.join(names[:6])}{more}" if names else ""
 
-    def number(name: str, default: Any = None) -> Any:
+
+def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
+    """A `ModelConfig` from a parsed `config.json`, with what transformers takes where it is silent.
+
+    `where` names the file in errors. Raises `UserError` for a family or a feature that is not supported, and for a number,
+    a token or a truth value that is none.
+    """
+    family = family_of(config.get("model_type"), config)
+
+    def count(name: str, default: int | None = None) -> int:
         value = default if config.get(name) is None else config[name]
-        if value is None:
+        return check_count(f"{where}: {name}", needed(name) if value is None else value)
+
+    def needed(name: str) -> Any:
+        if config.get(name) is None:
             raise UserError(f"{where}: field '{name}' is missing")
-        if type(value) not in (int, float) or value <= 0:
-            raise UserError(f"{where}: {name} is {value!r}; expected a positive number")
+        return config[name]
+
+    def flag(name: str) -> bool:
+        value = False if config.get(name) is None else config[name]
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {name} is {shown(value)}; it must be true or false")
         return value
 
     def refuse(condition: bool, what: str) -> None:
@@ -76,66 +131,89 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
             raise UserError(f"{where}: {what} is not supported")
 
     refuse("quantization_config" in config, "quantization_config (quantized weights; import the unquantized model)")
-    refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act '{config.get('hidden_act')}'")
-    refuse(bool(config.get("mlp_bias")), "mlp_bias")
-    refuse(bool(config.get("attention_bias")), "attention_bias (a bias on the output projection)")
-    theta, scaling = _rope(config, where, family.theta)
-    context, window = number("max_position_embeddings"), config.get("sliding_window")
-    if window and config.get("use_sliding_window", family.name == "mistral"):
-        context = min(context, window)  # within one window, sliding attention is full attention
-    heads, width = number("num_attention_heads"), number("hidden_size")
-    kv_heads, head_width = number("num_key_value_heads", heads), number("head_dim", width // heads)
+    refuse(config.get("transformers_weights") is not None, "transformers_weights (weights in a file of another name)")
+    refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act {shown(config.get('hidden_act'))}")
+    refuse(flag("mlp_bias"), "mlp_bias")
+    refuse(flag("attention_bias"), "attention_bias (a bias on the output projection)")
+    heads, width, vocab = count("num_attention_heads"), count("hidden_size"), count("vocab_size")
+    silent = family.kv_heads if "num_key_value_heads" not in config else None
+    kv_heads, head_width = (
+        count("num_key_value_heads", silent or heads),
+        count("head_dim", family.head_width or width // heads),
+    )
     refuse(heads % kv_heads != 0, f"num_attention_heads {heads} that num_key_value_heads {kv_heads} does not divide")
     refuse(head_width % 2 != 0, f"odd head_dim {head_width}")
-    end = config.get("eos_token_id")
+    context = count("max_position_embeddings")
+    if (family.window is not None and not family.window_on_request) or flag("use_sliding_window"):
+        window = config.get("sliding_window", family.window)
+        if window is not None:  # within one window, sliding attention is full attention
+            context = min(context, check_count(f"{where}: sliding_window", window))
+    elif family.window_on_request:
+        kinds = [] if config.get("layer_types") is None else config["layer_types"]
+        full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+        refuse(not full, f"layer_types {shown(kinds)} without use_sliding_window")
+    theta, scaling = _rope(config, where)
     return ModelConfig(
         family=family.name,
-        vocab=number("vocab_size"),
+        vocab=vocab,
         width=width,
-        ff_width=number("intermediate_size"),
-        layers=number("num_hidden_layers"),
+        ff_width=count("intermediate_size"),
+        layers=count("num_hidden_layers"),
         query_heads=heads,
         kv_heads=kv_heads,
         head_width=head_width,
         context=context,
-        norm_eps=float(number("rms_norm_eps")),
+        norm_eps=check_positive(f"{where}: rms_norm_eps", needed("rms_norm_eps")),
         rope_theta=theta,
         rope_scaling=scaling,
-        tied_head=bool(config.get("tie_word_embeddings", False)),
+        tied_head=flag("tie_word_embeddings"),
         qkv_bias=family.qkv_bias,
         query_key_norm=family.query_key_norm,
         post_norm=family.post_norm,
-        start_token=config.get("bos_token_id"),
-        end_tokens=tuple(end) if isinstance(end, list) else () if end is None else (end,),
+        start_token=start_token(config, where, vocab, family.start_token),
+        end_tokens=end_tokens(config, where, vocab, family.end_token),
     )
 
 
-def _rope(config: dict[str, Any], where: str, default_theta: float) -> tuple[float, RopeScaling | None]:
-    """The RoPE base and its scaling, from either dialect."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """The RoPE base and its scaling, from either dialect.
+
+    Where both speak, transformers takes `rope_scaling` for all of it, and the base that stands beside it.
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(name), dict | None):
+            raise UserError(f"{where}: {name} is {shown(config[name])}; it must be an object")
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope: dict[str, Any] = config.get(name) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(f"{where}: {name} by layer type is not supported")
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{where}: rope_type {shown(kind)} is not supported")
+    if any(given.get("partial_rotary_factor", 1.0) not in (None, 1.0) for given in (rope, config)):
+        raise UserError(f"{where}: partial_rotary_factor is not supported")
+    theta = check_positive(f"{where}: rope_theta", rope.get("rope_theta", config.get("rope_theta", ROPE_BASE)))
+    if kind == "default":
+        return theta, None
+    said = "original_max_position_embeddings"
+    lengths = [given[said] for given in (rope, config) if given.get(said) is not None]
+    if lengths[1:] and lengths[0] != lengths[1]:
+        raise UserError(f"{where}: {said} is {shown(lengths[1])}, and {shown(lengths[0])} in {name}; make them one")
+    factors = ("factor", "low_freq_factor", "high_freq_factor")
+    for factor in factors:
+        if factor not in rope:
+            raise UserError(f"{where}: RoPE settings cannot be read: {name} has no '{factor}'")
     try:
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise UserError(f"{where}: rope_type '{kind}' is not supported")
-        if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-            raise UserError(f"{where}: partial_rotary_factor is not supported")
-        theta = float(rope.get("rope_theta") or config.get("rope_theta") or default_theta)
-        if kind == "default":
-            return theta, None
-        return theta, RopeScaling(
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: RoPE settings cannot be read: {type(error).__name__} {error}") from None
+        scaling = {factor: check_positive(factor, rope[factor]) for factor in factors}
+        length = check_count(said, lengths[0] if lengths else config["max_position_embeddings"])
+        return theta, RopeScaling(**scaling, original_context=length)
+    except UserError as error:
+        raise UserError(f"{where}: {name}: {error}") from None
 
 
 def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """`config.json` of the family's own class, in the dialect that every version of transformers reads."""
     family = family_of(config.family)
-    ends = list(config.end_tokens)
     result: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -154,9 +232,7 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "torch_dtype": dtype,
-        "bos_token_id": config.start_token,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-    }
+    } | special_tokens(config)
     if family.name in ("mistral", "qwen2", "qwen3"):
         result["sliding_window"] = None
     return result

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import huggingface_hub
 from huggingface_hub import errors
 
+from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError, first_line
-from a3jax.weights import a3_folder, sha256
-from a3jax.weights.source import TOKENIZER_FILES
+from a3jax.weights import a3_folder, generation, sha256
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _OLD_WEIGHTS = ("pytorch_model*.bin",)
@@ -52,7 +52,7 @@ def download(model: HubModel) -> Path:
 
 
 def _snapshot(model: HubModel, weights: tuple[str, ...], offline: bool = False) -> Path:
-    patterns = ["config.json", a3_folder.RECORD, sha256.SUMS, *TOKENIZER_FILES, *weights]
+    patterns = ["config.json", generation.FILE, a3_folder.RECORD, sha256.SUMS, *FILES, *weights]
     return Path(
         huggingface_hub.snapshot_download(
             model.repository, revision=model.revision, allow_patterns=patterns, local_files_only=offline

@@ -1,16 +1,80 @@
-"""A Hugging Face folder as a source: `config.json`, its tensor files, tokenizer files."""
+"""A Hugging Face folder as a source: `config.json` and `generation_config.json`, its tensor files, tokenizer files.
 
+Where a folder says two things, that is taken which transformers 5 takes, and a line on standard error says so.
+"""
+
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from a3jax.checkpoint.provenance import Record
+from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import with_start
+from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
-from a3jax.files.strict import from_json
-from a3jax.weights import a3_folder, sha256
-from a3jax.weights.families import from_hf
-from a3jax.weights.source import TOKENIZER_FILES, Source
+from a3jax.files.strict import read
+from a3jax.weights import a3_folder, families, generation, sha256
+from a3jax.weights.source import Source, without_code
 from a3jax.weights.tensor_files import TensorFiles, read_json
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = 4096
+"""Of two matrices, compared at a time."""
+
+
+class Description(NamedTuple):
+    """What a folder's small files say of its model."""
+
+    adapted: bool
+    """Whether it is an export of both streams."""
+    config: ModelConfig
+    generation: dict[str, Any]
+    """As `Record` has it."""
+
+
+def read_description(path: Path) -> Description:
+    """What the folder at `path` says of its model, without its tensors. Raises `UserError` for what cannot be imported."""
+    where, file = str(path / "config.json"), path / generation.FILE
+    model = read_json(path / "config.json")
+    settings = read_json(file) if file.is_file() else {}
+    adapted = model.get("model_type") == a3_folder.MODEL_TYPE
+    config = (a3_folder.from_hf if adapted else families.from_hf)(model, where)
+    if not adapted and model.get("rope_scaling") and model.get("rope_parameters"):
+        _say(f"{where}: rope_scaling stands in place of all of rope_parameters, as in transformers")
+    config = generation.united(config, model, settings, str(file))
+    return Description(adapted, config, generation.kept(model, settings, str(file), config.vocab))
+
+
+def with_stored_head(config: ModelConfig, tensors: TensorFiles, where: str) -> ModelConfig:
+    """The model as its tensors have it: a head that should be tied, but is stored and another, is its own.
+
+    One that is stored in place of the embedding is that too. Reads both matrices up to the first difference, some rows at a
+    time, and neither where just one is stored.
+    """
+    if not config.tied_head or _HEAD not in tensors:
+        return config
+    if _EMBEDDING not in tensors:
+        tensors.rename(_HEAD, _EMBEDDING)
+        return config
+    if _equal(tensors, _EMBEDDING, _HEAD):
+        return config
+    _say(f"{where}: tie_word_embeddings is true, but {_HEAD} is stored and differs from the embedding: it stays its own head")
+    return dataclasses.replace(config, tied_head=False)
+
+
+def _equal(tensors: TensorFiles, a: str, b: str) -> bool:
+    shape = tensors.shape(a)
+    if len(shape) != 2 or shape != tensors.shape(b):
+        return False
+    parts = [(slice(row, min(row + _ROWS, shape[0])),) for row in range(0, shape[0], _ROWS)]
+    return all(np.array_equal(tensors.read(a, part), tensors.read(b, part)) for part in parts)
+
+
+def _say(line: str) -> None:
+    print(f"a3jax: {line}", file=sys.stderr)
 
 
 class HuggingFaceFolder(Source):
@@ -18,17 +82,19 @@ class HuggingFaceFolder(Source):
 
     def __init__(self, path: Path, name: str | None = None):
         self.path = path
-        raw = read_json(path / "config.json")
-        adapted = raw.get("model_type") == a3_folder.MODEL_TYPE
-        self.config = (a3_folder.from_hf if adapted else from_hf)(raw, str(path / "config.json"))
-        self.tokenizer = {name: (path / name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
+        adapted, config, settings = read_description(path)
+        found = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
+        self.tokenizer = without_code(found, str(path))
         if "tokenizer.json" not in self.tokenizer:
             raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
+        config = with_start(config, self.tokenizer, str(path / "tokenizer.json"))
         self._tensors = TensorFiles(path)
         self._tensors.check_dtypes()
-        self.record = Record(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
+        self.config = with_stored_head(config, self._tensors, str(path / "config.json"))
+        record = Record(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
         if adapted and (path / a3_folder.RECORD).is_file():
-            self.record = from_json(Record, (path / a3_folder.RECORD).read_text(), str(path / a3_folder.RECORD))
+            record = read(Record, path / a3_folder.RECORD)
+        self.record = dataclasses.replace(record, generation=settings)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""

@@ -11,31 +11,32 @@ from flax import nnx
 from a3jax.checkpoint.arrays import Form, ParameterWriter
 from a3jax.checkpoint.folder import PARAMS, write_description
 from a3jax.config import ModelConfig
+from a3jax.data.tokenizer import AUTO, codec_of, with_start
 from a3jax.errors import UserError
 from a3jax.files.folders import check_new, resumable
 from a3jax.model.parameters import shapes
 from a3jax.progress import Progress
 from a3jax.weights import sha256
-from a3jax.weights.source import Source, tokenizer_size
+from a3jax.weights.source import Source
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 
 _IGNORED = ("rotary_emb.inv_freq",)
 """Buffers that old checkpoints carry and that follow from the configuration."""
 
 
-def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelConfig:
+def import_model(source: Source, out: Path, dtype: str | None = None, start: str = AUTO) -> ModelConfig:
     """Write `source` as a model folder at `out`, in its own dtype or the one given.
 
-    Holds one tensor at a time, as read, in the target dtype, and transposed. An import that was stopped goes on where it
-    stood. Raises `UserError`, with nothing written, for a missing, unexpected, misshapen or non-finite tensor, a file
-    that is not what its checksum says, and a tokenizer that does not fit.
+    `start` is the token that documents of the model begin with, "none", or "auto" for the tokenizer's own way. Holds one
+    tensor at a time, as read, in the target dtype, and transposed. An import that was stopped goes on where it stood.
+    Raises `UserError`, with nothing written, for a non-finite tensor, a file that is not what its checksum says, and a
+    tokenizer that has no such token; what else cannot be imported `open_source` has refused.
     """
     check_new(out)
-    config = source.config
-    check_source(source)
+    config = source.config if start == AUTO else with_start(source.config, source.tokenizer, "tokenizer.json", start)
     sha256.check(source.checksums())
     target = np.dtype(dtype) if dtype else None
-    with resumable(out, _made_from(source, dtype)) as partial:
+    with resumable(out, _made_from(source, dtype) | {"start": start}) as partial:
         write_description(partial, config, source.record, source.tokenizer)
         parts = list(_parts(source, target))
         forms = {part.entry.ours: part.form for part in parts} | {QUERY_SEED.ours: _seed_form(source, parts)}
@@ -49,7 +50,7 @@ def import_model(source: Source, out: Path, dtype: str | None = None) -> ModelCo
 
 def check_source(source: Source) -> None:
     """Raise `UserError` for a missing, unexpected or misshapen tensor, and a tokenizer that does not fit; reads none."""
-    if (size := tokenizer_size(source.tokenizer["tokenizer.json"], "tokenizer.json")) > source.config.vocab:
+    if (size := codec_of(source.tokenizer, source.config, "tokenizer.json").vocab) > source.config.vocab:
         raise UserError(
             f"tokenizer.json has ids up to {size - 1}, but the weights have {source.config.vocab} embeddings; "
             "use the tokenizer that belongs to the weights"
@@ -135,6 +136,8 @@ def _made_from(source: Source, dtype: str | None) -> dict[str, Any]:
 
 def _check_shapes(source: Source) -> None:
     config, found = source.config, source.shapes()
+    if config.layers > len(found):  # before as many names are made
+        raise UserError(f"{source.path}: {config.layers} layers are asked for, and the weights have {len(found)} tensors")
     tree = nnx.to_pure_dict(shapes(config))
     expected: dict[str, tuple[int, ...]] = {}
     for entry in table_of(source):

@@ -12,6 +12,7 @@ from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec, codec_of, load_codec
 from a3jax.errors import UserError
+from a3jax.files.places import local
 from a3jax.weights.source import Source, open_source
 
 
@@ -57,8 +58,9 @@ def pretrained(name: str | Path, step: int | None = None) -> Pretrained:
 
     Raises `UserError` for anything else, and for a `step` of what has none.
     """
-    if not _is_theirs(Path(name)):
-        return Pretrained(find(Path(name), step))
+    path = local(name)
+    if not _is_theirs(path):
+        return Pretrained(find(path, step))
     if step is not None:
         raise UserError(f"{name} has no steps, and so no step {step}; leave the step out, or give a run folder")
     return Pretrained(open_source(name))

@@ -19,7 +19,7 @@ from a3jax.checkpoint.arrays import flat, nested
 from a3jax.checkpoint.folder import layout
 from a3jax.model.parameters import shapes
 from a3jax.progress import Progress
-from a3jax.weights.importer import check_finite, check_source, mean_embedding, table_of
+from a3jax.weights.importer import check_finite, mean_embedding, table_of
 from a3jax.weights.source import Source
 from a3jax.weights.table import QUERY_SEED, Entry
 
@@ -34,9 +34,8 @@ def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32"
 
     That holds bit for bit; of the query seed where a device has more than one column of it, since numpy sums a single
     column in another order. A source without a query seed has its embedding read a second time, for the mean.
-    Raises `UserError` for a missing, unexpected, misshapen or, within what this process reads, non-finite tensor.
+    Raises `UserError` for a tensor that is not finite, within what this process reads.
     """
-    check_source(source)
     tree, target = shapes(source.config), np.dtype(dtype)
     leaves, shardings = flat(nnx.to_pure_dict(tree)), flat(nnx.to_pure_dict(layout(tree, mesh)))
     arrays: dict[str, jax.Array] = {}

@@ -9,8 +9,8 @@ import numpy as np
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+from a3jax.files.outside_json import parse_object
+from a3jax.files.places import local
 
 
 class Source(ABC):
@@ -54,30 +54,40 @@ class Source(ABC):
 def open_source(name: str | Path) -> Source:
     """A Hugging Face folder, a `.gguf` file, or a model of the Hugging Face hub, which is downloaded.
 
-    Raises `UserError` if it is none of them, or cannot be imported.
+    Raises `UserError` if it is none of them, or cannot be imported, as far as that is seen without its tensors' numbers.
     """
     from a3jax.weights import hub
     from a3jax.weights.gguf import GgufFile
     from a3jax.weights.huggingface import HuggingFaceFolder
+    from a3jax.weights.importer import check_source
 
-    path = Path(name)
+    path = local(name)
     if path.is_dir():
-        return HuggingFaceFolder(path)
-    if path.suffix == ".gguf" and path.is_file():
-        return GgufFile(path)
-    if path.exists():
+        source: Source = HuggingFaceFolder(path)
+    elif path.suffix == ".gguf" and path.is_file():
+        source = GgufFile(path)
+    elif path.exists():
         raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
-    if (model := hub.parse(str(name))) is not None:
-        return HuggingFaceFolder(hub.download(model), str(model))
-    raise UserError(f"{path} does not exist; give a Hugging Face folder, a .gguf file or a hub name such as owner/model")
+    elif (model := hub.parse(str(name))) is not None:
+        source = HuggingFaceFolder(hub.download(model), str(model))
+    else:
+        raise UserError(f"{path} does not exist; give a Hugging Face folder, a .gguf file or a hub name such as owner/model")
+    check_source(source)  # before anything is made whose size the configuration says
+    return source
 
 
-def tokenizer_size(tokenizer_json: bytes, where: str) -> int:
-    """One more than the largest token id of a `tokenizer.json`."""
-    try:
-        content = json.loads(tokenizer_json)
-        vocab = content["model"]["vocab"]
-        ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())
-        return 1 + max(ids + [token["id"] for token in content.get("added_tokens", [])])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where} is not a tokenizers file; re-download it") from None
+def without_code(files: dict[str, bytes], where: str) -> dict[str, bytes]:
+    """A tokenizer's files by name, as `where` holds them, without what would have others' code run when they are loaded.
+
+    `auto_map` of `tokenizer_config.json` names such code, and with it goes the class that it defines: `tokenizer.json` is
+    read by transformers' own. Raises `UserError` if `tokenizer_config.json` is no JSON object.
+    """
+    name = "tokenizer_config.json"
+    if name not in files:
+        return files
+    settings = parse_object(files[name], f"{where}: {name}")
+    if "auto_map" not in settings:
+        return files
+    del settings["auto_map"]
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return files | {name: json.dumps(settings, indent=2).encode()}

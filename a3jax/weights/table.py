@@ -1,8 +1,8 @@
 """One invertible table: where each of our parameters stands in a Hugging Face checkpoint, and in which layout.
 
-Their matrices are [out, in]; ours keep input axes first and split heads. An entry therefore only says how many of a
-parameter's leading axes are inputs; both directions follow from that, so import and export cannot disagree, and so does
-where a part of ours lies in theirs.
+Their matrices are [out, in]; ours keep input axes first and split heads. How many of a parameter's leading axes are inputs
+stands where it is declared (`a3jax.model.parameters`); both directions follow from that, so import and export cannot
+disagree, and so does where a part of ours lies in theirs.
 """
 
 import math
@@ -14,14 +14,16 @@ import numpy as np
 
 from a3jax.config import ModelConfig
 from a3jax.model.adapters import adapted, factors
+from a3jax.model.parameters import Kind, declarations
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: our dotted path, their name ("{i}" is the layer), and how many of our axes are inputs."""
+    """One parameter: our dotted path, their name ("{i}" is the layer), its kind, and how many of our axes are inputs."""
 
     ours: str
     theirs: str
+    kind: Kind
     inputs: int = 0
 
     @property
@@ -70,7 +72,7 @@ class Entry:
         """Which of our axes make each axis of theirs."""
         if self.inputs:
             return slice(self.inputs, None), slice(self.inputs)
-        return (slice(1), slice(1, None)) if self.ours in _MATRICES else (slice(None),)
+        return (slice(1), slice(1, None)) if self.kind in ("embedding", "head") else (slice(None),)
 
 
 def _merged(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
@@ -82,69 +84,62 @@ def _merged(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
     return slice(first.start * size, first.stop * size)
 
 
-_MATRICES = ("embedding", "head")
+_Names = tuple[tuple[str, str], ...]
+"""Our dotted path and their name."""
 
-_ATTENTION = (
-    Entry("blocks.query", "model.layers.{i}.self_attn.q_proj.weight", 1),
-    Entry("blocks.key", "model.layers.{i}.self_attn.k_proj.weight", 1),
-    Entry("blocks.value", "model.layers.{i}.self_attn.v_proj.weight", 1),
-    Entry("blocks.output", "model.layers.{i}.self_attn.o_proj.weight", 2),
+_ATTENTION: _Names = (
+    ("blocks.query", "model.layers.{i}.self_attn.q_proj.weight"),
+    ("blocks.key", "model.layers.{i}.self_attn.k_proj.weight"),
+    ("blocks.value", "model.layers.{i}.self_attn.v_proj.weight"),
+    ("blocks.output", "model.layers.{i}.self_attn.o_proj.weight"),
 )
-_MLP = (
-    Entry("blocks.gate", "model.layers.{i}.mlp.gate_proj.weight", 1),
-    Entry("blocks.up", "model.layers.{i}.mlp.up_proj.weight", 1),
-    Entry("blocks.down", "model.layers.{i}.mlp.down_proj.weight", 1),
+_MLP: _Names = (
+    ("blocks.gate", "model.layers.{i}.mlp.gate_proj.weight"),
+    ("blocks.up", "model.layers.{i}.mlp.up_proj.weight"),
+    ("blocks.down", "model.layers.{i}.mlp.down_proj.weight"),
 )
-_PRE_NORM = (
-    Entry("blocks.attention_norm", "model.layers.{i}.input_layernorm.weight"),
-    Entry("blocks.mlp_norm", "model.layers.{i}.post_attention_layernorm.weight"),
+_PRE_NORM: _Names = (
+    ("blocks.attention_norm", "model.layers.{i}.input_layernorm.weight"),
+    ("blocks.mlp_norm", "model.layers.{i}.post_attention_layernorm.weight"),
 )
-_POST_NORM = (
-    Entry("blocks.attention_norm", "model.layers.{i}.post_attention_layernorm.weight"),
-    Entry("blocks.mlp_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
+_POST_NORM: _Names = (
+    ("blocks.attention_norm", "model.layers.{i}.post_attention_layernorm.weight"),
+    ("blocks.mlp_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
 )
-_BIAS = (
-    Entry("blocks.query_bias", "model.layers.{i}.self_attn.q_proj.bias"),
-    Entry("blocks.key_bias", "model.layers.{i}.self_attn.k_proj.bias"),
-    Entry("blocks.value_bias", "model.layers.{i}.self_attn.v_proj.bias"),
+_BIAS: _Names = (
+    ("blocks.query_bias", "model.layers.{i}.self_attn.q_proj.bias"),
+    ("blocks.key_bias", "model.layers.{i}.self_attn.k_proj.bias"),
+    ("blocks.value_bias", "model.layers.{i}.self_attn.v_proj.bias"),
 )
-_QUERY_KEY_NORM = (
-    Entry("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
-    Entry("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
+_QUERY_KEY_NORM: _Names = (
+    ("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
+    ("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
 )
 
-_ADAPTERS = {
-    "query": ("self_attn.q_proj", 1),
-    "key": ("self_attn.k_proj", 1),
-    "value": ("self_attn.v_proj", 1),
-    "output": ("self_attn.o_proj", 2),
-    "gate": ("mlp.gate_proj", 1),
-    "up": ("mlp.up_proj", 1),
-    "down": ("mlp.down_proj", 1),
-}
-
-QUERY_SEED = Entry("query_seed", "model.query_seed")
+QUERY_SEED = Entry("query_seed", "model.query_seed", "seed")
 """Not part of any pretrained model; an exported two-stream model has it."""
 
 
 def entries(config: ModelConfig) -> tuple[Entry, ...]:
     """The table of a model with this configuration, but for the query seed: in the order of a forward pass, then adapters."""
-    return (
-        Entry("embedding", "model.embed_tokens.weight"),
+    names = (
+        ("embedding", "model.embed_tokens.weight"),
         *(_POST_NORM if config.post_norm else _PRE_NORM),
         *_ATTENTION,
         *(_BIAS if config.qkv_bias else ()),
         *(_QUERY_KEY_NORM if config.query_key_norm != "none" else ()),
         *_MLP,
-        Entry("final_norm", "model.norm.weight"),
-        *(() if config.tied_head else (Entry("head", "lm_head.weight"),)),
+        ("final_norm", "model.norm.weight"),
+        *(() if config.tied_head else (("head", "lm_head.weight"),)),
         *_adapters(config),
     )
+    declared = declarations(config)
+    return tuple(Entry(ours, theirs, declared[ours].kind, declared[ours].inputs) for ours, theirs in names)
 
 
-def _adapters(config: ModelConfig) -> Iterator[Entry]:
-    """Not part of any pretrained model either."""
-    for name in adapted(config):
-        (theirs, inputs), (inner, outer) = _ADAPTERS[name], factors(name)
-        yield Entry(f"blocks.{inner}", f"model.layers.{{i}}.{theirs}_in.weight", inputs)
-        yield Entry(f"blocks.{outer}", f"model.layers.{{i}}.{theirs}_out.weight", 1)
+def _adapters(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Not part of any pretrained model either; named after the weights that they change."""
+    for ours, theirs in (*_ATTENTION, *_MLP):
+        if (name := ours.removeprefix("blocks.")) in adapted(config):
+            for factor, end in zip(factors(name), ("in", "out")):
+                yield f"blocks.{factor}", f"{theirs.removesuffix('.weight')}_{end}.weight"

@@ -1,6 +1,5 @@
 """The tensors of a Hugging Face folder, by name over all its files: safetensors with or without an index, or `.bin`."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import safetensors
 
 from a3jax.errors import UserError
+from a3jax.files.outside_json import read_object
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -25,6 +25,10 @@ class TensorFiles:
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
+
+    def rename(self, name: str, new: str) -> None:
+        """Call a tensor otherwise."""
+        self._tensors[new] = self._tensors.pop(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
@@ -83,9 +87,11 @@ class _TorchTensor:
 
 def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
     """Tensor name -> (file, lazily readable tensor), over all files of the folder."""
-    index = path / "model.safetensors.index.json"
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
     weight_map: dict[str, str] = {}
-    if index.is_file():
+    if whole.is_file():  # as in transformers, whatever lies beside it
+        files = [whole]
+    elif index.is_file():
         weight_map = read_json(index).get("weight_map", {})
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: weight_map does not name a file for every tensor; download it again")
@@ -93,9 +99,10 @@ def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
     else:  # a folder may hold the same weights once more in another layout, such as consolidated.safetensors
         files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     for file in files:
-        if not file.is_file():
+        if not file.exists() and file.name in weight_map.values():
             missing = next(name for name, shard in weight_map.items() if shard == file.name)
             raise UserError(f"{file} is missing; {index} says that it holds {missing} and others: download it again")
+        _check_regular(file)
     if not files:
         return _open_bin(path)
     tensors: dict[str, tuple[Path, Any]] = {}
@@ -105,15 +112,30 @@ def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or damaged ({error}); download it again") from None
         for name in opened.keys():  # noqa: SIM118, not a mapping
-            tensors[name] = (file, opened.get_slice(name))
+            _add(tensors, name, file, opened.get_slice(name))
     for name in weight_map:
         if name not in tensors:
             raise UserError(f"{path / weight_map[name]}: tensor {name} is missing, though the index lists it")
     return tensors
 
 
+def _add(tensors: dict[str, tuple[Path, Any]], name: str, file: Path, tensor: Any) -> None:
+    if name in tensors:
+        raise UserError(
+            f"{file} and {tensors[name][0]} both hold {name}; leave the file that does not belong to the model out"
+        )
+    tensors[name] = (file, tensor)
+
+
+def _check_regular(file: Path) -> None:
+    """Raise `UserError` for what opening would wait for, or never get to the end of, and for a link to nothing."""
+    if not file.is_file():
+        raise UserError(f"{file} is no regular file; put the weights there, or download them again")
+
+
 def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
-    files = sorted(path.glob("pytorch_model*.bin"))
+    whole = path / "pytorch_model.bin"
+    files = [whole] if whole.is_file() else sorted(path.glob("pytorch_model*.bin"))
     if not files:
         raise UserError(f"{path} has no *.safetensors file; give a complete Hugging Face folder")
     try:
@@ -122,13 +144,15 @@ def _open_bin(path: Path) -> dict[str, tuple[Path, Any]]:
         raise UserError(f"{files[0]} is a PyTorch file; install the extra: pip install 'a3jax[torch]'") from None
     tensors: dict[str, tuple[Path, Any]] = {}
     for file in files:
+        _check_regular(file)
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many kinds for a damaged or hostile file
             raise UserError(f"{file} cannot be loaded safely ({str(error).splitlines()[0]}); use safetensors") from None
         if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
             raise UserError(f"{file} is not a plain dictionary of tensors; use safetensors")
-        tensors |= {name: (file, _TorchTensor(tensor)) for name, tensor in loaded.items()}
+        for name, tensor in loaded.items():
+            _add(tensors, name, file, _TorchTensor(tensor))
     return tensors
 
 
@@ -136,10 +160,4 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of such a folder. Raises `UserError` if it is missing or something else."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a complete Hugging Face folder")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
+    return read_object(path)

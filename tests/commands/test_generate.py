@@ -5,13 +5,13 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 from typed import answer, fails, piped, run
 
 import a3jax
 from a3jax.decode.template import Range, Template
 from a3jax.generate import bulk
 from a3jax.generate.request import Wanted
+from a3jax.terminal import Terminal
 
 TEMPLATE = "def area(r): [[5]] * r"
 OPTIONS = {"order": "random_4", "seed": 3, "temperature": 1.0, "top_k": 40}
@@ -200,6 +200,9 @@ def test_answers_to_anything_else_are_noticed(model_folder, requests, tmp_path, 
     notes.write_text("what I must not lose")
     assert f"{notes}:1 is no answer" in fails(capsys, *command, "--out", notes)
     assert notes.read_text() == "what I must not lose"
+    notes.write_text('{"id": 7, "prompt": "one line without an end", "tokens": 3}')
+    assert f"{notes}:1 is no answer" in fails(capsys, *command, "--out", notes)
+    assert notes.read_text().endswith("}")
     assert "both --file and --out" in fails(capsys, *command, "--out", requests)
 
 
@@ -288,7 +291,7 @@ def test_a_flood_of_blanks_is_refused(model_folder, capsys, monkeypatch):
 
 def test_watching_shows_the_text_and_changes_nothing(model_folder, model, capsys, monkeypatch):
     seen = io.StringIO()
-    monkeypatch.setattr("a3jax.progress.console", Console(file=seen, force_terminal=True, width=80, height=20))
+    monkeypatch.setattr("a3jax.progress.console", Terminal(file=seen, force_terminal=True, width=80, height=20))
     printed = answer(capsys, "generate", model_folder, "--text", TEMPLATE, *WORDS, "--n", 2, "--watch")
     assert printed["samples"][0]["text"] == a3jax.infill(model, TEMPLATE, **OPTIONS).text
     assert "░" in seen.getvalue()

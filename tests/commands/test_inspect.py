@@ -28,7 +28,7 @@ HISTORY = Record("elsewhere", "bfloat16", True, 7, 900, ("in_order_1", "random_4
 
 @pytest.fixture(scope="module")
 def model(tiny, tmp_path_factory) -> Path:
-    config = tiny(vocab=258, layers=2)
+    config = tiny(vocab=258, layers=2, start_token=256)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), nnx.to_pure_dict(shapes(config)))
     params["head"] = params["head"].astype("bfloat16")
@@ -72,6 +72,8 @@ def test_exports(model, tmp_path):
     _history_is_told(both)
     assert "source" not in one
     raw = json.loads((tmp_path / "one" / "config.json").read_text())
+    (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": True}))
+    assert one["head"] == describe(tmp_path / "one")["head"] == "its own"
     (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"model_type": "gemma2"}))
     other = describe(tmp_path / "one")
     assert other["family"] == "gemma2"

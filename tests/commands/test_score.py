@@ -72,6 +72,8 @@ def test_a_file_of_texts(model_folder, model, capsys, tmp_path, monkeypatch):
         (["--text", ""], "nothing to score"),
         (["--text", "a" * 64], "is 65 tokens, the model's context only 64"),
         (["--text", "a", "--orders", 0], "orders is 0"),
+        (["--text", "a", "--orders", 8], "orders is 8, but order 'ar' is the same in every draw; leave orders out, or"),
+        (["--text", "a", "--orders", 2, "--order", "right_to_left_4"], "'right_to_left_4' is the same in every draw"),
         (["--text", "a", "--order", "left"], "order 'left' is unknown"),
         (["--text", "a", "--seed", -1], "seed is -1"),
         (["--text", "a", "--file", "x"], "--text does not go with --file"),

@@ -125,7 +125,7 @@ def test_shards_that_changed_places_are_noticed_by_their_checksums(small):
         stream.read(np.array([0]), np.array([10]))
 
 
-@pytest.mark.parametrize("damage", ["gone", "another's", "cut short", "of another kind"])
+@pytest.mark.parametrize("damage", ["gone", "another's", "cut short", "empty", "an archive", "a number", "of another kind"])
 def test_an_index_that_is_not_the_shards_is_named(small, damage, tmp_path):
     corpus, _ = small
     index = corpus.folder / "train.index.npy"
@@ -136,6 +136,13 @@ def test_an_index_that_is_not_the_shards_is_named(small, damage, tmp_path):
         index.write_bytes((other.folder / index.name).read_bytes())
     elif damage == "cut short":
         index.write_bytes(index.read_bytes()[:-20])
+    elif damage == "empty":
+        index.write_bytes(b"")
+    elif damage == "an archive":
+        with index.open("wb") as file:
+            np.savez(file, np.zeros(40))
+    elif damage == "a number":
+        np.save(index, np.array(4))
     else:
         np.save(index, np.zeros(40))
     with pytest.raises(UserError, match=rf"{index} (is missing|is damaged|does not belong to the shards beside it)"):
@@ -166,5 +173,5 @@ def test_what_is_no_corpus_is_refused(tmp_path):
     ):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("not JSON")
-    with pytest.raises(UserError, match="is not a corpus's manifest"):
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON: .*; run a3jax prepare again"):
         read_manifest(tmp_path)

@@ -114,7 +114,7 @@ def test_every_line_belongs_to_exactly_one_part_wherever_parts_are_cut(texts, si
         (b'{"text": {"a": 1}}', "no text", "has an object in 'text'"),
         (b'{"text": ["a"]}', "no text", "has a list in 'text'"),
         (b'{"text": [[1], [2, 3]]}', "no text", "has a list in 'text'"),
-        (b'{"text": "\xff"}', "not UTF-8 text", "is not UTF-8: invalid start byte at byte 10"),
+        (b'{"text": "\xff"}', "not UTF-8 text", "is not UTF-8 text: byte 0xff after byte 10"),
         (b'{"text": "half \\ud83d"}', "not Unicode text", "is not Unicode text in 'text'"),
     ],
 )

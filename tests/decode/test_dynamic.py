@@ -1,6 +1,9 @@
 """Deciding the most certain places first: against recomputation from scratch, and against teacher forcing."""
 
+import itertools
+
 import brute_force
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from filling import document, fill, teacher_forced
@@ -65,6 +68,27 @@ def test_chain_rule(certainty, seeding, tiny, network):
         here = np.flatnonzero(~np.array(given))
         np.testing.assert_array_equal(np.delete(filled_L[: len(tokens)], here), np.delete(tokens, here))
         np.testing.assert_array_equal(np.flatnonzero(passes_L > 0), here)
+
+
+@pytest.mark.parametrize("certainty", ["entropy", "margin", "confidence"])
+def test_probabilities_of_all_texts_add_up_unless_places_are_chosen_by_the_tokens_drawn(
+    certainty, tiny, network, monkeypatch
+):
+    """Every text that three blanks of a vocabulary of five can hold, decoded as if it had been drawn."""
+    net = network(tiny(layers=2, vocab=5))
+    texts = np.array(list(itertools.product(range(5), repeat=3)))
+    documents = [([1, 0, 2, 0, 0], [True, False, True, False, False])] * len(texts)
+    target_BxL = jnp.zeros((len(texts), 64), jnp.int32).at[:, jnp.array([1, 3, 4])].set(texts)
+    monkeypatch.setattr(dynamic, "place_keys", lambda keys_B, place_BxW: place_BxW)
+    monkeypatch.setattr(dynamic, "draw", lambda place_BxW, *_: jnp.take_along_axis(target_BxL, place_BxW, 1, mode="clip"))
+    dynamic.decode_certain.clear_cache()
+    options = {"certainty": certainty, "threshold": 0.35, "commit": 2}
+    _, filled = fill(net, documents, "ar", mode="dynamic", temperature=1.0, **options)
+    dynamic.decode_certain.clear_cache()
+    np.testing.assert_array_equal(filled.tokens_BxL[:, [1, 3, 4]], texts)
+    assert len(np.unique(filled.passes_BxL, axis=0)) > 1, "the order depends on the text"
+    total = np.exp(filled.log_probs_BxL.sum(1)).sum()
+    assert total > 1.05 if certainty == "confidence" else total == pytest.approx(1, abs=1e-4)
 
 
 def test_a_batch_gives_each_sequence_what_it_gets_alone(tiny, network):

@@ -123,8 +123,8 @@ def run(name, step, params):
         found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
         one_stream = jax.jit(Objective(MODEL, ONE_STREAM, compute(config), 64).sums)
         keys = example_keys(0, 0, BATCH)
-        loss, count = one_stream(state.params, batch, keys)
-        found |= {"one_stream": np.asarray(loss / count)}
+        loss, counts = one_stream(state.params, batch, keys)
+        found |= {"one_stream": np.asarray(loss / counts.predicted)}
         loss, gradients = distilled(name, params, batch)
         found |= {"distilled": np.asarray(loss)}
         for path, leaf in nnx.to_flat_state(gather(gradients)):
@@ -142,8 +142,8 @@ def distilled(name, source, batch):
     keys = example_keys(0, 0, BATCH)
 
     def loss(params, source, batch):
-        total, count = objective.sums(params, batch, keys, source)
-        return total / count
+        total, counts = objective.sums(params, batch, keys, source)
+        return total / counts.predicted
 
     return jax.jit(jax.value_and_grad(loss), out_shardings=(None, adapted))(params, source, batch)
 

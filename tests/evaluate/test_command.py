@@ -16,6 +16,15 @@ def stories(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_results_of_somebody_else_are_not_replaced(name, model_folder, stories, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("years of work")
+    words = ["evaluate", model_folder, "--tasks", "stories", "--stories", stories, "--settings", "one", "--out"]
+    assert f"mine/{name} is there and" in fails(capsys, *words, tmp_path / "mine")
+    assert (tmp_path / "mine" / name).read_text() == "years of work"
+
+
 def figures(results: dict) -> dict[str, tuple]:
     return {
         f"{task} {table} {row} {column}": (one["value"], one["error"])

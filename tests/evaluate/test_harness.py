@@ -94,7 +94,7 @@ PAIRS = requests(
     (3, "The trophy", " is big"),
     (3, "The suitcase", " is big"),
     (4, "ä" * 17, "€" * 10),
-    (4, "x" * 33, "y" * 32),  # 65 tokens, of which 64 are read
+    (4, "x" * 32, "y" * 32),  # with the start token 65, of which 64 are read
 )
 
 
@@ -115,6 +115,46 @@ def test_log_likelihoods_are_those_of_the_hugging_face_backend(model, theirs):
     with_start = A3(model, batch_size=2, add_bos_token=True).loglikelihood(PAIRS[:2])
     expected = [a3jax.log_likelihood(model, f"{r.args[0]}[[1]]", blanks=[r.args[1]]).total for r in PAIRS[:2]]
     assert [nats for nats, _ in with_start] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_continuation_inside_the_tokens_of_its_context_is_scored_all_the_same(worded):
+    """A part of a word may have more tokens than the word."""
+    ours, codec = A3(worded, batch_size=2), worded.codec
+    text = "The sun had set behind the hills, and the village was quiet."
+    cuts = [(text[:begin], text[begin:end]) for end in range(2, len(text) + 1) for begin in range(1, end)]
+    swallowed = [
+        (context, rest)
+        for context, rest in cuts
+        if len(ours.tok_encode(context + rest)) <= len(ours.tok_encode(context)) and not context.endswith(" ")
+    ]
+    assert swallowed
+    for context, rest in swallowed[:3]:
+        ((nats, _),) = ours.loglikelihood(requests((0, context, rest)))
+        tokens, given = [*ours.tok_encode(context), *codec.encode(rest, inside=True)], len(ours.tok_encode(context))
+        known = [i < given for i in range(len(tokens))]
+        assert nats == pytest.approx(a3jax.token_log_likelihood(worded, tokens, known).total, abs=1e-4)
+        assert nats < -0.1
+
+
+def test_nothing_is_never_scored(worded):
+    ours = A3(worded, batch_size=2)
+    prefix = worded.codec.tokenizer.id_to_token(ours.prefix_token_id)
+    ((nats, _),) = ours.loglikelihood(requests((0, "", prefix)))
+    assert nats < -0.1  # the token that stands before a text without context is not the text itself
+    for context in ("Hello", ""):
+        with pytest.raises(a3jax.UserError, match="a continuation is empty; there is nothing to score"):
+            ours.loglikelihood(requests((0, context, "")))
+    with pytest.raises(a3jax.UserError, match="no token to score"):
+        continuations.score(worded, [[Choice((1, 2), 2)]])
+
+
+def test_every_kind_of_tokenizer_scores_as_the_hugging_face_backend(worded, worded_folder, tmp_path):
+    export_model(find(worded_folder), tmp_path / "model", "llama")
+    theirs = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=2)
+    asked = [one for one in PAIRS if all(map(str.isascii, one.args)) and "y" not in one.args[1]]
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    found = A3(worded, batch_size=2).loglikelihood(asked)
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-3)
 
 
 def asks(*how: dict) -> list[Instance]:
@@ -198,7 +238,7 @@ def test_short_answers(model, data):
     del asked._model.generate_until
     (first, second) = asked.evaluate(asked.items, 2)
     assert first["answers"] == second["answers"]
-    with pytest.raises(a3jax.UserError, match=r"validation.jsonl:1: .* 278 tokens, the model's context only 64; pass over"):
+    with pytest.raises(a3jax.UserError, match=r"validation.jsonl:1: .* 279 tokens, the model's context only 64; pass over"):
         Questions("triviaqa", A3(model), "here", rows, Counter())
     left_out: Counter[str] = Counter()
     assert Questions("triviaqa", A3(model), "here", rows, left_out, skip_bad=True).items == []

@@ -265,7 +265,7 @@ def test_a_stopped_task_goes_on(tmp_path, capsys):
         with pytest.raises(a3jax.UserError, match=f"has results with other {change}"):
             task.run(changed, {"model": 1} if change == "models" else {}, tmp_path / "stopped", 2)
     path.write_text("mine\n")
-    with pytest.raises(a3jax.UserError, match="holds no results"):
+    with pytest.raises(a3jax.UserError, match=r"lengths\.jsonl:1 is no result of a3jax evaluate"):
         task.run(Lengths(), {}, tmp_path / "stopped", 2)
     assert path.read_text() == "mine\n"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
 from a3jax.checkpoint.provenance import Record
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
+from a3jax.export.card import model_card
 from a3jax.export.exporter import export_model
 from a3jax.export.verify import verify
 from a3jax.weights.importer import import_model
@@ -109,7 +111,7 @@ def test_the_folder_says_what_it_is(imported, tmp_path):
     assert (config.model_type, config.a3_family, config.seeding) == ("a3", "llama", "successor")
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 257
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
+    assert tokenizer("def f(x):\n").input_ids == [256, *byte_codec().encode("def f(x):\n")]
 
 
 @pytest.mark.slow
@@ -121,6 +123,64 @@ def test_mixed_dtypes_stay_mixed(imported, tmp_path):
     import_model(open_source(tmp_path / "out"), tmp_path / "again")
     _assert_equal(arrays, load_arrays(find(tmp_path / "again")))
     assert verify(find(tmp_path / "model"), tmp_path / "out").max_logit_difference < 1e-4
+
+
+SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "pad_token_id": 3, "suppress_tokens": [4, 5]}
+
+
+@pytest.mark.parametrize("style", ["a3", "llama"])
+def test_end_tokens_and_sampling_defaults_travel(style, pretrained, tmp_path):
+    """Through an import, its record, an export and a second import, to what transformers generates with."""
+    folder = shutil.copytree(pretrained("llama"), tmp_path / "source")
+    (folder / "generation_config.json").write_text(json.dumps(SAMPLING | {"eos_token_id": [257, 5], "bos_token_id": 256}))
+    import_model(open_source(folder), tmp_path / "model")
+    export_model(find(tmp_path / "model"), tmp_path / "out", style)
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written == SAMPLING | {"eos_token_id": [257, 5], "bos_token_id": 256}
+    model = load(tmp_path / "out")
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out") if style == "a3" else model.generation_config
+    for name, value in written.items():
+        assert getattr(generation, name) == value
+    assert (model.config.eos_token_id, model.config.pad_token_id) == ([257, 5], 3)
+    again = open_source(tmp_path / "out")
+    assert again.config.end_tokens == (257, 5)
+    assert again.record.generation == find(tmp_path / "model").record.generation == SAMPLING
+    found = verify(find(tmp_path / "model"), tmp_path / "out")  # greedily, whatever the defaults
+    assert found.problem is None
+
+
+def test_a_padding_token_that_is_none_does_not_travel(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("llama"), tmp_path / "source")
+    (folder / "generation_config.json").write_text(json.dumps({"pad_token_id": -1}))
+    assert open_source(folder).record.generation == {}
+    (folder / "generation_config.json").unlink()
+    raw = json.loads((folder / "config.json").read_text()) | {"pad_token_id": 3}
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert open_source(folder).record.generation == {"pad_token_id": 3}
+
+
+@pytest.mark.parametrize("style", ["a3", "llama"])
+def test_code_of_others_passes_neither_in_nor_out(style, pretrained, tmp_path):
+    folder = shutil.copytree(pretrained("llama"), tmp_path / "source")
+    (folder / "hostile.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Hostile: pass\n"
+    )
+    hostile = {
+        "tokenizer_config.json": {"AutoTokenizer": ["hostile.Hostile", None]},
+        "config.json": {"AutoConfig": "hostile.Hostile", "AutoModelForCausalLM": "hostile.Hostile"},
+    }
+    for name, auto in hostile.items():
+        raw = json.loads((folder / name).read_text()) | {"auto_map": auto, "tokenizer_class": "Hostile"}
+        (folder / name).write_text(json.dumps(raw))
+    import_model(open_source(folder), tmp_path / "model")
+    assert "Hostile" not in "".join(file.read_text() for file in (tmp_path / "model").glob("*.json"))
+    shutil.copy(folder / "tokenizer_config.json", tmp_path / "model")  # as an import of an older a3jax has it
+    export_model(find(tmp_path / "model"), tmp_path / "out", style)
+    assert "ostile" not in "".join(file.read_text() for file in (tmp_path / "out").iterdir() if file.suffix == ".json")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
+    load(tmp_path / "out")
+    assert not (folder / "ran").exists()
 
 
 def test_wrong_styles_and_existing_folders_are_refused(imported, tmp_path):
@@ -139,3 +199,11 @@ def test_numbers_that_are_not_finite_are_refused(value, imported, tmp_path):
     with pytest.raises(UserError, match=r"model.norm.weight holds NaN, or numbers too large for float16"):
         export_model(find(tmp_path / "model"), tmp_path / "out", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_card_speaks_of_a_source_only_where_there_was_one(tiny):
+    adapted, random = (model_card("x", tiny(), record, True) for record in (ADAPTED, Record("random", steps=3, tokens=9)))
+    assert "adapted from a left-to-right one" in adapted
+    assert "licence" in adapted
+    assert "trained from random weights" in random
+    assert "licence" not in random

@@ -1,6 +1,7 @@
 """The Python interface on a model folder of a tiny random model with the byte tokenizer."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -169,8 +170,14 @@ def test_the_longest_template_fits(model):
 def test_without_a_start_token(model):
     codec = dataclasses.replace(model.codec, start=None)
     bare = dataclasses.replace(model, codec=codec)
-    with pytest.raises(UserError, match="no start token"):
-        a3jax.infill(bare, "[[2]] a")
+    for stands_in, changes in [(256, {}), (257, {"bos": None})]:  # where there must be something, its own or the end token
+        other = dataclasses.replace(model, codec=dataclasses.replace(codec, **changes))
+        for filled in (a3jax.infill(other, "[[2]] a"), *a3jax.complete(other, [""], 2)):
+            assert filled.tokens[:1] == (stands_in,)
+            assert filled.given[:2] == (True, False)
+    neither = dataclasses.replace(model, codec=dataclasses.replace(codec, bos=None, end=None))
+    with pytest.raises(UserError, match="no token to stand before it; give some text first"):
+        a3jax.infill(neither, "[[2]] a")
     filled = a3jax.infill(bare, "a[[2]]")
     assert filled.text.startswith("a")
     assert a3jax.log_likelihood(bare, "area").tokens == tuple(b_ids("rea"))
@@ -353,7 +360,53 @@ def test_contradictions(model):
         lambda: a3jax.infill(model, "[[1]]" * 100_000): "is 100001 tokens, the model's context only 64",
         lambda: a3jax.complete(model, ["x" * 60], tokens=10): "is 71 tokens",
         lambda: a3jax.log_likelihood(model, "area", orders=0): "orders is 0",
+        lambda: a3jax.log_likelihood(model, "area", orders=8): "orders is 8, but order 'ar' is the same in every draw",
+        lambda: a3jax.log_likelihood(model, "area", order="in_order_2", orders=2): "'in_order_2' is the same in every",
+        lambda: a3jax.token_log_likelihood(model, (256, 97), (True, False), orders=2, groups=(0, 1)): "groups are given",
         lambda: a3jax.infill_batch(model, ["[[1]]"], [a3jax.Decoding()] * 2): "1 templates but 2 decodings",
     }.items():
         with pytest.raises(UserError, match=complaint):
             call()
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "random_2"}, {"mode": "dynamic"}, {"revise": 1, "order": "random_4"}])
+def test_given_text_comes_back_with_every_kind_of_tokenizer(worded, options):
+    templates = ["ab[[2]]cd", " the[[3]] hills[[1]][[2]]\u00e9\u4e2d [[1]]", "[[2]] of a circle", "a [[1-3]]b"]
+    for i, template in enumerate(templates):
+        filled = a3jax.infill(worded, template, temperature=1.5, seed=i, **options)
+        given = [text for text, is_filled in filled.pieces if not is_filled]
+        assert given == list(a3jax.Template(tuple(re.split(r"\[\[[^]]*\]\]", template)), (1,) * (len(given) - 1)).pieces)
+        assert filled.text == "".join(text for text, _ in filled.pieces)
+        for blank, place in zip(filled.blanks, filled.places[1::2]):
+            assert filled.tokens[place] == blank.tokens
+        assert filled.places[0].start == (worded.codec.start is not None or template.startswith("[["))
+
+
+def test_a_blank_is_scored_as_it_stands_in_its_text(worded):
+    codec = worded.codec
+    text = ("The sun", " had set", " behind the hills")
+    score = a3jax.log_likelihood(worded, f"{text[0]}[[1]]{text[2]}", blanks=[text[1]])
+    assert list(score.tokens) == codec.encode(text[1], inside=True)
+    assert codec.decode(list(score.tokens), inside=True) == text[1]
+    # At the end of a text, cut where its tokens are, a blank has the likelihood that the whole text has there.
+    whole = a3jax.log_likelihood(worded, "".join(text))
+    ids = codec.encode("".join(text))
+    for cut in range(1, len("".join(text))):
+        before, rest = "".join(text)[:cut], "".join(text)[cut:]
+        if codec.encode(before) + codec.encode(rest, inside=True) == ids:
+            end = a3jax.log_likelihood(worded, f"{before}[[1]]", blanks=[rest])
+            assert end.total == pytest.approx(sum(whole.log_probs[-len(end.tokens) :]), abs=1e-4)
+            break
+    else:
+        raise AssertionError("nowhere is the text cut between two of its tokens")
+
+
+def test_a_model_begins_its_documents_as_its_tokenizer_does(worded):
+    start = [] if worded.codec.start is None else [worded.codec.start]
+    (filled,) = a3jax.complete(worded, ["The sun"], 3)
+    assert list(filled.tokens[:-3]) == start + worded.codec.encode("The sun")
+    scored = a3jax.log_likelihood(worded, "The sun had set")
+    assert list(scored.tokens) == (start + worded.codec.encode("The sun had set"))[1:]
+    for empty in a3jax.complete(worded, [""], 3), [a3jax.infill(worded, "[[3]]")]:
+        assert empty[0].tokens[0] == worded.config.start_token
+        assert empty[0].given == (True, False, False, False)

@@ -39,6 +39,23 @@ def test_adapters_of_the_query_stream_leave_the_content_stream_bit_for_bit(tiny,
     np.testing.assert_array_equal(change[real & causal], 0)
 
 
+def test_causal_queries_are_the_source_models_only_where_content_has_not_seen_ahead(tiny, network, packed, without_adapters):
+    net = network(tiny(layers=2, adapter_rank=3))
+    tokens = np.random.default_rng(0).integers(0, net.config.vocab, packed.shape)
+    found = {}
+    for size in (1, 3):
+        order = draw_order(example_keys(0, 0, len(packed)), packed, "in_order", size, 0.0, "successor")
+        hidden = net.query_hidden(tokens, order, HOW), without_adapters(net).query_hidden(tokens, order, HOW)
+        causal = np.asarray(order.causal & order.predicted)
+        np.testing.assert_allclose(hidden[0][causal], hidden[1][causal], atol=1e-5)  # neither has passed an adapter
+        found[size] = np.asarray(hidden[1]), causal
+    (alone, every), (grouped, first) = found[1], found[3]
+    assert every.sum() > first.sum() > 20
+    difference = np.abs(grouped - alone)[first].max(axis=-1)  # in order, a slot holds the same token whatever the groups
+    assert (difference > 1e-2).mean() > 0.5, "most read keys that saw ahead"
+    assert (difference < 1e-4).any(), "those of second groups, behind a given first token, do not"
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_stream(remat, tiny, network, packed):
     net = network(tiny(layers=2, adapter_rank=3))

@@ -11,6 +11,7 @@ from a3jax.plan.costs import Costs
 from a3jax.plan.roofline import read_costs, roofline
 from a3jax.plan.topology import Chip, Topology
 from a3jax.train import flops
+from a3jax.train.counts import full_window
 
 PEAK = 197e12  # of the device kind below
 CHIP = Chip(hbm_bytes=16 * 2**30, hbm_bytes_per_second=1e12, ici_bytes_per_second=1e11)
@@ -46,7 +47,7 @@ def test_hidden_attention_is_counted_by_hand(remat, passes, tiny):
     """Forward, again where it is rematerialized, and five products of the size of the forward's two."""
     seen, _ = bound(tiny, Costs(matmul_flops=10**9), remat)
     hidden, config = bound(tiny, Costs(matmul_flops=10**9, hidden_matmuls=True), remat)
-    attention = 8 * flops.attention_forward(config.model, STAGE, 32)
+    attention = 8 * flops.attention_forward(config.model, STAGE, full_window(32))
     assert seen.executed_flops == 4e9
     assert hidden.executed_flops - seen.executed_flops == passes * attention
 

@@ -25,15 +25,35 @@ def test_tokens_and_their_log_probabilities(model, echo, stop):
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_streamed_is_never_taken_back(model, echo, seed):
     fillable_V, stops, shown = np.asarray(model.fillable), ("\n", "eq", "abc"), []
+    echoed = "Ä b" * echo
 
     def observe(texts):
-        shown.append(answers.begun(model.codec, fillable_V, texts[0], stops, echo))
+        shown.append(answers.begun(model.codec, fillable_V, texts[0], stops, echoed))
 
     (filled,) = a3jax.complete(model, ["Ä b"], 20, observe, seed=seed, temperature=1.5, stop=stops)
     whole = answers.completed(filled, echo)
     for earlier, later in zip(shown, [*shown[1:], whole]):
         assert later.startswith(earlier)
     assert len(shown[-1]) >= len(whole.rstrip("\ufffd")) - 2  # but for what may begin a stop string
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_every_kind_of_tokenizer_is_streamed_as_it_ends(worded, echo):
+    fillable_V, prompt = np.asarray(worded.fillable), " the \u4e2d"
+    for seed in range(4):
+        shown = []
+
+        def observe(texts, shown=shown):
+            shown.append(answers.begun(worded.codec, fillable_V, texts[0], (), prompt * echo))
+
+        (filled,) = a3jax.complete(worded, [prompt], 20, observe, seed=seed, temperature=9.0)
+        whole = answers.completed(filled, echo)
+        assert whole.startswith(prompt * echo)
+        for earlier, later in zip(shown, [*shown[1:], whole]):
+            assert later.startswith(earlier)
+        scores = answers.logprobs(worded.codec, filled, echo)
+        assert "".join(scores["tokens"]) == whole
+        assert len(scores["tokens"]) == filled.places[1].stop - filled.places[not echo].start
 
 
 def test_a_text_that_ends_at_once_has_no_tokens(model):

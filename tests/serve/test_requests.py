@@ -71,13 +71,14 @@ def test_null_and_values_that_ask_for_nothing_are_as_if_absent():
         ({"prompt": []}, "prompt", "empty list"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "expected int"),
-        ({"prompt": "a", "max_tokens": 1001}, None, "at most 1000"),
-        ({"prompt": "a", "max_tokens": 400, "n": 3}, None, "at most 1000"),
-        ({"prompt": "a", "n": 10**12}, None, "at most 6"),
+        ({"prompt": "a", "max_tokens": 1001}, "max_tokens", "at most 1000"),
+        ({"prompt": "a", "max_tokens": 400, "n": 3}, "n", "at most 1000"),
+        ({"prompt": "a", "n": 10**12}, "n", "at most 6"),
+        ({"prompt": ["a"] * 7}, "prompt", "at most 6"),
         ({"prompt": "a", "n": 0}, "n", "at least 1"),
         ({"prompt": "a", "logprobs": 6}, "logprobs", "from 0 to 5"),
         ({"prompt": "a", "temperature": -1}, "temperature", "0 (the most probable token) or more"),
-        ({"prompt": "a", "temperature": float("nan")}, "temperature", "it must be"),
+        ({"prompt": "a", "temperature": float("nan")}, None, "NaN is no number of JSON"),
         ({"prompt": "a", "temperature": 10**400}, "temperature", "expected float"),
         ({"prompt": "a", "top_p": 0}, "top_p", "above 0"),
         ({"prompt": "a", "seed": 2**32 - 1, "n": 2}, "seed", f"below {2**32}"),
@@ -111,10 +112,10 @@ def test_refused_completions(fields, param, message):
         ({"text": "no blank"}, "text", "no blank"),
         ({"text": "[[" + " " * 300_000}, "text", "no blank"),  # found without trying every way to cut the spaces
         ({"text": "[[1000000]]"}, "text", "must be below 1000000"),
-        ({"text": "a [[999999]]"}, None, "asks for 999999 tokens"),
-        ({"text": "a [[1-40]]"}, None, "asks for 1640 tokens"),  # every length is tried
+        ({"text": "a [[999999]]"}, "text", "asks for 999999 tokens"),
+        ({"text": "a [[1-40]]"}, "text", "asks for 1640 tokens"),  # every length is tried
         ({"text": "a [[8]]", "revise": 64}, None, None),
-        ({"text": "a [[100]]", "revise": 64}, None, "asks for 1124 tokens"),
+        ({"text": "a [[100]]", "revise": 64}, "text", "asks for 1124 tokens"),
         ({"text": "a [[8]]", "stream": True}, "stream", "unknown field 'stream'"),
         ({"text": "a [[8]]", "max_tokens": 8}, "max_tokens", "unknown field 'max_tokens'"),
         ({"text": "a [[8]]", "stop": "b"}, "stop", "text that is continued"),
@@ -143,8 +144,8 @@ def test_texts_that_do_not_fit_are_found_before_they_reach_a_batch(model):
             check(model, template, "prompt")
         assert caught.value.param == "prompt"
     check(model, Template(("", ""), (4,)), "prompt")
-    without = dataclasses.replace(model, codec=dataclasses.replace(model.codec, start=None))
-    with pytest.raises(Refused, match="begin with some given text"):
+    without = dataclasses.replace(model, codec=dataclasses.replace(model.codec, start=None, bos=None, end=None))
+    with pytest.raises(Refused, match="give some text first"):
         check(without, Template(("", ""), (4,)), "prompt")
 
 

@@ -2,58 +2,21 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving import Server
 
 import a3jax
 from a3jax.cli import main
 
 BODY_BYTES = 4000
-
-
-class Server:
-    """A running server. Its programs are compiled as those of the tests, so that both draw the same tokens."""
-
-    def __init__(self, folder, *options):
-        command = [sys.executable, "-m", "a3jax.cli", "serve", str(folder), "--port", "0", *options]
-        environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-        self.process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment)
-        first = self.process.stderr.readline()
-        self.port = int(re.search(r"serving model at http://127.0.0.1:(\d+)", first)[1])
-        self.log = []
-        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
-        self.reader.start()
-        deadline = time.monotonic() + 120
-        while self.get("/health")[0] != 200:
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.1)
-
-    def send(self, method, path, body=None, headers=None):
-        """Status, headers and body of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        text = response.read()
-        connection.close()
-        return response.status, response.headers, text
-
-    def get(self, path):
-        status, _, body = self.send("GET", path)
-        return status, json.loads(body)
-
-    def post(self, path, **fields):
-        status, _, body = self.send("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
-        return status, json.loads(body)
 
 
 @pytest.fixture(scope="module")

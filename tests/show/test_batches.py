@@ -7,7 +7,6 @@ import brute_force
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
 from a3jax.config import Config, DataConfig, ModelConfig, Stage
 from a3jax.data.pipeline import Batches, open_corpora
@@ -16,6 +15,7 @@ from a3jax.errors import UserError
 from a3jax.ordering import draw_order, example_keys
 from a3jax.show.batches import print_shown, show
 from a3jax.show.throughput import PARTS, bench
+from a3jax.terminal import Terminal
 
 L = 40
 
@@ -70,7 +70,7 @@ def test_what_a_query_sees_is_what_the_brute_force_masks_say(config, token):
 
 def printed(shown) -> str:
     file = io.StringIO()
-    print_shown(shown, Console(file=file, width=100, highlight=False))
+    print_shown(shown, Terminal(file=file, width=100))
     return file.getvalue()
 
 

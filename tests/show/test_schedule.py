@@ -5,13 +5,13 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from rich.console import Console
 from typed import answer, fails, run
 
 from a3jax.config import Config, OptimizerConfig, Stage
 from a3jax.curriculum.presets import paper
 from a3jax.curriculum.stage import Plateau
 from a3jax.show import schedule
+from a3jax.terminal import Terminal
 
 EXPERIMENT = """
 from a3jax.config import Config, DataConfig, Stage
@@ -60,6 +60,9 @@ def test_the_picture_shows_every_order_and_is_the_same_every_time(experiment, tm
     printed = capsys.readouterr().out
     assert "right_to_left_2" in printed
     assert "[The] old" in printed
+    (tmp_path / "photo.png").write_text("a summer")
+    assert "photo.png exists already" in fails(capsys, "curriculum", experiment, "--out", tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").read_text() == "a summer"
     assert "its name must end in .svg, .png, .pdf" in fails(capsys, "curriculum", experiment, "--out", tmp_path / "a.jpeg")
 
 
@@ -74,7 +77,7 @@ def test_the_bars_are_the_shares_and_learning_rates_of_the_steps():
     np.testing.assert_allclose(seen.size_C, 1 + 3 * ramp, atol=1e-5)
     np.testing.assert_allclose(seen.rate_C, [1.0] * 4 + [0.5] * 12)
     file = io.StringIO()
-    schedule.show(config, 1, Console(file=file, width=100))
+    schedule.show(config, 1, Terminal(file=file, width=100))
     assert "random_4           ▁▂▃▄▅▆▇████" in file.getvalue()
     assert "at most 12" in file.getvalue()
 

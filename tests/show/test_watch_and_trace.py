@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 import a3jax
-from a3jax.data.spelling import spell
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode.settings import Decoding
+from a3jax.decode.spelling import spell
 from a3jax.generate.infill import Tokens
 from a3jax.show.trace import spelled, trace
 from a3jax.show.watch import Watch, drawn
+from a3jax.terminal import Terminal
 
 CODEC = byte_codec()
 LETTERS = st.sampled_from(["a", "é", "漢", "😀", "\ufffd", "(", "e\u0301"]).map(CODEC.encode)
@@ -27,18 +27,18 @@ BROKEN = st.lists(st.integers(0, 255), min_size=1, max_size=5) | st.sampled_from
 @settings(max_examples=300, deadline=None)
 @given(st.lists(LETTERS | BROKEN, max_size=8).map(lambda parts: [token for part in parts for token in part]))
 def test_texts_of_tokens_join_to_the_text(tokens):
-    pieces = spell(CODEC, tokens)
+    pieces = spell(CODEC, tokens, inside=False)
     assert len(pieces) == len(tokens)
     assert "".join(pieces) == CODEC.decode(tokens)
 
 
 def test_a_character_stands_where_it_is_complete():
-    assert spell(CODEC, CODEC.encode("aé😀(")) == ["a", "", "é", "", "", "", "😀", "("]
+    assert spell(CODEC, CODEC.encode("aé😀("), inside=False) == ["a", "", "é", "", "", "", "😀", "("]
 
 
 def test_a_document_on_its_way():
     tokens = np.array([256, *CODEC.encode("aéb"), 0, 0, *CODEC.encode("d")])
-    text = Tokens(tokens, np.log([1, 1, 0.5, 0.5, 0.99, 1, 1, 1]), np.array([0, 0, 1, 1, 2, -1, -1, 0]))
+    text = Tokens(tokens, np.log([1, 1, 0.5, 0.5, 0.99, 1, 1, 1]), np.array([0, 0, 1, 1, 2, -1, -1, 0]), 1)
     shown = drawn(CODEC, text, np.arange(8) == 4)
     assert shown.plain == "aéb░░d"
     styles = {shown.plain[span.start : span.end]: span.style for span in shown.spans}
@@ -53,24 +53,24 @@ def test_a_document_on_its_way():
 
 def test_what_a_model_writes_does_not_rule_the_terminal():
     tokens = CODEC.encode("\x1b[2J\r\x9b\n\ta")
-    text = Tokens(np.array([256, *tokens]), np.zeros(len(tokens) + 1), np.array([0] + [1] * len(tokens)))
+    text = Tokens(np.array([256, *tokens]), np.zeros(len(tokens) + 1), np.array([0] + [1] * len(tokens)), 1)
     assert drawn(CODEC, text, text.passes < 0).plain == "␛[2J␍\ufffd\n\ta"
 
 
 def test_more_texts_than_lines_are_cut():
-    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=6)
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=20, height=6)
     tokens = np.array([256, *CODEC.encode("ab")])
     with Watch(CODEC, console) as watch:
-        watch([Tokens(tokens, np.zeros(3), np.array([0, 0, 1]))] * 9)
+        watch([Tokens(tokens, np.zeros(3), np.array([0, 0, 1]), 1)] * 9)
         shown = console.file.getvalue()
     assert shown.count("\n") < 6
 
 
 def test_a_revision_keeps_the_colours_of_what_it_does_not_open():
-    console = Console(file=io.StringIO(), force_terminal=True, width=40, height=10, color_system="truecolor")
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=40, height=10, color_system="truecolor")
     tokens = np.array([256, *CODEC.encode("abc")])
-    first = Tokens(tokens, np.log([1, 1, 0.5, 0.5]), np.array([0, 0, 1, 2]))
-    revision = Tokens(tokens, np.log([1, 1, 1, 1]), np.array([0, 0, 0, -1]))
+    first = Tokens(tokens, np.log([1, 1, 0.5, 0.5]), np.array([0, 0, 1, 2]), 1)
+    revision = Tokens(tokens, np.log([1, 1, 1, 1]), np.array([0, 0, 0, -1]), 1)
     with Watch(CODEC, console) as watch:
         watch([first])
         begin = len(console.file.getvalue())
@@ -82,10 +82,10 @@ def test_a_revision_keeps_the_colours_of_what_it_does_not_open():
 
 
 def test_a_text_longer_than_the_terminal_shows_its_newest_lines():
-    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=4)
+    console = Terminal(file=io.StringIO(), force_terminal=True, width=20, height=4)
     tokens = np.array([256, *CODEC.encode("\n".join("bcdefghij"))])
     with Watch(CODEC, console) as watch:
-        watch([Tokens(tokens, np.zeros(len(tokens)), np.arange(len(tokens)) // (len(tokens) - 1))])
+        watch([Tokens(tokens, np.zeros(len(tokens)), np.arange(len(tokens)) // (len(tokens) - 1), 1)])
     shown = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]|pass", "", console.file.getvalue())
     assert "j" in shown
     assert "b" not in shown
@@ -130,5 +130,6 @@ def test_what_follows_a_stop_string_is_not_spelled(model):
     (whole,) = a3jax.complete(model, ["ab"], 12, temperature=1.0)
     (cut,) = a3jax.complete(model, ["ab"], 12, temperature=1.0, stop=(whole.text[5],))
     assert cut.finished == "stop"
-    assert "".join(spelled(model.codec, cut)) == cut.text
-    assert len(spelled(model.codec, cut)) == len(cut.tokens)
+    texts = spelled(model.codec, cut.tokens, cut.parts)
+    assert "".join(texts) == cut.text
+    assert len(texts) == len(cut.tokens)

@@ -53,6 +53,36 @@ def test_what_is_forgotten_and_gained_over_seeds(report):
     assert [one.front for one in report.settings] == [True, True, False, False]
 
 
+def test_a_winner_is_starred_only_beyond_the_spread_of_its_seeds(experiment, write_run, tmp_path, capsys):
+    """Three settings that gain as much: A forgets 0.4 less than B, and C is ahead of A by 0.0002 with a single seed."""
+
+    def front(ends: dict[float, list[float]]) -> dict[str, str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        trials = [product({"optimizer.peak_lr": [rate]}, seeds(len(ars))) for rate, ars in ends.items()]
+        sweep = make_sweep(experiment, chain(*trials), folder)
+        for trial, ar in zip(sweep.trials, [ar for ars in ends.values() for ar in ars], strict=True):
+            write_run(trial, {0: evaluation(3.0, 6.0), 8: evaluation(ar, 5.0)})
+        report = compare(folder, sweep, "random_4")
+        print_report(report)
+        lines = [line.strip().removeprefix("optimizer.peak_lr=") for line in capsys.readouterr().out.splitlines()]
+        said = {line[:3]: re.split(r"\+1.0000(?: ± 0.0000)?", line)[1].strip() for line in lines if line[:2] == "0."}
+        assert [said[one.name[-3:]] == "yes" for one in report.settings] == [one.clear for one in report.settings]
+        return said
+
+    a, b = [3.1, 3.12], [3.5, 3.52]
+    assert front({0.1: a, 0.2: b}) == {"0.1": "yes", "0.2": ""}
+    assert front({0.1: a, 0.2: [3.11, 3.13]}) == {"0.1": "within noise", "0.2": ""}
+    assert front({0.1: a, 0.2: b, 0.3: [3.1098]}) == {"0.1": "", "0.2": "", "0.3": "one seed"}
+    assert front({0.1: a, 0.2: b, 0.3: [3.1102]}) == {"0.1": "within noise", "0.2": "", "0.3": ""}
+    assert front({0.1: a, 0.2: b, 0.3: [3.6]}) == {"0.1": "yes", "0.2": "", "0.3": ""}
+    assert front({0.1: [3.1], 0.2: [3.1002]}) == {"0.1": "one seed", "0.2": ""}
+
+
+def test_a_run_from_random_weights_has_no_source(report, tmp_path, capsys):
+    print_report(report)
+    assert "against the start (the source or, without one, random weights)" in capsys.readouterr().out
+
+
 def test_the_best_first_step_speaks_for_the_source(experiment, write_run, tmp_path, capsys):
     """Three runs with learned seeds: one has a source that another run shows as it was, two have none."""
     learned = {"seeding": ["learned"]}

@@ -26,7 +26,7 @@ from a3jax.sweep.schedule import run_one, run_sweep, share_of_gpus
 from a3jax.sweep.status import reached, status
 from a3jax.sweep.trials import Halving, make_sweep, save_sweep
 from a3jax.train.loop import train
-from a3jax.train.run import check_same, is_training
+from a3jax.train.run import check_same, is_training, only_process
 
 
 @pytest.fixture
@@ -121,6 +121,43 @@ def test_two_processes_do_not_run_one_sweep(stand_in, sweep, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written: .*; choose another with --out"):
         run_sweep(sweep, tmp_path / "file", 1)
+
+
+def test_what_somebody_else_has_there_is_not_written_over(stand_in, sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("nothing is to be begun"))
+    (tmp_path / "sweep.json").write_text("years of work")
+    (tmp_path / "lock").write_text("my keys")
+    for begin in (lambda: run_sweep(sweep, tmp_path, 1), lambda: run_one(sweep, tmp_path, 1)):
+        with pytest.raises(UserError, match=r"sweep\.json is there and was not written by a3jax"):
+            begin()
+    assert (tmp_path / "sweep.json").read_text() == "years of work"
+    assert (tmp_path / "lock").read_text() == "my keys"
+
+
+def test_one_trial_of_an_array_leaves_a_run_that_trains_as_it_is(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("nothing is to be begun"))
+    run = sweep.trials[1].config.run_folder
+    with only_process(run):
+        (run / "config.json").write_text(to_json(sweep.trials[1].config).replace("\n", "\n\n"))
+        before = (run / "config.json").read_bytes()
+        with pytest.raises(UserError, match="is being written by another process"):
+            run_one(sweep, tmp_path, 1)
+        assert (run / "config.json").read_bytes() == before
+
+
+def test_a_run_that_may_go_on_is_started_again_until_it_gives_up_by_itself(sweep, tmp_path, monkeypatch):
+    """It ends with 75 twice, then with 0 or, as one that gives up, with 1."""
+    program = tmp_path / "passing.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nrun = Path(sys.argv[2]).parent\nfile = run / 'starts'\n"
+        "starts = int(file.read_text()) + 1 if file.exists() else 1\nfile.write_text(str(starts))\n"
+        "if starts < 3: sys.exit(75)\nif run.name.endswith('=5'): sys.exit(1)\n"
+        "(run / 'checkpoints' / '8').mkdir(parents=True)\n"
+    )
+    monkeypatch.setattr(schedule, "COMMAND", (sys.executable, str(program)))
+    assert run_sweep(sweep, tmp_path, 2) == 0
+    assert [one.state for one in status(tmp_path, sweep)] == ["done", "done", "failed", "done"]
+    assert {file.read_text() for file in tmp_path.rglob("starts")} == {"3"}
 
 
 def test_another_experiment_is_refused_in_the_same_folder(stand_in, experiment, tmp_path):

@@ -16,6 +16,7 @@ from a3jax.model.adapters import content_is_fixed
 from a3jax.ordering import draw_order, example_keys
 from a3jax.train import flops
 from a3jax.train.compiled import abstract_batch
+from a3jax.train.counts import full_window
 from a3jax.train.state import abstract_state
 from a3jax.train.step import make_step
 
@@ -75,7 +76,7 @@ def test_the_step_does_what_is_counted(stage, changes, tiny):
     if content_is_fixed(model) and one_stream_is_enough(model, stage.is_ar):
         pytest.skip("there is nothing to train")
     weights, attention = step_products(model, stage)
-    useful_attention = flops.attention(model, stage, L)
+    useful_attention = flops.attention(model, stage, full_window(L))
     assert weights == BATCH * (flops.per_window(model, stage, L) - useful_attention)
     if not model.adapter_rank:
         assert attention == BATCH * useful_attention * 2  # the dense path computes hidden keys as well
@@ -93,7 +94,7 @@ def test_the_step_does_what_is_counted(stage, changes, tiny):
 def test_a_distilled_step_reads_its_windows_with_the_source_too(stage, changes, tiny):
     model = tiny(**changes)
     own, distilled = (step_products(model, stage, share) for share in (0.0, 0.5))
-    attention = flops.source_attention(model, L)
+    attention = flops.source_attention(model, full_window(L))
     more = flops.per_window(model, stage, L, distilled=True) - flops.per_window(model, stage, L)
     assert (distilled[0] - own[0], distilled[1] - own[1]) == (BATCH * (more - attention), BATCH * attention * 2)
 

@@ -7,9 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
-from a3jax.config import OptimizerConfig
+from a3jax.config import AdaptConfig, OptimizerConfig
 from a3jax.model.parameters import shapes
 from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.trained import changes
 
 PEAK = 1e-3
 
@@ -115,3 +116,24 @@ def test_two_steps_equal_adamw_written_out(params):
 def test_every_parameter_of_the_network_is_known_to_the_decay_rule(tiny):
     names = {path[-1] for path, _ in nnx.to_flat_state(shapes(tiny(qkv_bias=True, query_key_norm="head")))}
     assert all(name in MATRICES or name.endswith(("norm", "bias", "seed")) for name in names)
+
+
+@pytest.mark.parametrize("stream", ["query", "both"])
+def test_adapters_decay_as_in_adamw_and_the_query_seed_does_not(stream, tiny, network):
+    """What is trained by default, over three steps, against Optax's own AdamW and a mask written by hand."""
+    params = nnx.state(network(tiny(adapter_rank=2, adapter_stream=stream)), nnx.Param)
+    params = nnx.filter_state(params, changes(AdaptConfig(), tiny(adapter_rank=2, adapter_stream=stream)))
+    config = OptimizerConfig(peak_lr=0.1, warmup=0, schedule="constant", weight_decay=0.5, clip=1e9)
+    expected = {path: leaf[...] for path, leaf in nnx.to_flat_state(params)}
+    mask = {path: path[-1].endswith(("_in", "_out")) for path in expected}
+    assert sorted(path[-1] for path in expected if not mask[path]) == ["query_seed"]
+    adamw = optax.adamw(0.1, config.b1, config.b2, config.eps, weight_decay=0.5, mask=mask)
+    state, others = None, adamw.init(expected)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)  # noqa: B023
+        params, state = step(config, params, gradients, state)
+        updates, others = adamw.update({p: g[...] for p, g in nnx.to_flat_state(gradients)}, others, expected)
+        expected = optax.apply_updates(expected, updates)
+    for path, leaf in nnx.to_flat_state(params):
+        np.testing.assert_allclose(leaf[...], expected[path], rtol=1e-5, atol=1e-6, err_msg=str(path))

@@ -70,6 +70,27 @@ def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumul
     assert moments == moved
 
 
+def test_weight_decay_acts_on_what_an_adaptation_trains_by_default(tiny, batch, mesh):  # noqa: F811
+    """The decay is decoupled: the same step with and without it differs by lr x weight decay x the parameter."""
+    after = {}
+    for decay in (0.0, 0.1):
+        config = dataclasses.replace(experiment(tiny(layers=2)), source="models/source")
+        optimizer = dataclasses.replace(config.optimizer, weight_decay=decay, schedule="constant")
+        model = dataclasses.replace(trained_model(config, config.model), adapter_rank=2)
+        config = dataclasses.replace(config, model=model, optimizer=optimizer)
+        state = fresh(config, mesh)
+        before = {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state.params)}
+        with jax.set_mesh(mesh):
+            state, _ = make_step(config, model, config.curriculum[0], mesh)(state, batch)
+        after[decay] = {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state.params)}
+    decaying = {f"{name}_in" for name in ("query", "output", "gate", "up", "down")}  # the other factors are zero at first
+    for path, old in before.items():
+        moved = after[0.1][path] - after[0.0][path]
+        expected = -1e-2 * 0.1 * old if path[-1] in decaying else np.zeros_like(old)
+        np.testing.assert_allclose(moved, expected, atol=1e-7, err_msg=str(path))
+        assert np.abs(expected).max() > 1e-5 or path[-1] not in decaying
+
+
 def gradient_norm(config, mesh, batch, source, stage):  # noqa: F811
     """Of the first step of a model that starts as its source."""
     with jax.set_mesh(mesh):

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import tokenize
@@ -25,6 +26,7 @@ from a3jax.config import RopeScaling
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
 from a3jax.model.rope import frequencies
+from a3jax.weights.gguf.header import check_header
 from a3jax.weights.importer import import_model
 from a3jax.weights.pretrained import pretrained as pretrained_model
 from a3jax.weights.source import open_source
@@ -55,6 +57,7 @@ def _write(path: Path, folder: Path, split: str = "smollm", quantized: bool = Fa
     writer.add_token_merges(["Ġ t", "h e"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
+    writer.add_add_bos_token(True)
     for name, value in extra.items():
         if isinstance(value, np.ndarray):
             writer.add_tensor(f"{name}.weight", value)
@@ -115,6 +118,9 @@ def test_llama3_frequencies_are_recognized(pretrained, imported, tmp_path):
     path = _write(tmp_path / "b.gguf", folder, rope_freqs=divisor[::-1].copy(), llama__rope__freq_base=theta[1:])
     with pytest.raises(UserError, match=r"rope_freqs.weight is not the scaling of Llama 3"):
         open_source(path)
+    path = _write(tmp_path / "c.gguf", folder, rope_freqs=np.full_like(divisor, np.nan), llama__rope__freq_base=theta[1:])
+    with pytest.raises(UserError, match=r"c.gguf: rope_freqs.weight is not the scaling of Llama 3"):
+        open_source(path)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 30, 500, 5000, -2000])
@@ -127,12 +133,101 @@ def test_truncated_files_are_refused(keep, pretrained, tmp_path):
 
 
 STRING, INT = gguf.GGUFValueType.STRING, gguf.GGUFValueType.UINT32
+FLOAT, BOOL = gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.BOOL
+NEUTRAL = {
+    "a factor of 1": {"llama__rope__scaling__factor": (1.0, FLOAT)},
+    "a factor of 0": {"llama__rope__scaling__factor": (0.0, FLOAT)},
+    "a factor that is switched off": {
+        "llama__rope__scaling__type": ("none", STRING),
+        "llama__rope__scaling__factor": (4.0, FLOAT),
+        "llama__rope__scale_linear": (4.0, FLOAT),
+    },
+    "a factor before the older one": {
+        "llama__rope__scaling__factor": (1.0, FLOAT),
+        "llama__rope__scale_linear": (4.0, FLOAT),
+    },
+    "causal attention": {"llama__attention__causal": (True, BOOL)},
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_metadata_by_which_llama_cpp_changes_nothing_are_taken(name, pretrained, imported, tmp_path):
+    source = open_source(_write(tmp_path / "model.gguf", pretrained("llama"), **NEUTRAL[name]))
+    assert source.config == imported("llama").config
+
+
+def test_all_tokens_that_end_a_turn_are_end_tokens(pretrained, tmp_path):
+    more = {"tokenizer__ggml__eot_token_id": (7, INT), "tokenizer__ggml__eom_token_id": (257, INT)}
+    assert open_source(_write(tmp_path / "model.gguf", pretrained("llama"), **more)).config.end_tokens == (257, 7)
+
+
+def _header(*value: int, kind: int, entries_of: int | None = None) -> bytes:
+    """A file of one pair of metadata: a name, and the beginning of a value."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 4) + b"name" + struct.pack("<I", kind)
+    return head + (b"" if entries_of is None else struct.pack("<I", entries_of)) + struct.pack(f"<{len(value)}Q", *value)
+
+
+HEADERS = {
+    "an array of bytes": _header(2**62, kind=9, entries_of=0),
+    "an array of texts": _header(2**62, 1, kind=9, entries_of=8),
+    "an array of arrays": _header(2**62, kind=9, entries_of=9),
+    "an array that would take a day": _header(2**40, kind=9, entries_of=0) + bytes(100),
+    "a text": _header(2**62, kind=8),
+    "a kind that is none": _header(kind=99),
+    "no end of pairs": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62),
+    "no end of tensors": b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_what_a_header_counts_must_be_there(name, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(HEADERS[name])
+    with pytest.raises(UserError, match=r"model.gguf is truncated or not a GGUF file") as caught:
+        open_source(tmp_path / "model.gguf")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", gguf.GGUFEndian)
+def test_headers_of_both_byte_orders_are_read_over(order, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", endianess=order)
+    writer.add_array("names", ["a", "bc"])
+    writer.add_array("numbers", [1.5, 2.5])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    check_header(tmp_path / "model.gguf")
+    swapped = order == gguf.GGUFEndian.BIG
+    with pytest.raises(UserError, match="bytes in the other order" if swapped else "head_count' is missing"):
+        open_source(tmp_path / "model.gguf")
+
+
 BAD = {
+    "a factor without a type": ({"llama__rope__scaling__factor": (4.0, FLOAT)}, "RoPE scaling inside .*'linear', factor 4.0"),
+    "a factor of older files": ({"llama__rope__scale_linear": (4.0, FLOAT)}, "RoPE scaling inside .*'linear', factor 4.0"),
+    "NaN factor": ({"llama__rope__scaling__factor": (float("nan"), FLOAT)}, "RoPE scaling inside .* factor nan"),
+    "yarn by 1": (
+        {"llama__rope__scaling__type": ("yarn", STRING), "llama__rope__scaling__factor": (1.0, FLOAT)},
+        "RoPE scaling inside",
+    ),
+    "attention factor": ({"llama__rope__scaling__attn_factor": (2.0, FLOAT)}, "attn_factor' is 2.0, which is not supported"),
+    "not causal": ({"llama__attention__causal": (False, BOOL)}, "attention.causal' is False, which is not supported"),
+    "base 0": ({"llama__rope__freq_base": (0.0, FLOAT)}, "freq_base' is 0.0; it must be a positive number"),
+    "NaN epsilon": (
+        {"llama__attention__layer_norm_rms_epsilon": (float("nan"), FLOAT)},
+        "rms_epsilon' is nan; it must be a positive number",
+    ),
+    "a billion layers": ({"llama__block_count": (10**9, INT)}, "1000000000 layers are asked for, .* 30 tensors"),
+    "negative heads": ({"llama__attention__head_count": (-4, gguf.GGUFValueType.INT32)}, "head_count' is -4; it must be"),
+    "true end token": ({"tokenizer__ggml__eos_token_id": (True, BOOL)}, "eos_token_id' is True; it must be the id"),
+    "negative end token": (
+        {"tokenizer__ggml__eos_token_id": (-1, gguf.GGUFValueType.INT32)},
+        "eos_token_id' is -1; it must be the id",
+    ),
     "another architecture": ({"general__architecture": ("gemma", STRING)}, "architecture 'gemma' is not supported"),
     "scaling": ({"llama__rope__scaling__type": ("yarn", STRING)}, "RoPE scaling inside a GGUF file"),
     "partial": ({"llama__rope__dimension_count": (4, INT)}, "rope.dimension_count' is not the head width"),
     "no heads": ({"llama__attention__head_count": (0, INT)}, "head_count' is 0"),
-    "start token": ({"tokenizer__ggml__bos_token_id": (300, INT)}, "bos_token_id' is 300, beyond the last token"),
+    "start token": ({"tokenizer__ggml__bos_token_id": (300, INT)}, "bos_token_id' is 300; it must be the id of a token"),
     "heads": ({"llama__attention__head_count_kv": (3, INT)}, "4 query heads cannot share 3 key-value heads"),
     "context": ({"llama__context_length": ("long", STRING)}, "context_length' is long; expected one int"),
     "tokenizer": ({"tokenizer__ggml__pre": ("default", STRING)}, "tokenizer 'gpt2/default' cannot be rebuilt"),

@@ -97,6 +97,7 @@ def test_a_hub_model_is_downloaded_checked_and_found_again_without_a_network(pre
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
+    assert list((cache / "hub").rglob("snapshots/*/generation_config.json"))
     damaged = _import("owner/model", tmp_path / "other", cache, address, offline="1")
     assert damaged.returncode == 2
     assert "model.safetensors is damaged: its SHA-256" in damaged.stderr

@@ -1,12 +1,12 @@
 """JSON lines, one document each; compressed files are read from their beginning, others from anywhere."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from a3jax.data.sources.files import UNREADABLE, FileSource, open_bytes
-from a3jax.data.sources.interface import Document, Fault, Part, Tokens, document, no_column, not_utf8, part_bytes
+from a3jax.data.sources.interface import Document, Fault, Part, Tokens, document, no_column, part_bytes
 from a3jax.errors import first_line
+from a3jax.files.outside_json import NotJson, value_of
 
 _BLOCK = 2**20
 
@@ -61,11 +61,9 @@ class Jsonl(FileSource):
 def _read(line: bytes, column: str) -> Document:
     """The document of a line; faults are told without their place."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return not_utf8("", error)
-    except ValueError as error:
-        return Fault("not JSON", f"is not JSON: {error}")
+        value = value_of(line, "")
+    except NotJson as error:
+        return Fault(error.reason, str(error))
     if not isinstance(value, dict):
         return Fault("not JSON", "is not a JSON object")
     if column not in value:

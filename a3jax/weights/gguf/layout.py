@@ -119,7 +119,9 @@ def rope_divisors(config: ModelConfig) -> np.ndarray:
 
 def rope_scaling(config: ModelConfig, divisors: np.ndarray) -> RopeScaling | None:
     """The scaling that has these divisors, if it is that of a Llama 3 release; else None."""
+    if divisors.shape != (config.head_width // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
+        return None
     # The longest wave is divided by the whole factor.
     scaling = RopeScaling(float(divisors.max()), 1.0, 4.0, 8192)
     expected = rope_divisors(replace(config, rope_scaling=scaling))
-    return scaling if divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-3) else None
+    return scaling if np.allclose(divisors, expected, rtol=1e-3) else None

@@ -13,8 +13,9 @@ from gguf import GGMLQuantizationType, dequantize
 
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import ModelConfig
-from a3jax.errors import UserError
-from a3jax.weights.families import family_of
+from a3jax.data.tokenizer import with_start
+from a3jax.errors import UserError, shown
+from a3jax.weights.families import ROPE_BASE, family_of
 from a3jax.weights.gguf.layout import (
     ARCHITECTURES,
     FIELDS,
@@ -51,9 +52,12 @@ class GgufFile(Source):
             )
         self._architecture = known[name]
         self._tensors = {to_hugging_face(tensor.name): tensor for tensor in reader.tensors}
+        if len(self._tensors) < len(reader.tensors):
+            raise UserError(f"{path} holds a tensor twice, by llama.cpp's name and by that of a Hugging Face folder")
         divisors = self._tensors.pop(ROPE_DIVISORS, None)
-        self.config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
-        self.tokenizer = to_files(self._metadata, self.config.context)
+        config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
+        self.tokenizer = to_files(self._metadata, config.context)
+        self.config = with_start(config, self.tokenizer, f"{path}: tokenizer.json")
         quantized = any(tensor.tensor_type not in PLAIN for tensor in self._tensors.values())
         embedding = self._tensors.get("model.embed_tokens.weight")
         dtype = "float32" if embedding is None else self.dtype("model.embed_tokens.weight").name
@@ -81,8 +85,7 @@ class GgufFile(Source):
     def _read_config(self, divisors: np.ndarray | None) -> ModelConfig:
         """The configuration; `divisors` are those of RoPE frequencies, if the file has them."""
         metadata, prefix, family = self._metadata, self._architecture.name, family_of(self._architecture.families[0])
-        if metadata.get(f"{prefix}.rope.scaling.type", "none") != "none":
-            raise UserError(f"{self.path}: RoPE scaling inside a GGUF file is not supported; import the model's folder")
+        self._check_computation(prefix)
 
         def number(field: str, kind: type = int, default: Any = None) -> Any:
             return metadata.need(f"{prefix}.{FIELDS[field]}", kind, default)
@@ -94,7 +97,7 @@ class GgufFile(Source):
         for name in HEAD_WIDTHS:
             if metadata.get(f"{prefix}.{name}", head_width) != head_width:
                 raise UserError(f"{self.path}: metadata '{prefix}.{name}' is not the head width, which is not supported")
-        end = metadata.token("eos")
+        ends = [token for role in ("eos", "eot", "eom") if (token := metadata.token(role)) is not None]
         config = ModelConfig(
             family=family.name,
             vocab=number("vocab", default=len(metadata.need("tokenizer.ggml.tokens", list))),
@@ -106,19 +109,34 @@ class GgufFile(Source):
             head_width=head_width,
             context=number("context"),
             norm_eps=_decimal(number("norm_eps", float)),
-            rope_theta=_decimal(number("rope_theta", float, family.theta)),
+            rope_theta=_decimal(number("rope_theta", float, ROPE_BASE)),
             tied_head="lm_head.weight" not in self._tensors,
             qkv_bias=family.qkv_bias,
             query_key_norm=family.query_key_norm,
             post_norm=family.post_norm,
             start_token=metadata.token("bos"),
-            end_tokens=() if end is None else (end,),
+            end_tokens=tuple(dict.fromkeys(ends)),
         )
         if divisors is None:
             return config
         if (scaling := rope_scaling(config, divisors)) is None:
             raise UserError(f"{self.path}: {ROPE_DIVISORS} is not the scaling of Llama 3; import the model's folder")
         return replace(config, rope_scaling=scaling)
+
+    def _check_computation(self, prefix: str) -> None:
+        """Raise `UserError` for metadata by which llama.cpp computes what we do not.
+
+        As it reads them: RoPE without a type scales linearly, by `scale_linear` in older files; a factor of 0 is none.
+        """
+        scaling = f"{prefix}.rope.scaling"
+        factor = self._metadata.get(f"{scaling}.factor", self._metadata.get(f"{prefix}.rope.scale_linear", 0))
+        kind = self._metadata.get(f"{scaling}.type", "linear")
+        if kind not in ("none", "linear") or (kind == "linear" and factor not in (0, 1)):
+            what = f"RoPE scaling inside a GGUF file ({shown(kind)}, factor {shown(factor)})"
+            raise UserError(f"{self.path}: {what} is not supported; import the model's folder")
+        for name, usual in {f"{scaling}.attn_factor": 1, f"{prefix}.attention.causal": True}.items():
+            if (value := self._metadata.get(name, usual)) != usual:
+                raise UserError(f"{self.path}: metadata '{name}' is {shown(value)}, which is not supported")
 
 
 def _decimal(value: float) -> float:

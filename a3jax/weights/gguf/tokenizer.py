@@ -5,7 +5,6 @@ it splits text before; "llama" is a SentencePiece BPE, which gives every token a
 neighbours that together are a token, the one with the highest score is merged first.
 """
 
-import itertools
 import json
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from a3jax.config import ModelConfig
+from a3jax.data.tokenizer_files import around, open_tokenizer, settings_of, token_of
 from a3jax.errors import UserError, first_line
 from a3jax.weights.gguf.metadata import Metadata
 
@@ -102,11 +102,7 @@ def to_metadata(files: dict[str, bytes], config: ModelConfig) -> dict[str, Any]:
 
     Raises `UserError` for a tokenizer that GGUF cannot describe, or not in a way that is in the tables.
     """
-    try:
-        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"the tokenizer's files cannot be read ({first_line(error)}); import the model again") from None
+    tokenizer, settings = open_tokenizer(files, "tokenizer.json"), settings_of(files, "tokenizer.json")
     described = json.loads(tokenizer.to_str())
     model, added = described["model"], tokenizer.get_added_tokens_decoder()
     if model["type"] != "BPE":
@@ -122,7 +118,7 @@ def to_metadata(files: dict[str, bytes], config: ModelConfig) -> dict[str, Any]:
     else:
         result |= _byte_level_metadata(described)
     ids = {"bos": config.start_token, "eos": config.end_tokens[0] if config.end_tokens else None}
-    ids |= {role: _id(tokenizer, settings.get(f"{role}_token")) for role in ("unk", "pad")}
+    ids |= {role: token_of(tokenizer, settings.get(f"{role}_token")) for role in ("unk", "pad")}
     result |= {f"{_ROLES[role]}_token_id": token for role, token in ids.items() if token is not None}
     result |= _around(tokenizer, ids["bos"], ids["eos"])
     result = {_GGML + name: value for name, value in result.items()}
@@ -140,18 +136,11 @@ def _type(token_id: int, token: str | None, added: dict[int, AddedToken], model:
     return BYTE if model["byte_fallback"] and re.fullmatch("<0x[0-9A-F]{2}>", token) else NORMAL
 
 
-def _id(tokenizer: Tokenizer, token: str | dict[str, str] | None) -> int | None:
-    """The id of a token as `tokenizer_config.json` writes it."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return None if content is None else tokenizer.token_to_id(content)
-
-
 def _around(tokenizer: Tokenizer, start: int | None, end: int | None) -> dict[str, bool]:
     """Whether the tokenizer puts the start and the end token around text."""
-    plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    for starts, ends in itertools.product((False, True), repeat=2):
-        if whole == [start] * starts + plain + [end] * ends:
-            return {"add_bos_token": starts, "add_eos_token": ends}
+    before, after = around(tokenizer)
+    if before in ([], [start]) and after in ([], [end]):
+        return {"add_bos_token": bool(before), "add_eos_token": bool(after)}
     raise UserError("the tokenizer puts other tokens around text than the model's start and end, which GGUF cannot say")
 
 

@@ -13,18 +13,23 @@ import math
 import os
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 
-from a3jax.devices.processes import TRY_AGAIN
+from a3jax.devices.agreement import from_runtime
+from a3jax.devices.passing import may_pass
+from a3jax.errors import UserError, first_line
+from a3jax.files.outside_json import parse_object
+from a3jax.files.strict import build
+from a3jax.outside_text import say
+from a3jax.train.tries import Tries
 
 FOLDER = "hosts"
 BEAT_SECONDS = 2.0
@@ -59,9 +64,9 @@ class Heartbeat:
 class Hosts:
     """`with Hosts(run_folder) as hosts:` the heartbeat goes on; `with hosts.watched():` so must that of all others."""
 
-    def __init__(self, run: Path, caught: Callable[[], int] = lambda: 0):
+    def __init__(self, run: Path, tries: Tries, caught: Callable[[], int] = lambda: 0):
         """`caught` gives the signal that this process has caught, or 0."""
-        self._folder, self._caught, self._heard = run / FOLDER, caught, 0
+        self._folder, self._tries, self._caught, self._heard = run / FOLDER, tries, caught, 0
         self._mine = Heartbeat(socket.gethostname(), jax.process_index(), os.getpid())
         self._beat = 0
         self._own: list[float] = []
@@ -74,8 +79,12 @@ class Hosts:
         self._thread = threading.Thread(target=self._beat_and_watch, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._write()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self._folder} cannot be made: {error.strerror}; make room for it") from None
+        with contextlib.suppress(OSError):  # a full disk is for the checkpoint to report
+            self._write()
         self._thread.start()
         return self
 
@@ -88,17 +97,20 @@ class Hosts:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, a lost host ends this process too, with `TRY_AGAIN` and a line that names it.
+        """Inside, a lost host ends this process too, with the status of `Tries` and a line that names it.
 
-        To be entered when every process has its heartbeat. What this process would still do on its way out waits for the
-        others, so it ends at once; there is nothing it could lose.
+        So does whatever else in the runtime of several processes may pass. To be entered when every process has its
+        heartbeat. What this process would still do on its way out waits for the others, so it ends at once; there is
+        nothing it could lose.
         """
         self._watching = jax.process_count() > 1
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            if self._watching and (lost := self.lost(LOST_AFTER_ERROR)) is not None:
-                _end(lost)
+        except Exception as error:
+            if self._watching and from_runtime(error):
+                lost = self.lost(LOST_AFTER_ERROR)
+                if lost is not None or may_pass(error):
+                    self._end(lost or first_line(error))
             raise
         finally:
             self._watching = False
@@ -148,7 +160,7 @@ class Hosts:
             self._heard = max((beat.signal for beat in beats.values()), default=0)
             if (silent := self._silent(beats, LOST_SECONDS)) is not None:
                 # The main thread waits inside an exchange that will never end, and cannot be woken.
-                _end(silent)
+                self._end(silent)
 
     def _silent(self, beats: dict[int, Heartbeat], patience: float) -> str | None:
         now = time.monotonic()
@@ -157,15 +169,17 @@ class Hosts:
             if before is None or before[0] != beat.beat:
                 self._seen[process] = (beat.beat, now, beat)
             elif process != self._mine.process and not beat.ended and now - before[1] > patience:
-                return (
-                    f"{_name(beat)} was lost at step {beat.step}: nothing was heard of it for {now - before[1]:.0f} s; start "
-                    f"the same command again on all hosts: it goes on from the last checkpoint"
-                )
+                return f"{_name(beat)} was lost at step {beat.step}: nothing was heard of it for {now - before[1]:.0f} s"
         return None
 
     def _read(self) -> dict[int, Heartbeat]:
         """Of this run's processes; it may have had more of them before."""
         return {process: beat for process, beat in read(self._folder.parent).items() if process < jax.process_count()}
+
+    def _end(self, why: str) -> None:
+        failure = self._tries.failed(why, first=self._mine.process == 0)
+        say(str(failure))
+        os._exit(failure.status)
 
     def _write(self) -> None:
         path = self._folder / f"{self._mine.process}.json"
@@ -178,9 +192,9 @@ def read(run: Path) -> dict[int, Heartbeat]:
     """The newest heartbeat of every process of a run, by its number."""
     beats: dict[int, Heartbeat] = {}
     for path in (run / FOLDER).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # being replaced, or of another version
-            content: dict[str, Any] = json.loads(path.read_text())
-            beats[int(path.stem)] = Heartbeat(**content)
+        # Being replaced, of another version, or damaged, which is no reason to stop.
+        with contextlib.suppress(OSError, ValueError, UserError):
+            beats[int(path.stem)] = build(Heartbeat, parse_object(path.read_bytes(), str(path)), str(path))
     return dict(sorted(beats.items()))
 
 
@@ -196,8 +210,3 @@ def _straggler(beats: list[Heartbeat]) -> str | None:
 
 def _name(beat: Heartbeat) -> str:
     return f"host {beat.host} (process {beat.process})"
-
-
-def _end(why: str) -> None:
-    print(f"a3jax: {why}", file=sys.stderr, flush=True)
-    os._exit(TRY_AGAIN)

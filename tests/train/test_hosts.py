@@ -7,8 +7,9 @@ import time
 import jax
 import pytest
 
-from a3jax.devices import hosts
-from a3jax.devices.hosts import Heartbeat, Hosts, read
+from a3jax.train import hosts
+from a3jax.train.hosts import Heartbeat, Hosts, read
+from a3jax.train.tries import Tries
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def three(monkeypatch, tmp_path):
         beat = Heartbeat(f"h{process}", process, 1, **facts)
         (tmp_path / hosts.FOLDER / f"{process}.json").write_text(json.dumps(dataclasses.asdict(beat)))
 
-    with Hosts(tmp_path) as mine:
+    with Hosts(tmp_path, Tries(tmp_path)) as mine:
         yield mine, other, tmp_path
 
 

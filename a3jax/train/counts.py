@@ -1,0 +1,61 @@
+"""What a step's windows held: tokens, rows, and the keys that rows see, counted on the device from the orders drawn.
+
+Counts are sums, so those of micro-batches and of devices add up; they travel with the step's other metrics and cost no wait.
+Padding is in none of them. A row counts where a prediction of the step comes of it: the content of every token of a document,
+and the query of every token that is predicted; those of given tokens are computed as well, and lead to nothing.
+"""
+
+from typing import Generic, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from a3jax.ordering import Order
+
+Number = TypeVar("Number", Array, float)
+
+
+class Counts(NamedTuple, Generic[Number]):
+    """Sums over the windows of a step. On the device rows are int32, and keys float32: int32 may not hold them."""
+
+    tokens: Number
+    """Tokens of documents, given ones too; neither padding nor what is read again as context of another window's tokens."""
+    predicted: Number
+    """Those that count in the loss."""
+    content: Number
+    """Content rows: `tokens`, and what is read again as context."""
+    content_keys: Number
+    """Keys that content rows see."""
+    query_keys: Number
+    """Keys that the queries of predicted tokens see."""
+    causal_keys: Number
+    """Keys that content rows see where the same windows are read from left to right, as a model to learn from reads them."""
+
+
+def counted(order: Order, segment_BxL: Array) -> Counts[Array]:
+    """The counts of windows, B x L, that are read in `order`; `segment` is theirs in window order (`a3jax.data.packing`)."""
+    real_BxL = order.group_end > order.start
+    return Counts(
+        tokens=jnp.sum(segment_BxL > 0),
+        predicted=jnp.sum(order.predicted),
+        content=jnp.sum(real_BxL),
+        content_keys=_sum(order.group_end - order.start),
+        query_keys=_sum(jnp.where(order.predicted, order.group_start - order.start, 0)),
+        causal_keys=_sum(jnp.where(real_BxL, order.position + 1, 0)),
+    )
+
+
+def no_counts() -> Counts[Array]:
+    """Zeros, to which counts are added."""
+    rows, keys = jnp.zeros((), jnp.int32), jnp.zeros(())
+    return Counts(rows, rows, rows, keys, keys, keys)
+
+
+def full_window(length: int) -> Counts[float]:
+    """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them."""
+    keys = length * length / 2
+    return Counts(length, length, length, keys, keys, keys)
+
+
+def _sum(keys_BxL: Array) -> Array:
+    return keys_BxL.astype(jnp.float32).sum()
