@@ -337,6 +337,7 @@ def test_metrics_are_read_while_the_step_after_them_is_under_way(experiment, mon
     [
         ({"data": {"path": "nowhere"}}, "nowhere is not a prepared corpus"),
         ({"data": {"length": 128}}, "data.length 128 is more than the model's context of 64"),
+        ({"model": {"starts": False}}, "data/prepared begin with '<|start|>', but documents of .* model begin with no token"),
         ({"model": {"vocab": 100}}, "token ids up to 257, but the model has 100"),
         ({"model": {"width": 16}, "mesh": {"data": 3}}, "does not cover 1 devices"),
         ({"source": "nowhere", "model": None}, "nowhere does not exist"),

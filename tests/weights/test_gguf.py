@@ -297,3 +297,34 @@ def test_smollm2_continues_a_text_as_transformers_does(smollm2, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["greedy_tokens"], found["first_difference"]) == (64, None)
     assert found["max_logit_difference"] < 1e-3
+
+
+_GREEDY = """
+import sys, json, a3jax
+model = a3jax.load(sys.argv[1])
+(filled,) = a3jax.complete(model, [sys.argv[2]], 16)
+print(json.dumps([filled.blanks[0].tokens, filled.tokens, a3jax.complete(model, [""], 1)[0].tokens]))
+"""
+
+
+@pytest.mark.slow
+def test_smollm2_answers_a_prompt_as_transformers_does(smollm2, tmp_path):
+    """In a process of its own: here, programs are compiled without optimization."""
+    prompt = "The capital of France is"
+    done = subprocess.run([sys.executable, "-c", _GREEDY, str(smollm2), prompt], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written, tokens, empty = json.loads(done.stdout.splitlines()[-1])
+    export_model(find(smollm2), tmp_path / "llama", "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    assert tokens[: ids.shape[1]] == ids[0].tolist()
+    with torch.no_grad():
+        theirs = load(tmp_path / "llama").generate(ids, max_new_tokens=16, do_sample=False)
+    assert written == theirs[0, ids.shape[1] :].tolist()
+    assert tokenizer.decode(written).startswith(" Paris.\n\nThe answer is")
+    assert (find(smollm2).config.start_token, find(smollm2).config.document_start) == (1, None)
+    assert empty[0] == 1  # something stands before the first token of an empty prompt
+    import_model(open_source(SMOLLM2), tmp_path / "begun", start="<|im_start|>")
+    export_model(find(tmp_path / "begun"), tmp_path / "again.gguf", "gguf")
+    assert open_source(tmp_path / "again.gguf").config.document_start == 1
+    assert gguf.GGUFReader(tmp_path / "again.gguf").fields["tokenizer.ggml.add_bos_token"].contents() is True
