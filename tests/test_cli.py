@@ -11,6 +11,7 @@ import typed
 from typed import fails, run
 
 from a3jax.cli import COMMANDS
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
@@ -144,7 +145,7 @@ def test_the_experiments_of_this_project_load(monkeypatch):
 def inspecting(folder):
     """A command line that prints something."""
     (folder / "tëxt.txt").write_text("some text")
-    prepare([folder / "tëxt.txt"], folder / "data", "bytes", workers=1)
+    prepare([folder / "tëxt.txt"], folder / "data", Preparation("bytes", workers=1))
     return [sys.executable, "-m", "a3jax.cli", "inspect", str(folder / "data")]
 
 

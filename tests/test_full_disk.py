@@ -11,6 +11,7 @@ from flax import nnx
 
 from a3jax.checkpoint.folder import find, load_arrays, save_model
 from a3jax.checkpoint.provenance import Record
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
@@ -72,7 +73,7 @@ def test_prepare_goes_on_when_there_is_room(workers, tmp_path):
         no_file_larger_than(20_000),
         pytest.raises(UserError, match=r"corpus could not be written: the disk is full.*partial"),
     ):
-        prepare(sources, out, "bytes", workers=workers)
+        prepare(sources, out, Preparation("bytes", workers=workers))
     assert sorted(path.name for path in tmp_path.glob("corpus*")) == ["corpus.partial"]
-    prepare(sources, out, "bytes", workers=workers)
+    prepare(sources, out, Preparation("bytes", workers=workers))
     assert sorted(path.name for path in tmp_path.glob("corpus*")) == ["corpus"]

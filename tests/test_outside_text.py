@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.outside_text import one_line, printable
 from a3jax.progress import Progress
@@ -75,7 +76,7 @@ def test_every_character_that_rules_is_spelled():
 def corpus(tmp_path) -> Path:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"{EVIL} {i}"}) + "\n" for i in range(20)))
     (tmp_path / "bad.jsonl").write_text(json.dumps({f"field {EVIL}": 1}) + "\n")
-    prepare([tmp_path / "texts.jsonl"], tmp_path / "corpus", "bytes", workers=1)
+    prepare([tmp_path / "texts.jsonl"], tmp_path / "corpus", Preparation("bytes", workers=1))
     manifest = tmp_path / "corpus" / "manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "sources": [EVIL]}))

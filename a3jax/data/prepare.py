@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.filesize import decimal
 
 from a3jax.data.corpus import SPLITS, VERSION, Dtype, Manifest, join_shards, write_manifest
 from a3jax.data.duplicates import find_duplicates
-from a3jax.data.filters import KEEP_ALL, Filters
+from a3jax.data.preparation import Preparation
 from a3jax.data.shards import Counts, Recipe, Task, fault_error, finished, hash_documents, write_shard
-from a3jax.data.sources.array_record import TokenDtype
 from a3jax.data.sources.interface import Fault, Part, Source
 from a3jax.data.sources.opening import Reading, open_source
-from a3jax.data.tokenizer import AUTO, load_codec
+from a3jax.data.tokenizer import load_codec
 from a3jax.data.workers import in_processes
 from a3jax.errors import UserError
 from a3jax.files.folders import check_new, resumable
@@ -40,65 +39,37 @@ LISTERS = 16
 Work = list[tuple[Source, Part]]
 
 
-def prepare(
-    sources: Sequence[str | Path],
-    out: Path,
-    tokenizer: str,
-    start: str = AUTO,
-    end: str = AUTO,
-    column: str = "text",
-    split: str = "train",
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    token_dtype: TokenDtype = "uint16",
-    held_out: float = 0.01,
-    seed: int = 0,
-    deduplicate: bool = False,
-    filters: Filters = KEEP_ALL,
-    on_error: Literal["stop", "skip"] = "stop",
-    workers: int | None = None,
-) -> Manifest:
+def prepare(sources: Sequence[str | Path], out: Path, how: Preparation) -> Manifest:
     """Tokenize sources into a corpus folder `out`, and return its manifest.
 
-    sources      files, folders and URLs, `hf:` and `tfds:` with a name, as for `a3jax.data.sources.opening.open_source`
-    start        the token that documents begin with, "none", or "auto" as for `load_codec`; and `end` that they end with
-    column       field or column that holds the text, or token ids
-    split        of data sets that have splits
-    include      shell patterns of files to read inside folders, and `exclude` of those to pass over
-    token_dtype  of ArrayRecord files of token ids
-    held_out     the fraction of documents kept for evaluation; which ones follows from `seed` and their texts
-    deduplicate  keep only the first of identical documents
-    on_error     whether the first document that cannot be read ends it, or all are passed over and counted by reason
+    `sources` are files, folders and URLs, `hf:` and `tfds:` with a name (`a3jax.data.sources.opening.open_source`).
 
     Empty documents, and files in folders that are not text, are passed over and counted. Raises `UserError`, with what is
     finished kept in `OUT.partial` for the next try, for a source that is absent, broken or without text.
     """
-    reading = Reading(column, split, tuple(include), tuple(exclude), token_dtype)
+    reading = Reading(how.column, how.split, tuple(how.include), tuple(how.exclude), how.token_dtype)
     check_new(out)
-    if not 0 <= held_out < 1:
-        raise UserError(f"held-out is {held_out}; it must be at least 0 and below 1")
-    if workers is not None and workers < 1:
-        raise UserError(f"workers is {workers}; it must be at least 1")
-    codec = load_codec(tokenizer, start, end)
+    codec = load_codec(how.tokenizer, how.start, how.end)
     named = [str(source) for source in sources]
     opened = [source for name in named for source in open_source(name, reading)]
     if not opened:
         raise UserError(f"no file to read in {', '.join(named)}; check the path and --include")
     work, faults = _list_parts(opened)
-    if faults and on_error == "stop":
+    if faults and how.on_error == "stop":
         raise fault_error(faults[0])
     dtype: Dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
-    recipe = Recipe(tokenizer, start, end, dtype, seed, held_out, filters.limits())
-    settings = {**asdict(reading), **filters.limits(), "deduplicate": deduplicate, "on_error": on_error}
-    made_from = {"version": VERSION, "column": column, "split": split, "token_dtype": token_dtype}
+    recipe = Recipe(how.tokenizer, how.start, how.end, dtype, how.seed, how.held_out, how.filters.limits())
+    choices = {"deduplicate": how.deduplicate, "on_error": how.on_error}
+    settings = {**asdict(reading), **how.filters.limits(), **choices}
+    made_from = {"version": VERSION, "column": how.column, "split": how.split, "token_dtype": how.token_dtype}
     made_from |= {**asdict(recipe), "tokenizer": codec.sha256}
     with resumable(out, made_from, _begun) as partial:
         tasks = [
-            Task(number, tuple(shard), _identity(shard), partial, recipe, on_error == "skip")
+            Task(number, tuple(shard), _identity(shard), partial, recipe, how.on_error == "skip")
             for number, shard in enumerate(_deal(work))
         ]
-        processes = workers or os.cpu_count() or 1
-        if deduplicate:
+        processes = how.workers or os.cpu_count() or 1
+        if how.deduplicate:
             tasks = _with_repeats(tasks, processes)
         counts = _write(tasks, processes, np.dtype(dtype).itemsize)
         train, held = (join_shards(partial, split, range(len(tasks))) for split in SPLITS)
@@ -116,8 +87,8 @@ def prepare(
             vocab=codec.vocab,
             tokenizer_sha256=codec.sha256,
             dtype=dtype,
-            seed=seed,
-            held_out_fraction=held_out,
+            seed=how.seed,
+            held_out_fraction=how.held_out,
             start_token=codec.start,
             end_token=codec.end,
             sources=tuple(named),

@@ -11,6 +11,7 @@ from pathlib import Path
 from a3jax.checkpoint.folder import Checkpoint, write_description
 from a3jax.config import Config, DataConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.progress import console
 from a3jax.weights.pretrained import pretrained
@@ -47,7 +48,7 @@ def _corpus(config: Config, path: str, number: int) -> Path | str:
     if not folder.is_dir():
         console.print(f"{path} is no prepared corpus: preparing it into {folder}, once")
         with _tokenizer(config) as tokenizer:
-            prepare([path], folder, tokenizer)
+            prepare([path], folder, Preparation(tokenizer))
     return folder
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from a3jax.checkpoint.folder import find, save_model
 from a3jax.checkpoint.provenance import Record
 from a3jax.config import AdaptConfig, Config, DataConfig, Stage
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
@@ -84,7 +85,7 @@ def test_exports(model, tmp_path):
 def test_a_corpus_and_a_run_and_where_it_stands(model, tmp_path):
     for i in range(9):
         (tmp_path / f"{i}.txt").write_text(f"text number {i} " * 9)
-    prepare([tmp_path], tmp_path / "data", "bytes", held_out=0.3, workers=1, include=("*.txt",))
+    prepare([tmp_path], tmp_path / "data", Preparation("bytes", held_out=0.3, workers=1, include=("*.txt",)))
     corpus = describe(tmp_path / "data")
     assert corpus["what"] == "corpus folder"
     assert corpus["characters"] == 9 * 9 * 14

@@ -19,6 +19,7 @@ from a3jax.data import prepare as module
 from a3jax.data import shards
 from a3jax.data.corpus import TokenStream, read_manifest
 from a3jax.data.filters import Filters
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.sources.interface import Part
 from a3jax.data.tokenizer import load_codec
@@ -54,7 +55,7 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def test_every_document_is_written_once_with_its_start_and_end_and_counted_exactly(source, tmp_path):
-    manifest = prepare([source], tmp_path / "out", "bytes", held_out=0.3, workers=1)
+    manifest = prepare([source], tmp_path / "out", Preparation("bytes", held_out=0.3, workers=1))
     texts = texts_of(source)
     expected = sorted([256, *load_codec("bytes").encode(text), 257] for text in texts)
     train, held_out = documents(tmp_path / "out", "train"), documents(tmp_path / "out", "held_out")
@@ -73,7 +74,7 @@ def test_every_document_is_written_once_with_its_start_and_end_and_counted_exact
 def test_the_corpus_is_bit_equal_for_one_worker_and_more(source, tmp_path):
     (source / "more.jsonl").write_text("".join(json.dumps({"text": f"line {i % 40}"}) + "\n" for i in range(100)))
     for name, workers in {"one": 1, "two": 2, "five": 5}.items():
-        manifest = prepare([source], tmp_path / name, "bytes", held_out=0.3, workers=workers, deduplicate=True)
+        manifest = prepare([source], tmp_path / name, Preparation("bytes", held_out=0.3, workers=workers, deduplicate=True))
         assert manifest.train.documents + manifest.held_out.documents == 70
         assert manifest.passed_over == {"duplicate": 60, "empty": 1}
     assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "five")
@@ -84,22 +85,22 @@ def test_the_corpus_is_bit_equal_for_one_worker_and_more(source, tmp_path):
 def test_a_mistake_found_by_a_worker_reaches_the_user_and_ends_the_others(source, tmp_path):
     (source / "zz.jsonl").write_text('{"text": "good"}\nbad\n')
     with pytest.raises(UserError, match=r"zz\.jsonl:2 is not JSON") as caught:
-        prepare([source], tmp_path / "out", "bytes", workers=2)
+        prepare([source], tmp_path / "out", Preparation("bytes", workers=2))
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "out").exists()
 
 
 def test_a_documents_split_depends_on_its_text_and_the_seed_alone(source, tmp_path):
-    prepare([source], tmp_path / "a", "bytes", held_out=0.3, workers=1)
+    prepare([source], tmp_path / "a", Preparation("bytes", held_out=0.3, workers=1))
     kept = {tuple(ids) for ids in documents(tmp_path / "a", "held_out")}
     (source / "0new.txt").write_text("something new that moves every other file")
     for path in source.glob("0[0-9].txt"):
         path.rename(path.with_name("renamed" + path.name))
-    prepare([source], tmp_path / "b", "bytes", held_out=0.3, workers=1)
+    prepare([source], tmp_path / "b", Preparation("bytes", held_out=0.3, workers=1))
     new = tuple(load_codec("bytes").document("something new that moves every other file"))
     assert {tuple(ids) for ids in documents(tmp_path / "b", "held_out")} - {new} == kept
-    prepare([source], tmp_path / "c", "bytes", held_out=0.3, seed=1, workers=1)
+    prepare([source], tmp_path / "c", Preparation("bytes", held_out=0.3, seed=1, workers=1))
     assert {tuple(ids) for ids in documents(tmp_path / "c", "held_out")} - {new} != kept
 
 
@@ -113,7 +114,7 @@ def test_jsonl_gives_a_document_per_line_and_passes_over_empty_ones(tmp_path):
     file = tmp_path / "lines.jsonl"
     rows = [{"body": "one"}, {"body": "two\u2028 lines", "more": 1}, {"body": ""}, {"body": " \n"}, {"body": "ünï"}]
     file.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
-    manifest = prepare([file], tmp_path / "out", "bytes", column="body", held_out=0.0, workers=1)
+    manifest = prepare([file], tmp_path / "out", Preparation("bytes", column="body", held_out=0.0, workers=1))
     assert manifest.train.documents == 3
     assert manifest.held_out.documents == 0
     expected = [load_codec("bytes").document(text) for text in ("one", "two\u2028 lines", "ünï")]
@@ -124,9 +125,9 @@ def test_files_and_folders_mix_and_patterns_choose(source, tmp_path):
     (source / "notes.md").write_text("notes")
     single = tmp_path / "single.txt"
     single.write_text("single")
-    manifest = prepare([source, single], tmp_path / "out", "bytes", include=["*.md"], held_out=0.0, workers=1)
+    manifest = prepare([source, single], tmp_path / "out", Preparation("bytes", include=["*.md"], held_out=0.0, workers=1))
     assert manifest.train.documents == 2
-    manifest = prepare([source], tmp_path / "rest", "bytes", exclude=["deep/*", "*.md"], held_out=0.0, workers=1)
+    manifest = prepare([source], tmp_path / "rest", Preparation("bytes", exclude=["deep/*", "*.md"], held_out=0.0, workers=1))
     assert manifest.train.documents == len(list(source.glob("[0-9]*.txt")))
 
 
@@ -135,7 +136,7 @@ def test_files_that_are_not_text_are_counted_and_reported(source, tmp_path, monk
     monkeypatch.setattr(module.console, "print", said.append)
     (source / "picture.txt").write_bytes(b"\x89PNG\xff\xfe\x00")
     (source / "zz.bin").write_bytes(bytes(range(256)))
-    manifest = prepare([source], tmp_path / "out", "bytes", held_out=0.0, workers=1)
+    manifest = prepare([source], tmp_path / "out", Preparation("bytes", held_out=0.0, workers=1))
     assert (manifest.train.documents, manifest.passed_over) == (30, {"empty": 1, "not UTF-8 text": 2})
     assert said == ["passed over: empty 1, not UTF-8 text 2"]
 
@@ -159,7 +160,7 @@ def test_a_broken_document_ends_it_and_is_named(content, message, tmp_path):
     file = tmp_path / "x.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        prepare([file], tmp_path / "out", "bytes", held_out=0.0, workers=1)
+        prepare([file], tmp_path / "out", Preparation("bytes", held_out=0.0, workers=1))
     assert not list(tmp_path.glob("out*")), "nothing half-written is left"
 
 
@@ -168,17 +169,19 @@ def test_broken_documents_are_passed_over_and_counted_where_the_user_asks(tmp_pa
         b'{"text": "a"}\nbad\n{"body": 1}\n{"text": "\xff"}\n{"text": [999]}\n\n{"text": ""}\n{"text": "b"}'
     )
     (tmp_path / "y.parquet").write_bytes(b"PAR1 and no more")
-    manifest = prepare([tmp_path], tmp_path / "out", "bytes", held_out=0.0, workers=1, on_error="skip")
+    manifest = prepare([tmp_path], tmp_path / "out", Preparation("bytes", held_out=0.0, workers=1, on_error="skip"))
     assert documents(tmp_path / "out", "train") == [load_codec("bytes").document(text) for text in "ab"]
     counted = {"damaged file": 1, "empty": 1, "foreign token ids": 1, "no text": 1, "not JSON": 1, "not UTF-8 text": 1}
     assert manifest.passed_over == counted
     with pytest.raises(UserError, match=r"y\.parquet cannot be read"):
-        prepare([tmp_path], tmp_path / "again", "bytes", workers=1)
+        prepare([tmp_path], tmp_path / "again", Preparation("bytes", workers=1))
 
 
 def test_token_ids_are_written_as_they_are(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"ids": [5, 6]}\n{"ids": []}\n{"ids": [257]}\n{"ids": [5, 6]}')
-    manifest = prepare([tmp_path], tmp_path / "out", "bytes", column="ids", held_out=0.0, workers=1, deduplicate=True)
+    manifest = prepare(
+        [tmp_path], tmp_path / "out", Preparation("bytes", column="ids", held_out=0.0, workers=1, deduplicate=True)
+    )
     assert documents(tmp_path / "out", "train") == [[5, 6], [257]]
     assert manifest.passed_over == {"duplicate": 1, "empty": 1}
     assert manifest.characters == 0
@@ -189,7 +192,7 @@ def test_of_identical_documents_the_first_is_kept_wherever_they_are(source, tmp_
     for i, text in enumerate(texts[::2]):
         (source / f"again{i}.txt").write_text(text, encoding="utf-8")
     (source / "zz.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "new", "new"]))
-    manifest = prepare([source], tmp_path / "out", "bytes", held_out=0.0, workers=1, deduplicate=True)
+    manifest = prepare([source], tmp_path / "out", Preparation("bytes", held_out=0.0, workers=1, deduplicate=True))
     assert sorted(documents(tmp_path / "out", "train")) == sorted(map(load_codec("bytes").document, [*texts, "new"]))
     assert manifest.passed_over == {"duplicate": 15 + 30 + 1, "empty": 1}
     assert not list((tmp_path / "out").glob("*.d*")), "nothing of the work is left"
@@ -199,7 +202,7 @@ def test_documents_outside_the_limits_are_passed_over_by_reason(tmp_path):
     texts = ["short", "two words", "many words that make a longer document", "x" * 50, "ééééé ééééé"]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     limits = Filters(min_words=2, max_characters=30, max_tokens=15)
-    manifest = prepare([tmp_path], tmp_path / "out", "bytes", held_out=0.0, filters=limits, workers=1)
+    manifest = prepare([tmp_path], tmp_path / "out", Preparation("bytes", held_out=0.0, filters=limits, workers=1))
     assert documents(tmp_path / "out", "train") == [load_codec("bytes").document("two words")]
     assert manifest.passed_over == {"characters above 30": 2, "tokens above 15": 1, "words below 2": 1}
     assert manifest.settings["min_words"] == "2"
@@ -227,14 +230,14 @@ def stopping_before(monkeypatch, shard):
 def test_what_was_finished_stays_and_the_corpus_is_the_same(source, tmp_path, monkeypatch, deduplicate):
     options = {"held_out": 0.3, "workers": 1, "deduplicate": deduplicate}
     monkeypatch.setattr(module, "SMALLEST_SHARD", 200)
-    prepare([source], tmp_path / "whole", "bytes", **options)
+    prepare([source], tmp_path / "whole", Preparation("bytes", **options))
     stopping_before(monkeypatch, 5)
     with pytest.raises(Killed):
-        prepare([source], tmp_path / "out", "bytes", **options)
+        prepare([source], tmp_path / "out", Preparation("bytes", **options))
     assert [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
     (tmp_path / "out.partial" / "train-00005.array_record").write_bytes(b"half a shard")
     rest = stopping_before(monkeypatch, None)
-    prepare([source], tmp_path / "out", "bytes", **options)
+    prepare([source], tmp_path / "out", Preparation("bytes", **options))
     assert rest[0] == 5
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
@@ -243,12 +246,12 @@ def test_a_file_that_was_mended_and_no_other_is_read_again(source, tmp_path, mon
     monkeypatch.setattr(module, "SMALLEST_SHARD", 200)
     (source / "zz.jsonl").write_text('{"text": "good"}\nbad\n')
     with pytest.raises(UserError, match=r"zz\.jsonl:2 is not JSON.*; the same command goes on from .*out\.partial"):
-        prepare([source], tmp_path / "out", "bytes", workers=1)
+        prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
     written = stopping_before(monkeypatch, None)
     (source / "zz.jsonl").write_text('{"text": "good"}\n{"text": "now"}\n')
-    manifest = prepare([source], tmp_path / "out", "bytes", workers=1)
+    manifest = prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
     assert len(written) == 1
-    prepare([source], tmp_path / "anew", "bytes", workers=1)
+    prepare([source], tmp_path / "anew", Preparation("bytes", workers=1))
     assert digests(tmp_path / "out") == digests(tmp_path / "anew")
     assert manifest.train.documents + manifest.held_out.documents == 32
 
@@ -260,9 +263,9 @@ def test_with_other_settings_nothing_is_taken_over(other, tmp_path, monkeypatch)
     sources = sorted(tmp_path.glob("*.jsonl"))
     stopping_before(monkeypatch, 1)
     with pytest.raises(Killed):
-        prepare(sources, tmp_path / "out", "bytes", workers=1)
+        prepare(sources, tmp_path / "out", Preparation("bytes", workers=1))
     written = stopping_before(monkeypatch, None)
-    prepare(sources, tmp_path / "out", "bytes", workers=1, **other)
+    prepare(sources, tmp_path / "out", Preparation("bytes", workers=1, **other))
     assert written == [0, 1]
 
 
@@ -270,10 +273,10 @@ def test_what_was_skipped_is_not_taken_over_where_faults_are_to_end_it(source, t
     (source / "00.jsonl").write_text("bad\n")
     stopping_before(monkeypatch, 1)
     with pytest.raises(Killed):
-        prepare([source], tmp_path / "out", "bytes", workers=1, on_error="skip")
+        prepare([source], tmp_path / "out", Preparation("bytes", workers=1, on_error="skip"))
     stopping_before(monkeypatch, None)
     with pytest.raises(UserError, match=r"00\.jsonl:1 is not JSON"):
-        prepare([source], tmp_path / "out", "bytes", workers=1)
+        prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
 
 
 @pytest.mark.slow
@@ -296,7 +299,7 @@ def test_after_a_kill_no_process_stays_and_the_corpus_is_the_same(tmp_path):
         time.sleep(0.02)
     assert not _alive(process.pid)
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    prepare([tmp_path / "in"], tmp_path / "anew", "bytes", workers=1)
+    prepare([tmp_path / "in"], tmp_path / "anew", Preparation("bytes", workers=1))
     found, anew = digests(tmp_path / "out"), digests(tmp_path / "anew")
     del found["manifest.json"], anew["manifest.json"]  # which says where the source was
     assert found == anew
@@ -314,15 +317,15 @@ def _alive(session: int) -> bool:
 def test_sources_that_hold_nothing_are_refused(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="nowhere does not exist"):
-        prepare([source, tmp_path / "nowhere"], out, "bytes", workers=1)
+        prepare([source, tmp_path / "nowhere"], out, Preparation("bytes", workers=1))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no file to read in .*empty; check the path and --include"):
-        prepare([tmp_path / "empty"], out, "bytes", workers=1)
+        prepare([tmp_path / "empty"], out, Preparation("bytes", workers=1))
     (tmp_path / "empty" / "blank.txt").write_text("\n")
     with pytest.raises(UserError, match="no text for training was found"):
-        prepare([tmp_path / "empty"], out, "bytes", workers=1)
+        prepare([tmp_path / "empty"], out, Preparation("bytes", workers=1))
     with pytest.raises(UserError, match=r"held-out is 1\.0"):
-        prepare([source], out, "bytes", held_out=1.0, workers=1)
+        prepare([source], out, Preparation("bytes", held_out=1.0, workers=1))
     assert not list(tmp_path.glob("out*"))
 
 
@@ -331,7 +334,7 @@ def test_an_existing_folder_is_not_touched(source, tmp_path):
     out.mkdir()
     (out / "mine").write_text("mine")
     with pytest.raises(UserError, match="out exists already; remove it or choose another name"):
-        prepare([source], out, "bytes", workers=1)
+        prepare([source], out, Preparation("bytes", workers=1))
     assert digests(out).keys() == {"mine"}
 
 
@@ -363,10 +366,11 @@ def test_a_corpus_folder_without_manifest_or_with_a_wrong_one_is_refused(source,
 
 _PEAK = r"""
 import pathlib, re, sys
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.sources import interface
 interface.PART_BYTES = 2**18  # what is held at a time is a part, and so it can be small here
-prepare([sys.argv[1]], pathlib.Path(sys.argv[2]), "bytes", column="ids", workers=1, deduplicate=True)
+prepare([sys.argv[1]], pathlib.Path(sys.argv[2]), Preparation("bytes", column="ids", workers=1, deduplicate=True))
 print(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 """
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from a3jax.data.corpus import TokenStream, read_manifest
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.sources import interface
 from a3jax.data.sources import tfds as module
@@ -76,7 +77,7 @@ def test_columns_of_token_ids_are_read_too():
 
 
 def test_it_can_be_prepared(tmp_path):
-    manifest = prepare(["tfds:of_tests:1.2.0"], tmp_path / "out", "bytes", held_out=0.0, workers=1)
+    manifest = prepare(["tfds:of_tests:1.2.0"], tmp_path / "out", Preparation("bytes", held_out=0.0, workers=1))
     stream = TokenStream(tmp_path / "out", read_manifest(tmp_path / "out"), "train")
     wanted = [load_codec("bytes").document(text) for text in texts("train") if text]
     assert stream.read(np.array([0]), np.array([len(stream)]))[0].tolist() == np.concatenate(wanted).tolist()

@@ -7,6 +7,7 @@ import transformers
 from small_tokenizers import KINDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec, load_codec
 from a3jax.data.tokenizer_files import open_tokenizer, put_before
@@ -154,7 +155,9 @@ def test_text_is_never_cut_nor_filled_up(tmp_path):
     assert len(expected) > 4
     assert load_codec(cut).encode("The sun had set behind the hills") == expected
     assert _as_transformers(cut).document("a") == [*load_codec(cut).encode("a"), 1]
-    assert prepare([_texts(tmp_path)], tmp_path / "corpus", str(cut), held_out=0).train.tokens == len(expected) + 1
+    assert (
+        prepare([_texts(tmp_path)], tmp_path / "corpus", Preparation(str(cut), held_out=0)).train.tokens == len(expected) + 1
+    )
 
 
 def _texts(folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typed import fails
 
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.files.folders import complete_or_nothing, new_file, resumable
@@ -145,7 +146,7 @@ def test_a_link_to_nothing_is_somebodys(tmp_path):
         with pytest.raises(UserError, match="out exists already"), make(tmp_path / "out"):
             pytest.fail("nothing is to be begun")
     with pytest.raises(UserError, match="out exists already"):
-        prepare([tmp_path], tmp_path / "out", "bytes")
+        prepare([tmp_path], tmp_path / "out", Preparation("bytes"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from typed import fails, piped, run
 
 from a3jax.data.corpus import read_manifest
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer_files import open_tokenizer
 from a3jax.errors import UserError
@@ -112,7 +113,7 @@ def test_experiments_corpora_requests_and_bodies(content, model_folder, tmp_path
     assert f"{lines}:2 is not" in fails(capsys, "evaluate", model_folder, "--tasks", "likelihood", "--text", lines)
     piped(monkeypatch, content)
     assert "standard input:1 is not" in fails(capsys, "generate", model_folder, "--file", "-")
-    prepare([__file__], tmp_path / "corpus", "bytes", workers=1)
+    prepare([__file__], tmp_path / "corpus", Preparation("bytes", workers=1))
     (tmp_path / "corpus" / "manifest.json").write_bytes(content)
     assert "manifest.json is not" in fails(capsys, "inspect", tmp_path / "corpus")
     (tmp_path / "sweep").mkdir()
@@ -127,10 +128,10 @@ def test_a_shard_whose_end_was_written_badly_is_written_again(content, tmp_path)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(9)) + "broken\n")
     sources = [__file__, tmp_path / "in.jsonl"]
     with pytest.raises(UserError, match=r"in\.jsonl:10 is not JSON"):
-        prepare(sources, tmp_path / "out", "bytes", workers=1)
+        prepare(sources, tmp_path / "out", Preparation("bytes", workers=1))
     (done,) = (tmp_path / "out.partial").glob("*.done.json")
     done.write_bytes(content)
-    manifest = prepare(sources, tmp_path / "out", "bytes", workers=1, on_error="skip")
+    manifest = prepare(sources, tmp_path / "out", Preparation("bytes", workers=1, on_error="skip"))
     assert manifest.train.documents + manifest.held_out.documents == 10
 
 

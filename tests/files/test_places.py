@@ -12,6 +12,7 @@ import a3jax
 from a3jax.checkpoint.folder import find
 from a3jax.cli import COMMANDS
 from a3jax.config import Config
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment.combine import product
@@ -149,8 +150,8 @@ def test_from_python(model_folder, tiny, experiment):
         lambda place: describe(Path(place)),
         lambda place: export_model(find(model_folder), Path(place)),
         lambda place: import_model(open_source(place), Path("out")),
-        lambda place: prepare([experiment], Path(place), "bytes"),
-        lambda place: prepare([experiment], Path("out"), str(place)),
+        lambda place: prepare([experiment], Path(place), Preparation("bytes")),
+        lambda place: prepare([experiment], Path("out"), Preparation(str(place))),
         lambda place: train(Config("x", model=tiny(), run=str(place))),
         lambda place: make_sweep(Config("x", model=tiny()), product({"seed": [0]}), Path(place)),
     ]

@@ -10,6 +10,7 @@ import pytest
 
 from a3jax.config import Config, DataConfig, ModelConfig, Stage
 from a3jax.data.pipeline import Batches, open_corpora
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.ordering import draw_order, example_keys
@@ -26,7 +27,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     for i, size in enumerate([5, 12, 100, 33, 7, 21]):
         (folder / f"{i}.txt").write_text("".join(chr(97 + (i * 7 + j) % 26) for j in range(size)))
-    prepare([str(folder)], folder / "corpus", "bytes", held_out=0.0, workers=1)
+    prepare([str(folder)], folder / "corpus", Preparation("bytes", held_out=0.0, workers=1))
     sizes = {"vocab": 258, "width": 16, "ff_width": 24, "layers": 1, "query_heads": 2, "kv_heads": 1, "head_width": 8}
     return Config(
         name="test",

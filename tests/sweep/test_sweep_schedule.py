@@ -16,6 +16,7 @@ from typed import answer, fails, run
 
 from a3jax.config import settled
 from a3jax.curriculum.plateau import PlateauState
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment.files import load_sweep
@@ -257,7 +258,7 @@ def test_a_sweep_that_is_killed_ends_with_the_table_of_one_that_was_not(varied, 
     Path("texts").mkdir()
     for i in range(30):
         Path(f"texts/{i}.txt").write_text(" ".join(words.choice(["one", "two", "three"]) for _ in range(20)))
-    prepare(["texts"], Path("corpus"), "bytes", held_out=0.2, workers=1)
+    prepare(["texts"], Path("corpus"), Preparation("bytes", held_out=0.2, workers=1))
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # bits depend on it, see tests/conftest.py
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

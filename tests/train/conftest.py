@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.files.strict import to_json
 from a3jax.train import compiled
@@ -26,7 +27,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(60):
         text = " ".join(words.choice(["one", "two", "three", "four"]) for _ in range(words.randint(3, 40)))
         (folder / f"{i}.txt").write_text(text)
-    prepare([folder], folder / "prepared", "bytes", held_out=0.2, workers=1)
+    prepare([folder], folder / "prepared", Preparation("bytes", held_out=0.2, workers=1))
     return folder / "prepared"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from a3jax.config import Config, DataConfig, SourceConfig
 from a3jax.data.pipeline import Batches, open_corpora
+from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.train import direct
@@ -28,7 +29,7 @@ def config(tmp_path, *paths) -> Config:
 
 
 def test_a_source_is_prepared_once_and_read_as_if_it_had_been_before(texts, tmp_path, monkeypatch):
-    prepare([str(texts)], tmp_path / "corpus", "bytes")
+    prepare([str(texts)], tmp_path / "corpus", Preparation("bytes"))
     mixed = config(tmp_path, texts, tmp_path / "corpus")
     data = with_corpora(mixed)
     assert [source.path for source in data.sources] == [str(tmp_path / "run/data/0-my-texts"), str(tmp_path / "corpus")]

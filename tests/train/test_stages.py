@@ -120,10 +120,11 @@ def test_a_stage_ends_on_a_plateau_and_a_resumed_run_ends_it_at_the_same_step(ex
 
 
 def test_a_plateau_needs_something_held_out(experiment, tmp_path):
+    from a3jax.data.preparation import Preparation
     from a3jax.data.prepare import prepare
 
     (tmp_path / "text.txt").write_text("one two three " * 20)
-    prepare([tmp_path / "text.txt"], tmp_path / "corpus", "bytes", held_out=0.0, workers=1)
+    prepare([tmp_path / "text.txt"], tmp_path / "corpus", Preparation("bytes", held_out=0.0, workers=1))
     config = experiment()
     stages = (Stage(4, plateau=Plateau()),)
     config = dataclasses.replace(config, data=DataConfig(str(tmp_path / "corpus"), 32, 4), curriculum=stages)
