@@ -10,34 +10,31 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.provenance import Record
-from a3jax.config import Config, Stage, settled
+from a3jax.config import Config, settled
 from a3jax.curriculum.plateau import PlateauState, judge
-from a3jax.data.pipeline import Batches, go_on_from, held_out_windows, training_batches
+from a3jax.data.pipeline import Batches, held_out_windows
 from a3jax.devices import mesh as meshes
 from a3jax.devices.agreement import AgreedStop, barrier
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.passing import Passing, may_pass
 from a3jax.devices.processes import Processes, check_started, connect, is_first, last_try, meeting_at
-from a3jax.errors import UserError, first_line
+from a3jax.errors import first_line
 from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
-from a3jax.train.checkpoints import Checkpoints, Restored
+from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.objective import compute
+from a3jax.train.position import Position, Rollbacks, after, at_checkpoint, begin
 from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run, opened_folder
-from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters, with_counts
+from a3jax.train.state import abstract_state, with_counts
 from a3jax.train.tracing import Tracing
 from a3jax.train.tries import Tries, given_up
 
@@ -108,73 +105,40 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
         endless = config.guard.action == "rollback"  # which passes over batches, nobody knows how many
         source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless)
         stack.enter_context(hosts.watched())
-        position = _begin(run, mesh, checkpoints, source)
+        position = begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
         done = position.step, position.record.tokens
         report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started))
         tracing = stack.enter_context(Tracing(config))
-        steps = _steps(run, mesh, position, compiled, checkpoints, report, tracing, stop, hosts)
+        steps = _steps(run, position, _Means(mesh, compiled, checkpoints, report, tracing, stop, hosts))
     folder = config.run_folder
     goodput = report.goodput.facts()["goodput"] if report.goodput else None
     return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stop.agreed, goodput)
 
 
-class _Position(NamedTuple):
-    """Where a run stands: all that a checkpoint holds."""
+@dataclass(frozen=True)
+class _Means:
+    """What a run is done with."""
 
-    step: int
-    state: State
-    record: Record
-    batches: grain.DatasetIterator
-    standing: PlateauState
-
-
-def _begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> _Position:
-    """The newest checkpoint of the run, or its first step."""
-    config = run.config
-    batches = iter(training_batches(source, config.data.workers))
-    teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
-    saved = checkpoints.restore(abstract_state(config, run.model, mesh))
-    if saved is not None:
-        go_on_from(batches, saved.data, saved.step)
-    return _position(run, mesh, saved, teacher, batches)
+    mesh: Mesh
+    compiled: CompiledSteps
+    checkpoints: Checkpoints
+    report: Report
+    tracing: Tracing
+    stop: AgreedStop
+    hosts: Hosts
 
 
-def _position(
-    run: Run, mesh: Mesh, saved: Restored | None, teacher: nnx.State | None, batches: grain.DatasetIterator
-) -> _Position:
-    """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
-    if saved is None:
-        return _Position(0, _first_state(run, mesh)._replace(teacher=teacher), run.record, batches, PlateauState())
-    return _Position(saved.step, saved.state._replace(teacher=teacher), saved.record, batches, saved.standing)
-
-
-def _first_state(run: Run, mesh: Mesh) -> State:
-    params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
-    if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
-        params = with_adapters(params, run.config, run.model, mesh)
-    return init_state(run.config, params, run.model, mesh)
-
-
-def _steps(
-    run: Run,
-    mesh: Mesh,
-    start: _Position,
-    compiled: CompiledSteps,
-    checkpoints: Checkpoints,
-    report: Report,
-    tracing: Tracing,
-    stop: AgreedStop,
-    hosts: Hosts,
-) -> int:
+def _steps(run: Run, start: Position, means: _Means) -> int:
     """Everything from `start` to the end of the curriculum, or to a request to stop. Returns the steps then done."""
     config, settings, schedule = run.config, run.config.train, run.config.schedule
     step, state, record, batches, standing = start
+    mesh, checkpoints, report, stop = means.mesh, means.checkpoints, means.report, means.stop
     put = _put(meshes.batch_sharding(mesh))
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
-    saved, rollbacks, last = step, _Rollbacks(), -1
+    saved, rollbacks, last = step, Rollbacks(), -1
     report.started()
 
     def save(nll: dict[str, float] | None) -> None:
@@ -190,8 +154,8 @@ def _steps(
         position = step + standing.skipped
         index, stage = schedule.at(position)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
-        with contextlib.nullcontext() if compiled.ready(stage) else report.pause("compiling", stage.name):
-            run_step = compiled.at(stage, schedule.after(index), hosts.signal if may_stop else lambda: 0)
+        with contextlib.nullcontext() if means.compiled.ready(stage) else report.pause("compiling", stage.name):
+            run_step = means.compiled.at(stage, schedule.after(index), means.hosts.signal if may_stop else lambda: 0)
         if (may_stop and stop.now()) or run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
                 save(None)
@@ -200,11 +164,11 @@ def _steps(
             read = next(batches)
             read |= schedule.rows(position, len(read["tokens"]))
             batch = {name: put_rows[schedule.windows(stage)](array) for name, array in read.items()}
-        with tracing.step(step + 1, report.flush):
+        with means.tracing.step(step + 1, report.flush):
             state, metrics = run_step(state, batch)
             step += 1
             report.step(step, stage, metrics)
-        record = _after(record, stage)
+        record = after(record, stage)
         last_step = step == _end(config, standing)
         ending = last_step or bool(stop.after(metrics.loss))
         ends_stage = settings.eval_stages and position + 1 == schedule.ends[index]
@@ -220,7 +184,7 @@ def _steps(
         if report.roll_back:
             checkpoints.wait()
             before = checkpoints.restore(abstract_state(config, run.model, mesh))
-            step, state, record, batches, standing = _position(run, mesh, before, state.teacher, batches)
+            step, state, record, batches, standing = at_checkpoint(run, mesh, before, state.teacher, batches)
             rollbacks, saved = rollbacks.to(step, config.guard.limit), step
             report.rewind(step, record.tokens)
             continue
@@ -233,29 +197,9 @@ def _steps(
     return step
 
 
-class _Rollbacks(NamedTuple):
-    """How often a run has gone back to the same step, one time after the other."""
-
-    step: int = 0
-    times: int = 0
-
-    def to(self, step: int, limit: int) -> "_Rollbacks":
-        """Once more, to `step`. Raises `UserError` after `limit` times."""
-        times = self.times + 1 if step == self.step else 1
-        if times > limit:
-            raise UserError(f"{limit} rollbacks to step {step} did not help; lower optimizer.peak-lr")
-        return _Rollbacks(step, times)
-
-
 def _end(config: Config, standing: PlateauState) -> int:
     """The optimizer steps after which the run ends, as things stand."""
     return min(config.end, config.schedule.steps - standing.skipped)
-
-
-def _after(record: Record, stage: Stage) -> Record:
-    """The record after one more step, but for its tokens, which are known when the step has been read."""
-    stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
-    return dataclasses.replace(record, steps=record.steps + 1, stages=stages)
 
 
 def _put(sharding: jax.sharding.NamedSharding) -> Callable[[np.ndarray], jax.Array]:

@@ -1,0 +1,74 @@
+"""Where a run stands: at its first step, at a checkpoint, after one more step, or back at a checkpoint."""
+
+import dataclasses
+from typing import NamedTuple
+
+import grain
+from flax import nnx
+from jax.sharding import Mesh
+
+from a3jax.checkpoint.provenance import Record
+from a3jax.config import Stage
+from a3jax.curriculum.plateau import PlateauState
+from a3jax.data.pipeline import Batches, go_on_from, training_batches
+from a3jax.errors import UserError
+from a3jax.train.checkpoints import Checkpoints, Restored
+from a3jax.train.run import Run
+from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters
+
+
+class Position(NamedTuple):
+    """Where a run stands: all that a checkpoint holds."""
+
+    step: int
+    state: State
+    record: Record
+    batches: grain.DatasetIterator
+    standing: PlateauState
+
+
+def begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> Position:
+    """The newest checkpoint of the run, or its first step."""
+    config = run.config
+    batches = iter(training_batches(source, config.data.workers))
+    teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
+    saved = checkpoints.restore(abstract_state(config, run.model, mesh))
+    if saved is not None:
+        go_on_from(batches, saved.data, saved.step)
+    return at_checkpoint(run, mesh, saved, teacher, batches)
+
+
+def at_checkpoint(
+    run: Run, mesh: Mesh, saved: Restored | None, teacher: nnx.State | None, batches: grain.DatasetIterator
+) -> Position:
+    """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
+    if saved is None:
+        return Position(0, _first_state(run, mesh)._replace(teacher=teacher), run.record, batches, PlateauState())
+    return Position(saved.step, saved.state._replace(teacher=teacher), saved.record, batches, saved.standing)
+
+
+def _first_state(run: Run, mesh: Mesh) -> State:
+    params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
+    if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
+        params = with_adapters(params, run.config, run.model, mesh)
+    return init_state(run.config, params, run.model, mesh)
+
+
+def after(record: Record, stage: Stage) -> Record:
+    """The record after one more step, but for its tokens, which are known when the step has been read."""
+    stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
+    return dataclasses.replace(record, steps=record.steps + 1, stages=stages)
+
+
+class Rollbacks(NamedTuple):
+    """How often a run has gone back to the same step, one time after the other."""
+
+    step: int = 0
+    times: int = 0
+
+    def to(self, step: int, limit: int) -> "Rollbacks":
+        """Once more, to `step`. Raises `UserError` after `limit` times."""
+        times = self.times + 1 if step == self.step else 1
+        if times > limit:
+            raise UserError(f"{limit} rollbacks to step {step} did not help; lower optimizer.peak-lr")
+        return Rollbacks(step, times)
