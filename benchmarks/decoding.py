@@ -80,7 +80,7 @@ def recompute(model: a3jax.Model, batch: int, tokens: list[int], given: list[boo
     text_BxL = jnp.tile(jnp.asarray(tokens, jnp.int32), (batch, 1))
     starts = np.unique(drawn.order.group_start[:own][drawn.order.predicted[:own]])
     for start in starts:
-        text_BxL = _whole_pass(model.params, text_BxL, order_BxL, int(start), model.fillable, model.config, model.how)
+        text_BxL = _whole_pass(model.params, text_BxL, order_BxL, int(start), model.fillable, model.config, model.compute)
     return jax.device_get(text_BxL)[0].tolist()
 
 

@@ -63,7 +63,7 @@ def forward(options: Options, model: a3jax.Model) -> int:
     """As many batches as evaluation has, of as many windows each, none of them padded. Returns their tokens."""
     tokens_BxL = np.random.default_rng(0).integers(0, model.config.vocab, (BATCH, options.length), np.int32)
     batch = {"tokens": jnp.asarray(tokens_BxL), "segments": jnp.ones_like(tokens_BxL)}
-    objective = Objective(model.config, Stage(1, *parse_order(options.order)), model.how, 1024)
+    objective = Objective(model.config, Stage(1, *parse_order(options.order)), model.compute, 1024)
     keys_B = example_keys(0, 0, BATCH)
     passes = math.ceil(options.windows / BATCH)
     for _ in range(passes):

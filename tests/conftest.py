@@ -16,7 +16,7 @@ from small_tokenizers import KINDS
 
 import a3jax
 from a3jax.checkpoint.folder import save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part
 from a3jax.data.tokenizer import TextCodec, byte_codec, with_start
@@ -95,7 +95,7 @@ def model_folder(tiny, network, tmp_path_factory) -> Path:
     config = tiny(layers=2, vocab=300, start_token=256, end_tokens=(257,))
     params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
     out = tmp_path_factory.mktemp("api") / "model"
-    save_model(out, config, params, Record("random"), byte_codec().files)
+    save_model(out, config, params, Provenance("random"), byte_codec().files)
     return out
 
 
@@ -114,7 +114,7 @@ def worded_folder(request, tiny, network, tmp_path_factory) -> Path:
         config = dataclasses.replace(config, start_token=0, end_tokens=(1,))
     params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
     out = tmp_path_factory.mktemp("worded") / request.param
-    save_model(out, config, params, Record("random"), files)
+    save_model(out, config, params, Provenance("random"), files)
     return out
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from a3jax.checkpoint.folder import find, load_arrays, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.data.tokenizer import byte_codec
@@ -37,7 +37,7 @@ def model(tiny):
     config = tiny(vocab=258)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), nnx.to_pure_dict(shapes(config)))
-    return config, params, Record("random"), byte_codec().files
+    return config, params, Provenance("random"), byte_codec().files
 
 
 def test_saving_a_model_leaves_nothing(model, tmp_path):

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from a3jax.checkpoint.arrays import Form, ParameterWriter, SavedParameter, flat, nested, saved_parameters
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
 from a3jax.errors import UserError, first_line
@@ -41,7 +41,7 @@ class Checkpoint:
     """The model or run folder, with the tokenizer."""
     params: Path
     config: ModelConfig
-    record: Record
+    record: Provenance
 
 
 def find(path: Path, step: int | None = None) -> Checkpoint:
@@ -53,14 +53,14 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
         raise UserError(f"{path} has no {MODEL}; give a folder written by a3jax import or a3jax train")
     config = read(ModelConfig, path / MODEL)
     if (path / PARAMS).is_dir():
-        return Checkpoint(path, path / PARAMS, config, read(Record, path / RECORD))
+        return Checkpoint(path, path / PARAMS, config, read(Provenance, path / RECORD))
     steps = saved_steps(path)
     if not steps:
         raise UserError(f"{path} holds no saved step yet")
     if step is not None and step not in steps:
         raise UserError(f"{path} has no step {step}; it has {', '.join(map(str, steps))}")
     folder = path / STEPS / str(step or steps[-1])
-    return Checkpoint(path, folder / PARAMS, config, read(Record, folder / "record" / "metadata"))
+    return Checkpoint(path, folder / PARAMS, config, read(Provenance, folder / "record" / "metadata"))
 
 
 def saved_steps(run: Path) -> list[int]:
@@ -118,7 +118,7 @@ def damage_named(checkpoint: Checkpoint) -> Iterator[None]:
         raise UserError(f"{where} is damaged ({first_line(error)}); take another checkpoint or import again") from None
 
 
-def write_description(folder: Path, config: ModelConfig, record: Record, tokenizer: dict[str, bytes]) -> None:
+def write_description(folder: Path, config: ModelConfig, record: Provenance, tokenizer: dict[str, bytes]) -> None:
     """Write everything of a model folder except the weights."""
     (folder / MODEL).write_text(to_json(config))
     (folder / RECORD).write_text(to_json(record))
@@ -126,7 +126,9 @@ def write_description(folder: Path, config: ModelConfig, record: Record, tokeniz
         (folder / name).write_bytes(content)
 
 
-def save_model(out: Path, config: ModelConfig, params: dict[str, Any], record: Record, tokenizer: dict[str, bytes]) -> None:
+def save_model(
+    out: Path, config: ModelConfig, params: dict[str, Any], record: Provenance, tokenizer: dict[str, bytes]
+) -> None:
     """Write a model folder from a nested dict of arrays; it appears under its name only when complete."""
     with complete_or_nothing(out) as partial:
         write_description(partial, config, record, tokenizer)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Record:
+class Provenance:
     """Facts for model cards and `a3jax inspect`."""
 
     source: str

@@ -121,7 +121,7 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
     two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
     read = _one_stream if single_stream(model, order) else two_streams
     each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
-    cache = _read(model.params, prefix_BxC, length_B, config=model.config, compute=model.how)
+    cache = _read(model.params, prefix_BxC, length_B, config=model.config, compute=model.compute)
     found: dict[int, Score] = {}
     by_size = sorted(range(len(each)), key=lambda i: len(each[i].target))
     for begin in range(0, len(each), len(items)):
@@ -129,7 +129,13 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
         places = bucket(len(each[chosen[-1]].target), least=8, steps=4)
         suffix = jax.tree.map(functools.partial(_stack, places), *(each[i] for i in chosen))
         scores = _scores(
-            model.params, cache, length_B[owner_R[chosen]], owner_R[chosen], suffix, config=model.config, compute=model.how
+            model.params,
+            cache,
+            length_B[owner_R[chosen]],
+            owner_R[chosen],
+            suffix,
+            config=model.config,
+            compute=model.compute,
         )
         found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *jax.device_get(scores))}
     in_order = (found[i] for i in range(len(each)))

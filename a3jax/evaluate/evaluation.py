@@ -35,7 +35,7 @@ def identity(model: Model) -> dict[str, Any]:
         "weights_sha256": weights.hexdigest(),
         "tokenizer_sha256": model.codec.sha256,
         "config": dataclasses.asdict(model.config),
-        "dtype": model.how.dtype.name,
+        "dtype": model.compute.dtype.name,
         "record": dataclasses.asdict(model.record),
     }
 

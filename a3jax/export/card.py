@@ -1,6 +1,6 @@
 """The model card (README.md) of an exported folder: what the weights are and what happened to them, from the record."""
 
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.model.parameters import count
 
@@ -34,7 +34,7 @@ predictions of the left-to-right view. The two-stream export generates left to r
 """
 
 
-def model_card(name: str, config: ModelConfig, record: Record, both: bool) -> str:
+def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -> str:
     """Markdown for a folder called `name`, of both streams or of the family's own class."""
     source = f"{record.source} ({'dequantized to ' if record.dequantized else ''}{record.dtype})"
     facts = {

@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
     def digest(self, model: Model) -> str:
         """Of all that the answer follows from."""
-        parts = [self.id, str(model.how)] + [dataclasses.asdict(x) for x in (self.wanted, self.decoding, model.record)]
+        parts = [self.id, str(model.compute)] + [dataclasses.asdict(x) for x in (self.wanted, self.decoding, model.record)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -217,7 +217,7 @@ def _fill(
         _allowed(model, [decoding for decoding, _ in rows]),
     )
     watched = observe is not None or any(decoding.ends for decoding in decodings)
-    return cut(loop.decode(model.params, model.config, model.how, drawn, decodings[0], look if watched else None))
+    return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look if watched else None))
 
 
 def _allowed(model: Model, decodings: Sequence[Decoding]) -> Array:

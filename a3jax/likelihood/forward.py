@@ -56,7 +56,7 @@ class Predictions(NamedTuple):
         return sort(log_prob_BxL, jnp.argsort(spread(self.index_BxL), axis=1))
 
 
-def predict(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, one_stream: bool = False) -> Predictions:
+def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False) -> Predictions:
     """Every token of a batch of windows, predicted from those that come before it in the `order` of its window.
 
     `tokens` are in window order. With `one_stream`, for orders of which `one_stream_is_enough`, the content stream alone is
@@ -66,15 +66,15 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, o
     if one_stream:  # a slot's content predicts the token of the next
         index_BxL, counts_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, counts_BxL))
     hidden = network.content_hidden if one_stream else network.query_hidden
-    hidden_BxLxD = hidden(tokens_BxL, jax.tree.map(spread, order), how)
+    hidden_BxLxD = hidden(tokens_BxL, jax.tree.map(spread, order), compute)
     return Predictions(hidden_BxLxD, network.output_matrix[...], index_BxL, sort(tokens_BxL, index_BxL), counts_BxL)
 
 
 def log_probs(
-    network: TwoStream, tokens_BxL: Array, order: Order, how: Compute, one_stream: bool = False, chunk: int = 1024
+    network: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False, chunk: int = 1024
 ) -> Array:
     """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding.
 
     The arguments are those of `predict`; `chunk` counts rows of one device whose logits exist at one time.
     """
-    return predict(network, tokens_BxL, order, how, one_stream).log_probs(chunk)
+    return predict(network, tokens_BxL, order, compute, one_stream).log_probs(chunk)

@@ -39,7 +39,7 @@ class HeldOut:
         graph: nnx.GraphDef,
         model: ModelConfig,
         windows: dict[str, np.ndarray],
-        how: Compute,
+        compute: Compute,
         batch: int,
         put: Callable[[np.ndarray], Array] = jnp.asarray,
     ):
@@ -50,7 +50,7 @@ class HeldOut:
         ]
         self._keys = [example_keys(0, 0, count + pad)[i : i + batch] for i in range(0, count, batch)]
         self._model = model
-        self._sums = functools.partial(_sums, graph, how)
+        self._sums = functools.partial(_sums, graph, compute)
         self._draw = jax.jit(draw_mixture, static_argnames=("parts", "seeding"))
 
     def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, Nll]:
@@ -75,10 +75,10 @@ class HeldOut:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="one_stream")
 def _sums(
-    graph: nnx.GraphDef, how: Compute, params: nnx.State, tokens_BxL: Array, order: Order, one_stream: bool
+    graph: nnx.GraphDef, compute: Compute, params: nnx.State, tokens_BxL: Array, order: Order, one_stream: bool
 ) -> dict[str, list[tuple[Array, Array]]]:
     """NLL and number of the tokens of every part. Compiled once a process, for all who evaluate the same model."""
-    nll_BxL = sort(-log_probs(nnx.merge(graph, params), tokens_BxL, order, how, one_stream), order.token_index)
+    nll_BxL = sort(-log_probs(nnx.merge(graph, params), tokens_BxL, order, compute, one_stream), order.token_index)
     return {
         name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
         for name, part_BxL in _parts(order).items()

@@ -138,7 +138,9 @@ def forced(model: Network, texts: Sequence[Sequence[int]], orders: Sequence[Orde
             length = _rounded(len(texts[chosen[-1]]))
             tokens_BxL = np.stack([np.pad(np.asarray(texts[i], np.int32), (0, length - len(texts[i]))) for i in chosen_B])
             order = jax.tree.map(lambda *x: np.stack(x), *[_cut(orders[i], length) for i in chosen_B])
-            log_prob_BxL = _log_probs(model.params, tokens_BxL, order, config=model.config, how=model.how, one_stream=kind)
+            log_prob_BxL = _log_probs(
+                model.params, tokens_BxL, order, config=model.config, compute=model.compute, one_stream=kind
+            )
             found |= {i: row_L[: len(texts[i])] for i, row_L in zip(chosen, np.asarray(log_prob_BxL))}
     return [found[i] for i in range(len(texts))]
 
@@ -156,6 +158,6 @@ def _cut(order: Order, length: int) -> Order:
 
 @functools.partial(jax.jit, static_argnames=("config", "how", "one_stream"))
 def _log_probs(
-    params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, how: Compute, one_stream: bool
+    params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, compute: Compute, one_stream: bool
 ) -> Array:
-    return log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, how, one_stream)
+    return log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, compute, one_stream)

@@ -15,7 +15,7 @@ class Network:
 
     config: ModelConfig
     params: nnx.State
-    how: Compute
+    compute: Compute
 
 
 def check_context(network: Network, tokens: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from a3jax.checkpoint.folder import MODEL, PARAMS, STEPS, Checkpoint, find, saved, saved_steps
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.corpus import MANIFEST, read_manifest
@@ -89,7 +89,7 @@ def _hugging_face_folder(path: Path, _: int | None) -> Facts:
         facts |= {"family": raw.get("model_type"), "not_importable": str(error)}
     facts |= _stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), tensors.files())
     record = path / a3_folder.RECORD
-    return facts | (_history(read(Record, record)) if record.is_file() else {})
+    return facts | (_history(read(Provenance, record)) if record.is_file() else {})
 
 
 def _gguf_file(path: Path, _: int | None) -> Facts:
@@ -152,7 +152,7 @@ def _stored(tensors: Iterable[tuple[Iterable[int], str]], files: Iterable[Path])
     return {"parameters": numbers.total(), "dtype": dtype, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def _history(record: Record) -> Facts:
+def _history(record: Provenance) -> Facts:
     dequantized = f", dequantized to {record.dtype}" if record.dequantized else ""
     return {
         "source": record.source + dequantized,

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/STEP/params/      what `a3jax.checkpoint.folder` finds
                          optimizer/   moments and counts
-                         record/      `Record` as JSON: steps, tokens, curriculum stages
+                         record/      `Provenance` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
                          standing/    where the run stands in its curriculum (`a3jax.curriculum.plateau`), as JSON
                          checksums/   of all these (`a3jax.train.checksums`), as JSON
@@ -29,7 +29,7 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from a3jax.checkpoint.folder import STEPS
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import TrainConfig
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.devices.agreement import barrier, from_runtime, together
@@ -54,7 +54,7 @@ class Restored(NamedTuple):
 
     step: int
     state: State
-    record: Record
+    record: Provenance
     data: dict[str, Any]
     """State of the data iterator."""
     standing: PlateauState
@@ -90,7 +90,7 @@ class Checkpoints:
         self,
         step: int,
         state: State,
-        record: Record,
+        record: Provenance,
         data: dict[str, Any],
         standing: PlateauState,
         nll: dict[str, float] | None,
@@ -170,7 +170,7 @@ class Checkpoints:
         for name in sums.keys() | saved["checksums"].keys():
             if sums.get(name) != saved["checksums"].get(name):
                 raise ValueError(f"{name} is not what was saved")
-        return Restored(step, state, _built(Record, saved["record"], "record"), saved["data"], standing)
+        return Restored(step, state, _built(Provenance, saved["record"], "record"), saved["data"], standing)
 
     def _set_aside(self, step: int) -> Path:
         aside = self._free(str(step))

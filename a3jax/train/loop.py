@@ -30,7 +30,7 @@ from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
-from a3jax.train.objective import compute
+from a3jax.train.objective import compute_of
 from a3jax.train.position import Position, Rollbacks, after, at_checkpoint, begin
 from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run, opened_folder
@@ -137,7 +137,9 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
     put = _put(meshes.batch_sharding(mesh))
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
-    held_out = HeldOut(graph(run.model), run.model, windows, compute(config), config.data.batch // settings.accumulate, put)
+    held_out = HeldOut(
+        graph(run.model), run.model, windows, compute_of(config), config.data.batch // settings.accumulate, put
+    )
     saved, rollbacks, last = step, Rollbacks(), -1
     report.started()
 

@@ -25,7 +25,7 @@ from a3jax.train.counts import Counts, counted
 Batch = dict[str, Array]
 
 
-def compute(config: Config) -> Compute:
+def compute_of(config: Config) -> Compute:
     """How this experiment computes a forward pass that nothing is differentiated through."""
     return Compute(jnp.dtype(config.train.compute_dtype), config.train.attention)
 
@@ -45,7 +45,7 @@ class Objective:
 
     model: ModelConfig
     stage: Stage
-    how: Compute
+    compute: Compute
     chunk: int
     """Rows of a device whose logits exist at one time."""
     distill: float = 0.0
@@ -60,7 +60,7 @@ class Objective:
         drawn = (self.stage.parts, self.model.seeding, batch.get("weights"), batch.get("sizes"))
         order = draw_mixture(keys_B, segment_BxL, *drawn)
         one_stream = one_stream_is_enough(self.model, self.stage.is_ar)
-        predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.how, one_stream)
+        predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.compute, one_stream)
         soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)
         return Sums(predictions.nll_sum(self.chunk, soft), counted(order, segment_BxL))
 
@@ -68,7 +68,7 @@ class Objective:
         """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""
         network = nnx.merge(graph(without_adapters(self.model)), teacher)
         in_order = _left_to_right(jnp.abs(segment_BxL))
-        taught = predict(network, tokens_BxL, in_order, self.how._replace(remat="none"), one_stream=True)
+        taught = predict(network, tokens_BxL, in_order, self.compute._replace(remat="none"), one_stream=True)
         row_BxL = sort(jnp.argsort(taught.index_BxL, axis=1), student.index_BxL)
         # A row's teacher may be on any device along `context`, so these hold their windows' hidden states whole for once.
         whole_BxLxD = lay(taught.hidden_BxLxD, BATCH)

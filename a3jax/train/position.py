@@ -7,7 +7,7 @@ import grain
 from flax import nnx
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Stage
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.pipeline import Batches, go_on_from, training_batches
@@ -22,7 +22,7 @@ class Position(NamedTuple):
 
     step: int
     state: State
-    record: Record
+    record: Provenance
     batches: grain.DatasetIterator
     standing: PlateauState
 
@@ -54,7 +54,7 @@ def _first_state(run: Run, mesh: Mesh) -> State:
     return init_state(run.config, params, run.model, mesh)
 
 
-def after(record: Record, stage: Stage) -> Record:
+def after(record: Provenance, stage: Stage) -> Provenance:
     """The record after one more step, but for its tokens, which are known when the step has been read."""
     stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
     return dataclasses.replace(record, steps=record.steps + 1, stages=stages)

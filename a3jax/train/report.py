@@ -63,7 +63,7 @@ class Report:
         self._bad = 0
         self._speeds: list[float] = []
         self.tokens = tokens
-        """Tokens of documents that were trained on, up to the last step read, as `Record.tokens` counts them."""
+        """Tokens of documents that were trained on, up to the last step read, as `Provenance.tokens` counts them."""
         self.loss: float | None = None
         """Of the last step read."""
         self.roll_back = False

@@ -21,7 +21,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.folder import MODEL, PARAMS, RECORD, STEPS
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig, check_start, settled
 from a3jax.data.mixing import weights
 from a3jax.data.pipeline import Corpus, open_corpora
@@ -60,7 +60,7 @@ class Run:
     """What it trains on, in the order of the experiment's sources."""
     source: Pretrained | None
     """Where the weights come from; None for random ones."""
-    record: Record
+    record: Provenance
     """What had happened to them before."""
 
 
@@ -79,7 +79,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     check_start(config)
     if config.source is None:
         assert config.model is not None
-        source, model, record = None, config.model, Record(source="random")
+        source, model, record = None, config.model, Provenance(source="random")
     else:
         source = pretrained(config.source)
         model, record = source.config, source.record

@@ -20,7 +20,7 @@ from a3jax.devices import mesh as meshes
 from a3jax.ordering import example_keys
 from a3jax.train import guard, remat
 from a3jax.train.counts import Counts, no_counts
-from a3jax.train.objective import Batch, Objective, Sums, compute
+from a3jax.train.objective import Batch, Objective, Sums, compute_of
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.state import State, state_shardings
 from a3jax.train.trained import changes
@@ -45,8 +45,8 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     The batch of a stage that changes holds the weights and sizes of its parts too (`Schedule.rows`).
     """
     windows, micro_batches = config.schedule.windows(stage), config.train.accumulate
-    how = compute(config)._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
-    objective = Objective(model, stage, how, config.train.loss_chunk, config.adapt.distill)
+    compute = compute_of(config)._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
+    objective = Objective(model, stage, compute, config.train.loss_chunk, config.adapt.distill)
     changed = changes(config.adapt, model)
     rate = schedule(config.optimizer, stage.lr_factor * config.peak_lr, config.steps)
     kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))

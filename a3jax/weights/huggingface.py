@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import with_start
 from a3jax.data.tokenizer_files import FILES
@@ -32,7 +32,7 @@ class Description(NamedTuple):
     """Whether it is an export of both streams."""
     config: ModelConfig
     generation: dict[str, Any]
-    """As `Record` has it."""
+    """As `Provenance` has it."""
 
 
 def read_description(path: Path) -> Description:
@@ -91,9 +91,9 @@ class HuggingFaceFolder(Source):
         self._tensors = TensorFiles(path)
         self._tensors.check_dtypes()
         self.config = with_stored_head(config, self._tensors, str(path / "config.json"))
-        record = Record(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
+        record = Provenance(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
         if adapted and (path / a3_folder.RECORD).is_file():
-            record = read(Record, path / a3_folder.RECORD)
+            record = read(Provenance, path / a3_folder.RECORD)
         self.record = dataclasses.replace(record, generation=settings)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

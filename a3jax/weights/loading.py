@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
@@ -21,7 +21,7 @@ class Model(Network):
     """What `load` returns, and every other function of the Python interface takes."""
 
     codec: TextCodec
-    record: Record
+    record: Provenance
     checkpoint: Pretrained
     fillable: Array
     """V bool: tokens that may stand in a blank, which are those of plain text."""
@@ -43,6 +43,6 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
     params = checkpoint.load(mesh, dtype)
-    how = Compute(jnp.dtype(dtype))
+    compute = Compute(jnp.dtype(dtype))
     may_fill = jnp.asarray(fillable(codec, checkpoint.config))
-    return Model(checkpoint.config, params, how, codec, checkpoint.record, checkpoint, may_fill)
+    return Model(checkpoint.config, params, compute, codec, checkpoint.record, checkpoint, may_fill)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.folder import MODEL, Checkpoint, find, load_params
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec, codec_of, load_codec
 from a3jax.errors import UserError
@@ -33,7 +33,7 @@ class Pretrained:
         return self.origin.config
 
     @property
-    def record(self) -> Record:
+    def record(self) -> Provenance:
         """What happened to the weights."""
         return self.origin.record
 

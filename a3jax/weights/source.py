@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
@@ -18,7 +18,7 @@ class Source(ABC):
 
     path: Path
     config: ModelConfig
-    record: Record
+    record: Provenance
     tokenizer: dict[str, bytes]
     """File name -> contents; `tokenizer.json` is always there."""
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from a3jax.checkpoint.folder import MODEL, find, load_arrays, load_params, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.files.strict import to_json
@@ -22,7 +22,7 @@ def model(tiny, tmp_path_factory):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), nnx.to_pure_dict(shapes(config)))
     folder = tmp_path_factory.mktemp("models") / "model"
-    save_model(folder, config, params, Record("random"), byte_codec().files)
+    save_model(folder, config, params, Provenance("random"), byte_codec().files)
     return folder, params
 
 

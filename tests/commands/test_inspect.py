@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from a3jax.checkpoint.folder import find, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import AdaptConfig, Config, DataConfig, Stage
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
@@ -24,7 +24,7 @@ from a3jax.model.parameters import count, shapes
 from a3jax.show.describe import describe
 from a3jax.train.loop import train
 
-HISTORY = Record("elsewhere", "bfloat16", True, 7, 900, ("in_order_1", "random_4"))
+HISTORY = Provenance("elsewhere", "bfloat16", True, 7, 900, ("in_order_1", "random_4"))
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,13 @@ def document(lengths, vocab=48, seed=0):
     return np.where(given, tokens, 0).tolist(), given.tolist()
 
 
-def fill(net, documents, order, allowed=None, seed=0, how=HOW, **options):
+def fill(net, documents, order, allowed=None, seed=0, compute=HOW, **options):
     """The plan, and what it became. Document i uses seed + i."""
     config, params = net.config, nnx.state(net, nnx.Param)
     decodings = [Decoding(order=order, seed=seed + i, **options) for i in range(len(documents))]
     allowed = np.ones(config.vocab, bool) if allowed is None else allowed
     drawn = plan(decodings, [d[0] for d in documents], [d[1] for d in documents], config.seeding, jnp.asarray(allowed)[None])
-    return drawn, decode(params, config, how, drawn, decodings[0])
+    return drawn, decode(params, config, compute, drawn, decodings[0])
 
 
 def teacher_forced(net, documents, filled):
@@ -40,5 +40,5 @@ def teacher_forced(net, documents, filled):
         given = own & (passes_L == 0)
         groups = np.where(given, np.cumsum(given), len(own) + passes_L).astype(np.int32)
         order = arrange(groups, given, own.astype(np.int32), net.config.seeding)
-        rows.append(log_probs(net, jnp.asarray(filled_L)[None], jax.tree.map(lambda x: x[None], order), how=HOW)[0])
+        rows.append(log_probs(net, jnp.asarray(filled_L)[None], jax.tree.map(lambda x: x[None], order), compute=HOW)[0])
     return np.stack(rows)

@@ -23,7 +23,7 @@ def test_chain_rule(order, options, tiny, network):
     if options.get("mode") == "dynamic":
         teacher = teacher_forced(net, DOCUMENTS, filled)
     else:
-        teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+        teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, compute=HOW))
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
 
 

@@ -67,7 +67,7 @@ def test_chain_rule(order, seeding, tiny, network):
     # Several blanks of sizes that no group size divides; one blank to the end; a full window; more keys than one block.
     documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [200, 9, 30, 14, 3])]
     drawn, filled = fill(net, documents, order, seed=1, temperature=1.0)
-    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, compute=HOW))
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
     np.testing.assert_allclose(filled.log_probs_BxL.sum(1), teacher.sum(1), atol=1e-4)
     for (tokens, given), filled_L, log_prob_L in zip(documents, filled.tokens_BxL, filled.log_probs_BxL):
@@ -99,8 +99,8 @@ def test_nothing_is_compiled_twice(tiny, network):
 def test_bfloat16_follows_single_precision(tiny, network):
     net, how = network(tiny(layers=2, context=256)), Compute(jnp.dtype("bfloat16"))
     half = nnx.merge(nnx.graphdef(net), jax.tree.map(lambda p: p.astype(jnp.bfloat16), nnx.state(net, nnx.Param)))
-    drawn, filled = fill(half, [document([5, 11, 3])], "random_4", how=how, temperature=1.0)
-    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+    drawn, filled = fill(half, [document([5, 11, 3])], "random_4", compute=how, temperature=1.0)
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, compute=HOW))
     assert filled.log_probs_BxL.dtype == np.float32
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=0.15)
 

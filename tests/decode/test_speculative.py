@@ -45,7 +45,7 @@ def test_chain_rule(order, seeding, tiny, network):
     net = network(tiny(layers=2, seeding=seeding, context=256))
     documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49])]
     drawn, filled = fill(net, documents, order, seed=1, mode="speculative", temperature=1.0)
-    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, how=HOW))
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, compute=HOW))
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
     for (tokens, given), filled_L in zip(documents, filled.tokens_BxL):
         here = np.flatnonzero(~np.array(given))

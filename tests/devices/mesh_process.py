@@ -28,7 +28,7 @@ from a3jax.model.parameters import graph, shapes
 from a3jax.ordering import example_keys
 from a3jax.train import state as states
 from a3jax.train.compiled import lower
-from a3jax.train.objective import Objective, compute
+from a3jax.train.objective import Objective, compute_of
 
 MESHES = {
     "one device": MeshConfig(fsdp=1),
@@ -119,9 +119,9 @@ def run(name, step, params):
         found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
     if name in THOROUGH:
         put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
-        held_out = HeldOut(graph(MODEL), MODEL, windows(), compute(config), BATCH, put)
+        held_out = HeldOut(graph(MODEL), MODEL, windows(), compute_of(config), BATCH, put)
         found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
-        one_stream = jax.jit(Objective(MODEL, ONE_STREAM, compute(config), 64).sums)
+        one_stream = jax.jit(Objective(MODEL, ONE_STREAM, compute_of(config), 64).sums)
         keys = example_keys(0, 0, BATCH)
         loss, counts = one_stream(state.params, batch, keys)
         found |= {"one_stream": np.asarray(loss / counts.predicted)}
@@ -138,7 +138,7 @@ def distilled(name, source, batch):
     adapted = states.state_shardings(experiment(name), ADAPTED, mesh_of(name)).params
     drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes(ADAPTED))
     params = jax.device_put(drawn, adapted)
-    objective = Objective(ADAPTED, STAGE, compute(experiment(name)), 64, 0.5)
+    objective = Objective(ADAPTED, STAGE, compute_of(experiment(name)), 64, 0.5)
     keys = example_keys(0, 0, BATCH)
 
     def loss(params, source, batch):

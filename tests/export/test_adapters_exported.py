@@ -7,7 +7,7 @@ from flax import nnx
 from small_models import query_logits, random_groups, tokens, torch_logits
 
 from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.export.exporter import export_model
 from a3jax.export.verify import verify
@@ -20,7 +20,7 @@ def adapted(request, tiny, network, tmp_path_factory) -> Checkpoint:
     config = tiny(layers=2, vocab=300, adapter_rank=3, adapter_stream=request.param, start_token=256, end_tokens=(257,))
     params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
     out = tmp_path_factory.mktemp("adapted") / "model"
-    save_model(out, config, params, Record("random"), byte_codec().files)
+    save_model(out, config, params, Provenance("random"), byte_codec().files)
     return find(out)
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from small_models import CASES, load, query_logits, random_groups, tokens, torch_logits
 
 from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.export.card import model_card
@@ -21,7 +21,7 @@ from a3jax.export.verify import verify
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
-ADAPTED = Record("source", "float32", steps=3000, tokens=2_000_000, stages=("in_order_1", "random_4"))
+ADAPTED = Provenance("source", "float32", steps=3000, tokens=2_000_000, stages=("in_order_1", "random_4"))
 
 
 def _adapted(checkpoint: Checkpoint, out, **changes) -> Checkpoint:
@@ -202,7 +202,7 @@ def test_numbers_that_are_not_finite_are_refused(value, imported, tmp_path):
 
 
 def test_a_card_speaks_of_a_source_only_where_there_was_one(tiny):
-    adapted, random = (model_card("x", tiny(), record, True) for record in (ADAPTED, Record("random", steps=3, tokens=9)))
+    adapted, random = (model_card("x", tiny(), record, True) for record in (ADAPTED, Provenance("random", steps=3, tokens=9)))
     assert "adapted from a left-to-right one" in adapted
     assert "licence" in adapted
     assert "trained from random weights" in random

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
@@ -20,7 +20,7 @@ def _changed(checkpoint: Checkpoint, out: Path, seed_scale: float = 1.0, **chang
     """The checkpoint with another query seed, and changes to its configuration."""
     arrays = load_arrays(checkpoint)
     arrays["query_seed"] = arrays["query_seed"] * seed_scale
-    save_model(out, dataclasses.replace(checkpoint.config, **changes), arrays, Record("source"), byte_codec().files)
+    save_model(out, dataclasses.replace(checkpoint.config, **changes), arrays, Provenance("source"), byte_codec().files)
     return find(out)
 
 

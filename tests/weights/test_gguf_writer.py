@@ -16,7 +16,7 @@ from small_models import tokens, torch_logits
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from a3jax.checkpoint.folder import find, load_arrays, save_model
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import RopeScaling
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
@@ -84,7 +84,7 @@ def test_matrices_are_rounded_and_vectors_are_not(dtype, pretrained, imported, t
 
 def test_an_export_comes_back(pretrained, imported, tokenizer, tmp_path):
     config, arrays = imported("qwen3", "bfloat16").config, load_arrays(imported("qwen3", "bfloat16"))
-    save_model(tmp_path / "model", config, arrays, Record("source"), tokenizer)
+    save_model(tmp_path / "model", config, arrays, Provenance("source"), tokenizer)
     export_model(find(tmp_path / "model"), tmp_path / "out.gguf", "gguf")
     import_model(open_source(tmp_path / "out.gguf"), tmp_path / "again", "bfloat16")
     again = find(tmp_path / "again")
@@ -146,7 +146,7 @@ def test_what_cannot_be_written_is_refused(case, pretrained, imported, tokenizer
     config, arrays = imported(model).config, load_arrays(imported(model))
     arrays["embedding"] = arrays["embedding"] * np.float32(value)
     files = byte_codec().files if case == "tokenizer" else tokenizer
-    save_model(tmp_path / "model", config, arrays, Record("source"), files)
+    save_model(tmp_path / "model", config, arrays, Provenance("source"), files)
     with pytest.raises(UserError, match=message):
         export_model(find(tmp_path / "model"), tmp_path / "out.gguf", "gguf", dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 
-from a3jax.checkpoint.provenance import Record
+from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import with_start
 from a3jax.errors import UserError, shown
@@ -61,7 +61,7 @@ class GgufFile(Source):
         quantized = any(tensor.tensor_type not in PLAIN for tensor in self._tensors.values())
         embedding = self._tensors.get("model.embed_tokens.weight")
         dtype = "float32" if embedding is None else self.dtype("model.embed_tokens.weight").name
-        self.record = Record(source=path.name, dtype=dtype, dequantized=quantized)
+        self.record = Provenance(source=path.name, dtype=dtype, dequantized=quantized)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""
