@@ -156,7 +156,7 @@ def _cut(order: Order, length: int) -> Order:
     return pad_order(Order(*(x_L[:length] for x_L in order)), length)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "how", "one_stream"))
+@functools.partial(jax.jit, static_argnames=("config", "compute", "one_stream"))
 def _log_probs(
     params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, compute: Compute, one_stream: bool
 ) -> Array:
