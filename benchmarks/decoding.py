@@ -84,12 +84,12 @@ def recompute(model: a3jax.Model, batch: int, tokens: list[int], given: list[boo
     return jax.device_get(text_BxL)[0].tolist()
 
 
-@jax.jit(static_argnames=("config", "how"))
+@jax.jit(static_argnames=("config", "compute"))
 def _whole_pass(
-    params: nnx.State, text_BxL: Array, order: Order, start: int, allowed_V: Array, config: ModelConfig, how: Compute
+    params: nnx.State, text_BxL: Array, order: Order, start: int, allowed_V: Array, config: ModelConfig, compute: Compute
 ) -> Array:
     network = nnx.merge(graph(config), params)
-    logits_BxLxV = network.query_hidden(text_BxL, order, how) @ network.output_matrix[...].T
+    logits_BxLxV = network.query_hidden(text_BxL, order, compute) @ network.output_matrix[...].T
     best_BxL = jnp.argmax(jnp.where(allowed_V, logits_BxLxV, -jnp.inf), axis=-1).astype(jnp.int32)
     here_BxL = (order.group_start == start) & order.predicted
     place_BxL = jnp.where(here_BxL, order.token_index, text_BxL.shape[1])

@@ -7,12 +7,11 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from a3jax.curriculum.stage import Prefill, parse_order
 from a3jax.errors import UserError
 
-Mode = Literal["ar", "groups", "dynamic", "speculative"]
 Certainty = Literal["confidence", "entropy", "margin", "random"]
 
 
@@ -41,6 +40,10 @@ _MODES: dict[str, _Rules] = {
     "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts"),
 }
 """All that is known of modes here; how they are done says `a3jax.decode.loop`."""
+if TYPE_CHECKING:
+    Mode = str
+else:
+    Mode = Literal[tuple(_MODES)]
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Decoding(DecodingOptions):
         if self.finds_order and "order" in given:
             raise UserError(f"mode {self.mode} finds its own order; leave order '{self.order}' out, or choose mode groups")
         for mode, rules in _MODES.items():
-            foreign = [name for name in rules.options if name in given and self.mode != mode]
+            foreign = [name for name in rules.options if name in given and name not in _MODES[self.mode].options]
             if foreign:
                 raise UserError(f"{foreign[0]} belongs to mode {mode}, and the mode is {self.mode}")
         if self.commit > self.window:

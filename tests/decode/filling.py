@@ -13,7 +13,7 @@ from a3jax.model.two_stream import Compute
 from a3jax.ordering import arrange
 
 HOW = Compute()
-log_probs = jax.jit(forward.log_probs, static_argnames=("how",))
+log_probs = jax.jit(forward.log_probs, static_argnames=("compute",))
 
 
 def document(lengths, vocab=48, seed=0):

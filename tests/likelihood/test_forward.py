@@ -56,7 +56,7 @@ def test_one_stream_from_left_to_right_gives_what_two_do(model, held_out):
     order = jax.vmap(lambda g, i, s: arrange(g, i, s, model.seeding))(place, np.zeros_like(is_given), segments)
     order = order._replace(predicted=order.predicted & ~is_given)
     assert all(left_to_right(jax.tree.map(lambda x, b=b: np.asarray(x[b]), order), count) for b, count in enumerate((24, 17)))
-    run = jax.jit(log_probs, static_argnames=("how", "one_stream"))
+    run = jax.jit(log_probs, static_argnames=("compute", "one_stream"))
     found = [run(nnx.merge(graph, params), tokens, order, HOW, one_stream=one_stream) for one_stream in (False, True)]
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
     assert (np.asarray(found[1]) < 0).sum() == np.asarray(order.predicted).sum() < 40
