@@ -233,7 +233,7 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "attention_bias": False,
         "torch_dtype": dtype,
     } | special_tokens(config)
-    if family.name in ("mistral", "qwen2", "qwen3"):
+    if family.window is not None:
         result["sliding_window"] = None
     return result
 
