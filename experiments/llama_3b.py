@@ -9,7 +9,7 @@ a3jax train llama_3b
 
 from a3jax.config import AdaptConfig, Config, DataConfig
 from a3jax.config.shapes import LLAMA_3_2_3B
-from a3jax.curriculum.presets import paper
+from a3jax.curriculum import paper
 
 
 def experiment() -> Config:

@@ -9,7 +9,7 @@ a3jax train llama_8b
 
 from a3jax.config import AdaptConfig, Config, DataConfig
 from a3jax.config.shapes import LLAMA_3_1_8B
-from a3jax.curriculum.presets import paper
+from a3jax.curriculum import paper
 
 
 def experiment() -> Config:

@@ -5,8 +5,7 @@ a3jax sweep report sweeps/study
 """
 
 from a3jax.config import AdaptConfig, Config, DataConfig, OptimizerConfig, Stage, TrainConfig
-from a3jax.curriculum.presets import direct, paper
-from a3jax.curriculum.stage import Part
+from a3jax.curriculum import Part, direct, paper
 from a3jax.sweep import Trials, chain, product, seeds
 
 STEPS = 75

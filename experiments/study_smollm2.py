@@ -6,7 +6,7 @@ a3jax sweep report sweeps/study_smollm2
 """
 
 from a3jax.config import AdaptConfig, Config, DataConfig, OptimizerConfig, Stage, TrainConfig
-from a3jax.curriculum.presets import direct, mixed, paper
+from a3jax.curriculum import direct, mixed, paper
 from a3jax.sweep import Trials, chain, product
 
 STEPS = 100

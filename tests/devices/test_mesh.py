@@ -256,7 +256,7 @@ def test_vocabulary_and_query_heads_must_split_too(tiny):
     with pytest.raises(UserError, match="vocab = 49 is not divisible by tensor = 2"):
         check_mesh(FakeMesh(tensor=2), tiny(vocab=49), 8, 24)
     with pytest.raises(UserError, match="query_heads = 3 is not divisible by tensor = 2"):
-        check_mesh(FakeMesh(tensor=2), tiny(query_heads=3), 8, 24)
+        check_mesh(FakeMesh(tensor=2), tiny(query_heads=3, kv_heads=1), 8, 24)
     check_mesh(FakeMesh(slices=2, data=2, fsdp=2, tensor=2, context=4), tiny(), 8, 24)
 
 
