@@ -178,7 +178,7 @@ def test_code_of_others_passes_neither_in_nor_out(style, pretrained, tmp_path):
     export_model(find(tmp_path / "model"), tmp_path / "out", style)
     assert "ostile" not in "".join(file.read_text() for file in (tmp_path / "out").iterdir() if file.suffix == ".json")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    assert tokenizer("def f(x):\n").input_ids == byte_codec().encode("def f(x):\n")
+    assert tokenizer("def f(x):\n").input_ids == [256, *byte_codec().encode("def f(x):\n")]
     load(tmp_path / "out")
     assert not (folder / "ran").exists()
 
