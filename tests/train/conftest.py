@@ -82,7 +82,7 @@ def lowered_once() -> Iterator[None]:
     def once(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
         names = ("compute_dtype", "attention", "remat", "accumulate", "loss_chunk")
         in_step = TrainConfig(**{name: getattr(config.train, name) for name in names})
-        key = (to_json(dataclasses.replace(config, name="", run=None, train=in_step)), model, stage, mesh)
+        key = (to_json(dataclasses.replace(config, name="any", run=None, train=in_step)), model, stage, mesh)
         if key not in kept:
             kept[key] = lower(config, model, stage, mesh)
         return kept[key]
