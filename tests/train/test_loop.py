@@ -338,7 +338,7 @@ def test_metrics_are_read_while_the_step_after_them_is_under_way(experiment, mon
         ({"data": {"path": "nowhere"}}, "nowhere is not a prepared corpus"),
         ({"data": {"length": 128}}, "data.length 128 is more than the model's context of 64"),
         ({"model": {"starts": False}}, "data/prepared begin with '<|start|>', but documents of .* model begin with no token"),
-        ({"model": {"vocab": 100}}, "token ids up to 257, but the model has 100"),
+        ({"model": {"vocab": 257, "end_tokens": ()}}, "token ids up to 257, but the model has 257"),
         ({"model": {"width": 16}, "mesh": {"data": 3}}, "does not cover 1 devices"),
         ({"source": "nowhere", "model": None}, "nowhere does not exist"),
         ({"train": {"accumulate": 3}}, "does not divide data.batch 4"),
@@ -349,13 +349,12 @@ def test_metrics_are_read_while_the_step_after_them_is_under_way(experiment, mon
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(change, message, experiment):
     config = experiment()
-    for name, value in change.items():
-        part = getattr(config, name)
-        config = dataclasses.replace(
-            config, **{name: dataclasses.replace(part, **value) if isinstance(value, dict) else value}
-        )
+    parts = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in change.items()
+    }
     with pytest.raises(UserError, match=message):
-        train(config)
+        train(dataclasses.replace(config, **parts))
     assert not config.run_folder.exists()
 
 
