@@ -204,7 +204,7 @@ class Checkpoints:
                 aside.parent.mkdir(exist_ok=True)
                 file.parent.rename(aside)
                 line = f"{file} is damaged; it is set aside as {aside}, and its step is none of the best any more"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
         barrier("figures")
 
     def _free(self, name: str) -> Path:

@@ -158,4 +158,4 @@ def _say_failed(path: Path, what: str, why: str) -> None:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
-        console.print(f"a3jax: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"a3jax: {line}", soft_wrap=True)

@@ -4,7 +4,6 @@ Where a folder says two things, that is taken which transformers 5 takes, and a 
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from a3jax.data.tokenizer import with_start
 from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
 from a3jax.files.strict import read
+from a3jax.outside_text import say
 from a3jax.weights import a3_folder, families, generation, sha256
 from a3jax.weights.source import Source, without_code
 from a3jax.weights.tensor_files import TensorFiles, read_json
@@ -43,7 +43,7 @@ def read_description(path: Path) -> Description:
     adapted = model.get("model_type") == a3_folder.MODEL_TYPE
     config = (a3_folder.from_hf if adapted else families.from_hf)(model, where)
     if not adapted and model.get("rope_scaling") and model.get("rope_parameters"):
-        _say(f"{where}: rope_scaling stands in place of all of rope_parameters, as in transformers")
+        say(f"{where}: rope_scaling stands in place of all of rope_parameters, as in transformers")
     config = generation.united(config, model, settings, str(file))
     return Description(adapted, config, generation.kept(model, settings, str(file), config.vocab))
 
@@ -61,7 +61,7 @@ def with_stored_head(config: ModelConfig, tensors: TensorFiles, where: str) -> M
         return config
     if _equal(tensors, _EMBEDDING, _HEAD):
         return config
-    _say(f"{where}: tie_word_embeddings is true, but {_HEAD} is stored and differs from the embedding: it stays its own head")
+    say(f"{where}: tie_word_embeddings is true, but {_HEAD} is stored and differs from the embedding: it stays its own head")
     return dataclasses.replace(config, tied_head=False)
 
 
@@ -71,10 +71,6 @@ def _equal(tensors: TensorFiles, a: str, b: str) -> bool:
         return False
     parts = [(slice(row, min(row + _ROWS, shape[0])),) for row in range(0, shape[0], _ROWS)]
     return all(np.array_equal(tensors.read(a, part), tensors.read(b, part)) for part in parts)
-
-
-def _say(line: str) -> None:
-    print(f"a3jax: {line}", file=sys.stderr)
 
 
 class HuggingFaceFolder(Source):
