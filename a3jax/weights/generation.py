@@ -4,12 +4,11 @@ These (sampling defaults, the padding token) change nothing here. They travel wi
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from a3jax.config import ModelConfig
-from a3jax.errors import UserError, check_token, shown
+from a3jax.errors import check_token
 
 FILE = "generation_config.json"
 _START, _END, _PAD = "bos_token_id", "eos_token_id", "pad_token_id"
@@ -53,19 +52,15 @@ def united(config: ModelConfig, model: Mapping[str, Any], settings: Mapping[str,
     return dataclasses.replace(config, start_token=first, end_tokens=tuple(dict.fromkeys((*own, *ends))))
 
 
-def kept(model: Mapping[str, Any], settings: Mapping[str, Any], where: str, vocab: int) -> dict[str, Any]:
+def kept(model: Mapping[str, Any], settings: Mapping[str, Any], vocab: int) -> dict[str, Any]:
     """All other settings, and the padding token of `config.json` where `settings` have none.
 
-    A padding token that is none, as -1, is left out. Raises `UserError` for a number that is not finite.
+    A padding token that is none, as -1, is left out.
     """
     result = {_PAD: model.get(_PAD), **settings}
     pad = result[_PAD]
     if type(pad) is not int or not 0 <= pad < vocab:
         del result[_PAD]
-    try:
-        json.dumps(result, allow_nan=False)
-    except ValueError:
-        raise UserError(f"{where} holds a number that is not finite: {shown(result)}") from None
     return {
         name: value
         for name, value in result.items()

@@ -45,7 +45,7 @@ def read_description(path: Path) -> Description:
     if not adapted and model.get("rope_scaling") and model.get("rope_parameters"):
         say(f"{where}: rope_scaling stands in place of all of rope_parameters, as in transformers")
     config = generation.united(config, model, settings, str(file))
-    return Description(adapted, config, generation.kept(model, settings, str(file), config.vocab))
+    return Description(adapted, config, generation.kept(model, settings, config.vocab))
 
 
 def with_stored_head(config: ModelConfig, tensors: TensorFiles, where: str) -> ModelConfig:
