@@ -23,6 +23,7 @@ from a3jax.curriculum.presets import direct
 from a3jax.curriculum.schedule import Schedule, settle
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
+from a3jax.files.strict import check_types
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Config:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_names(self.name, self.source, self.run, self.train.executables)
         check_sizes(dataclasses.asdict(self))
         check_sections(self.seed, self.data, self.optimizer, self.adapt, self.train, self.guard, self.profile)

@@ -52,9 +52,7 @@ def _call(name: str, function: str, kind: type[T]) -> T:
             raise UserError(f"{path}: there is no function {function}() that returns a {kind.__name__}")
         value = content[function]()
     except (Exception, SystemExit) as error:  # whatever is wrong with a user's file is the user's to mend
-        if isinstance(error, UserError):
-            raise
-        raise UserError(_told(error, path)) from None
+        raise UserError(f"{path}: {error}" if isinstance(error, UserError) else _told(error, path)) from None
     if not isinstance(value, kind):
         raise UserError(f"{path}: {function}() returns {type(value).__name__}, not a {kind.__name__}")
     return value

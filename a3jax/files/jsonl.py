@@ -73,7 +73,9 @@ class Lines:
     def _read(self, line: bytes, where: str) -> dict[str, Any]:
         try:
             if line.startswith(self._begins):
-                return parse_object(line, where)
+                value = parse_object(line, where)
+                if not self._holds or any(name in value for name in self._holds):
+                    return value
             why = ""
         except NotJson as error:
             why = f" ({str(error).removeprefix(where).strip()})"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
@@ -94,6 +95,17 @@ def read(cls: type[T], path: Path) -> T:
     return from_json(cls, content_of(path), str(path))
 
 
+def check_types(made: Any) -> None:
+    """Raise `UserError` for a field of a dataclass, or of those in it, whose value is of another type: Python checks none."""
+    for name, hint in _hints(made.__class__).items():
+        build(hint, plain(getattr(made, name)), name)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def build(expected: Any, value: Any, where: str) -> Any:
     """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions, scalars and `Any`.
 
@@ -104,7 +116,7 @@ def build(expected: Any, value: Any, where: str) -> Any:
     if expected is Any:
         return value
     if isinstance(expected, type) and dataclasses.is_dataclass(expected) and isinstance(value, dict):
-        hints = typing.get_type_hints(expected)
+        hints = _hints(expected)
         for name in value:
             if name not in hints:
                 raise UserError(f"{where}: unknown field '{name}'{nearest(name, hints)}")

@@ -52,12 +52,13 @@ WORDS = {
 """Command lines that lack nothing, with names for what is not an option."""
 PARTS = {"data": ["data show", "data bench"], "sweep": ["sweep run", "sweep status", "sweep report"]}
 NO_PLACES = {
+    "import": {"start"},
     "prepare": {"sources", "start", "end", "column", "split", "include", "exclude"},
     "export": {"as_"},
     "generate": {"text", "rewrite", "prompt", "tokens", "order", "stop"},
     "score": {"text", "blanks", "order"},
     "evaluate": {"text", "column", "split", "include", "orders", "sizes", "code", "order", "stop"},
-    "serve": {"host"},
+    "serve": {"host", "trusted_proxy"},
     "train": {"coordinator"},
     "plan": {"topology"},
     Config: {"model.family", "data.path", "data.mixture.path", "adapt.frozen", "profile.steps"},
@@ -71,7 +72,7 @@ def texts(kind: type, prefix: str = "") -> typing.Iterator[str]:
         kinds = set(_kinds(hint))
         for inner in kinds:
             if dataclasses.is_dataclass(inner):
-                yield from texts(inner, "" if inner.__name__ == "Choices" else f"{prefix}{name}.")
+                yield from texts(inner, "" if inner.__name__ == "DecodingOptions" else f"{prefix}{name}.")
         if kinds & {str, Path}:
             yield prefix + name
 

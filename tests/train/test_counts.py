@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from a3jax.checkpoint.folder import find
-from a3jax.curriculum.schedule import batch_sizes
+from a3jax.curriculum.schedule import Schedule
 from a3jax.curriculum.stage import Stage
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.train import flops
@@ -54,7 +54,7 @@ def test_metrics_and_record_count_what_was_read_and_no_padding(experiment, monke
     data = dataclasses.replace(config.data, packing="best_fit", overlap=4)
     config = dataclasses.replace(config, data=data, curriculum=(Stage(3), Stage(3, "random", 4, given=0.5)))
     train(config)
-    batches = Batches(open_corpora(data), data, 6, config.seed, None, batch_sizes(config.curriculum, data.batch))
+    batches = Batches(open_corpora(data), data, 6, config.seed, None, Schedule(config.curriculum, data.batch).batch_S)
     rows = [row for row in read(config.run_folder) if "loss" in row]
     read_so_far, padding = 0, 0
     for step, row in enumerate(rows):

@@ -39,7 +39,7 @@ def config(tiny):
 
 def save(folder: Path, config: Config, stage: Stage, mesh) -> Path:
     """As `a3jax plan --save` does, for the devices of this machine."""
-    config = remat.settled(config, config.model, mesh, remat.device_memory(jax.devices()[0]))
+    config = remat.chosen(config, config.model, mesh, remat.device_memory(jax.devices()[0]))
     lowered = lower(config, config.model, stage, mesh)
     facts = executable.fingerprint(config, config.model, lowered, mesh)
     return executable.save(folder, stage, facts, lowered.compile())
