@@ -28,7 +28,7 @@ $(SMOLLM2): | .venv/ready
 demo tiny: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 test: all
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
