@@ -90,8 +90,8 @@ def check_mesh(mesh: Mesh, model: ModelConfig, batch: int = 0, length: int = 0) 
     """
     tensor, context = mesh.shape["tensor"], mesh.shape["context"]
     for name, size, axis, parts in [
-        ("kv_heads", model.kv_heads, "tensor", tensor),
         ("query_heads", model.query_heads, "tensor", tensor),
+        ("kv_heads", model.kv_heads, "tensor", tensor),
         ("ff_width", model.ff_width, "tensor", tensor),
         ("vocab", model.vocab, "tensor", tensor),
         ("width", model.width, "fsdp x context", mesh.shape["fsdp"] * context),
