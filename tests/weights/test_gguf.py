@@ -261,18 +261,25 @@ def smollm2(tmp_path_factory):
     return model
 
 
+@pytest.fixture(scope="module")
+def smollm2_exported(smollm2, tmp_path_factory):
+    """The same as a folder of Hugging Face's."""
+    folder = tmp_path_factory.mktemp("smollm2") / "llama"
+    export_model(find(smollm2), folder, "llama")
+    return folder
+
+
 @pytest.mark.slow
-def test_smollm2_agrees_with_transformers_own_gguf_reader(smollm2, tmp_path):
+def test_smollm2_agrees_with_transformers_own_gguf_reader(smollm2, smollm2_exported, tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
     shutil.copy(SMOLLM2, folder)
     theirs = {"gguf_file": SMOLLM2.name}
-    export_model(find(smollm2), tmp_path / "llama", "llama")
-    ours = load(tmp_path / "llama")
+    ours = load(smollm2_exported)
     independent = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **theirs)
 
     source = Path(ast.__file__).read_text()
-    tokenizer = Tokenizer.from_file(str(tmp_path / "llama" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(smollm2_exported / "tokenizer.json"))
     reference = transformers.AutoTokenizer.from_pretrained(folder, **theirs)
     for text in (TEXT, source, Path(tokenize.__file__).read_text(), Path(io.__file__).read_text()):
         assert tokenizer.encode(text).ids == reference(text).input_ids
@@ -308,18 +315,17 @@ print(json.dumps([filled.blanks[0].tokens, filled.tokens, a3jax.complete(model, 
 
 
 @pytest.mark.slow
-def test_smollm2_answers_a_prompt_as_transformers_does(smollm2, tmp_path):
+def test_smollm2_answers_a_prompt_as_transformers_does(smollm2, smollm2_exported, tmp_path):
     """In a process of its own: here, programs are compiled without optimization."""
     prompt = "The capital of France is"
     done = subprocess.run([sys.executable, "-c", _GREEDY, str(smollm2), prompt], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written, tokens, empty = json.loads(done.stdout.splitlines()[-1])
-    export_model(find(smollm2), tmp_path / "llama", "llama")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_exported)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     assert tokens[: ids.shape[1]] == ids[0].tolist()
     with torch.no_grad():
-        theirs = load(tmp_path / "llama").generate(ids, max_new_tokens=16, do_sample=False)
+        theirs = load(smollm2_exported).generate(ids, max_new_tokens=16, do_sample=False)
     assert written == theirs[0, ids.shape[1] :].tolist()
     assert tokenizer.decode(written).startswith(" Paris.\n\nThe answer is")
     assert (find(smollm2).config.start_token, find(smollm2).config.document_start) == (1, None)
