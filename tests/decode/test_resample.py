@@ -52,7 +52,7 @@ def test_every_pass_equals_recomputation_with_dense_masks(certainty, commit, opt
     net = network(tiny(layers=2, **shape))
     tokens, given = DOCUMENT
     _, filled = fill(net, [DOCUMENT], "ar", mode="resample", certainty=certainty, commit=commit, **options)
-    found, passes, log_probs = (x_BxL[0, : len(tokens)] for x_BxL in filled)
+    found, log_probs, passes = (x_BxL[0, : len(tokens)] for x_BxL in filled)
     np.testing.assert_array_equal(passes == 0, given)
     np.testing.assert_array_equal(found[given], np.array(tokens)[given])
     params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
