@@ -1,5 +1,6 @@
 """The command line as a user types it: the whole road on a small model, and one line for every mistake."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -140,6 +141,23 @@ def test_the_experiments_of_this_project_load(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     for path in Path("experiments").glob("*.py"):
         assert load_experiment(path.stem).steps > 0
+
+
+def test_the_papers_experiments_are_what_the_authors_script_does_by_default(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    small, *others = (load_experiment(f"paper_{size}") for size in ("1b", "3b", "8b"))
+    optimizer = small.optimizer
+    stages = [(stage.steps, stage.family, stage.group_size) for stage in small.curriculum]
+    families = [("in_order", 1), ("in_order", 2), ("in_order", 4), ("random", 4), ("random", 8)]
+    assert stages == [(800, *family) for family in families]
+    assert (small.data.batch, small.data.length, small.data.packing) == (8 * 16, 4096, "truncate")
+    assert (optimizer.peak_lr, optimizer.weight_decay, optimizer.warmup) == (2e-5, 0.01, 50)
+    assert (optimizer.schedule, optimizer.final_lr, optimizer.per_stage) == ("linear", 0, True)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip) == (0.9, 0.999, 1e-8, 1)  # of transformers' Trainer
+    assert (small.seeding, small.adapt.query_seed, small.trains_adapters) == ("learned", "normal", False)
+    for other in others:
+        same = dataclasses.replace(other, name=small.name, source=small.source, model=small.model)
+        assert same == small
 
 
 def inspecting(folder):

@@ -43,8 +43,9 @@ class DataConfig:
     """Reader processes; 0 reads in the training process."""
     mixture: tuple[SourceConfig, ...] = ()
     """Several corpora, in place of `path`."""
-    packing: Literal["concat", "best_fit"] = "concat"
-    """`concat` cuts the stream of documents every L tokens; `best_fit` keeps documents whole where they fit, and pads."""
+    packing: Literal["concat", "best_fit", "truncate"] = "concat"
+    """`concat` cuts the stream of documents every L tokens; `best_fit` keeps documents whole where they fit, and pads;
+    `truncate` gives every document a window, leaves out what does not fit, and pads."""
     overlap: int = 0
     """Tokens before a cut that are read again as context after it, in documents longer than L; with `best_fit`."""
 
@@ -61,7 +62,7 @@ class OptimizerConfig:
 
     peak_lr: float | None = None
     """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
-    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     warmup: int = 50
     """Steps of linear warm-up."""
     decay: float = 0.2
@@ -75,6 +76,9 @@ class OptimizerConfig:
     """Of matrices, not of norms, biases and the query seed. Adapters are matrices: it draws them towards the source model."""
     clip: float = 1.0
     """Largest global gradient norm."""
+    per_stage: bool = False
+    """Every stage of the curriculum begins with moments of zero and a warm-up of its own, and its schedule ends where it
+    does, as if each were a run that goes on from the weights of the one before."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ class AdaptConfig:
     frozen: tuple[str, ...] = ()
     """Of what is trained, parameters that stay all the same: by name (embedding, query_seed, gate, ...), or all `norms` or
     `embeddings`."""
+    query_seed: Literal["kept", "normal"] = "kept"
+    """What the learned vector of queries begins as: the source's, which after import is the mean token embedding, or draws
+    from N(0, 1), as in the authors' code of arXiv 2601.13228."""
     distill: float = 0.0
     """Share of the loss that is the cross-entropy to the source model's own distribution of a token, given all tokens
     before it, in place of the token itself. It costs a forward pass of one stream, and the source's weights in memory."""

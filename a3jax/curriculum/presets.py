@@ -18,6 +18,11 @@ def paper(steps: int, given: float = 0.0) -> tuple[Stage, ...]:
     )
 
 
+def half_random(steps: int, group_size: int = 8) -> tuple[Stage, ...]:
+    """Strategy 5 of the authors' script: half of the windows in random groups, half in groups from left to right."""
+    return (Stage(steps, mixture=(Part(0.5, "random", group_size), Part(0.5, "in_order", group_size))),)
+
+
 def direct(steps: int, group_size: int = 4) -> tuple[Stage, ...]:
     """Our default (docs/study.md): random groups from the first step. With adapters nothing is forgotten meanwhile."""
     return (Stage(steps, "random", group_size),)

@@ -43,7 +43,12 @@ class Schedule:
     @functools.cached_property
     def ends(self) -> tuple[int, ...]:
         """For every stage the step after its last."""
-        return tuple(itertools.accumulate(stage.length for stage in self.stages))
+        return tuple(itertools.accumulate(self.lengths))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The steps of every stage."""
+        return tuple(stage.length for stage in self.stages)
 
     @property
     def steps(self) -> int:
@@ -102,7 +107,7 @@ class Schedule:
     @property
     def batch_S(self) -> np.ndarray:
         """Windows of every step, int64."""
-        return np.repeat([self.windows(stage) for stage in self.stages], [stage.length for stage in self.stages])
+        return np.repeat([self.windows(stage) for stage in self.stages], self.lengths)
 
 
 def settle(

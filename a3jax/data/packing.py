@@ -3,7 +3,7 @@
 `Concat` cuts the stream of tokens every L tokens: nothing is padded but the last window. `BestFit` puts whole documents
 into windows wherever they fit best, and pads. Either way a document inside a window is a *segment* that attends to
 nothing but itself, and every token of the stream is in exactly one window, or is repeated as context where that is
-asked for.
+asked for. `Truncate` gives every document a window of its own, and leaves out what does not fit.
 
 A window is read as pieces: spans of the stream's positions, laid one after another.
 """
@@ -42,6 +42,8 @@ class Packing(Protocol):
     length: int
     repeated: int
     """Tokens that are in two windows, over all windows."""
+    left_out: int
+    """Tokens that are in none."""
 
     def __len__(self) -> int:
         """How many windows there are."""
@@ -53,7 +55,7 @@ class Packing(Protocol):
 class Concat:
     """Window w is tokens [w L, (w+1) L) of the stream."""
 
-    repeated = 0
+    repeated = left_out = 0
 
     def __init__(self, stream: TokenStream, length: int):
         self.stream, self.length = stream, length
@@ -74,6 +76,8 @@ class BestFit:
     tokens are context, so that what follows a cut is not predicted from nothing. The plan is made once, of blocks of
     documents that follow one another, and kept in an unnamed file rather than in memory.
     """
+
+    left_out = 0
 
     def __init__(self, stream: TokenStream, length: int, overlap: int = 0):
         self.stream, self.length, self._overlap = stream, length, overlap
@@ -116,9 +120,38 @@ class BestFit:
         return piece_N[order], np.bincount(window_N)
 
 
+class Truncate:
+    """Window w is the first L tokens of document w. Where these are is kept in an unnamed file rather than in memory."""
+
+    repeated = 0
+
+    def __init__(self, stream: TokenStream, length: int):
+        self.stream, self.length = stream, length
+        with tempfile.TemporaryFile() as file:
+            kept = 0
+            for begin_D, end_D in _blocks(stream):
+                block = np.empty(len(begin_D), _PIECE)
+                block["begin"], block["size"], block["context"] = begin_D, np.minimum(end_D - begin_D, length), 0
+                kept += int(block["size"].sum())
+                file.write(block.tobytes())
+            self._pieces = _mapped(file, _PIECE)
+        self.left_out = len(stream) - kept
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def pieces(self, window_B: np.ndarray) -> Pieces:  # noqa: D102
+        piece_B = self._pieces[window_B]
+        end_B = piece_B["begin"] + piece_B["size"]
+        return Pieces(np.arange(len(window_B)), piece_B["begin"], end_B, piece_B["context"].astype(np.int64))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Truncate, (self.stream, self.length)
+
+
 def padding(packing: Packing) -> float:
     """The share of all windows that is padding."""
-    return 1 - (len(packing.stream) + packing.repeated) / (len(packing) * packing.length)
+    return 1 - (len(packing.stream) + packing.repeated - packing.left_out) / (len(packing) * packing.length)
 
 
 def best_fit(sizes: Sequence[int], length: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from absl import flags
 from a3jax.config import DataConfig
 from a3jax.data.corpus import Manifest, TokenStream, read_manifest
 from a3jax.data.mixing import Mixture
-from a3jax.data.packing import BestFit, Concat, Packing, Windows, lay_out, read_windows
+from a3jax.data.packing import BestFit, Concat, Packing, Truncate, Windows, lay_out, read_windows
 from a3jax.data.permutation import key, shuffled
 from a3jax.errors import UserError
 
@@ -95,6 +95,8 @@ def pack(stream: TokenStream, data: DataConfig) -> Packing:
     """A stream in windows, as the experiment wants it."""
     if data.packing == "concat":
         return Concat(stream, data.length)
+    if data.packing == "truncate":
+        return Truncate(stream, data.length)
     return BestFit(stream, data.length, data.overlap)
 
 

@@ -30,11 +30,8 @@ def decode_certain(
     params: nnx.State, state: State, plan: Plan, number: Array, kind: Kind, window: int, commit: int, certainty: Certainty
 ) -> State:
     """Pass `number`: read what was decided last, and decide up to `commit` of the first `window` open places."""
-    batch, length = state.tokens_BxL.shape
-    index_L = jnp.arange(length)
-    open_BxL = (state.passes_BxL < 0) & (index_L < plan.length_B[:, None])
-    place_BxW = jnp.sort(jnp.where(open_BxL, index_L, length), axis=1)[:, :window]
-    open_BxW = place_BxW < length
+    place_BxW = open_places(state, plan, window)
+    open_BxW = place_BxW < state.tokens_BxL.shape[1]
     end_BxW = jnp.where(open_BxW, state.decided_B[:, None], 0)
     logits_BxWxV, cache = predict(params, state, state.decided_B, place_BxW, end_BxW, kind)
     seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
@@ -43,37 +40,56 @@ def decode_certain(
     )
     log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
 
-    if certainty == "random":
-        # A new number in every pass, or the same places would stay last however the window moves.
-        keys = place_keys(jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B), place_BxW, "rank")
-        certainty_BxW = jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    else:
-        certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, certainty)
-    certainty_BxW = jnp.where(open_BxW, certainty_BxW, -1.0)
-    rank_BxW = jnp.argsort(jnp.argsort(-certainty_BxW, axis=1, stable=True), axis=1)
-    sure_BxW = open_BxW & (certainty_BxW >= plan.threshold_B[:, None]) & (rank_BxW < commit)
+    certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number, certainty)
+    certain_BxW = most_certain(certainty_BxW, open_BxW, commit)
+    sure_BxW = certain_BxW & (certainty_BxW >= plan.threshold_B[:, None])
     first_W = jnp.arange(open_BxW.shape[1]) == 0
     chosen_BxW = sure_BxW | (open_BxW & first_W & ~sure_BxW.any(axis=1, keepdims=True))
+    read_B = state.decided_B
+    state = decide(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)
+    return state._replace(cache=cache, read_B=read_B)
 
+
+def open_places(state: State, plan: Plan, count: int) -> Array:
+    """The first `count` open places from the left, B x count; L where there are no more."""
+    length = state.tokens_BxL.shape[1]
+    index_L = jnp.arange(length)
+    open_BxL = (state.passes_BxL < 0) & (index_L < plan.length_B[:, None])
+    return jnp.sort(jnp.where(open_BxL, index_L, length), axis=1)[:, :count]
+
+
+def most_certain(certainty_BxW: Array, open_BxW: Array, commit: int) -> Array:
+    """Which of the open places are among the `commit` most certain ones, B x W; of equal ones those further left."""
+    rank_BxW = jnp.argsort(jnp.argsort(jnp.where(open_BxW, -certainty_BxW, 1.0), axis=1, stable=True), axis=1)
+    return open_BxW & (rank_BxW < commit)
+
+
+def decide(state: State, place_BxW: Array, chosen_BxW: Array, token_BxW: Array, log_prob_BxW: Array, number: Array) -> State:
+    """The state in which the chosen places have their tokens, and the next slots in the order in which they stand here."""
+    batch, length = state.tokens_BxL.shape
     slot_BxW = state.decided_B[:, None] + jnp.cumsum(chosen_BxW, axis=1) - chosen_BxW
     row = jnp.arange(batch)[:, None]
-    state = write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)
-    return state._replace(
-        cache=cache,
+    return write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)._replace(
         slot_BxL=state.slot_BxL.at[row, jnp.where(chosen_BxW, place_BxW, length)].set(slot_BxW, mode="drop"),
         place_BxL=state.place_BxL.at[row, jnp.where(chosen_BxW, slot_BxW, length)].set(place_BxW, mode="drop"),
-        read_B=state.decided_B,
         decided_B=state.decided_B + chosen_BxW.sum(axis=1),
     )
 
 
-def certainties(logits_BxWxV: Array, log_prob_BxW: Array, certainty: Certainty) -> Array:
-    """How certain the model is of each place, B x W, from 0 to 1, under its own distribution.
+def certainties(
+    logits_BxWxV: Array, log_prob_BxW: Array, place_BxW: Array, plan: Plan, number: Array, certainty: Certainty
+) -> Array:
+    """How certain each place is in pass `number`, B x W, from 0 to 1, under the distribution that `logits` tell.
 
-    confidence  the probability of the token that was chosen
+    confidence  the probability exp(`log_prob`) of a token
     entropy     exp(-entropy): 1 / n for n tokens that are equally probable
     margin      by how much the most probable token leads the next
+    random      chance
     """
+    if certainty == "random":
+        # A new number in every pass, or the same places would stay last however the window moves.
+        keys = place_keys(jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B), place_BxW, "rank")
+        return jax.vmap(jax.vmap(jax.random.uniform))(keys)
     if certainty == "confidence":
         return jnp.exp(log_prob_BxW)
     probability = jax.nn.softmax(logits_BxWxV, axis=-1)

@@ -9,13 +9,19 @@ import numpy as np
 from flax import nnx
 
 from a3jax.config import ModelConfig
-from a3jax.decode import dynamic, groups, speculative
+from a3jax.decode import dynamic, groups, resample, speculative
 from a3jax.decode.cached import Kind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
 from a3jax.model.two_stream import Compute
 
-MODES: dict[str, Mode] = {"ar": groups.MODE, "groups": groups.MODE, "dynamic": dynamic.MODE, "speculative": speculative.MODE}
+MODES: dict[str, Mode] = {
+    "ar": groups.MODE,
+    "groups": groups.MODE,
+    "dynamic": dynamic.MODE,
+    "resample": resample.MODE,
+    "speculative": speculative.MODE,
+}
 """How each of the modes of `a3jax.decode.settings` is done."""
 
 
@@ -50,8 +56,8 @@ def decode(
 def _passes(params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Iterator[State]:
     """The state after each pass. It is the next pass's to change: read what is wanted before going on."""
     mode = MODES[decoding.mode]
-    first = Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
     later = Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
+    first = later if mode.anew else Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
     state = begin(config, compute, plan, planned=mode.planned)
     carry = mode.begin(len(plan.given_B), decoding, config)
     number, going = 0, True

@@ -20,11 +20,14 @@ class Mode(NamedTuple):
 
     advance: Advance
     rows: Callable[[Plan, Decoding], int]
-    """Tokens that a pass after the first may have to read: those that one pass decides."""
+    """Tokens that a pass after the first may have to read."""
     planned: bool
     """Whether the order is known beforehand; else places get their slots when they are decided."""
     causal: bool
     """Whether a token that is read sees those read before it only, or all that are read in the same pass."""
+    anew: bool = False
+    """Whether every pass, the first too, reads all that is decided as one group; else one reads what was decided last, and
+    the first what is given, as `Decoding.prefill` says."""
     passes: Callable[[Plan], int] | None = None
     """How many passes it takes, where the plan tells; else passes go on until all is decided."""
     begin: Callable[[int, Decoding, ModelConfig], Any] = lambda batch, decoding, config: None

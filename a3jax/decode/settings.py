@@ -25,7 +25,7 @@ class _Rules(NamedTuple):
     found: bool = False
     """Whether the order is found while decoding, and none can be named."""
     predicted: str = "order"
-    """The option that says how many tokens one pass predicts."""
+    """The option that says how many tokens one pass predicts; all that are open where it is `mode`."""
 
 
 _MODES: dict[str, _Rules] = {
@@ -37,6 +37,7 @@ _MODES: dict[str, _Rules] = {
         found=True,
         predicted="window",
     ),
+    "resample": _Rules(options=("certainty", "commit"), program=("certainty", "commit"), found=True, predicted="mode"),
     "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts"),
 }
 """All that is known of modes here; how they are done says `a3jax.decode.loop`."""
@@ -52,7 +53,8 @@ class DecodingOptions:
 
     mode: Mode = "groups"
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
-    of first. speculative: as one token at a time in `order`, in no more passes and often fewer."""
+    of first. resample: the same as the authors of the method do it, reading everything anew in every pass. speculative: as
+    one token at a time in `order`, in no more passes and often fewer."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
     seed: int = 0
@@ -68,18 +70,20 @@ class DecodingOptions:
     repetition_penalty: float = 1.0
     """Divides the positive logits of tokens that are in the text already, and multiplies the negative ones."""
     certainty: Certainty = "confidence"
-    """dynamic: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable token over
-    the next, or chance. With the first, log-probabilities are not those of drawing the text (docs/generate.md)."""
+    """dynamic, resample: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable
+    token over the next, or chance. In mode dynamic, with the first, log-probabilities are not those of drawing the text
+    (docs/generate.md)."""
     threshold: float = 0.9
     """dynamic: commit every place with at least this certainty, and where there is none the first."""
     commit: int = 8
-    """dynamic: at most so many places a pass; exactly so many where the threshold is 0."""
+    """dynamic: at most so many places a pass; exactly so many where the threshold is 0. resample: exactly so many."""
     window: int = 32
     """dynamic: only the first so many open places are looked at."""
     drafts: int = 4
     """speculative: tokens drafted ahead."""
     prefill: Prefill = "ar"
-    """How given text is read: as autoregressive text, or as one group whose tokens all see each other."""
+    """How given text is read: as autoregressive text, or as one group whose tokens all see each other. Mode resample reads it
+    as one group in any case."""
     revise: int = 0
     """Afterwards open so many of the least probable tokens again and refill them, while the blanks become more probable given
     the text on both sides, from left to right."""
@@ -137,20 +141,21 @@ class Decoding(DecodingOptions):
     def _check_choices(self) -> None:
         _, size = parse_order(self.order)
         plain = {field.name: field.default for field in dataclasses.fields(self)}
-        given = {name for name, default in plain.items() if getattr(self, name) != default}
+        given = [name for name, default in plain.items() if getattr(self, name) != default]
+        own = _MODES[self.mode].options
         if self.mode == "ar" and self.order not in ("ar", "in_order_1"):
             raise UserError(f"mode ar fills from left to right; leave order '{self.order}' out, or choose mode groups")
         if self.mode == "speculative" and size != 1:
             raise UserError(f"mode speculative fills one token at a time; order '{self.order}' has groups of {size}")
         if self.finds_order and "order" in given:
             raise UserError(f"mode {self.mode} finds its own order; leave order '{self.order}' out, or choose mode groups")
-        for mode, rules in _MODES.items():
-            foreign = [name for name in rules.options if name in given and name not in _MODES[self.mode].options]
-            if foreign:
-                raise UserError(f"{foreign[0]} belongs to mode {mode}, and the mode is {self.mode}")
-        if self.commit > self.window:
+        for name in given:
+            modes = [mode for mode, rules in _MODES.items() if name in rules.options]
+            if modes and self.mode not in modes:
+                raise UserError(f"{name} belongs to mode {' and '.join(modes)}, and the mode is {self.mode}")
+        if "window" in own and self.commit > self.window:
             raise UserError(f"commit is {self.commit}; it must be at most the window of {self.window} places")
-        if self.certainty == "random" and self.threshold:
+        if "threshold" in own and self.certainty == "random" and self.threshold:
             raise UserError("certainty random has no threshold; set threshold to 0")
         if self.stop and not self.ends:
             raise UserError("stop strings are for text that is continued; here every blank has a length")
@@ -175,6 +180,7 @@ class Decoding(DecodingOptions):
 
     @property
     def rows(self) -> tuple[str, int]:
-        """How many tokens one pass predicts, behind the name of the option that says so."""
+        """How many tokens one pass predicts at most, behind the name of the option that says so."""
         name = _MODES[self.mode].predicted
-        return name, {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1}[name]
+        rows = {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1, "mode": 2**31 - 1}
+        return name, rows[name]

@@ -92,7 +92,7 @@ class Request:
             raise Refused(message, field)
         longest = max(_tokens(template) for template in templates)
         name, rows = self.decoding.rows
-        if min(rows, longest) > limits.max_tokens_per_pass:
+        if (rows := min(rows, longest)) > limits.max_tokens_per_pass:
             raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
         each = [template for template in templates for _ in range(self.n)]
         seed = self.decoding.seed

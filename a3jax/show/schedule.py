@@ -17,7 +17,7 @@ from a3jax.ordering import draw_mixture, example_keys
 from a3jax.show.batches import Window, groups_of, spelled
 from a3jax.show.pyplot import pyplot
 from a3jax.terminal import Terminal
-from a3jax.train.optimizer import schedule
+from a3jax.train.optimizer import schedule_of
 
 SENTENCE = "The old man sat down on the bench and watched the boats come home"
 """What example orders are shown on; a word stands for a token."""
@@ -44,7 +44,7 @@ def curve(config: Config, points: int) -> Curve:
     """A curriculum at so many steps, evenly spread, or at all if it has fewer."""
     steps = config.schedule.steps
     step_C = np.unique(np.linspace(0, steps - 1, points).round().astype(int))
-    rate_C = np.asarray(schedule(config.optimizer, config.peak_lr, steps)(jnp.asarray(step_C)))
+    rate_C = np.asarray(schedule_of(config.optimizer, config.peak_lr, config.schedule.lengths)(jnp.asarray(step_C)))
     shares: dict[str, np.ndarray] = {}
     size_C, factor_C = np.zeros(len(step_C)), np.zeros(len(step_C))
     for column, step in enumerate(step_C.tolist()):

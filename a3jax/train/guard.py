@@ -38,6 +38,11 @@ def init(optimizer: optax.GradientTransformation, params: nnx.State) -> GuardedS
     return GuardedState(optimizer.init(params), jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32))
 
 
+def with_new(optimizer: optax.GradientTransformation, state: GuardedState, params: nnx.State, when: Array) -> GuardedState:
+    """The state with the optimizer's begun anew, `when` so; the losses seen stay."""
+    return state._replace(optimizer=optax.tree.where(when, optimizer.init(params), state.optimizer))
+
+
 def update(
     optimizer: optax.GradientTransformationExtraArgs,
     grads: nnx.State,

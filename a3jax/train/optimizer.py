@@ -4,6 +4,8 @@ Two parts are our own, equal to Optax's in what they compute and in their states
 step that is one pass over gradients, moments and parameters, each moment overwritten in place and no gradient copied.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,13 +22,27 @@ DECAYING: frozenset[Kind] = frozenset(("matrix", "embedding", "head", "adapter")
 AdamW decays them too; as their product is what is added to a weight, they decay towards the source model."""
 
 
+def schedule_of(config: OptimizerConfig, peak: float, stages: Sequence[int]) -> optax.Schedule:
+    """Learning rate by step of a curriculum whose stages have so many steps: one schedule over all, or one for each."""
+    if not config.per_stage:
+        return schedule(config, peak, sum(stages))
+    return optax.join_schedules([schedule(config, peak, steps) for steps in stages if steps], first_steps(stages)[1:])
+
+
+def first_steps(stages: Sequence[int]) -> list[int]:
+    """The first step of every stage that has one, of stages of so many steps."""
+    return [begin for begin, steps in zip(itertools.accumulate(stages, initial=0), stages) if steps]
+
+
 def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to `peak`, then constant, cosine, or constant with a linear end (WSD)."""
+    """Learning rate by step: linear warm-up to `peak`, then constant, cosine, linear, or constant with a linear end (WSD)."""
     warmup = min(config.warmup, steps)
     final = peak * config.final_lr
     rest = max(1, steps - warmup)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, config.final_lr)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, final, rest)
     elif config.schedule == "wsd":
         decay = max(1, min(rest, round(config.decay * steps)))
         after = optax.join_schedules(

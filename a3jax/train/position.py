@@ -14,7 +14,7 @@ from a3jax.data.pipeline import Batches, go_on_from, training_batches
 from a3jax.errors import UserError
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.run import Run
-from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters
+from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters, with_normal_seed
 
 
 class Position(NamedTuple):
@@ -51,6 +51,8 @@ def _first_state(run: Run, mesh: Mesh) -> State:
     params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
     if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
         params = with_adapters(params, run.config, run.model, mesh)
+    if run.config.adapt.query_seed == "normal":
+        params = with_normal_seed(params, run.config)
     return init_state(run.config, params, run.model, mesh)
 
 

@@ -17,7 +17,7 @@ from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import shapes
 from a3jax.model.two_stream import TwoStream
 from a3jax.train import guard
-from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.optimizer import make_optimizer, schedule_of
 from a3jax.train.trained import adapters, changes
 
 
@@ -48,7 +48,7 @@ def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
 
 def _any_optimizer(config: Config) -> optax.GradientTransformation:
     """That of any stage: their states begin alike."""
-    return make_optimizer(config.optimizer, schedule(config.optimizer, config.peak_lr, config.steps))
+    return make_optimizer(config.optimizer, schedule_of(config.optimizer, config.peak_lr, config.schedule.lengths))
 
 
 def state_shardings(config: Config, model: ModelConfig, mesh: Mesh) -> State:
@@ -86,6 +86,16 @@ def with_adapters(params: nnx.State, config: Config, model: ModelConfig, mesh: M
     """The parameters of a model without adapters, and new ones that change nothing yet."""
     new = adapters(model)
     return nnx.merge_state(params, random_params(config, model, mesh, lambda path, _: path[-1] in new))
+
+
+def with_normal_seed(params: nnx.State, config: Config) -> nnx.State:
+    """The parameters with a query seed that is drawn from N(0, 1) anew."""
+    seed = nnx.filter_state(params, lambda path, _: path[-1] == "query_seed")
+
+    def draw(old: nnx.State) -> nnx.State:
+        return jax.tree.map(lambda x: jax.random.normal(jax.random.key(config.seed), x.shape, x.dtype), old)
+
+    return nnx.merge_state(params, jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, seed))(seed))
 
 
 def random_params(

@@ -21,7 +21,7 @@ from a3jax.ordering import example_keys
 from a3jax.train import guard, remat
 from a3jax.train.counts import Counts, no_counts
 from a3jax.train.objective import Batch, Objective, Sums, compute_of
-from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.optimizer import first_steps, make_optimizer, schedule_of
 from a3jax.train.state import State, state_shardings
 from a3jax.train.trained import changes
 
@@ -48,7 +48,8 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     compute = compute_of(config)._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
     objective = Objective(model, stage, compute, config.train.loss_chunk, config.adapt.distill)
     changed = changes(config.adapt, model)
-    rate = schedule(config.optimizer, stage.lr_factor * config.peak_lr, config.steps)
+    rate = schedule_of(config.optimizer, stage.lr_factor * config.peak_lr, config.schedule.lengths)
+    begins = np.array(first_steps(config.schedule.lengths))
     kind = np.uint32(zlib.crc32(repr(stage.parts).encode()))
 
     def gradients(state: State, batch: Batch, keys_B: Array) -> tuple[Sums, nnx.State]:
@@ -82,11 +83,15 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         count = jnp.maximum(sums.counts.predicted, 1)
         loss, norm = sums.loss / count, optax.tree.norm(grads) / count
         grads = jax.tree.map(lambda g: g * (1 / count), grads)  # a division would not be fused into what follows
-        rate_now = rate(state.step + state.skipped)
+        position = state.step + state.skipped
+        rate_now = rate(position)
         optimizer = make_optimizer(config.optimizer, lambda _: rate_now)
         params, frozen = nnx.split_state(state.params, changed, ...)
+        before = state.optimizer
+        if config.optimizer.per_stage:
+            before = guard.with_new(optimizer, before, params, (position == begins).any())
         updates, optimizer_state, bad = guard.update(
-            optimizer, grads, state.optimizer, params, loss, norm, jnp.asarray(kind), config.guard
+            optimizer, grads, before, params, loss, norm, jnp.asarray(kind), config.guard
         )
         params = nnx.merge_state(optax.apply_updates(params, updates), frozen)
         metrics = Metrics(loss, norm, sums.counts, jnp.asarray(rate_now), bad)

@@ -9,7 +9,7 @@ import pytest
 
 from a3jax.config import Config, DataConfig, Stage, settled
 from a3jax.curriculum.plateau import PlateauState, judge
-from a3jax.curriculum.presets import direct, mixed, paper
+from a3jax.curriculum.presets import direct, half_random, mixed, paper
 from a3jax.curriculum.schedule import Schedule, settle
 from a3jax.curriculum.stage import AR, Part, Plateau
 from a3jax.errors import UserError
@@ -65,6 +65,11 @@ def test_our_own_are_random_groups_alone_or_beside_the_order_of_the_source():
     assert (stage.length, stage.name) == (12, "random_4+in_order_1")
     assert [part.weight for part in stage.parts] == [0.75, 0.25]
     assert stage.parts[1].is_ar
+
+
+def test_strategy_five_of_the_authors_is_half_random_groups_and_half_in_order():
+    (stage,) = settle(half_random(12), 4, 100)
+    assert [(part.family, part.group_size, part.weight) for part in stage.parts] == [("random", 8, 0.5), ("in_order", 8, 0.5)]
 
 
 def steps_of(*stages, **totals):

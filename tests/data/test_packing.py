@@ -1,5 +1,7 @@
 """Windows: every token in one of them, no segment of two documents, and best fit no worse than a plain search for it."""
 
+import pickle
+
 import corpora
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from a3jax.data import packing as module
 from a3jax.data.corpus import TokenStream
-from a3jax.data.packing import BestFit, Concat, best_fit, padding, read_windows
+from a3jax.data.packing import BestFit, Concat, Truncate, best_fit, padding, read_windows
 
 
 def stream_of(sizes, folder):
@@ -73,6 +75,26 @@ def test_repeated_tokens_are_context_and_every_other_is_there_once(sizes_and_len
             assert (own[:context] < 0).all()
             begins = bool(piece[0] == 1 or document_of[piece[0] - 2] != document_of[piece[0] - 1])
             assert context == (0 if begins else overlap)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes_and_length=sizes_and_length, block=st.sampled_from([1, 3, 2**16]))
+def test_truncate_gives_every_document_a_window_and_cuts_it(sizes_and_length, block, tmp_path_factory):
+    sizes, length = sizes_and_length
+    stream, documents = stream_of(sizes, tmp_path_factory.mktemp("c"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK_RECORDS", block)
+        packing = Truncate(stream, length)
+    windows = every_window(packing)
+    assert len(packing) == len(documents)
+    for document, tokens, segments in zip(documents, *windows.values(), strict=True):
+        kept = min(len(document), length)
+        np.testing.assert_array_equal(tokens, np.pad(document[:kept], (0, length - kept)))
+        np.testing.assert_array_equal(segments, np.arange(length) < kept)
+    assert packing.left_out == sum(max(0, size - length) for size in sizes)
+    assert padding(packing) == pytest.approx(np.mean(windows["segments"] == 0))
+    again = read_windows(pickle.loads(pickle.dumps(packing)), np.array([len(packing) - 1]))  # as worker processes get it
+    np.testing.assert_array_equal(again["tokens"], windows["tokens"][-1:])
 
 
 def test_concat_pads_only_its_last_window(tmp_path):

@@ -337,7 +337,7 @@ def test_groups_may_be_given_by_hand(model):
 
 def test_contradictions(model):
     for options, complaint in {
-        (("mode", "fast"),): "mode 'fast' is unknown; choose ar, groups, dynamic, speculative",
+        (("mode", "fast"),): "mode 'fast' is unknown; choose ar, groups, dynamic, resample, speculative",
         (("mode", "ar"), ("order", "random_4")): "leave order 'random_4' out",
         (("mode", "speculative"), ("order", "random_4")): "has groups of 4",
         (("mode", "dynamic"), ("order", "random_1")): "finds its own order",

@@ -87,6 +87,7 @@ def test_null_and_values_that_ask_for_nothing_are_as_if_absent():
         ({"prompt": "a", "order": "in_order_" + "9" * 5000}, "order", "is unknown"),
         ({"prompt": "a", "order": "random_99", "max_tokens": 99}, "order", "predicts 99 tokens at once; at most 64"),
         ({"prompt": "a", "mode": "dynamic", "window": 65, "max_tokens": 65}, "window", "at most 64"),
+        ({"prompt": "a", "mode": "resample", "max_tokens": 65}, "mode", "predicts 65 tokens at once; at most 64"),
         ({"prompt": "a", "drafts": 2}, "drafts", "belongs to mode speculative"),
         ({"prompt": "a", "stop": list("abcde")}, "stop", "at most 4"),
         ({"prompt": "a", "stop": ""}, "stop", "at least one character"),

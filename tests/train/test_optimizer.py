@@ -1,5 +1,7 @@
 """Schedules at their boundaries, and one AdamW step worked out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 
 from a3jax.config import AdaptConfig, OptimizerConfig
 from a3jax.model.parameters import shapes
-from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.optimizer import first_steps, make_optimizer, schedule, schedule_of
 from a3jax.train.trained import changes
 
 PEAK = 1e-3
@@ -20,14 +22,14 @@ def rates(steps=100, **changes):
     return schedule(OptimizerConfig(**settings), PEAK, steps)
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "wsd"])
 def test_warm_up_rises_linearly_from_one_part_to_the_peak(kind):
     rate = rates(schedule=kind)
     np.testing.assert_allclose([rate(step) for step in range(10)], PEAK * np.arange(1, 11) / 10, rtol=1e-6)
     np.testing.assert_allclose(rate(10), PEAK, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "wsd"])
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0), (100, 1), (5, 10), (1, 10), (1, 0)])
 def test_short_runs_and_short_warm_ups_give_positive_rates_up_to_the_peak(kind, steps, warmup):
     rate = rates(steps, schedule=kind, warmup=warmup)
@@ -56,6 +58,25 @@ def test_wsd_is_constant_until_the_last_fifth_and_then_linear():
     np.testing.assert_allclose([rate(step) for step in (10, 79, 80)], PEAK, rtol=1e-6)
     np.testing.assert_allclose([rate(step) for step in range(80, 101)], PEAK * np.linspace(1, 0.1, 21), rtol=1e-5)
     np.testing.assert_allclose(rate(101), PEAK * 0.1, rtol=1e-5)
+
+
+def test_linear_falls_to_its_end_with_the_last_step():
+    """After warm-up it is transformers' `get_linear_schedule_with_warmup`, which reaches 0 behind the last step."""
+    rate = rates(schedule="linear", final_lr=0.0)
+    left = (100 - np.arange(10, 100)) / (100 - 10)
+    np.testing.assert_allclose([rate(step) for step in range(10, 100)], PEAK * left, rtol=1e-5)
+
+
+def test_every_stage_has_the_schedule_of_a_run_of_its_own():
+    config, stages = OptimizerConfig(schedule="linear", warmup=3, per_stage=True), (8, 0, 2, 5)
+    assert first_steps(stages) == [0, 8, 10]
+    alone = [schedule(config, PEAK, steps)(step) for steps in stages for step in range(steps)]
+    rate = schedule_of(config, PEAK, stages)
+    np.testing.assert_array_equal([rate(step) for step in range(sum(stages))], alone)
+    over_all = schedule_of(dataclasses.replace(config, per_stage=False), PEAK, stages)
+    np.testing.assert_array_equal(
+        [over_all(step) for step in (2, 8, 14)], [schedule(config, PEAK, 15)(s) for s in (2, 8, 14)]
+    )
 
 
 def test_a_decay_longer_than_what_follows_warm_up_begins_after_it():

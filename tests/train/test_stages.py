@@ -119,6 +119,29 @@ def test_a_stage_ends_on_a_plateau_and_a_resumed_run_ends_it_at_the_same_step(ex
     assert (newest.parent / "damaged" / "7").is_dir(), "a checkpoint that has lost a part is damaged"
 
 
+@pytest.mark.slow
+def test_the_authors_way_of_training_resumes_bit_for_bit_at_a_stage_and_inside_it(experiment, monkeypatch):
+    """Documents cut and not packed, a query seed from N(0, 1), an optimizer and a linear decay for every stage."""
+    settings = experiment("whole", eval_every=100, save_every=100)
+    config = dataclasses.replace(
+        settings,
+        seeding="learned",
+        data=dataclasses.replace(settings.data, packing="truncate"),
+        adapt=dataclasses.replace(settings.adapt, query_seed="normal"),
+        optimizer=dataclasses.replace(settings.optimizer, schedule="linear", final_lr=0.0, b2=0.999, per_stage=True),
+    )
+    assert train(config).steps == 8
+    rates = [row["learning_rate"] for row in read(config.run_folder) if "loss" in row]
+    np.testing.assert_allclose(rates, 1e-2 * np.array([1 / 2, 1, 1, 1 / 2, 1, 1, 2 / 3, 1 / 3]), rtol=1e-5)
+    for when in (3, 5):
+        stopped = dataclasses.replace(config, run=str(config.run_folder.with_name(f"stopped{when}")))
+        with monkeypatch.context() as patch:
+            stop_at(when, patch)
+            assert train(stopped).steps == when
+        train(stopped)
+        assert_same_run(stopped.run, config.run)
+
+
 def test_a_plateau_needs_something_held_out(experiment, tmp_path):
     from a3jax.data.preparation import Preparation
     from a3jax.data.prepare import prepare

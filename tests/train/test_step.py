@@ -17,7 +17,7 @@ from a3jax.ordering import example_keys
 from a3jax.train import objective as objectives
 from a3jax.train import step as steps
 from a3jax.train.objective import Objective
-from a3jax.train.state import init_state, random_params
+from a3jax.train.state import init_state, random_params, with_counts, with_normal_seed
 
 L, BATCH = 24, 4
 
@@ -143,3 +143,48 @@ def test_random_weights_depend_on_the_seed_and_the_query_seed_is_the_mean_embedd
     one, other = (random_params(dataclasses.replace(config, seed=seed), config.model, mesh) for seed in (3, 4))
     assert (one["embedding"][...] != other["embedding"][...]).any()
     np.testing.assert_allclose(one["query_seed"][...], one["embedding"][...].mean(0), atol=1e-7)
+
+
+def test_a_query_seed_drawn_anew_is_normal_and_all_else_stays(tiny, mesh):
+    config = experiment(tiny(layers=1, width=2048, vocab=8))
+    params = random_params(config, config.model, mesh)
+    one, same = (with_normal_seed(params, config) for _ in range(2))
+    other = with_normal_seed(params, dataclasses.replace(config, seed=4))
+    seed = np.asarray(one["query_seed"][...])
+    assert abs(seed.mean()) < 0.1
+    assert abs(seed.std() - 1) < 0.1
+    np.testing.assert_array_equal(seed, same["query_seed"][...])
+    assert (seed != other["query_seed"][...]).all()
+    for (path, old), (_, new) in zip(nnx.to_flat_state(params), nnx.to_flat_state(one), strict=True):
+        assert path[-1] == "query_seed" or (old[...] == new[...]).all()
+
+
+def test_an_optimizer_of_its_own_begins_with_every_stage(tiny, batch, mesh):
+    """The first step of a stage is that of a run which begins with the weights so far; the next one goes on from there."""
+    stages = (Stage(2, "random", 4), Stage(0), Stage(5, "random", 8))
+    optimizer = OptimizerConfig(peak_lr=1e-2, warmup=0, schedule="constant", per_stage=True)
+    config = dataclasses.replace(experiment(tiny(layers=2)), curriculum=stages, optimizer=optimizer)
+    through = dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, per_stage=False))
+    each = ((config, stages[0]), (config, stages[2]), (through, stages[2]))
+    first, own, plain = (steps.make_step(one, one.model, stage, mesh) for one, stage in each)
+
+    def anew(state):
+        return with_counts(init_state(config, state.params, config.model, mesh), int(state.step), 0)
+
+    def copy(state):
+        return jax.tree.map(jnp.copy, state)
+
+    with jax.set_mesh(mesh):
+        state = first(first(fresh(config, mesh), batch)[0], batch)[0]
+        expected, _ = plain(anew(copy(state)), batch)
+        kept, _ = plain(copy(state), batch)
+        bad, metrics = own(copy(state), {**batch, "tokens": np.full_like(batch["tokens"], 10**6)})
+        state, _ = own(state, batch)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert not np.allclose(state.params["embedding"][...], kept.params["embedding"][...], atol=1e-5)
+        again, _ = own(copy(state), batch)
+        goes_on, _ = plain(state, batch)
+        np.testing.assert_allclose(again.params["embedding"][...], goes_on.params["embedding"][...], rtol=1e-5, atol=1e-6)
+    assert metrics.bad, "a first step that is bad"
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(bad.optimizer.optimizer) if leaf.ndim), "begins anew all the same"
