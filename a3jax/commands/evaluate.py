@@ -31,7 +31,7 @@ ONE_DEVICE = MeshConfig(fsdp=1)
 class _What:
     """What comes before the options of tasks."""
 
-    checkpoints: Annotated[Positional[tuple[Path, ...]], arg(metavar="CHECKPOINT ...")]
+    checkpoints: Annotated[Positional[tuple[Path, ...]], arg(metavar="CHECKPOINT ...", help_behavior_hint="")]
     """A model folder, a run folder, or what a3jax import takes. Several are compared with the first, and may be folders of
     results that are there already."""
     tasks: tuple[Name, ...] = ()

@@ -4,6 +4,7 @@ It needs nothing but itself. Samples are taken evenly over the items, shortest t
 """
 
 import importlib.resources
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -100,9 +101,9 @@ def _compared(one: Compared, contents: Mapping[str, Any]) -> list[str]:
     if filled:
         parts += _samples_head(len(filled))
         for place in (filled[i] for i in sampled(len(filled))):
-            of_all = {name: results.rows[place] for name, results in one.results.items()}
-            fillings = [part for name, row in of_all.items() for part in _fillings(name, row.texts, row.figures)]
-            row = rows[place]
+            row, of_all = rows[place], {name: results.rows[place] for name, results in one.results.items()}
+            each = [_fillings(name, other.texts, other.figures) for name, other in of_all.items()]
+            fillings = [part for seen in itertools.zip_longest(*each, fillvalue="") for part in seen]
             parts.append(_sample(row.id, Blanked(*contents.get(row.id, ("", row.truth, ""))), fillings))
     return parts
 

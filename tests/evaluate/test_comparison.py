@@ -51,7 +51,7 @@ def test_paired_errors_are_those_of_a_bootstrap_and_of_the_delta_method(shares, 
     assert found.error == pytest.approx(of(shares[drawn].mean(1)).std(), rel=0.08)
     apart = math.hypot(*(tabulate([{"t": {"r": {column: (x, y)}}} for x, y in pair])["t"]["r"][column].error
                          for pair in (shares[:, :2].tolist(), shares[:, 2:].tolist())))  # fmt: skip
-    assert found.error < apart / 2, "what is hard for both is no difference"
+    assert found.error < 0.7 * apart, "what is hard for both is no difference"
 
 
 def test_the_error_of_a_mean_is_that_of_paired_differences():
@@ -161,7 +161,8 @@ def test_the_page_of_a_comparison(tmp_path, capsys):
         f"before {n}" for n in (0, 3, 5, 8, 11, 13, 16, 18, 21, 24, 26, 29)
     ]
     assert f"{shown} 0" in texts
-    assert page.all("figcaption").count("before, both sides seen") == 12
+    captions = [text for text in page.all("figcaption") if text.endswith("seen")]
+    assert captions == [f"{name}, {sees} seen" for sees in ("both sides", "left only") for name in ("before", shown)] * 12
 
 
 @pytest.mark.parametrize(
