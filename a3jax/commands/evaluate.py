@@ -1,6 +1,8 @@
 """a3jax evaluate."""
 
 import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,11 +12,15 @@ from tyro.conf import Positional, arg
 from a3jax.commands.commandline import Json
 from a3jax.config import MeshConfig
 from a3jax.errors import UserError
+from a3jax.evaluate.candidates import Candidate, candidates
 from a3jax.evaluate.options import Options
 from a3jax.evaluate.tasks import TASKS, read_task
-from a3jax.outside_text import show
+from a3jax.outside_text import say, show
 
 if TYPE_CHECKING:
+    from a3jax.evaluate.results import Tables
+    from a3jax.evaluate.task import Task
+
     Name = str
 else:
     Name = Literal[tuple(TASKS)]
@@ -25,12 +31,13 @@ ONE_DEVICE = MeshConfig(fsdp=1)
 class _What:
     """What comes before the options of tasks."""
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A model folder, a run folder, or what a3jax import takes."""
-    tasks: tuple[Name, ...]
-    """What to measure."""
+    checkpoints: Annotated[Positional[tuple[Path, ...]], arg(metavar="CHECKPOINT ...", help_behavior_hint="")]
+    """A model folder, a run folder, or what a3jax import takes. Several are compared with the first, and may be folders of
+    results that are there already."""
+    tasks: tuple[Name, ...] = ()
+    """What to measure; of results that are there, what to compare."""
     out: Path | None = None
-    """Folder for the results: of every item as they come, and of all."""
+    """Folder for the results: of every item as they come, and of all. Of several checkpoints each has a folder in it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,10 @@ class Evaluate(Options, _What):
 
     a3jax evaluate runs/demo --tasks continuation --text held_out.jsonl --judge models/llama --temperature 1
 
+    a3jax evaluate models/smollm2 runs/demo --tasks likelihood stories code --out results/compared
+
+    a3jax evaluate results/greedy results/drawn --out results/decoding
+
     The same command goes on where it was stopped, and gives the same numbers again.
     """
 
@@ -58,6 +69,25 @@ class Evaluate(Options, _What):
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
+        named = candidates(self.checkpoints)
+        if any(not each.is_results for each in named):
+            self._check()
+        if len(named) > 1:
+            return self._compare(named)
+        if not named or named[0].is_results:
+            raise UserError("there is nothing to evaluate or to compare; name a CHECKPOINT, or several folders of results")
+        tasks, results, tables = self._evaluate(named[0].path, self.out)
+        if self.json:
+            return results
+        from a3jax.evaluate.results import counted, print_tables
+
+        for task in tasks:
+            show(f"{counted(task.data)}\n")
+            print_tables(tables[task.name])
+        return {} if self.out is None else {"out": str(self.out)}
+
+    def _check(self) -> None:
+        """Raise `UserError` for options by which nothing can be measured."""
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks names what to measure, each once: {', '.join(TASKS)}")
         for name, least in {"limit": 1, "longest": 2, "batch": 1, "prompt_tokens": 1, "new_tokens": 1}.items():
@@ -68,29 +98,65 @@ class Evaluate(Options, _What):
         if self.mesh.context != 1 and self.tasks != ("likelihood",):
             raise UserError("--mesh.context splits windows of text, which only likelihood has; take data, fsdp or tensor")
 
+    def _evaluate(
+        self, checkpoint: Path, out: Path | None, check: "Callable[[Sequence[Task]], None]" = lambda tasks: None
+    ) -> "tuple[Sequence[Task], dict[str, Any], dict[str, Tables]]":
+        """The tasks of one checkpoint, its results and its tables. `check` sees the tasks before they are run."""
         import jax
 
         from a3jax.devices.mesh import make_mesh
         from a3jax.evaluate.evaluation import evaluate
         from a3jax.evaluate.options import Models
-        from a3jax.evaluate.results import print_tables
         from a3jax.weights.loading import load
 
         ready = [read_task(name, self) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
         mesh = None if self.mesh == ONE_DEVICE else make_mesh(self.mesh)
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-            model = load(self.checkpoint, self.dtype, self.step, mesh)
+            model = load(checkpoint, self.dtype, self.step, mesh)
             baseline = model if self.baseline is None else load(self.baseline, self.dtype, mesh=mesh)
             judge = None if self.judge is None else load(self.judge, self.dtype, mesh=mesh)
             models = Models(model, baseline, judge)
             tasks = [make(models) for make in ready]
-            results, tables = evaluate(tasks, models.by_role(), self.out, self.batch)
-        results = {"checkpoint": str(self.checkpoint), "baseline": str(self.baseline or self.checkpoint), **results}
+            check(tasks)
+            results, tables = evaluate(tasks, models.by_role(), out, self.batch)
+        return tasks, {"checkpoint": str(checkpoint), "baseline": str(self.baseline or checkpoint), **results}, tables
+
+    def _compare(self, named: Sequence[Candidate]) -> dict[str, Any]:
+        """Evaluate the checkpoints, each into a folder of its own, and compare what is there then."""
+        new = [each for each in named if not each.is_results]
+        if new and self.out is None:
+            raise UserError("several checkpoints need --out: each has a folder in it, and they are compared by what is there")
+
+        from a3jax.evaluate.comparison import check, check_before, compare, document, print_comparison
+        from a3jax.evaluate.evaluation import check_comparison, write_comparison
+        from a3jax.evaluate.results_folder import read
+        from a3jax.weights.pretrained import pretrained
+
+        for each in new:  # what is none is told before any is evaluated
+            pretrained(each.path, self.step)
+        if self.out is not None:
+            check_comparison(self.out)
+        known = {each.name: read(each.name, each.path, self.tasks) for each in named if each.is_results}
+        check(list(known.values()))
+        contents: dict[str, dict[str, Any]] = {}
+        for number, each in enumerate(new, 1):
+            assert self.out is not None
+            say(f"{each.name}, {number} of {len(new)}")
+            seen = functools.partial(check_before, each.name, known=list(known.values()))
+            found = _contents(self._evaluate(each.path, self.out / each.name, seen)[0])  # of which models are no part
+            contents = contents or found
+            known[each.name] = read(each.name, self.out / each.name, self.tasks)
+        evaluations = [known[each.name] for each in named]
+        compared = compare(evaluations)
+        results = document(evaluations, compared)
+        if self.out is not None:
+            write_comparison(self.out, results, compared, contents)
         if self.json:
             return results
-        for task in tasks:
-            counts = [f"{name.replace('_', ' ')} {count}" for name, count in task.data.items() if name != "left_out"]
-            left_out = [f"{reason} {count}" for reason, count in task.data["left_out"].items()]
-            show(f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}\n")
-            print_tables(tables[task.name])
+        print_comparison(compared)
         return {} if self.out is None else {"out": str(self.out)}
+
+
+def _contents(tasks: "Sequence[Task]") -> dict[str, dict[str, Any]]:
+    """What every item is about, by task and name."""
+    return {task.name: {item.id: item.content for item in task.items} for task in tasks}

@@ -1,9 +1,10 @@
-"""One page on which an evaluation is read: curves, tables, samples side by side, the protocol. It needs nothing but itself.
+"""One page on which an evaluation is read, or several compared: curves, tables, samples side by side, the protocol.
 
-Samples are taken evenly over the items, shortest to longest, so that nobody chose them.
+It needs nothing but itself. Samples are taken evenly over the items, shortest to longest, so that nobody chose them.
 """
 
 import importlib.resources
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,8 +13,9 @@ from typing import Any
 
 from a3jax.evaluate import by_order
 from a3jax.evaluate.blanks import Blanked
+from a3jax.evaluate.comparison import Compared, Line, tables_of, told
 from a3jax.evaluate.plot import plot
-from a3jax.evaluate.results import Estimate, Tables, columns, written
+from a3jax.evaluate.results import Estimate, Figures, Tables, columns, written
 from a3jax.evaluate.task import Rows, Task
 from a3jax.files.strict import flat
 from a3jax.outside_text import printable
@@ -22,6 +24,8 @@ SAMPLES = 12
 """Shown of a task, at most."""
 AROUND = 600
 """Characters shown on each side of a blank."""
+Contents = Mapping[str, Mapping[str, Any]]
+"""By task, what its items are about by their names."""
 
 
 def report(results: Mapping[str, Any], evaluated: Sequence[tuple[Task, Rows, Tables]]) -> str:
@@ -29,13 +33,39 @@ def report(results: Mapping[str, Any], evaluated: Sequence[tuple[Task, Rows, Tab
     model = results["models"]["model"]
     record = model["record"]
     title = f"Evaluation of {record['source']}" + (f" after {record['steps']} steps" if record["steps"] else "")
-    models = {
-        name: "the model itself" if name != "model" and one == model else one for name, one in results["models"].items()
-    }
+    models = _models(results["models"])
     tasks = {name: {**task, "tables": {}} for name, task in results["tasks"].items()}
     content = [f"<p>Weights {model['weights_sha256'][:16]}. Every figure comes with its standard error over items.</p>"]
     content += [_task(*each) for each in evaluated]
     content += ["<h2>Protocol</h2>", _facts({**results, "models": models, "tasks": tasks})]
+    return _page(title, content)
+
+
+def comparison_report(document: Mapping[str, Any], compared: Sequence[Compared], contents: Contents) -> str:
+    """The page of a comparison, as HTML. `document` is what `comparison.json` holds.
+
+    What stands around blanks is shown of items whose contents are known.
+    """
+    first, *others = document["compared"]
+    content = [
+        "<p>Every figure comes with its standard error over items. A difference is from "
+        f"{_text(first)}, over the same items; its error is that of the paired difference.</p>"
+    ]
+    for one in compared:
+        content += _compared(one, contents.get(one.task, {}))
+    tasks = {name: {key: task[key] for key in ("protocol", "data", "items")} for name, task in document["tasks"].items()}
+    facts = {name: {**one, "models": _models(one["models"])} for name, one in document["evaluations"].items()}
+    content += ["<h2>Protocol</h2>", _facts({**facts, "tasks": tasks})]
+    return _page(f"Comparison of {first} with {', '.join(others)}", content)
+
+
+def _models(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an evaluation by role, one that has several told once."""
+    own = models.get("model")
+    return {name: "the model itself" if name != "model" and one == own else one for name, one in models.items()}
+
+
+def _page(title: str, content: Sequence[str]) -> str:
     page = (importlib.resources.files(__package__) / "report.html").read_text(encoding="utf-8")
     return Template(page).substitute(title=_text(title), content="\n".join(content))
 
@@ -54,10 +84,44 @@ def _task(task: Task, rows: Rows, tables: Tables) -> str:
     contents = {item.id: item.content for item in task.items}
     filled = [row for row in rows if "texts" in row]
     if filled:
-        note = f"{len(sampled(len(filled)))} of {len(filled)}, evenly from the shortest to the longest."
-        parts += ["<h3>Samples</h3>", f'<p class="note">{note}</p>']
-        parts += [_sample(filled[i], Blanked(*contents[filled[i]["id"]])) for i in sampled(len(filled))]
+        parts += _samples_head(len(filled))
+        for row in (filled[i] for i in sampled(len(filled))):
+            fillings = _fillings("filled in", row["texts"], row["figures"])
+            parts.append(_sample(row["id"], Blanked(*contents[row["id"]]), fillings))
     return "\n".join(parts)
+
+
+def _compared(one: Compared, contents: Mapping[str, Any]) -> list[str]:
+    """A task of several evaluations."""
+    made_from, rows = one.first
+    parts = [f"<h2>{_text(one.task)}</h2>", f"<p>{len(rows)} items from {_text(made_from.data.get('source'))}.</p>"]
+    parts += [f"<p>{_text(line)}.</p>" for line in told(one)]
+    parts += [_compared_table(*table) for table in tables_of(one)]
+    filled = [place for place, row in enumerate(rows) if row.texts]
+    if filled:
+        parts += _samples_head(len(filled))
+        for place in (filled[i] for i in sampled(len(filled))):
+            row, of_all = rows[place], {name: results.rows[place] for name, results in one.results.items()}
+            each = [_fillings(name, other.texts, other.figures) for name, other in of_all.items()]
+            fillings = [part for seen in itertools.zip_longest(*each, fillvalue="") for part in seen]
+            parts.append(_sample(row.id, Blanked(*contents.get(row.id, ("", row.truth, ""))), fillings))
+    return parts
+
+
+def _compared_table(name: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
+    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr class="{"difference" if line.is_difference else "figure"}"><td>{_text(line.row)}</td>'
+        f'<th scope="row">{_text(line.name)}</th>{"".join(f"<td>{cell}</td>" for cell in line.cells)}</tr>'
+        for line in lines
+    )
+    caption, head = f"<caption>{_text(name)}</caption>", f"<thead><tr><td></td><td></td>{head}</tr></thead>"
+    return f'<div class="wide"><table class="compared">{caption}{head}<tbody>{body}</tbody></table></div>'
+
+
+def _samples_head(count: int) -> list[str]:
+    note = f"{len(sampled(count))} of {count}, evenly from the shortest to the longest."
+    return ["<h3>Samples</h3>", f'<p class="note">{note}</p>']
 
 
 def _table(name: str, table: Mapping[str, Mapping[str, Estimate]]) -> str:
@@ -71,18 +135,24 @@ def _table(name: str, table: Mapping[str, Mapping[str, Estimate]]) -> str:
     return f'<div class="wide"><table>{caption}<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _sample(row: Mapping[str, Any], blanked: Blanked) -> str:
-    """A text with its blank marked, and below what was filled in by whom."""
+def _sample(name: str, blanked: Blanked, fillings: Sequence[str]) -> str:
+    """A text with its blank marked, if anything is known to stand around it, and below what was filled in by whom."""
     before = ("…" if len(blanked.before) > AROUND else "") + blanked.before[-AROUND:]
     after = blanked.after[:AROUND] + ("…" if len(blanked.after) > AROUND else "")
-    whole = _passage(f"{_text(before)}<mark>{_text(blanked.truth)}</mark>{_text(after)}")
-    figures = {sees: shares for table in row["figures"].values() for sees, shares in table.items()}
-    parts = [f'<figure class="truth"><figcaption>the truth</figcaption>{_passage(_text(blanked.truth))}</figure>']
-    for sees, text in row["texts"].items():
-        scores = ", ".join(f"{name} {above / below:.3g}" for name, (above, below) in figures[sees].items())
-        filled = f"<figcaption>filled in, {_text(sees)} seen</figcaption>{_passage(_text(text))}"
+    whole = _passage(f"{_text(before)}<mark>{_text(blanked.truth)}</mark>{_text(after)}") if before + after else ""
+    truth = f'<figure class="truth"><figcaption>the truth</figcaption>{_passage(_text(blanked.truth))}</figure>'
+    return f'<article><h3>{_text(name)}</h3>{whole}<div class="side">{truth}{"".join(fillings)}</div></article>'
+
+
+def _fillings(whose: str, texts: Mapping[str, str], figures: Figures) -> list[str]:
+    """What was put in a blank, by what was seen, with its figures."""
+    shares = {sees: row for table in figures.values() for sees, row in table.items()}
+    parts = []
+    for sees, text in texts.items():
+        scores = ", ".join(f"{name} {above / below:.3g}" for name, (above, below) in shares.get(sees, {}).items())
+        filled = f"<figcaption>{_text(whose)}, {_text(sees)} seen</figcaption>{_passage(_text(text))}"
         parts.append(f"<figure>{filled}<figcaption>{_text(scores)}</figcaption></figure>")
-    return f'<article><h3>{_text(row["id"])}</h3>{whole}<div class="side">{"".join(parts)}</div></article>'
+    return parts
 
 
 def _passage(marked: str) -> str:

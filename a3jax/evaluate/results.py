@@ -6,7 +6,7 @@ perplexity is the exponential of such a ratio.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
 
@@ -43,8 +43,7 @@ def ratio(shares: Sequence[Sequence[float]]) -> Estimate:
     count, value = len(shares), above / below
     if count < 2:
         return Estimate(value, None, count)
-    squares = math.fsum((x - value * y) ** 2 for x, y in shares)
-    return Estimate(value, math.sqrt(squares * count / (count - 1)) / below, count)
+    return Estimate(value, _spread([x - value * y for x, y in shares]) / below, count)
 
 
 def perplexity(shares: Sequence[Sequence[float]]) -> Estimate:
@@ -54,21 +53,73 @@ def perplexity(shares: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(value, None if nats.error is None else value * nats.error, nats.items)
 
 
+def difference(first: Mapping[int, Share], second: Mapping[int, Share], column: str) -> Estimate:
+    """What a figure of `second` is above that of `first`, each the shares of items by their number.
+
+    The error is that of a difference of two ratios, r = X / Y and r' = X' / Y', over one sample of n independent items:
+    var(r' - r) = var(r) + var(r') - 2 cov(r, r') (Kish and Hess 1959, "On variances of ratios and their differences in
+    multi-stage samples", Journal of the American Statistical Association 54, 416-446). With each of the three to first
+    order, as in `ratio`, that is n / (n - 1) times the sum over items of ((x' - r' y') / Y' - (x - r y) / Y) squared. With
+    denominators of 1 it is that of a mean of paired differences, s / sqrt(n). A perplexity deviates, to first order, by
+    itself times what its nats per token do. An item of which one has no share adds nothing there.
+    """
+    items = sorted(first.keys() | second.keys())
+    (before, moved), (after, moved_after) = (
+        _deviations([shares.get(item, (0.0, 0.0)) for item in items], column) for shares in (first, second)
+    )
+    error = None if len(items) < 2 else _spread([other - one for one, other in zip(moved, moved_after)])
+    return Estimate(after - before, error, len(items))
+
+
+def _deviations(shares: Sequence[Share], column: str) -> tuple[float, list[float]]:
+    """A figure, and by how much each item moves it, to first order."""
+    below, plain, value = math.fsum(y for _, y in shares), ratio(shares).value, _figure(column, shares).value
+    scale = (value if column == PERPLEXITY else 1.0) / below
+    return value, [(x - plain * y) * scale for x, y in shares]
+
+
+def _spread(deviations: Sequence[float]) -> float:
+    """The standard error of a sum over independent items, each by how much it is off its mean."""
+    count = len(deviations)
+    return math.sqrt(math.fsum(one**2 for one in deviations) * count / (count - 1))
+
+
+def _figure(column: str, shares: Sequence[Share]) -> Estimate:
+    return perplexity(shares) if column == PERPLEXITY else ratio(shares)
+
+
 def tabulate(figures: Iterable[Figures]) -> Tables:
     """The figures of all items together, tables, rows and columns in the order in which they come up."""
-    found: dict[str, dict[str, dict[str, list[Sequence[float]]]]] = {}
-    for each in figures:
-        for table, rows in each.items():
-            for row, columns in rows.items():
-                for column, share in columns.items():
-                    found.setdefault(table, {}).setdefault(row, {}).setdefault(column, []).append(share)
     return {
         table: {
-            row: {column: (perplexity if column == PERPLEXITY else ratio)(shares) for column, shares in columns.items()}
+            row: {column: _figure(column, list(shares.values())) for column, shares in columns.items()}
             for row, columns in rows.items()
         }
-        for table, rows in found.items()
+        for table, rows in _by_item(figures).items()
     }
+
+
+def differences(first: Iterable[Figures], second: Iterable[Figures]) -> Tables:
+    """What each figure that both have is in `second` above what it is in `first`; they are about the same items, in order."""
+    before, after = _by_item(first), _by_item(second)
+    found: Tables = {}
+    for table, rows in after.items():
+        for row, columns in rows.items():
+            for column, shares in columns.items():
+                if other := before.get(table, {}).get(row, {}).get(column):
+                    found.setdefault(table, {}).setdefault(row, {})[column] = difference(other, shares, column)
+    return found
+
+
+def _by_item(figures: Iterable[Figures]) -> dict[str, dict[str, dict[str, dict[int, Share]]]]:
+    """Table -> row -> column -> number of an item -> its share."""
+    found: dict[str, dict[str, dict[str, dict[int, Share]]]] = {}
+    for number, each in enumerate(figures):
+        for table, rows in each.items():
+            for row, columns in rows.items():
+                for column, (above, below) in columns.items():
+                    found.setdefault(table, {}).setdefault(row, {}).setdefault(column, {})[number] = above, below
+    return found
 
 
 def as_json(tables: Tables) -> dict[str, Any]:
@@ -81,17 +132,29 @@ def as_json(tables: Tables) -> dict[str, Any]:
 
 def print_tables(tables: Tables) -> None:
     """On standard output, a figure as `value ± standard error`."""
-    console = Terminal(width=WIDTH)
     for name, rows in tables.items():
         names = columns(rows)
-        shown = Table("", *names, title=name, title_justify="left", box=None, header_style="bold")
-        for column in shown.columns[1:]:
-            column.justify = "right"
-            column.no_wrap = True
-        for row, found in rows.items():
-            shown.add_row(row, *(written(found.get(column)) for column in names))
-        console.print(shown)
-        console.print()
+        print_table(name, names, [(row, *(written(found.get(column)) for column in names)) for row, found in rows.items()])
+
+
+def print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], labels: int = 1) -> None:
+    """On standard output, each line with so many labels before its cells."""
+    console = Terminal(width=WIDTH)
+    shown = Table(*[""] * labels, *columns, title=title, title_justify="left", box=None, header_style="bold")
+    for column in shown.columns[labels:]:
+        column.justify = "right"
+        column.no_wrap = True
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
+    console.print()
+
+
+def counted(data: Mapping[str, Any]) -> str:
+    """What a task's items are taken from, and what of it is left out, on one line."""
+    counts = [f"{name.replace('_', ' ')} {value}" for name, value in data.items() if name not in ("left_out", "sha256")]
+    left_out = [f"{reason} {count}" for reason, count in data.get("left_out", {}).items()]
+    return f"{', '.join(counts)}{'; left out: ' if left_out else ''}{', '.join(left_out)}"
 
 
 def columns(table: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
@@ -99,8 +162,8 @@ def columns(table: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     return list(dict.fromkeys(column for row in table.values() for column in row))
 
 
-def written(estimate: Estimate | None) -> str:
-    """A figure with its standard error, empty where there is none."""
+def written(estimate: Estimate | None, sign: Literal["-", "+"] = "-") -> str:
+    """A figure with its standard error, empty where there is none; with `+` one above zero has a sign too."""
     if estimate is None:
         return ""
-    return f"{estimate.value:.3f}" + ("" if estimate.error is None else f" ± {estimate.error:.3f}")
+    return f"{estimate.value:{sign}.3f}" + ("" if estimate.error is None else f" ± {estimate.error:.3f}")

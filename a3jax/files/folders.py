@@ -66,15 +66,8 @@ def new_file(out: Path) -> Iterator[Path]:
         partial.touch(exist_ok=False)
     except OSError as error:
         raise _cannot_be_made(out, error) from None
-    try:
+    with _renamed(partial, out, lambda: partial.unlink(missing_ok=True)):
         yield partial
-        check_new(out)
-        partial.rename(out)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if is_full_disk(error):
-            raise UserError(f"{out} could not be written: the disk is full; make room and run it again") from None
-        raise
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -170,12 +163,19 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
     except OSError as error:
         raise _cannot_be_made(out, error) from None
-    try:
+    with _renamed(partial, out, lambda: remove(partial)):
         yield partial
-        check_new(out)
+
+
+@contextlib.contextmanager
+def _renamed(partial: Path, out: Path, undo: Callable[[], None]) -> Iterator[None]:
+    """What is written into `partial` meanwhile is `out` in the end, or nothing."""
+    try:
+        yield
+        check_new(out)  # what came there meanwhile is not replaced
         partial.rename(out)
     except BaseException as error:
-        remove(partial)
+        undo()
         if is_full_disk(error):
             raise UserError(f"{out} could not be written: the disk is full; make room and run it again") from None
         raise

@@ -56,7 +56,7 @@ class Report:
         self._peak = one * mesh.size if one else None
         self._log = Log(config.run_folder, step) if jax.process_index() == 0 else None
         self.goodput = Goodput(config.run_folder, self._log.dropped_seconds, started) if self._log else None
-        self._bar = Progress("train", config.steps, "steps", step)
+        self._bar = Progress("train", config.steps, "steps", step, lines=self._log is not None)
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
         self._own = self._waited = 0.0

@@ -47,4 +47,4 @@ class Tracing:
             jax.profiler.stop_trace()
         except (RuntimeError, OSError) as error:  # it only reports
             line = f"a3jax: the trace could not be written into {self._folder} ({first_line(error)}); the run goes on"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)

@@ -39,7 +39,7 @@ def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32"
     tree, target = shapes(source.config), np.dtype(dtype)
     leaves, shardings = flat(nnx.to_pure_dict(tree)), flat(nnx.to_pure_dict(layout(tree, mesh)))
     arrays: dict[str, jax.Array] = {}
-    with Progress("load", len(leaves), "parameters") as progress:
+    with Progress("load", len(leaves), "parameters", lines=jax.process_index() == 0) as progress:
         for name, read in _readers(source, target):
             # Wait, or parameters whose copy to the device is under way would add up.
             arrays[name] = _lay_out(leaves[name].shape, shardings[name], read).block_until_ready()
