@@ -55,6 +55,21 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
     return tuple(_norm(x, params["final_norm"], config.norm_eps) @ head.T for x in (content, query))
 
 
+def masked_stream(config: ModelConfig, params: dict, tokens, masked):
+    """Logits L x V of one stream over one document, whose rows all see all of it; masked tokens are the query seed.
+
+    Those of row t are of token t + 1.
+    """
+    params = {k: np.asarray(v, np.float64) if k != "blocks" else v for k, v in params.items()}
+    x = np.where(np.asarray(masked)[:, None], params["query_seed"], params["embedding"][np.asarray(tokens)])
+    position, everything = np.arange(len(tokens)), np.ones((len(tokens), len(tokens)), bool)
+    for n in range(config.layers):
+        w = with_adapters({k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()})
+        x = _layer(config, w, x, position, everything, *_keys_values(config, w, x, position))
+    head = params["embedding" if config.tied_head else "head"]
+    return _norm(x, params["final_norm"], config.norm_eps) @ head.T
+
+
 def with_adapters(weights):
     """Weights with the product of their adapters' two factors added, where they have some."""
     names = [name for name in weights if f"{name}_in" in weights]

@@ -43,12 +43,7 @@ def decode_certain(
     )
     log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
 
-    if certainty == "random":
-        # A new number in every pass, or the same places would stay last however the window moves.
-        keys = place_keys(jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B), place_BxW, "rank")
-        certainty_BxW = jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    else:
-        certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, certainty)
+    certainty_BxW = certainties(plan.keys_B, place_BxW, number, logits_BxWxV, log_prob_BxW, certainty)
     certainty_BxW = jnp.where(open_BxW, certainty_BxW, -1.0)
     rank_BxW = jnp.argsort(jnp.argsort(-certainty_BxW, axis=1, stable=True), axis=1)
     sure_BxW = open_BxW & (certainty_BxW >= plan.threshold_B[:, None]) & (rank_BxW < commit)
@@ -67,13 +62,20 @@ def decode_certain(
     )
 
 
-def certainties(logits_BxWxV: Array, log_prob_BxW: Array, certainty: Certainty) -> Array:
-    """How certain the model is of each place, B x W, from 0 to 1, under its own distribution.
+def certainties(
+    keys_B: Array, place_BxW: Array, number: Array, logits_BxWxV: Array, log_prob_BxW: Array, certainty: Certainty
+) -> Array:
+    """How certain the model is of each place in pass `number`, B x W, from 0 to 1, under its own distribution.
 
     confidence  the probability of the token that was chosen
     entropy     exp(-entropy): 1 / n for n tokens that are equally probable
     margin      by how much the most probable token leads the next
+    random      chance
     """
+    if certainty == "random":
+        # A new number in every pass, or the same places would stay last however the window moves.
+        keys = place_keys(jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B), place_BxW, "rank")
+        return jax.vmap(jax.vmap(jax.random.uniform))(keys)
     if certainty == "confidence":
         return jnp.exp(log_prob_BxW)
     probability = jax.nn.softmax(logits_BxWxV, axis=-1)

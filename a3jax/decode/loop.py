@@ -9,13 +9,20 @@ import numpy as np
 from flax import nnx
 
 from a3jax.config import ModelConfig
-from a3jax.decode import dynamic, groups, speculative
+from a3jax.decode import diffusion, dynamic, groups, speculative
 from a3jax.decode.cached import Kind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
 from a3jax.model.two_stream import Compute
 
-MODES: dict[str, Mode] = {"ar": groups.MODE, "groups": groups.MODE, "dynamic": dynamic.MODE, "speculative": speculative.MODE}
+MODES: dict[str, Mode] = {
+    "ar": groups.MODE,
+    "groups": groups.MODE,
+    "dynamic": dynamic.MODE,
+    "speculative": speculative.MODE,
+    "diffusion": diffusion.MODE,
+    "fim": groups.MODE,
+}
 """How each of the modes of `a3jax.decode.settings` is done."""
 
 
@@ -52,7 +59,7 @@ def _passes(params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan
     mode = MODES[decoding.mode]
     first = Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
     later = Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
-    state = begin(config, compute, plan, planned=mode.planned)
+    state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached)
     carry = mode.begin(len(plan.given_B), decoding, config)
     number, going = 0, True
     while going:

@@ -15,6 +15,10 @@ from a3jax.errors import UserError
 Certainty = Literal["confidence", "entropy", "margin", "random"]
 
 
+LARGEST = 2**31 - 1
+"""Of what no option bounds: as many tokens as there are."""
+
+
 class _Rules(NamedTuple):
     """What is said of decoding in one mode alone."""
 
@@ -38,6 +42,13 @@ _MODES: dict[str, _Rules] = {
         predicted="window",
     ),
     "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts"),
+    "diffusion": _Rules(
+        options=("certainty", "steps", "remask"),
+        program=("certainty", "steps", "remask"),
+        found=True,
+        predicted="mode",
+    ),
+    "fim": _Rules(),
 }
 """All that is known of modes here; how they are done says `a3jax.decode.loop`."""
 if TYPE_CHECKING:
@@ -52,7 +63,8 @@ class DecodingOptions:
 
     mode: Mode = "groups"
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
-    of first. speculative: as one token at a time in `order`, in no more passes and often fewer."""
+    of first. speculative: as one token at a time in `order`, in no more passes and often fewer. diffusion: in `steps` passes
+    over the whole text; fim: as ar, each blank behind the text on both sides of it; both with a model of that objective."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
     seed: int = 0
@@ -68,8 +80,8 @@ class DecodingOptions:
     repetition_penalty: float = 1.0
     """Divides the positive logits of tokens that are in the text already, and multiplies the negative ones."""
     certainty: Certainty = "confidence"
-    """dynamic: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable token over
-    the next, or chance. With the first, log-probabilities are not those of drawing the text (docs/generate.md)."""
+    """dynamic, diffusion: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable
+    token over the next, or chance. With the first, log-probabilities are not those of drawing the text (docs/generate.md)."""
     threshold: float = 0.9
     """dynamic: commit every place with at least this certainty, and where there is none the first."""
     commit: int = 8
@@ -78,6 +90,10 @@ class DecodingOptions:
     """dynamic: only the first so many open places are looked at."""
     drafts: int = 4
     """speculative: tokens drafted ahead."""
+    steps: int = 16
+    """diffusion: passes in which all blanks are filled, as many places in each."""
+    remask: int = 0
+    """diffusion: so many decided places that are opened again in every pass but the first."""
     prefill: Prefill = "ar"
     """How given text is read: as autoregressive text, or as one group whose tokens all see each other."""
     revise: int = 0
@@ -122,6 +138,8 @@ class Decoding(DecodingOptions):
             "commit": (lambda x: 1 <= x <= 1024, "from 1 to 1024"),
             "window": (lambda x: 1 <= x <= 1024, "from 1 to 1024"),
             "drafts": (lambda x: 1 <= x <= 32, "from 1 to 32"),
+            "steps": (lambda x: 1 <= x <= 65536, "from 1 to 65536"),
+            "remask": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
             "revise": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
             "stop": (lambda x: all(isinstance(one, str) and one for one in x), "strings of at least one character"),
         }
@@ -138,8 +156,10 @@ class Decoding(DecodingOptions):
         _, size = parse_order(self.order)
         plain = {field.name: field.default for field in dataclasses.fields(self)}
         given = {name for name, default in plain.items() if getattr(self, name) != default}
-        if self.mode == "ar" and self.order not in ("ar", "in_order_1"):
-            raise UserError(f"mode ar fills from left to right; leave order '{self.order}' out, or choose mode groups")
+        if self.mode in ("ar", "fim") and self.order not in ("ar", "in_order_1"):
+            raise UserError(
+                f"mode {self.mode} fills from left to right; leave order '{self.order}' out, or choose mode groups"
+            )
         if self.mode == "speculative" and size != 1:
             raise UserError(f"mode speculative fills one token at a time; order '{self.order}' has groups of {size}")
         if self.finds_order and "order" in given:
@@ -150,10 +170,12 @@ class Decoding(DecodingOptions):
                 raise UserError(f"{foreign[0]} belongs to mode {mode}, and the mode is {self.mode}")
         if self.commit > self.window:
             raise UserError(f"commit is {self.commit}; it must be at most the window of {self.window} places")
-        if self.certainty == "random" and self.threshold:
+        if self.mode == "dynamic" and self.certainty == "random" and self.threshold:
             raise UserError("certainty random has no threshold; set threshold to 0")
         if self.stop and not self.ends:
             raise UserError("stop strings are for text that is continued; here every blank has a length")
+        if self.mode == "fim" and self.ends:
+            raise UserError("mode fim is for blanks with text behind them; text that is continued takes mode ar")
         if self.revise and self.ends:
             raise UserError("revise is for blanks with text behind them; text that is continued is not revised")
 
@@ -177,4 +199,5 @@ class Decoding(DecodingOptions):
     def rows(self) -> tuple[str, int]:
         """How many tokens one pass predicts, behind the name of the option that says so."""
         name = _MODES[self.mode].predicted
-        return name, {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1}[name]
+        rows = {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1, "mode": LARGEST}
+        return name, rows[name]

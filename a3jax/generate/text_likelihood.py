@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from a3jax.decode.template import lay_out, with_blanks
 from a3jax.errors import check_list
+from a3jax.generate.objective import check_order
 from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
 from a3jax.weights.loading import Model
 
@@ -15,11 +16,13 @@ def log_likelihood(
 
     The first token of the document is given: the model's start token, or the text's first where it has none. With
     `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
-    written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
+    written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned. A
+    model of masked diffusion has no such likelihood; its order "bound" gives a lower bound, from so many draws of masks.
 
     Raises `UserError` if there is nothing to score, or more than the model's context, and for several `orders` of a kind
     that is not drawn.
     """
+    check_order(model, order)
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]
     document = with_blanks(text, blanks, model.codec)
@@ -31,5 +34,6 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """`log_likelihood` of several whole texts, a batch at a time. No text's result depends on the others."""
     check_list("texts", texts)
+    check_order(model, order)
     tokens = [lay_out([text], [], model.codec).tokens for text in texts]
     return token_log_likelihoods(model, tokens, [[i == 0 for i in range(len(t))] for t in tokens], order, seed, orders)

@@ -36,7 +36,7 @@ from a3jax.model.block import Block, Rows, rms_norm
 from a3jax.model.parameters import parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
-from a3jax.ordering import Order, Query
+from a3jax.ordering import Masking, Order, Query
 
 Remat = Literal["none", "dots", "offload", "full"]
 
@@ -113,6 +113,14 @@ class TwoStream(nnx.Module):
     def content_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
         return self.run(self._content(token_BxL, order, compute), None, compute)
+
+    def masked_hidden(self, token_BxL: Array, masking: Masking, compute: Compute) -> Array:
+        """The normalized last hidden state of every row of one stream that does not know masked tokens, B x L x D.
+
+        The head applied to row t gives logits of token t + 1. Its row is an AR query for that token, which sees more.
+        """
+        x_BxLxD = self.embed_queries(token_BxL, ~masking.masked, compute)
+        return self.run(Stream(x_BxLxD, masking.position, masking.start, masking.end), None, compute)
 
     def _content(self, token_BxL: Array, order: Order, compute: Compute) -> Stream:
         token_BxL = sort(token_BxL, order.token_index)

@@ -16,6 +16,7 @@ from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build, nearest
 from a3jax.generate.infill import ROUNDS, document_of
+from a3jax.generate.objective import check_mode
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import Model
 
@@ -93,7 +94,9 @@ class Request:
         longest = max(_tokens(template) for template in templates)
         name, rows = self.decoding.rows
         if min(rows, longest) > limits.max_tokens_per_pass:
-            raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
+            raise Refused(
+                f"{name} predicts {min(rows, longest)} tokens at once; at most {limits.max_tokens_per_pass} may be", name
+            )
         each = [template for template in templates for _ in range(self.n)]
         seed = self.decoding.seed
         return [Text(one, _decoding({"seed": seed + i}, self.decoding)) for i, one in enumerate(each)]
@@ -182,10 +185,12 @@ def read_request(kind: type[R], body: bytes) -> R:
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
-def check(model: Model, template: Template, param: str) -> None:
-    """Raises `Refused` where a text could not be filled, so that it does not spoil a batch."""
+def check(model: Model, template: Template, param: str, decoding: Decoding | None = None) -> None:
+    """Raises `Refused` where a text could not be filled, or not so, so that it does not spoil a batch."""
     try:
         document_of(model, template)
+        param = "mode"
+        check_mode(model, decoding or Decoding())
     except UserError as error:
         raise Refused(str(error), param) from None
 

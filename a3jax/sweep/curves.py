@@ -192,16 +192,18 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
     for stage in config.schedule.stages:
         steps = stage.length
         if stage.plateau is not None:
-            logged = [row["step"] - step for row in rows if row.get("stage") == stage.name]
+            logged = [row["step"] - step for row in rows if row.get("stage") == config.stage_name(stage)]
             steps = max((done for done in logged if 0 < done <= steps), default=steps)
         windows = steps * config.schedule.windows(stage)
         step, tokens = step + steps, tokens + windows * length
-        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
-        yield StageEnd(stage.name, step, tokens, total)
+        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.objective)
+        yield StageEnd(config.stage_name(stage), step, tokens, total)
 
 
 def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]], order: str) -> Iterable[Point]:
     whole = {f"nll/{SOURCE}", f"nll/{order}"}
+    # The bound of masked diffusion is what `random_1` is of an any-order model: the mean over orders of single tokens.
+    rows = [row | {"nll/random_1": row["nll/bound"]} if "nll/bound" in row else row for row in rows]
     evaluated = {row["step"]: row for row in rows if whole <= row.keys()}  # a step that was done again counts once
     for step, row in sorted(evaluated.items()):
         nll, by_rank, by_visible = (

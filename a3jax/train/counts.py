@@ -10,7 +10,8 @@ from typing import Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.ordering import Order
+from a3jax.config import Objective
+from a3jax.ordering import Masking, Order
 
 Number = TypeVar("Number", Array, float)
 
@@ -45,15 +46,33 @@ def counted(order: Order, segment_BxL: Array) -> Counts[Array]:
     )
 
 
+def counted_masked(masking: Masking, segment_BxL: Array) -> Counts[Array]:
+    """The same of windows with masked tokens, whose rows are content rows all."""
+    real_BxL = masking.end > masking.start
+    return Counts(
+        tokens=jnp.sum(segment_BxL > 0),
+        predicted=jnp.sum(masking.masked),
+        content=jnp.sum(real_BxL),
+        content_keys=_sum(masking.end - masking.start),
+        query_keys=jnp.zeros(()),
+        causal_keys=_sum(jnp.where(real_BxL, masking.position + 1, 0)),
+    )
+
+
 def no_counts() -> Counts[Array]:
     """Zeros, to which counts are added."""
     rows, keys = jnp.zeros((), jnp.int32), jnp.zeros(())
     return Counts(rows, rows, rows, keys, keys, keys)
 
 
-def full_window(length: int) -> Counts[float]:
-    """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them."""
+def full_window(length: int, objective: Objective = "a3") -> Counts[float]:
+    """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them.
+
+    In masked diffusion they see all keys, and half of the tokens are predicted.
+    """
     keys = length * length / 2
+    if objective == "diffusion":
+        return Counts(length, length / 2, length, 2 * keys, 0.0, keys)
     return Counts(length, length, length, keys, keys, keys)
 
 

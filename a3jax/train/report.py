@@ -125,7 +125,7 @@ class Report:
             slow = self._hosts.straggler
             self._log.write(
                 step=step,
-                stage=stage.name,
+                stage=self._config.stage_name(stage),
                 loss=loss if math.isfinite(loss) else None,
                 gradient_norm=norm if math.isfinite(norm) else None,
                 learning_rate=rate,
@@ -143,7 +143,7 @@ class Report:
             self.goodput.save()
         self._bar.advance()
         share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
-        self._bar.note(f"{stage.name} loss {loss:.3f} {speed:,.0f} tok/s{share}")
+        self._bar.note(f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
         self._judge(step, loss, norm, bool(bad))
 
     def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll]]) -> dict[str, float]:
@@ -152,10 +152,9 @@ class Report:
         with self.pause("evaluating"):
             found = evaluate()
         if found and self._log:
-            parts = Nll._fields if self._config.train.eval_stages else ("nll",)
-            self._log.write(
-                step=step, **{f"{part}/{order}": getattr(found[order], part) for part in parts for order in found}
-            )
+            parts = Nll._fields if self._config.train.eval_stages else ("nll", "nll_error")
+            each = {f"{part}/{order}": getattr(nll, part) for part in parts for order, nll in found.items()}
+            self._log.write(step=step, **{name: value for name, value in each.items() if value is not None})
         return {order: nll.nll for order, nll in found.items()}
 
     def rewind(self, step: int, tokens: int) -> None:

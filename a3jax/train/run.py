@@ -61,7 +61,7 @@ class Run:
     source: Pretrained | None
     """Where the weights come from; None for random ones."""
     record: Provenance
-    """What had happened to them before."""
+    """What had happened to them before, and what they are trained for now."""
 
 
 def open_run(config: Config, mesh: Mesh) -> Run:
@@ -94,6 +94,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
     for batch in config.batches:
         check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
+    record = dataclasses.replace(record, objective=config.objective, fim_tokens=config.fim.tokens)
     return Run(config, model, corpora, source, record)
 
 
