@@ -23,6 +23,8 @@ class Provenance:
     """Curriculum stages trained, oldest first, or objectives that have none; the last may be unfinished."""
     objective: Objective = "a3"
     """What they were last trained for, which tells how they predict."""
+    mask_block: int | None = None
+    """Of masked diffusion, tokens of a block, 0 where it has none; None for other objectives."""
     fim_tokens: tuple[int, ...] = ()
     """Of objective fim, the tokens before prefix, suffix and middle."""
     generation: dict[str, Any] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from a3jax.config.experiment import Config, check_start, settled
 from a3jax.config.model import AdapterStream, ModelConfig, RopeScaling, Seeding
 from a3jax.config.sections import (
+    MASKED,
     AdaptConfig,
     DataConfig,
     DiffusionConfig,
@@ -19,6 +20,7 @@ from a3jax.config.sections import (
 from a3jax.curriculum.stage import HeldOutOrder, Stage
 
 __all__ = [
+    "MASKED",
     "AdaptConfig",
     "AdapterStream",
     "Config",

@@ -9,6 +9,7 @@ from typing import Any
 
 from a3jax.config.model import Seeding
 from a3jax.config.sections import (
+    MASKED,
     AdaptConfig,
     DataConfig,
     DiffusionConfig,
@@ -136,10 +137,10 @@ def check_objective(
     judges = {name: plateau.order for name, plateau in plateaus.items() if plateau}
     judges |= {"train.best_order": train.best_order} if train.keep_best else {}
     for name, figure in judges.items():
-        if objective == "diffusion" and figure not in ("ar", "bound"):
-            raise UserError(f"{name} is {figure}, but objective diffusion is evaluated by bound and ar; give one of these")
-        if objective != "diffusion" and figure == "bound":
-            raise UserError(f"{name} is bound, which belongs to objective diffusion, and the objective is {objective}")
+        if objective in MASKED and figure not in ("ar", "bound"):
+            raise UserError(f"{name} is {figure}, but objective {objective} is evaluated by bound and ar; give one of these")
+        if objective not in MASKED and figure == "bound":
+            raise UserError(f"{name} is bound, which belongs to masked diffusion, and the objective is {objective}")
     if objective == "a3":
         return
     for i, stage in enumerate(schedule.stages):
@@ -159,10 +160,16 @@ def check_objective(
 
 def check_options(objective: Objective, diffusion: DiffusionConfig, fim: FimConfig, data: DataConfig) -> None:
     """Raise `UserError` for options of another objective, and for values of its own that cannot be."""
-    sections = {"diffusion": (diffusion, DiffusionConfig()), "fim": (fim, FimConfig())}
-    for name, (section, plain) in sections.items():
-        if section != plain and name != objective:
+    sections = {"diffusion": (diffusion, DiffusionConfig(), MASKED), "fim": (fim, FimConfig(), ("fim",))}
+    for name, (section, plain, owners) in sections.items():
+        if section != plain and objective not in owners:
             raise UserError(f"{name} is given options, but the objective is {objective}; leave them out, or choose {name}")
+    if diffusion.anneal and objective == "block_diffusion":
+        raise UserError(f"diffusion.anneal is {diffusion.anneal}, which belongs to objective diffusion; set it to 0")
+    if diffusion.block != DiffusionConfig.block and objective == "diffusion":
+        raise UserError(f"diffusion.block is {diffusion.block}, which belongs to objective block_diffusion; leave it out")
+    if diffusion.block < 1:
+        raise UserError(f"diffusion.block is {diffusion.block}; it must be at least 1")
     if diffusion.anneal < 0:
         raise UserError(f"diffusion.anneal is {diffusion.anneal}; it must be at least 0")
     if objective != "fim":

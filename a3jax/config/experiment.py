@@ -45,7 +45,8 @@ class Config:
     seed: int = 0
     objective: Objective = "a3"
     """What is learned (docs/objectives.md): any-order prediction in two streams; or, for comparison, what one stream learns:
-    masked diffusion, filling in the middle of rearranged documents, or plain left to right."""
+    masked diffusion, of whole documents or block by block, filling in the middle of rearranged documents, or plain left to
+    right."""
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
@@ -102,6 +103,11 @@ class Config:
     def steps(self) -> int:
         """Optimizer steps of the whole curriculum."""
         return self.schedule.steps
+
+    @property
+    def mask_block(self) -> int | None:
+        """Tokens of a block of masked diffusion, 0 where it has none; None for objectives that mask nothing."""
+        return {"diffusion": 0, "block_diffusion": self.diffusion.block}.get(self.objective)
 
     def stage_name(self, stage: Stage) -> str:
         """What logs and records call it: by its orders, or by an objective that has none."""

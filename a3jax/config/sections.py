@@ -8,15 +8,19 @@ from a3jax.config.model import AdapterStream
 from a3jax.curriculum.stage import HeldOutFigure
 from a3jax.errors import UserError
 
-Objective = Literal["a3", "diffusion", "fim", "ar"]
+Objective = Literal["a3", "diffusion", "block_diffusion", "fim", "ar"]
+MASKED: tuple[Objective, ...] = ("diffusion", "block_diffusion")
+"""Those that learn from masked tokens, and have a bound in place of a likelihood."""
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Masked diffusion adapted from an autoregressive model (arXiv 2410.17891, 2502.09992)."""
+    """Masked diffusion adapted from an autoregressive model (arXiv 2410.17891, 2502.09992), or of blocks (2503.09573)."""
 
     anneal: int = 0
     """Steps over which rows come to see the text on their right, from none of it to all of it; 0: all from the first step."""
+    block: int = 4
+    """Of block_diffusion: tokens of a block."""
 
 
 @dataclass(frozen=True)

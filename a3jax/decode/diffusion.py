@@ -21,7 +21,7 @@ from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
 from a3jax.model.parameters import graph
-from a3jax.ordering import Masking
+from a3jax.ordering import MaskedRows
 from a3jax.ordering.sequence import bucket
 
 
@@ -52,9 +52,9 @@ def decode_masked(
 
     network = nnx.merge(graph(kind.config), params)
     end_BxL = jnp.where(place_L < plan.length_B[:, None], plan.length_B[:, None], 0)
-    position_BxL, nothing_BxL = jnp.broadcast_to(place_L, (batch, length)), jnp.zeros((batch, length))
-    masking = Masking(position_BxL, jnp.zeros_like(end_BxL), end_BxL, open_BxL, nothing_BxL, open_BxL)
-    hidden_BxLxD = network.masked_hidden(state.tokens_BxL, masking, kind.compute)
+    place_BxL = jnp.broadcast_to(place_L, (batch, length))
+    masked = MaskedRows(place_BxL, open_BxL, place_BxL, jnp.zeros_like(place_BxL), end_BxL)
+    hidden_BxLxD = network.masked_hidden(state.tokens_BxL, masked, kind.compute)
 
     place_BxW = jnp.sort(jnp.where(open_BxL, place_L, length), axis=1)[:, :rows]
     open_BxW = place_BxW < length

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from a3jax.config import ModelConfig
-from a3jax.decode import diffusion, dynamic, groups, speculative
+from a3jax.decode import block_diffusion, diffusion, dynamic, groups, speculative
 from a3jax.decode.cached import Kind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
@@ -21,6 +21,7 @@ MODES: dict[str, Mode] = {
     "dynamic": dynamic.MODE,
     "speculative": speculative.MODE,
     "diffusion": diffusion.MODE,
+    "block_diffusion": block_diffusion.MODE,
     "fim": groups.MODE,
 }
 """How each of the modes of `a3jax.decode.settings` is done."""

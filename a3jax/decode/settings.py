@@ -48,6 +48,12 @@ _MODES: dict[str, _Rules] = {
         found=True,
         predicted="mode",
     ),
+    "block_diffusion": _Rules(
+        options=("certainty", "steps", "block"),
+        program=("certainty", "steps", "block"),
+        found=True,
+        predicted="block",
+    ),
     "fim": _Rules(),
 }
 """All that is known of modes here; how they are done says `a3jax.decode.loop`."""
@@ -64,7 +70,8 @@ class DecodingOptions:
     mode: Mode = "groups"
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
     of first. speculative: as one token at a time in `order`, in no more passes and often fewer. diffusion: in `steps` passes
-    over the whole text; fim: as ar, each blank behind the text on both sides of it; both with a model of that objective."""
+    over the whole text. block_diffusion: block by block, each in `steps` passes. fim: as ar, each blank behind the text on
+    both sides of it. These three are for models of the objectives of their names."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
     seed: int = 0
@@ -80,8 +87,9 @@ class DecodingOptions:
     repetition_penalty: float = 1.0
     """Divides the positive logits of tokens that are in the text already, and multiplies the negative ones."""
     certainty: Certainty = "confidence"
-    """dynamic, diffusion: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable
-    token over the next, or chance. With the first, log-probabilities are not those of drawing the text (docs/generate.md)."""
+    """dynamic, diffusion, block_diffusion: what a place is chosen by: its token's probability, exp(-entropy), the lead of the
+    most probable token over the next, or chance. With the first, log-probabilities are not those of drawing the text
+    (docs/generate.md)."""
     threshold: float = 0.9
     """dynamic: commit every place with at least this certainty, and where there is none the first."""
     commit: int = 8
@@ -91,7 +99,9 @@ class DecodingOptions:
     drafts: int = 4
     """speculative: tokens drafted ahead."""
     steps: int = 16
-    """diffusion: passes in which all blanks are filled, as many places in each."""
+    """diffusion: passes in which all blanks are filled, as many places in each; block_diffusion: passes for each block."""
+    block: int = 0
+    """block_diffusion: tokens of a block; 0 takes the model's own."""
     remask: int = 0
     """diffusion: so many decided places that are opened again in every pass but the first."""
     prefill: Prefill = "ar"
@@ -140,6 +150,7 @@ class Decoding(DecodingOptions):
             "drafts": (lambda x: 1 <= x <= 32, "from 1 to 32"),
             "steps": (lambda x: 1 <= x <= 65536, "from 1 to 65536"),
             "remask": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
+            "block": (lambda x: 0 <= x <= 1024, "from 1 to 1024, or 0 for the model's own"),
             "revise": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
             "stop": (lambda x: all(isinstance(one, str) and one for one in x), "strings of at least one character"),
         }
@@ -199,5 +210,11 @@ class Decoding(DecodingOptions):
     def rows(self) -> tuple[str, int]:
         """How many tokens one pass predicts, behind the name of the option that says so."""
         name = _MODES[self.mode].predicted
-        rows = {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1, "mode": LARGEST}
+        rows = {
+            "order": parse_order(self.order)[1],
+            "window": self.window,
+            "drafts": self.drafts + 1,
+            "block": self.block,
+            "mode": LARGEST,
+        }
         return name, rows[name]

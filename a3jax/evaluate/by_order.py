@@ -106,7 +106,8 @@ class ByOrder:
         """Of every window a draw of the upper bound on its nats, as a mean of several."""
         texts = [item.content[0] for item in items]
         given = [[place == 0 for place in range(len(text))] for text in texts]
-        return [-one.total for one in token_log_likelihoods(self._model, texts, given, BOUND, self._seed, DRAWS)]
+        how = {"mask_block": self._model.record.mask_block}
+        return [-one.total for one in token_log_likelihoods(self._model, texts, given, BOUND, self._seed, DRAWS, **how)]
 
     def _order(self, item: Item, name: str) -> Order:
         tokens, seed, seeding = item.content[0], f"{self._seed} {item.id}", self._model.config.seeding
@@ -172,7 +173,7 @@ def read(_: str, options: Options, left_out: Counter[str]) -> Ready:
     source, texts = read_texts(options.text, options.column, options.split, options.include, seed, options.skip_bad, left_out)
 
     def task(models: Models) -> ByOrder:
-        own = ("ar", BOUND) if models.model.record.objective == "diffusion" else ORDERS
+        own = ORDERS if models.model.record.mask_block is None else ("ar", BOUND)
         orders = options.orders or own
         return ByOrder(models.model, source, texts, left_out, orders, options.longest, options.limit, seed)
 

@@ -139,6 +139,8 @@ def infill_batch(
             raise UserError(f"a template is {template!r}; it must be a text, or a Template")
     decodings = _each(decoding, len(templates), changes)
     check_mode(model, decodings[0])
+    if decodings[0].mode == "block_diffusion" and not decodings[0].block:
+        decodings = [dataclasses.replace(one, block=model.record.mask_block) for one in decodings]
     parsed = [parse(t) if isinstance(t, str) else t for t in templates]
     sized = [_with_lengths(model, *one) for one in zip(parsed, decodings)]
     documents = [document_of(model, template) for template in sized]

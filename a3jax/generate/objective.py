@@ -5,34 +5,32 @@ from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.weights.loading import Model
 
+OWN_MODES = ("diffusion", "block_diffusion", "fim")
+"""Modes of decoding that are for models of the objective of that name."""
+
 
 def check_order(model: Model, order: str) -> None:
     """Raise `UserError` for a likelihood that the model does not have.
 
     Masked diffusion has a bound, and reads from left to right as any model does; the bound is of nothing else.
     """
-    objective = model.record.objective
-    if order == BOUND and objective != "diffusion":
+    objective, masks = model.record.objective, model.record.mask_block is not None
+    if order == BOUND and not masks:
         raise UserError(
-            f"order bound is for models of objective diffusion, and this one's is {objective}; name another order"
+            f"order bound is for models of masked diffusion, and this one's objective is {objective}; name another"
         )
-    if objective == "diffusion" and order not in (BOUND, "ar", "in_order_1"):
+    if masks and order not in (BOUND, "ar", "in_order_1"):
         raise UserError(
-            f"order {order} is for models of two streams, and this one's objective is diffusion; give bound or ar"
+            f"order {order} is for models of two streams, and this one's objective is {objective}; give bound or ar"
         )
 
 
 def check_mode(model: Model, decoding: Decoding) -> None:
     """Raise `UserError` for a way to fill blanks that the model did not learn."""
     objective, mode = model.record.objective, decoding.mode
-    if mode == "diffusion" and objective != "diffusion":
-        raise UserError(
-            f"mode diffusion is for models of objective diffusion, and this one's is {objective}; name another mode"
-        )
-    if mode == "fim" and objective != "fim":
-        raise UserError(f"mode fim is for models of objective fim, and this one's is {objective}; name another mode")
+    if mode in OWN_MODES and objective != mode:
+        raise UserError(f"mode {mode} is for models of objective {mode}, and this one's is {objective}; name another mode")
     in_order = mode in ("ar", "groups", "speculative") and decoding.order in ("ar", "in_order_1")
-    if objective == "diffusion" and mode != "diffusion" and not in_order:
-        raise UserError(
-            f"mode {mode} is for models of two streams, and this one's objective is diffusion; give mode diffusion or ar"
-        )
+    if model.record.mask_block is not None and not (mode in OWN_MODES or in_order):
+        what = f"mode {mode} is for models of two streams, and this one's objective is {objective}"
+        raise UserError(f"{what}; give mode {objective} or ar")

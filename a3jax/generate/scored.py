@@ -108,7 +108,8 @@ def score(model: Model, subjects: Iterable[Subject], order: str, seed: int, orde
 
 def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
     tokens = [one.document.tokens for one in window]
-    found = token_log_likelihoods(model, tokens, [one.document.given for one in window], order, seed, orders)
+    given = [one.document.given for one in window]
+    found = token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=model.record.mask_block)
     for one, likelihood in zip(window, found):
         texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)

@@ -26,7 +26,8 @@ def log_likelihood(
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]
     document = with_blanks(text, blanks, model.codec)
-    return token_log_likelihood(model, document.tokens, document.given, order, seed, orders)
+    block = model.record.mask_block
+    return token_log_likelihood(model, document.tokens, document.given, order, seed, orders, mask_block=block)
 
 
 def log_likelihoods(
@@ -36,4 +37,5 @@ def log_likelihoods(
     check_list("texts", texts)
     check_order(model, order)
     tokens = [lay_out([text], [], model.codec).tokens for text in texts]
-    return token_log_likelihoods(model, tokens, [[i == 0 for i in range(len(t))] for t in tokens], order, seed, orders)
+    given = [[i == 0 for i in range(len(t))] for t in tokens]
+    return token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=model.record.mask_block)

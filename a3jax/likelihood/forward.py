@@ -13,6 +13,7 @@ from jax import Array
 
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import spread
+from a3jax.devices.mesh import constrain
 from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Masking, Order
@@ -70,14 +71,14 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Comput
 
 
 def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute) -> Predictions:
-    """Masked tokens of a batch of windows, each predicted by the row before it from all that its document shows.
+    """Masked tokens of a batch of windows, each predicted by the row before it from all that this row sees.
 
-    `tokens` are in window order, and true ones: what is masked is not read.
+    `tokens` are in window order, and true ones: what is masked is not read. Windows are whole on a device (`mesh.context` 1).
     """
-    hidden_BxLxD = network.masked_hidden(spread(tokens_BxL), jax.tree.map(spread, masking), compute)
+    hidden_BxRxD = network.masked_hidden(tokens_BxL, masking.rows, compute)
+    hidden_BxLxD = constrain(sort(hidden_BxRxD, masking.row[..., None]), "BxLxD")
     place_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-    index_BxL, target_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (place_BxL, tokens_BxL, masking.weight))
-    return Predictions(hidden_BxLxD, network.output_matrix[...], index_BxL, target_BxL, weight_BxL)
+    return Predictions(hidden_BxLxD, network.output_matrix[...], place_BxL, tokens_BxL, masking.weight)
 
 
 def log_probs(

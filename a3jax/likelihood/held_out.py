@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig, Objective
+from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import BOUND, HeldOutOrder, Part
 from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
 from a3jax.model.two_stream import Compute, sort
@@ -40,7 +40,7 @@ class Nll(NamedTuple):
 
 
 class HeldOut:
-    """Held-out windows, and NLL on them by order; for masked diffusion from left to right, and the bound."""
+    """Held-out windows, and NLL on them by order; for masked diffusion (`mask_block`) from left to right, and the bound."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class HeldOut:
         compute: Compute,
         batch: int,
         put: Callable[[np.ndarray], Array] = jnp.asarray,
-        objective: Objective = "a3",
+        mask_block: int | None = None,
     ):
         count = len(windows["tokens"])
         pad = -count % batch
@@ -59,8 +59,8 @@ class HeldOut:
         ]
         self._keys = [example_keys(0, 0, count + pad)[i : i + batch] for i in range(0, count, batch)]
         self._model = model
-        self._figures = ("ar", BOUND) if objective == "diffusion" else ORDERS
-        self._bound_sums = functools.partial(_bound_sums, graph, compute)
+        self._figures = ORDERS if mask_block is None else ("ar", BOUND)
+        self._bound_sums = functools.partial(_bound_sums, graph, compute, mask_block or 0)
         self._sums = functools.partial(_sums, graph, compute)
         self._draw = jax.jit(draw_mixture, static_argnames=("parts", "seeding"))
 
@@ -109,12 +109,19 @@ def _sums(
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _bound_sums(
-    graph: nnx.GraphDef, compute: Compute, params: nnx.State, tokens_BxL: Array, segment_BxL: Array, keys_B: Array, draw: int
+    graph: nnx.GraphDef,
+    compute: Compute,
+    block: int,
+    params: nnx.State,
+    tokens_BxL: Array,
+    segment_BxL: Array,
+    keys_B: Array,
+    draw: int,
 ) -> tuple[Array, Array]:
     """One draw of the bound on the log-likelihood of windows, and the number of tokens that it is about."""
-    masking = draw_masking(jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys_B), segment_BxL)
+    masking = draw_masking(jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys_B), segment_BxL, block=block)
     return bound(nnx.merge(graph, params), tokens_BxL, masking, compute).sum(), masking.predicted.sum()
 
 

@@ -64,11 +64,12 @@ def token_log_likelihood(
     orders: int = 1,
     groups: Sequence[int] | None = None,
     prefill: Prefill = "ar",
+    mask_block: int | None = None,
 ) -> Likelihood:
     """Exact log-probability of the tokens that are not `given`, each predicted from those that come before it in `order`.
 
     The first token must be given. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned. The `order`
-    "bound" is the bound of masked diffusion instead, from so many draws of masks.
+    "bound" is the bound of masked diffusion instead, from so many draws of masks, with `mask_block` tokens to a block.
 
     With the `tokens` and `given` of an `Infilled`, and its order and seed, this is the log-probability with which the
     blanks were filled: decoding and teacher forcing are one model. `groups` numbers each token's group and takes the place
@@ -78,7 +79,7 @@ def token_log_likelihood(
     Raises `UserError` if there is nothing to score, or more than the model's context.
     """
     marks = None if groups is None else [groups]
-    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill)[0]
+    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill, mask_block)[0]
 
 
 def token_log_likelihoods(
@@ -90,6 +91,7 @@ def token_log_likelihoods(
     orders: int = 1,
     groups: Sequence[Sequence[int]] | None = None,
     prefill: Prefill = "ar",
+    mask_block: int | None = None,
 ) -> list[Likelihood]:
     """`token_log_likelihood` of several texts, a batch at a time."""
     if not tokens:
@@ -101,7 +103,7 @@ def token_log_likelihoods(
         _check(model, ids, known, None if groups is None else groups[i])
 
     if order == BOUND and groups is None:
-        by_place = _bounds(model, tokens, given, range(seed, seed + orders))
+        by_place = _bounds(model, tokens, given, range(seed, seed + orders), mask_block or 0)
     else:
         by_place = _forced_in_orders(model, tokens, given, order, range(seed, seed + orders), groups, prefill)
     found = []
@@ -135,7 +137,7 @@ def _forced_in_orders(
 
 
 def _bounds(
-    model: Network, texts: Sequence[Sequence[int]], given: Sequence[Sequence[bool]], seeds: range
+    model: Network, texts: Sequence[Sequence[int]], given: Sequence[Sequence[bool]], seeds: range, block: int
 ) -> list[np.ndarray]:
     """Each token's share of the bound by place, in nats, for each text and each seed; texts of like length share a pass."""
     asked = [(i, seed) for i in range(len(texts)) for seed in seeds]
@@ -153,7 +155,8 @@ def _bounds(
                 tokens_BxL[row, : len(texts[i])] = texts[i]
                 segment_BxL[row, : len(texts[i])] = np.where(given[i], -1, 1)  # context, or to be predicted
             seed_B = np.array([seed for _, seed in rows], np.uint32)
-            share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, config=model.config, compute=model.compute)
+            how = {"config": model.config, "compute": model.compute, "block": block}
+            share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, **how)
             found |= {number: row_L[: len(texts[asked[number][0]])] for number, row_L in zip(chosen, np.asarray(share_BxL))}
     return [found[number] for number in range(len(asked))]
 
@@ -215,9 +218,15 @@ def _log_probs(
     return log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, compute, one_stream)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
+@functools.partial(jax.jit, static_argnames=("config", "compute", "block"))
 def _bound(
-    params: nnx.State, tokens_BxL: Array, segment_BxL: Array, seed_B: Array, config: ModelConfig, compute: Compute
+    params: nnx.State,
+    tokens_BxL: Array,
+    segment_BxL: Array,
+    seed_B: Array,
+    config: ModelConfig,
+    compute: Compute,
+    block: int,
 ) -> Array:
     keys_B = jax.vmap(lambda seed: example_keys(seed, 0, 1)[0])(seed_B)
-    return bound(nnx.merge(graph(config), params), tokens_BxL, draw_masking(keys_B, segment_BxL), compute)
+    return bound(nnx.merge(graph(config), params), tokens_BxL, draw_masking(keys_B, segment_BxL, block=block), compute)

@@ -22,9 +22,10 @@ one sequence of any length. `masking` is what masked diffusion has in their plac
 from a3jax.ordering.arrange import Order, Query, arrange, query_rule
 from a3jax.ordering.draw import draw_mixture, draw_order, draw_part, example_keys
 from a3jax.ordering.families import draw_given, draw_groups
-from a3jax.ordering.masking import Masking, draw_masking
+from a3jax.ordering.masking import MaskedRows, Masking, draw_masking
 
 __all__ = [
+    "MaskedRows",
     "Masking",
     "Order",
     "Query",

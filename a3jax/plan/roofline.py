@@ -73,13 +73,13 @@ def read_costs(compiled: jax.stages.Compiled) -> Costs:
 def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, topology: Topology) -> Roofline:
     """Set what one device does in a step against what it can do."""
     devices, windows, length = len(topology.devices), config.schedule.windows(stage), config.data.length
-    useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.objective)
+    useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
     executed = costs.matmul_flops * devices
     if costs.hidden_matmuls:
         passes = _BACKWARD + (2 if config.train.remat == "full" else 1)
-        executed += windows * passes * flops.attention_forward(model, stage, full_window(length, config.objective))
+        executed += windows * passes * flops.attention_forward(model, stage, full_window(length, config.mask_block))
         executed += (
-            windows * flops.source_attention(model, full_window(length, config.objective)) if config.adapt.distill else 0
+            windows * flops.source_attention(model, full_window(length, config.mask_block)) if config.adapt.distill else 0
         )
     compute = executed / devices / topology.flops_per_second
     memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second

@@ -60,7 +60,7 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
     """
     model = model_of(config)
     trained = config.schedule.trained
-    stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length, objective=config.objective))
+    stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length, mask_block=config.mask_block))
     config = dataclasses.replace(settled(config), curriculum=(dataclasses.replace(stage, batch=None),))
     likely = sorted(_allowed(config, model, topology, batches), key=lambda one: _seconds_per_token(one, model, topology))
     if not likely:
@@ -133,7 +133,7 @@ def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -
     keys = 3 * parts * _tokens(config) * token * (mesh.context - 1) / mesh.context
     communication = (gathered + reduced + summed + keys) / topology.chip.ici_bytes_per_second
     stage, length = config.schedule.stages[0], config.data.length
-    useful = config.data.batch * flops.per_window(model, stage, length, config.adapt.distill > 0, config.objective)
+    useful = config.data.batch * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
     arithmetic = useful / len(topology.devices) / topology.flops_per_second
     tokens = config.data.batch * config.data.length
     return max(arithmetic, communication) / tokens, (arithmetic + communication) / tokens

@@ -147,6 +147,8 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> 
     if (run / MODEL).is_file():
         rows = read_metrics(run)
         stages = tuple(_stage_ends(config, read(ModelConfig, run / MODEL), rows))
+        if config.mask_block == 0:  # the mean over orders of tokens predicted one at a time
+            rows = [row | {"nll/random_1": row["nll/bound"]} if "nll/bound" in row else row for row in rows]
         points = tuple(_points(stages, rows, order))
     changed = differences(sweep.baseline, trial.config)
     return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
@@ -196,14 +198,12 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
             steps = max((done for done in logged if 0 < done <= steps), default=steps)
         windows = steps * config.schedule.windows(stage)
         step, tokens = step + steps, tokens + windows * length
-        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.objective)
+        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
         yield StageEnd(config.stage_name(stage), step, tokens, total)
 
 
 def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]], order: str) -> Iterable[Point]:
     whole = {f"nll/{SOURCE}", f"nll/{order}"}
-    # The bound of masked diffusion is what `random_1` is of an any-order model: the mean over orders of single tokens.
-    rows = [row | {"nll/random_1": row["nll/bound"]} if "nll/bound" in row else row for row in rows]
     evaluated = {row["step"]: row for row in rows if whole <= row.keys()}  # a step that was done again counts once
     for step, row in sorted(evaluated.items()):
         nll, by_rank, by_visible = (

@@ -9,7 +9,7 @@ import math
 
 import jax
 
-from a3jax.config import ModelConfig, Objective, Stage
+from a3jax.config import ModelConfig, Stage
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.adapters import content_is_fixed, factors, has_adapter, without_adapters
 from a3jax.model.parameters import Declared, declarations, size_of
@@ -38,9 +38,11 @@ def peak(device: jax.Device) -> float | None:
     return PEAK_BF16[max(known, key=len)] if known else None
 
 
-def per_window(model: ModelConfig, stage: Stage, length: int, distilled: bool = False, objective: Objective = "a3") -> float:
+def per_window(
+    model: ModelConfig, stage: Stage, length: int, distilled: bool = False, mask_block: int | None = None
+) -> float:
     """FLOPs of a window that one document of `length` tokens fills, forward and backward: what plans count with."""
-    return useful(model, stage, full_window(length, objective), distilled)
+    return useful(model, stage, full_window(length, mask_block), distilled)
 
 
 def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: bool = False) -> float:

@@ -144,7 +144,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
         compute_of(config),
         config.data.batch // settings.accumulate,
         put,
-        config.objective,
+        config.mask_block,
     )
     saved, rollbacks, last = step, Rollbacks(), -1
     report.started()

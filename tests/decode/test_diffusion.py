@@ -1,4 +1,4 @@
-"""Masked diffusion: against recomputation from scratch, pass by pass."""
+"""Masked diffusion, of whole texts and block by block: against recomputation from scratch, pass by pass."""
 
 import brute_force
 import numpy as np
@@ -44,6 +44,37 @@ def test_greedy_choices_equal_recomputation(certainty, steps, remask, tiny, netw
     for row, (tokens, given) in enumerate(documents):
         expected, passes, nats = by_hand(net, tokens, given, **options)
         np.testing.assert_array_equal(filled.passes_BxL[row, : len(tokens)], passes)
+        np.testing.assert_array_equal(filled.tokens_BxL[row, : len(tokens)], expected)
+        np.testing.assert_allclose(filled.log_probs_BxL[row, : len(tokens)], nats, atol=1e-4)
+
+
+def by_hand_in_blocks(net, tokens, given, steps, block):
+    """The same of block diffusion, by confidence; passes that only read are not counted."""
+    params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    tokens, passes, nats, order = np.array(tokens), np.where(given, 0, -1), np.zeros(len(tokens)), 0
+    block_of = np.arange(len(tokens)) // block
+    for number in np.unique(block_of):
+        here = block_of == number
+        due = -(-int((here & ~np.array(given)).sum()) // steps)
+        while (passes[here] < 0).any():
+            order += 1
+            log_p = brute_force.block_log_probs(net.config, params, tokens, (passes < 0) & here, block_of)
+            open_ = np.flatnonzero(here & (passes < 0))
+            best = log_p[open_].max(1)
+            for i in np.argsort(-best, kind="stable")[:due]:
+                tokens[open_[i]], passes[open_[i]], nats[open_[i]] = log_p[open_[i]].argmax(), order, best[i]
+    return tokens, passes, nats
+
+
+@pytest.mark.parametrize(("steps", "block"), [(1, 4), (2, 4), (3, 7), (16, 5), (1, 1), (2, 64)])
+def test_greedy_choices_in_blocks_equal_recomputation_without_a_cache(steps, block, tiny, network):
+    net = network(tiny(layers=2))
+    documents = [document([3, 7, 4, 2, 25, 4, 2]), document([1, 6], seed=1), document([38, 9], seed=2)]
+    _, filled = fill(net, documents, "ar", mode="block_diffusion", steps=steps, block=block)
+    for row, (tokens, given) in enumerate(documents):
+        expected, passes, nats = by_hand_in_blocks(net, tokens, given, steps, block)
+        found = filled.passes_BxL[row, : len(tokens)]
+        np.testing.assert_array_equal(np.unique(found, return_inverse=True)[1], np.unique(passes, return_inverse=True)[1])
         np.testing.assert_array_equal(filled.tokens_BxL[row, : len(tokens)], expected)
         np.testing.assert_allclose(filled.log_probs_BxL[row, : len(tokens)], nats, atol=1e-4)
 

@@ -20,7 +20,7 @@ from a3jax.likelihood.scoring import token_log_likelihood, token_log_likelihoods
 from a3jax.model.network import Network
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
-from a3jax.ordering import Masking, draw_masking, example_keys
+from a3jax.ordering import MaskedRows, draw_masking, example_keys
 
 HOW = Compute(attention="dense")
 V, N = 3, 4
@@ -33,8 +33,8 @@ def test_one_stream_computes_what_transformers_does_with_everything_in_sight(pre
     rng = np.random.default_rng(0)
     tokens, masked = rng.integers(0, 300, (2, 20)), rng.random((2, 20)) < 0.5
     place, whole = np.broadcast_to(np.arange(20), (2, 20)), np.full((2, 20), 20)
-    masking = Masking(place, np.zeros_like(place), whole, masked, masked.astype(np.float32), masked)
-    hidden = network.masked_hidden(jnp.asarray(tokens), jax.tree.map(jnp.asarray, masking), HOW)
+    rows = MaskedRows(place, masked, place, np.zeros_like(place), whole)
+    hidden = network.masked_hidden(jnp.asarray(tokens), jax.tree.map(jnp.asarray, rows), HOW)
     ours = np.asarray(hidden @ network.output_matrix[...].T)
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -120,7 +120,7 @@ def test_the_held_out_bound_is_the_mean_of_draws_with_its_error(tiny, network, p
     split, params = nnx.split(network(config))
     tokens = np.random.default_rng(5).integers(0, config.vocab, packed.shape).astype(np.int32)
     windows = {"tokens": tokens, "segments": packed}
-    found = HeldOut(split, config, windows, HOW, batch=2, objective="diffusion").nll(params)
+    found = HeldOut(split, config, windows, HOW, batch=2, mask_block=0).nll(params)
     assert tuple(found) == ("ar", "bound")
     draws = []
     for draw in range(held_outs.DRAWS):
@@ -139,5 +139,33 @@ def test_the_held_out_bound_is_the_mean_of_draws_with_its_error(tiny, network, p
         draws.append(total / masking.predicted.sum())
     assert found["bound"].nll == pytest.approx(np.mean(draws), rel=1e-5)
     assert found["bound"].nll_error == pytest.approx(np.std(draws, ddof=1) / math.sqrt(len(draws)), rel=1e-4)
-    both = HeldOut(split, config, windows, HOW, batch=3, objective="diffusion").nll(params)
+    both = HeldOut(split, config, windows, HOW, batch=3, mask_block=0).nll(params)
     assert both["bound"].nll == pytest.approx(found["bound"].nll, rel=1e-5)
+
+
+def test_the_bound_of_blocks_of_one_is_the_likelihood_from_left_to_right(small):
+    config, net, _ = small
+    model = Network(config, nnx.state(net, nnx.Param), HOW)
+    text = np.random.default_rng(1).integers(0, V, 17).tolist()
+    given = [place < 3 for place in range(len(text))]
+    exact = token_log_likelihood(model, text, given)
+    found = token_log_likelihood(model, text, given, "bound", orders=2, mask_block=1)
+    np.testing.assert_allclose(found.log_probs, exact.log_probs, atol=1e-5)
+    assert found.spread == pytest.approx(0, abs=1e-5)
+
+
+def test_the_mean_of_draws_of_blocks_is_their_bound(small):
+    """Two blocks of a text: the first holds its first token and one more, the second three."""
+    config, net, params = small
+    text, block_of = [1, 2, 0, 1, 1], [0, 0, 0, 1, 1]
+    exact = 0.0
+    for block in ([1, 2], [3, 4]):
+        for masked in itertools.product([False, True], repeat=2):
+            if any(masked):
+                hidden = np.isin(np.arange(5), [place for place, here in zip(block, masked) if here])
+                log_p = brute_force.block_log_probs(config, params, text, hidden, block_of)
+                exact += sum(log_p[t, text[t]] for t in np.flatnonzero(hidden)) / (sum(masked) * math.comb(2, sum(masked)))
+    model = Network(config, nnx.state(net, nnx.Param), HOW)
+    scored = token_log_likelihood(model, text, [True] + [False] * N, "bound", orders=400, mask_block=3)
+    assert scored.error > 0
+    assert scored.total == pytest.approx(exact, abs=4 * scored.error)

@@ -49,7 +49,7 @@ def test_given_tokens_and_padding_are_never_masked(drawn):
     never = first | (segments <= 0)
     assert not masking.masked[:, never].any()
     assert not masking.weight[:, never].any()
-    assert not (masking.end - masking.start)[:, segments == 0].any()
+    assert not (masking.rows.end - masking.rows.start)[:, segments == 0].any()
 
 
 def test_rows_see_their_document_and_of_what_is_ahead_as_much_as_the_reach_says(packed):
@@ -57,10 +57,10 @@ def test_rows_see_their_document_and_of_what_is_ahead_as_much_as_the_reach_says(
     for reach in (0.0, 0.5, 1.0):
         masking = jax.tree.map(np.asarray, draw_masking(keys, packed, reach))
         for window, places in documents(packed):
-            assert (masking.start[window, places] == places[0]).all()
+            assert (masking.rows.start[window, places] == places[0]).all()
             ahead = np.floor(reach * (places[-1] - places)).astype(int)
-            np.testing.assert_array_equal(masking.end[window, places], places + 1 + ahead)
-            np.testing.assert_array_equal(masking.position[window, places], places - places[0])
+            np.testing.assert_array_equal(masking.rows.end[window, places], places + 1 + ahead)
+            np.testing.assert_array_equal(masking.rows.position[window, places], places - places[0])
 
 
 def test_documents_draw_their_own(drawn):
@@ -68,3 +68,36 @@ def test_documents_draw_their_own(drawn):
     places = [np.flatnonzero(segments[2] == number) for number in (1, 2)]
     one, other = (masking.masked[:, 2][:, place].mean(1) for place in places)
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
+
+
+def test_rows_of_blocks_see_clean_blocks_before_theirs_and_their_own_noisy_one(packed):
+    size, length = 5, packed.shape[1]
+    masking = jax.tree.map(np.asarray, draw_masking(example_keys(1, 0, len(packed)), packed, block=size))
+    rows, place = masking.rows, np.arange(length)
+    for window, segments in enumerate(packed):
+        seen = np.zeros((2 * length, 2 * length), bool)
+        for row in range(2 * length):
+            seen[row, rows.start[window, row] : rows.end[window, row]] = True
+            seen[row, rows.own[0][window, row] : rows.own[1][window, row]] = True
+        document = (segments[:, None] == segments[None]) & (segments > 0)
+        block = place // size
+        before, same = block[None] < block[:, None], block[None] == block[:, None]
+        np.testing.assert_array_equal(seen[:length], np.hstack([document & (before | same), np.zeros_like(document)]))
+        np.testing.assert_array_equal(seen[length:], np.hstack([document & before, document & same]))
+        np.testing.assert_array_equal(rows.token_index[window], np.tile(place, 2))
+        np.testing.assert_array_equal(rows.masked[window], np.append(np.zeros(length, bool), masking.masked[window]))
+        for number in np.unique(block):
+            for document_number in np.unique(segments[segments > 0]):
+                here = (block == number) & (segments == document_number) & masking.predicted[window]
+                assert masking.masked[window][here].any() == here.any()
+                assert masking.weight[window][here].sum() == pytest.approx(here.sum(), rel=1e-5)
+
+
+def test_one_block_is_masked_diffusion_and_blocks_of_one_mask_every_token(packed):
+    keys = example_keys(2, 0, len(packed))
+    whole, one_block = (draw_masking(keys, packed, block=block) for block in (0, packed.shape[1]))
+    for a, b in zip(whole[2:], one_block[2:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    ones = draw_masking(keys, packed, block=1)
+    np.testing.assert_array_equal(ones.masked, ones.predicted)
+    np.testing.assert_array_equal(ones.weight, ones.predicted)

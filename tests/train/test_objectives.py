@@ -11,13 +11,15 @@ import pytest
 from flax import nnx
 
 import a3jax
+from a3jax.attention import chunked
 from a3jax.checkpoint.folder import find
-from a3jax.config import AdaptConfig, Config, DataConfig, DiffusionConfig, FimConfig, ModelConfig, Stage, TrainConfig
+from a3jax.config import MASKED, AdaptConfig, Config, DataConfig, DiffusionConfig, FimConfig, ModelConfig, Stage, TrainConfig
 from a3jax.curriculum import Plateau, direct
 from a3jax.errors import UserError
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import draw_masking, example_keys
 from a3jax.train import metrics
+from a3jax.train.counts import counted_masked, full_window
 from a3jax.train.loop import train
 from a3jax.train.objectives.any_order import AnyOrder
 from a3jax.train.objectives.diffusion import Diffusion
@@ -45,7 +47,7 @@ def test_the_loss_of_diffusion_equals_a_loop_over_tokens(step, anneal, tiny, net
     config = tiny(layers=2)
     _, params = nnx.split(network(config))
     keys = example_keys(0, 0, len(batch["tokens"]))
-    sums = Diffusion(config, HOW, 40, anneal).sums(params, batch, keys, step=step)
+    sums = Diffusion(config, HOW, 40, anneal=anneal).sums(params, batch, keys, step=step)
     masking = jax.tree.map(np.asarray, draw_masking(keys, batch["segments"]))
     total = 0.0
     for row, segments in enumerate(batch["segments"]):
@@ -61,6 +63,38 @@ def test_the_loss_of_diffusion_equals_a_loop_over_tokens(step, anneal, tiny, net
     assert int(sums.counts.predicted) == masking.masked.sum()
 
 
+@pytest.mark.parametrize("attention", ["dense", "chunked"])
+@pytest.mark.parametrize("block", [1, 5, 24])
+def test_the_loss_of_block_diffusion_equals_a_pass_for_each_block(block, attention, tiny, network, batch, monkeypatch):
+    monkeypatch.setattr(chunked, "ROW_BLOCK", 12)
+    monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
+    config = tiny(layers=2)
+    _, params = nnx.split(network(config))
+    keys = example_keys(0, 0, len(batch["tokens"]))
+    objective = Diffusion(config, Compute(attention=attention), 40, block)
+    sums, gradient = jax.jit(
+        jax.value_and_grad(lambda p: ((sums := objective.sums(p, batch, keys)).loss, sums), has_aux=True)
+    )(params)
+    sums = sums[1]
+    masking = jax.tree.map(np.asarray, draw_masking(keys, batch["segments"], block=block))
+    total = 0.0
+    for row, segments in enumerate(batch["segments"]):
+        for number in np.unique(segments[segments > 0]):
+            place = np.flatnonzero(segments == number)
+            tokens, weight, masked = batch["tokens"][row, place], masking.weight[row, place], masking.masked[row, place]
+            log_p = brute_force.block_log_probs(config, nnx.to_pure_dict(params), tokens, masked, place // block)
+            total -= sum(weight[t] * log_p[t, tokens[t]] for t in range(1, len(place)))
+    assert float(sums.loss) == pytest.approx(total, rel=1e-5)
+    assert int(sums.counts.content) == 2 * (batch["segments"] > 0).sum()
+    if block == 1:
+        in_order = AnyOrder(config, Stage(1), HOW, 40).sums(params, batch, keys)
+        assert float(sums.loss) == pytest.approx(float(in_order.loss), rel=1e-5)
+    if block == 24:
+        whole = jax.grad(lambda p: Diffusion(config, HOW, 40).sums(p, batch, keys).loss)(params)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 def test_rows_come_to_see_what_is_ahead_step_by_step(tiny, network, batch):
     config = tiny(layers=2)
     _, params = nnx.split(network(config))
@@ -71,6 +105,17 @@ def test_rows_come_to_see_what_is_ahead_step_by_step(tiny, network, batch):
     assert keys_seen[4] == keys_seen[5] == sum((n * n).sum() for n in lengths)
     assert sorted(keys_seen) == keys_seen
     assert len(set(keys_seen)) == 5
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_plans_count_what_full_windows_hold(block):
+    draws, length = 2000, 32
+    segments = np.ones((draws, length), np.int32)
+    found = counted_masked(draw_masking(example_keys(0, 0, draws), segments, block=block), segments)
+    planned = full_window(length, block)
+    assert float(found.content) == draws * planned.content
+    assert float(found.predicted) / draws == pytest.approx(planned.predicted, rel=0.05)
+    assert float(found.content_keys) / draws == pytest.approx(planned.content_keys, rel=0.05)
 
 
 def fim(rate=1.0, spm=0.0):
@@ -137,6 +182,7 @@ def of(experiment, objective, run, **changes):
     ("objective", "options", "figures"),
     [
         ("diffusion", {"diffusion": DiffusionConfig(anneal=3)}, {"ar", "bound"}),
+        ("block_diffusion", {"diffusion": DiffusionConfig(block=3)}, {"ar", "bound"}),
         ("fim", {"fim": FimConfig(tokens=(258, 259, 260))}, {"ar", "in_order_4", "random_1", "random_4", "random_8"}),
     ],
 )
@@ -147,21 +193,22 @@ def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objecti
     assert (record.objective, record.stages, record.steps) == (objective, (objective,), 4)
     lines = metrics.read(experiment("run").run_folder)
     assert {line["stage"] for line in lines if "stage" in line} == {objective}
-    assert any("nll_error/bound" in line for line in lines) == (objective == "diffusion")
+    assert any("nll_error/bound" in line for line in lines) == (objective in MASKED)
 
     model = a3jax.load(summary.run)
     left = a3jax.infill(model, "one [[3]] three", mode="ar")
     assert len(left.tokens) == len(left.log_probs)
-    if objective == "diffusion":
-        filled = a3jax.infill(model, "one [[6]] three", mode="diffusion", steps=3)
-        assert filled.forwards == 3
+    if objective in MASKED:
+        assert record.mask_block == {"diffusion": 0, "block_diffusion": 3}[objective]
+        filled = a3jax.infill(model, "one [[6]] three", mode=objective, steps=3)
+        assert filled.forwards == {"diffusion": 3, "block_diffusion": 6}[objective]
         score = a3jax.log_likelihood(model, "one two three", order="bound", orders=4)
         assert score.is_bound
         assert score.error > 0
         for order in ("random_4", "in_order_2"):
-            with pytest.raises(UserError, match="this one's objective is diffusion; give bound or ar"):
+            with pytest.raises(UserError, match=f"this one's objective is {objective}; give bound or ar"):
                 a3jax.log_likelihood(model, "one two three", order=order)
-        with pytest.raises(UserError, match="this one's objective is diffusion; give mode diffusion or ar"):
+        with pytest.raises(UserError, match=f"this one's objective is {objective}; give mode {objective} or ar"):
             a3jax.infill(model, "one [[6]] three", mode="dynamic")
     else:
         template = "one [[3]] three [[2]] four"
@@ -177,7 +224,7 @@ def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objecti
             score = a3jax.token_log_likelihood(model, prompt + found, given)
             assert score.total == pytest.approx(blank.log_prob, abs=1e-4)
         assert filled.forwards == 5
-        with pytest.raises(UserError, match="order bound is for models of objective diffusion"):
+        with pytest.raises(UserError, match="order bound is for models of masked diffusion"):
             a3jax.log_likelihood(model, "one two three", order="bound")
         with pytest.raises(UserError, match="mode diffusion is for models of objective diffusion"):
             a3jax.infill(model, "one [[6]] three", mode="diffusion")
@@ -217,6 +264,9 @@ SMALL = ModelConfig("llama", 48, 16, 24, 1, 2, 1, 8, 64)
         ({"adapt": AdaptConfig(distill=0.5)}, "objective diffusion has no teacher"),
         ({"fim": FimConfig(rate=0.5)}, "fim is given options, but the objective is diffusion"),
         ({"objective": "ar", "diffusion": DiffusionConfig(5)}, "diffusion is given options, but the objective is ar"),
+        ({"diffusion": DiffusionConfig(block=8)}, "diffusion.block is 8, which belongs to objective block_diffusion"),
+        ({"objective": "block_diffusion", "diffusion": DiffusionConfig(block=0)}, "diffusion.block is 0; it must be"),
+        ({"objective": "block_diffusion", "diffusion": DiffusionConfig(5)}, "diffusion.anneal is 5, which belongs to"),
         ({"diffusion": DiffusionConfig(-1)}, "diffusion.anneal is -1"),
         ({"objective": "fim"}, "fim.tokens is missing; give three ids"),
         ({"objective": "fim", "fim": FimConfig(tokens=(1, 2, 2))}, "fim.tokens is 1, 2, 2; give three ids"),

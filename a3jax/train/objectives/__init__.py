@@ -13,7 +13,7 @@ __all__ = ["Batch", "Objective", "Sums", "compute_of", "objective_of"]
 def objective_of(config: Config, model: ModelConfig, stage: Stage, compute: Compute) -> Objective:
     """That of one stage's steps."""
     chunk = config.train.loss_chunk
-    if config.objective == "diffusion":
-        return Diffusion(model, compute, chunk, config.diffusion.anneal)
+    if config.mask_block is not None:
+        return Diffusion(model, compute, chunk, config.mask_block, config.diffusion.anneal)
     in_order = AnyOrder(model, stage, compute, chunk, config.adapt.distill)  # objective ar is its simplest case
     return FillInTheMiddle(in_order, config.fim) if config.objective == "fim" else in_order

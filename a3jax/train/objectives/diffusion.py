@@ -1,4 +1,5 @@
-"""Masked diffusion: a bound on the negative log-likelihood of a batch, from masks drawn for it (`a3jax.ordering.masking`).
+"""Masked diffusion, of whole documents or block by block: a bound on the negative log-likelihood of a batch, from masks drawn
+for it (`a3jax.ordering.masking`).
 
 The source model's own weights and its shift by one are kept, and nothing is added but the vector that masked tokens have in
 common (arXiv 2410.17891).
@@ -27,6 +28,8 @@ class Diffusion:
     compute: Compute
     chunk: int
     """Rows of a device whose logits exist at one time."""
+    block: int = 0
+    """Tokens of a block, 0 for whole documents."""
     anneal: int = 0
     """Steps after which rows see all that stands on their right; at the first step they see none of it."""
 
@@ -35,6 +38,6 @@ class Diffusion:
     ) -> Sums:
         """See `Objective`. There is no teacher."""
         reach = jnp.minimum(1.0, step / self.anneal) if self.anneal else 1.0
-        masking = draw_masking(keys_B, batch["segments"], reach)
+        masking = draw_masking(keys_B, batch["segments"], reach, self.block)
         predictions = predict_masked(nnx.merge(graph(self.model), params), batch["tokens"], masking, self.compute)
         return Sums(predictions.nll_sum(self.chunk), masking.predicted.sum(), counted_masked(masking, batch["segments"]))
