@@ -109,6 +109,11 @@ class Config:
         """Tokens of a block of masked diffusion, 0 where it has none; None for objectives that mask nothing."""
         return {"diffusion": 0, "block_diffusion": self.diffusion.block}.get(self.objective)
 
+    def check_orders(self) -> None:
+        """Raise `UserError` for an objective that draws masks in place of orders, which then cannot be shown."""
+        if self.mask_block is not None:
+            raise UserError(f"objective {self.objective} draws masks and no orders; those of a3, fim and ar can be shown")
+
     def stage_name(self, stage: Stage) -> str:
         """What logs and records call it: by its orders, or by an objective that has none."""
         return stage.name if self.objective == "a3" else self.objective

@@ -33,6 +33,11 @@ This model was trained with learned query seeds: its queries never stand on the 
 predictions of the left-to-right view. The two-stream export generates left to right with its queries.
 """
 
+_MASKED = """\
+This model was trained by masked diffusion: what it learned needs rows that see the text on both sides, and the vector that
+stands in the place of masked tokens. This folder is its left-to-right view, which nothing trained.
+"""
+
 
 def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -> str:
     """Markdown for a folder called `name`, of both streams or of the family's own class."""
@@ -44,10 +49,14 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
         "Context": f"{config.context:,} tokens",
         "Query seeding": config.seeding,
         "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "none",
+        "Objective": record.objective,
         "Curriculum": " → ".join(record.stages) or "none",
     }
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [a3, any-order, infilling]", "---"]
+    tags = "a3, any-order, infilling" if record.objective == "a3" else record.objective
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{tags}]", "---"]
     what = "An any-order, any-subset autoregressive language model (A3, arXiv 2601.13228), "
+    if record.objective != "a3":
+        what = f"A language model of objective {record.objective}, "
     if record.source == "random":
         what += "trained from random weights and exported with a3jax."
     else:
@@ -57,4 +66,6 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
     use = (_USE_BOTH if both else _USE_FAMILY).format(name=name, family=config.family)
     if not both and config.seeding == "learned":
         use += "\n" + _LEARNED
+    if record.mask_block is not None:
+        use += "\n" + _MASKED
     return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", use])

@@ -50,6 +50,9 @@ def export_model(
     both = style == a3_folder.MODEL_TYPE
     if style == GGUF:
         return _export_gguf(checkpoint, out, dtype)
+    if both and checkpoint.record.mask_block is not None:
+        objective, family = checkpoint.record.objective, checkpoint.config.family
+        raise UserError(f"this model's objective is {objective}, which has no two streams; export it as '{family}' or 'gguf'")
     config = _exported(checkpoint.config, both)
     if not both and style != config.family:
         hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF))

@@ -6,7 +6,7 @@ from a3jax.decode.template import Document
 
 
 def middle_last(document: Document, tokens: Sequence[int], number: int, marks: Sequence[int]) -> Document:
-    """Blank `number` of a document behind all text around it: start, prefix, suffix, and the blank (PSM).
+    """Blank `number` of a document behind all text around it: start, prefix, suffix, and the blank as it is (PSM).
 
     `tokens` are those of the document with all blanks before this one filled; what stands from the next blank on is left out.
     `marks` are the tokens before prefix, suffix and middle.
@@ -24,7 +24,7 @@ def middle_last(document: Document, tokens: Sequence[int], number: int, marks: S
     ]
     size = blank.stop - blank.start
     return Document(
-        tokens=(*known, *[0] * size),
+        tokens=(*known, *tokens[blank]),
         given=(*[True] * len(known), *[False] * size),
         blanks=(slice(len(known), len(known) + size),),
         head=document.head,

@@ -2,11 +2,17 @@
 
 from collections.abc import Sequence
 
-from a3jax.decode.template import lay_out, with_blanks
+from a3jax.curriculum.stage import BOUND
+from a3jax.decode.settings import Decoding
+from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import check_list
+from a3jax.generate.middle import middle_last
 from a3jax.generate.objective import check_order
 from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
 from a3jax.weights.loading import Model
+
+DRAWS = 16
+"""Of masks, whose mean is the bound on what stands in a blank."""
 
 
 def log_likelihood(
@@ -28,6 +34,22 @@ def log_likelihood(
     document = with_blanks(text, blanks, model.codec)
     block = model.record.mask_block
     return token_log_likelihood(model, document.tokens, document.given, order, seed, orders, mask_block=block)
+
+
+def blanks_log_likelihoods(model: Model, documents: Sequence[Document], decoding: Decoding) -> list[Likelihood]:
+    """Of what stands in the blanks, seen as the mode of decoding sees it; documents have one blank each.
+
+    From left to right where the mode finds its own order; for masked diffusion it is a bound, the mean of `DRAWS` draws.
+    """
+    order = "ar" if decoding.finds_order else decoding.order
+    orders, block = 1, decoding.block or model.record.mask_block
+    if decoding.mode in ("diffusion", "block_diffusion"):
+        order, orders = BOUND, DRAWS
+    if decoding.mode == "fim":
+        documents = [middle_last(one, one.tokens, 0, model.record.fim_tokens) for one in documents]
+    tokens, given = [one.tokens for one in documents], [one.given for one in documents]
+    how = {"prefill": decoding.prefill, "mask_block": block}
+    return token_log_likelihoods(model, tokens, given, order, decoding.seed, orders, **how)
 
 
 def log_likelihoods(

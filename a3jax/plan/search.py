@@ -110,8 +110,9 @@ def _least_bytes(config: Config, model: ModelConfig) -> int:
 
 
 def _rows(config: Config, model: ModelConfig) -> int:
-    """Rows of both streams on one device at one time."""
-    return _tokens(config) // config.mesh.context * (1 if one_stream_is_enough(model, config.schedule.stages[0].is_ar) else 2)
+    """Rows of both streams, or of both copies of block diffusion, on one device at one time."""
+    once = one_stream_is_enough(model, config.schedule.stages[0].is_ar) and not config.mask_block
+    return _tokens(config) // config.mesh.context * (1 if once else 2)
 
 
 def _tokens(config: Config) -> int:

@@ -16,6 +16,7 @@ from a3jax.checkpoint.folder import find
 from a3jax.config import MASKED, AdaptConfig, Config, DataConfig, DiffusionConfig, FimConfig, ModelConfig, Stage, TrainConfig
 from a3jax.curriculum import Plateau, direct
 from a3jax.errors import UserError
+from a3jax.export.exporter import export_model
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import draw_masking, example_keys
 from a3jax.train import metrics
@@ -186,7 +187,7 @@ def of(experiment, objective, run, **changes):
         ("fim", {"fim": FimConfig(tokens=(258, 259, 260))}, {"ar", "in_order_4", "random_1", "random_4", "random_8"}),
     ],
 )
-def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objective, options, figures, experiment):
+def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objective, options, figures, experiment, tmp_path):
     summary = train(of(experiment, objective, "run", **options))
     assert set(summary.nll) == figures
     record = find(experiment("run").run_folder).record
@@ -198,7 +199,12 @@ def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objecti
     model = a3jax.load(summary.run)
     left = a3jax.infill(model, "one [[3]] three", mode="ar")
     assert len(left.tokens) == len(left.log_probs)
+    family = find(experiment("run").run_folder)
+    export_model(family, tmp_path / "llama", "llama")
+    assert objective in (tmp_path / "llama" / "README.md").read_text()
     if objective in MASKED:
+        with pytest.raises(UserError, match="has no two streams; export it as 'llama' or 'gguf'"):
+            export_model(family, tmp_path / "a3")
         assert record.mask_block == {"diffusion": 0, "block_diffusion": 3}[objective]
         filled = a3jax.infill(model, "one [[6]] three", mode=objective, steps=3)
         assert filled.forwards == {"diffusion": 3, "block_diffusion": 6}[objective]
