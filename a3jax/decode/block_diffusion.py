@@ -17,22 +17,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from a3jax.config import ModelConfig
 from a3jax.decode.cached import FEW_ROWS, Kind, Plan, State, at, place_keys, seen_tokens, write
 from a3jax.decode.dynamic import certainties
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Stream
+from a3jax.model.two_stream import Compute, Stream
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "rows", "block", "steps", "certainty"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "rows", "block", "steps", "certainty"), donate_argnames="state"
+)
 def decode_block(
     params: nnx.State,
     state: State,
     plan: Plan,
     number: Array,
-    kind: Kind,
+    config: ModelConfig,
+    compute: Compute,
     rows: int,
     block: int,
     steps: int,
@@ -53,10 +57,10 @@ def decode_block(
     clean_BxR = place_BxR < clean_B[:, None]
     noisy_BxR = reached_B[:, None] & (place_BxR >= current_B[:, None]) & (place_BxR < current_B[:, None] + block)
     end_BxR = jnp.where((clean_BxR | noisy_BxR) & (place_BxR < length_Bx1), ends_BxR, 0)
-    network = nnx.merge(graph(kind.config), params)
-    x_BxRxD = network.embed_queries(at(state.tokens_BxL, place_BxR), ~at(open_BxL, place_BxR), kind.compute)
+    network = nnx.merge(graph(config), params)
+    x_BxRxD = network.embed_queries(at(state.tokens_BxL, place_BxR), ~at(open_BxL, place_BxR), compute)
     stream = Stream(x_BxRxD, place_BxR, jnp.zeros_like(end_BxR), end_BxR)
-    compute = kind.compute._replace(attention="dense") if rows <= FEW_ROWS else kind.compute
+    compute = compute._replace(attention="dense") if rows <= FEW_ROWS else compute
     hidden_BxRxD, cache = network.run_cached(stream, None, state.cache, from_B, compute)
 
     place_BxS = current_B[:, None] + jnp.arange(block)
@@ -86,7 +90,7 @@ def _advance(
     # The first pass reads what is given, so far as nothing is open before it.
     rows = max(2 * decoding.block, kind.content_rows)
     how = (decoding.block, decoding.steps, decoding.certainty)
-    return decode_block(params, state, plan, number, kind, rows, *how), carry
+    return decode_block(params, state, plan, number, kind.config, kind.compute, rows, *how), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: 2 * decoding.block, planned=False, causal=False)

@@ -15,23 +15,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from a3jax.config import ModelConfig
 from a3jax.decode.cached import Kind, Plan, State, place_keys, seen_tokens, write
 from a3jax.decode.dynamic import certainties
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
 from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute
 from a3jax.ordering import MaskedRows
 from a3jax.ordering.sequence import bucket
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "rows", "steps", "remask", "certainty"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "rows", "steps", "remask", "certainty"), donate_argnames="state"
+)
 def decode_masked(
     params: nnx.State,
     state: State,
     plan: Plan,
     number: Array,
-    kind: Kind,
+    config: ModelConfig,
+    compute: Compute,
     rows: int,
     steps: int,
     remask: int,
@@ -50,11 +55,11 @@ def decode_masked(
         state = state._replace(passes_BxL=jnp.where(again_BxL, -1, state.passes_BxL))
     open_BxL = blank_BxL & (state.passes_BxL < 0)
 
-    network = nnx.merge(graph(kind.config), params)
+    network = nnx.merge(graph(config), params)
     end_BxL = jnp.where(place_L < plan.length_B[:, None], plan.length_B[:, None], 0)
     place_BxL = jnp.broadcast_to(place_L, (batch, length))
     masked = MaskedRows(place_BxL, open_BxL, place_BxL, jnp.zeros_like(place_BxL), end_BxL)
-    hidden_BxLxD = network.masked_hidden(state.tokens_BxL, masked, kind.compute)
+    hidden_BxLxD = network.masked_hidden(state.tokens_BxL, masked, compute)
 
     place_BxW = jnp.sort(jnp.where(open_BxL, place_L, length), axis=1)[:, :rows]
     open_BxW = place_BxW < length
@@ -84,7 +89,7 @@ def _advance(
 ) -> tuple[State, Any]:
     rows = min(bucket(int((plan.length_B - plan.given_B).max())), plan.tokens_BxL.shape[1])
     how = (decoding.steps, decoding.remask, decoding.certainty)
-    return decode_masked(params, state, plan, number, kind, rows, *how), carry
+    return decode_masked(params, state, plan, number, kind.config, kind.compute, rows, *how), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: 0, planned=False, causal=False, cached=False)

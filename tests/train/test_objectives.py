@@ -13,6 +13,7 @@ from flax import nnx
 import a3jax
 from a3jax.attention import chunked
 from a3jax.checkpoint.folder import find
+from a3jax.commands.curriculum import Curriculum, CurriculumOptions
 from a3jax.config import MASKED, AdaptConfig, Config, DataConfig, DiffusionConfig, FimConfig, ModelConfig, Stage, TrainConfig
 from a3jax.curriculum import Plateau, direct
 from a3jax.errors import UserError
@@ -247,7 +248,7 @@ def test_objective_ar_is_a3_from_left_to_right(experiment):
 
 def test_an_older_record_is_that_of_an_any_order_model(model_folder, tmp_path):
     record = json.loads((model_folder / "record.json").read_text())
-    del record["objective"], record["fim_tokens"]
+    del record["objective"], record["mask_block"], record["fim_tokens"]
     folder = tmp_path / "old"
     folder.mkdir()
     for file in model_folder.iterdir():
@@ -290,6 +291,12 @@ def test_what_means_nothing_with_an_objective_is_refused_in_a_line(changes, mess
     plain = {"name": "test", "model": SMALL, "objective": "diffusion", "curriculum": (Stage(10),)}
     with pytest.raises(UserError, match=message):
         Config(**{**plain, **changes})
+
+
+def test_masks_are_no_orders_to_show():
+    config = Config(name="test", model=SMALL, objective="diffusion", curriculum=(Stage(10),))
+    with pytest.raises(UserError, match="objective diffusion draws masks and no orders"):
+        Curriculum(config, CurriculumOptions()).run()
 
 
 def test_other_objectives_train_all_weights_unless_told_otherwise():
