@@ -34,8 +34,18 @@ predictions of the left-to-right view. The two-stream export generates left to r
 """
 
 _MASKED = """\
-This model was trained by masked diffusion: what it learned needs rows that see the text on both sides, and the vector that
-stands in the place of masked tokens. This folder is its left-to-right view, which nothing trained.
+This model was trained by masked diffusion. Its rows see the text on both sides, and read the vector of `mask_vector.npy` in
+the place of masked tokens; [:, t] predicts token t + 1. What the weights predict from left to right, nothing trained.
+
+```python
+read = model.get_input_embeddings()(ids)
+read[masked] = torch.from_numpy(numpy.load("{name}/mask_vector.npy")).to(read.dtype)
+everything = torch.zeros(1, 1, ids.shape[1], ids.shape[1], dtype=read.dtype)      # a mask that is added to scores
+model(inputs_embeds=read, attention_mask=everything).logits
+```
+"""
+_BLOCKS = """\
+Blocks of {block} tokens come from left to right: a row sees the blocks before its own, and its own.
 """
 
 
@@ -67,5 +77,5 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
     if not both and config.seeding == "learned":
         use += "\n" + _LEARNED
     if record.mask_block is not None:
-        use += "\n" + _MASKED
+        use += "\n" + _MASKED.format(name=name) + ("\n" + _BLOCKS.format(block=record.mask_block)) * bool(record.mask_block)
     return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", use])

@@ -20,11 +20,10 @@ are plain autoregression, and one block for a whole window is masked diffusion.
 
 **The draw.** Of the n tokens of a document, or of its part of a block, that are neither given nor padding, m are masked, m
 drawn evenly from 1 to n, and which of them too. A masked token's loss has the weight n / m: the share t = m / n is uniform,
-and weighted 1 / t. The
-expected loss is the negative evidence lower bound (ELBO). It is that of the usual form, where each token is masked with odds
-t uniform in [0, 1]: there a set of m tokens counts with the integral of t^(m-1) (1-t)^(n-m), which is 1 / (m C(n, m)), and
-here with (1 / n) (1 / C(n, m)) (n / m), the same. This form never draws an empty set, and no weight is above n (arXiv
-2502.09992 evaluates so). Every document draws its own m, since it sees nothing but itself.
+and weighted 1 / t. The expected loss is the negative evidence lower bound (ELBO). It is that of the usual form, where each
+token is masked with odds t uniform in [0, 1]: there a set of m tokens counts with the integral of t^(m-1) (1-t)^(n-m),
+which is 1 / (m C(n, m)), and here with (1 / n) (1 / C(n, m)) (n / m), the same. This form never draws an empty set, and no
+weight is above n (arXiv 2502.09992 evaluates so). Every document or block draws its own m, since it is predicted by itself.
 
 The bound is also the mean over all orders, block by block where there are blocks, of the log-likelihood of predicting one
 token after the other, so it is at most the log-likelihood of the model that draws an order first (Jensen's inequality).
