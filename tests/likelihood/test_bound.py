@@ -12,7 +12,10 @@ import torch
 import transformers
 from flax import nnx
 
-from a3jax.checkpoint.folder import load_params
+from a3jax.checkpoint.folder import find, load_arrays, load_params, save_model
+from a3jax.checkpoint.provenance import Provenance
+from a3jax.data.tokenizer import byte_codec
+from a3jax.export.exporter import export_model
 from a3jax.likelihood import held_out as held_outs
 from a3jax.likelihood.forward import bound
 from a3jax.likelihood.held_out import HeldOut
@@ -27,8 +30,8 @@ V, N = 3, 4
 """Words, and tokens behind the first."""
 
 
-def test_one_stream_computes_what_transformers_does_with_everything_in_sight(pretrained, imported):
-    checkpoint, folder = imported("llama"), pretrained("llama")
+def test_one_stream_computes_what_transformers_does_of_an_export_with_everything_in_sight(imported, tmp_path):
+    checkpoint = imported("llama")
     network = nnx.merge(graph(checkpoint.config), load_params(checkpoint))
     rng = np.random.default_rng(0)
     tokens, masked = rng.integers(0, 300, (2, 20)), rng.random((2, 20)) < 0.5
@@ -37,12 +40,15 @@ def test_one_stream_computes_what_transformers_does_with_everything_in_sight(pre
     hidden = network.masked_hidden(jnp.asarray(tokens), jax.tree.map(jnp.asarray, rows), HOW)
     ours = np.asarray(hidden @ network.output_matrix[...].T)
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    arrays, folder = load_arrays(checkpoint), tmp_path / "exported"
+    record = Provenance("source", objective="diffusion", mask_block=0)
+    save_model(tmp_path / "model", checkpoint.config, arrays, record, byte_codec().files)
+    export_model(find(tmp_path / "model"), folder, "llama")
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, **how).eval()
     with torch.no_grad():
         read = theirs.get_input_embeddings()(torch.from_numpy(tokens))
-        read[torch.from_numpy(masked)] = torch.from_numpy(np.array(network.query_seed[...]))
+        read[torch.from_numpy(masked)] = torch.from_numpy(np.load(folder / "mask_vector.npy"))
         logits = theirs(inputs_embeds=read, attention_mask=torch.zeros(2, 1, 20, 20)).logits.numpy()
     np.testing.assert_allclose(ours, logits, atol=1e-4, rtol=0)
 
@@ -92,14 +98,14 @@ def test_the_mean_of_draws_is_the_bound_which_is_below_the_likelihood_of_a_distr
     draws = 4000
     tokens, segments = np.tile(text, (draws, 1)), np.ones((draws, N + 1), np.int32)
     masking = draw_masking(example_keys(0, 0, draws), segments)
-    each = np.asarray(bound(net, tokens, masking, HOW)).sum(1)
-    assert each.mean() == pytest.approx(exact, abs=4 * each.std() / math.sqrt(draws))
+    each = np.asarray(bound(net, tokens, masking, HOW), np.float64).sum(1)
+    assert each.mean() == pytest.approx(exact, abs=4 * float(each.std()) / math.sqrt(draws))
 
     model = Network(config, nnx.state(net, nnx.Param), HOW)
     scored = token_log_likelihood(model, text, [True] + [False] * N, "bound", orders=400)
     assert scored.is_bound
     assert scored.total == pytest.approx(exact, abs=4 * scored.error)
-    assert scored.error == pytest.approx(each.std() / math.sqrt(400), rel=0.2)
+    assert scored.error == pytest.approx(float(each.std()) / math.sqrt(400), rel=0.2)
     assert sum(scored.log_probs) == pytest.approx(scored.total, rel=1e-5)
 
 
