@@ -14,6 +14,7 @@ import dataclasses
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from a3jax.config import AdaptConfig, Config, DataConfig, FimConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.curriculum import direct, paper
@@ -30,7 +31,7 @@ RATES = [3e-4, 1e-3, 3e-3]
 CHOSEN: dict[str, float] = {}
 """The learning rate of each arm, by dev files; none before the search is done."""
 
-Arm = dict[str, object]
+Arm = dict[str, Any]
 Curriculum = Callable[[int], tuple[Stage, ...]]
 
 

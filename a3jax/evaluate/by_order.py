@@ -95,7 +95,7 @@ class ByOrder:
                 found[item.id]["figures"][SUMMARY] = {BOUND: row}
         asked = [(item, name) for item in items for name in self._orders if name != BOUND]
         orders = jax.device_get([self._order(item, name) for item, name in asked])
-        log_probs = forced(self._model, [item.content[0] for item, _ in asked], orders)
+        log_probs = forced(self._model, [item.content[0] for item, _ in asked], orders) if asked else []
         for (item, name), order, log_prob_L in zip(asked, orders, log_probs):
             place, visible = predicted(order)
             for table, row in _figures(item, name, place, visible, -log_prob_L[place].astype(float)).items():
@@ -106,8 +106,9 @@ class ByOrder:
         """Of every window a draw of the upper bound on its nats, as a mean of several."""
         texts = [item.content[0] for item in items]
         given = [[place == 0 for place in range(len(text))] for text in texts]
-        how = {"mask_block": self._model.record.mask_block}
-        return [-one.total for one in token_log_likelihoods(self._model, texts, given, BOUND, self._seed, DRAWS, **how)]
+        block = self._model.record.mask_block
+        found = token_log_likelihoods(self._model, texts, given, BOUND, self._seed, DRAWS, mask_block=block)
+        return [-one.total for one in found]
 
     def _order(self, item: Item, name: str) -> Order:
         tokens, seed, seeding = item.content[0], f"{self._seed} {item.id}", self._model.config.seeding

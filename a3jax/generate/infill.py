@@ -140,7 +140,7 @@ def infill_batch(
     decodings = _each(decoding, len(templates), changes)
     check_mode(model, decodings[0])
     if decodings[0].mode == "block_diffusion" and not decodings[0].block:
-        decodings = [dataclasses.replace(one, block=model.record.mask_block) for one in decodings]
+        decodings = [dataclasses.replace(one, block=model.record.mask_block or 0) for one in decodings]
     parsed = [parse(t) if isinstance(t, str) else t for t in templates]
     sized = [_with_lengths(model, *one) for one in zip(parsed, decodings)]
     documents = [document_of(model, template) for template in sized]

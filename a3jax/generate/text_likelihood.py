@@ -48,8 +48,8 @@ def blanks_log_likelihoods(model: Model, documents: Sequence[Document], decoding
     if decoding.mode == "fim":
         documents = [middle_last(one, one.tokens, 0, model.record.fim_tokens) for one in documents]
     tokens, given = [one.tokens for one in documents], [one.given for one in documents]
-    how = {"prefill": decoding.prefill, "mask_block": block}
-    return token_log_likelihoods(model, tokens, given, order, decoding.seed, orders, **how)
+    prefill = decoding.prefill
+    return token_log_likelihoods(model, tokens, given, order, decoding.seed, orders, prefill=prefill, mask_block=block)
 
 
 def log_likelihoods(

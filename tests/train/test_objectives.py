@@ -13,11 +13,15 @@ from flax import nnx
 import a3jax
 from a3jax.attention import chunked
 from a3jax.checkpoint.folder import find
+from a3jax.cli import main
 from a3jax.commands.curriculum import Curriculum, CurriculumOptions
 from a3jax.config import MASKED, AdaptConfig, Config, DataConfig, DiffusionConfig, FimConfig, ModelConfig, Stage, TrainConfig
 from a3jax.curriculum import Plateau, direct
+from a3jax.decode.settings import Decoding
+from a3jax.decode.template import lay_out
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
+from a3jax.generate.text_likelihood import blanks_log_likelihoods
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import draw_masking, example_keys
 from a3jax.train import metrics
@@ -188,7 +192,9 @@ def of(experiment, objective, run, **changes):
         ("fim", {"fim": FimConfig(tokens=(258, 259, 260))}, {"ar", "in_order_4", "random_1", "random_4", "random_8"}),
     ],
 )
-def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objective, options, figures, experiment, tmp_path):
+def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(
+    objective, options, figures, experiment, tmp_path, capsys
+):
     summary = train(of(experiment, objective, "run", **options))
     assert set(summary.nll) == figures
     record = find(experiment("run").run_folder).record
@@ -212,6 +218,16 @@ def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objecti
         score = a3jax.log_likelihood(model, "one two three", order="bound", orders=4)
         assert score.is_bound
         assert score.error > 0
+        (tmp_path / "text.txt").write_text("one two three")
+        main(["score", summary.run, "--text", "one two three", "--order", "bound", "--orders", "4", "--json"])
+        scored = last(capsys)
+        assert scored["log_likelihood_bound"] == pytest.approx(score.total)
+        assert scored["monte_carlo_error"] == pytest.approx(score.error)
+        main(["evaluate", summary.run, "--tasks", "likelihood", "--text", str(tmp_path / "text.txt"), "--json"])
+        table = last(capsys)["tasks"]["likelihood"]["tables"]["likelihood"]
+        assert set(table) == {"ar", "bound"}
+        filled = lay_out(("one ", " three"), ["two"], model.codec)
+        assert blanks_log_likelihoods(model, [filled], Decoding(mode=objective))[0].is_bound
         for order in ("random_4", "in_order_2"):
             with pytest.raises(UserError, match=f"this one's objective is {objective}; give bound or ar"):
                 a3jax.log_likelihood(model, "one two three", order=order)
@@ -232,10 +248,18 @@ def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(objecti
             score = a3jax.token_log_likelihood(model, prompt + found, given)
             assert score.total == pytest.approx(blank.log_prob, abs=1e-4)
         assert filled.forwards == 5
+        document = lay_out(("one ", " three "), [first], model.codec)
+        (alone,) = blanks_log_likelihoods(model, [document], Decoding(mode="fim"))
+        assert alone.total == pytest.approx(filled.blanks[0].log_prob, abs=1e-4)
         with pytest.raises(UserError, match="order bound is for models of masked diffusion"):
             a3jax.log_likelihood(model, "one two three", order="bound")
         with pytest.raises(UserError, match="mode diffusion is for models of objective diffusion"):
             a3jax.infill(model, "one [[6]] three", mode="diffusion")
+
+
+def last(capsys):
+    """What a command answered."""
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_objective_ar_is_a3_from_left_to_right(experiment):

@@ -8,6 +8,7 @@ are drawn evenly. A document keeps its number of tokens, so the three marks, and
 the place of its last ones. All tokens count in the loss, marks too, as in the paper.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -39,7 +40,7 @@ class FillInTheMiddle:
 
 def rearranged(keys_B: Array, tokens_BxL: Array, segment_BxL: Array, model: ModelConfig, fim: FimConfig) -> Array:
     """The tokens of a batch of windows, B x L, some of its documents rearranged; one key for each window."""
-    return jax.vmap(lambda *window: _window(*window, model, fim))(keys_B, tokens_BxL, segment_BxL)
+    return jax.vmap(functools.partial(_window, model=model, fim=fim))(keys_B, tokens_BxL, segment_BxL)
 
 
 def _window(key: Array, token_L: Array, segment_L: Array, model: ModelConfig, fim: FimConfig) -> Array:
