@@ -25,18 +25,22 @@ DRAWS = 8
 
 
 class Nll(NamedTuple):
-    """Nats per predicted token, of all tokens and of parts of them; None where a part has none.
-
-    For `bound` it is an upper bound, the mean of several draws of masks: nats per token that may be masked.
-    """
+    """Nats per predicted token, of all tokens and of parts of them; None where a part has none."""
 
     nll: float
-    nll_by_rank: tuple[float | None, ...] | None = None
+    nll_by_rank: tuple[float | None, ...]
     """By the quarter of its document's order in which a token comes."""
-    nll_by_visible: tuple[float | None, ...] | None = None
+    nll_by_visible: tuple[float | None, ...]
     """By how much of a window a token sees, in quarters of the window's length."""
-    nll_error: float | None = None
-    """Of a bound, the Monte Carlo standard error over its draws."""
+
+
+class Bound(NamedTuple):
+    """An upper bound on the nats per token that may be masked."""
+
+    nll: float
+    """The mean of several draws of masks."""
+    nll_error: float
+    """Its Monte Carlo standard error."""
 
 
 class HeldOut:
@@ -64,7 +68,7 @@ class HeldOut:
         self._sums = functools.partial(_sums, graph, compute)
         self._draw = jax.jit(draw_mixture, static_argnames=("parts", "seeding"))
 
-    def nll(self, params: nnx.State, orders: tuple[str, ...] | None = None) -> dict[str, Nll]:
+    def nll(self, params: nnx.State, orders: tuple[str, ...] | None = None) -> dict[str, Nll | Bound]:
         """The NLL in each named order, or in all; empty without windows.
 
         A window's order, and its masks, are always the same, whatever the batch.
@@ -74,14 +78,14 @@ class HeldOut:
         names = self._figures if orders is None else orders
         return {name: self._bound(params) if name == BOUND else self._one(params, name) for name in names}
 
-    def _bound(self, params: nnx.State) -> Nll:
+    def _bound(self, params: nnx.State) -> Bound:
         found = [
             [self._bound_sums(params, batch["tokens"], batch["segments"], keys, draw) for draw in range(DRAWS)]
             for keys, batch in zip(self._keys, self._batches)
         ]
         total_D, count_D = np.moveaxis(np.array(jax.device_get(found), np.float64).sum(0), -1, 0)
         nll_D = -total_D / np.maximum(1, count_D)
-        return Nll(float(nll_D.mean()), nll_error=float(nll_D.std(ddof=1) / math.sqrt(DRAWS)))
+        return Bound(float(nll_D.mean()), float(nll_D.std(ddof=1) / math.sqrt(DRAWS)))
 
     def _one(self, params: nnx.State, name: str) -> Nll:
         kind = Part.named(name)

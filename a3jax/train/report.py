@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
-from a3jax.likelihood.held_out import Nll
+from a3jax.likelihood.held_out import Bound, Nll
 from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.counts import Counts
@@ -146,15 +146,19 @@ class Report:
         self._bar.note(f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
         self._judge(step, loss, norm, bool(bad))
 
-    def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll]]) -> dict[str, float]:
+    def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
         """Run and report an evaluation. Returns the NLL by order."""
         self.flush()
         with self.pause("evaluating"):
             found = evaluate()
         if found and self._log:
-            parts = Nll._fields if self._config.train.eval_stages else ("nll", "nll_error")
-            each = {f"{part}/{order}": getattr(nll, part) for part in parts for order, nll in found.items()}
-            self._log.write(step=step, **{name: value for name, value in each.items() if value is not None})
+            parts = {
+                f"{part}/{order}": value
+                for order, figures in found.items()
+                for part, value in figures._asdict().items()
+                if self._config.train.eval_stages or not part.startswith("nll_by")
+            }
+            self._log.write(step=step, **parts)
         return {order: nll.nll for order, nll in found.items()}
 
     def rewind(self, step: int, tokens: int) -> None:
