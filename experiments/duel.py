@@ -8,6 +8,10 @@ Two budgets, 2% and 20% of what the base was pretrained with. Arms differ in wha
 numbers of steps: as many as the budget has of useful FLOPs (`a3jax.train.flops`), of full windows of one document each. A
 curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of the `RATES`;
 the rate that is best on dev files then goes into `CHOSEN`, and the same command goes on with three seeds of both budgets.
+
+The plan, as `python experiments/duel.py` prints it: 2.2e15 FLOPs for the base, 4.5e13 and 4.5e14 for a run, 1.3e15 for the
+search and 1.5e16 for the duel; in all 1.8e16, or 51 hours at 1e11 FLOP/s. Half of that is the price of a base that was
+pretrained with half of the tokens (`TOKENS` of duel_base.py).
 """
 
 import dataclasses
@@ -21,9 +25,11 @@ from a3jax.curriculum import direct, paper
 from a3jax.sweep import Trials, chain, product, seeds
 from a3jax.train import flops
 
-BASE: ModelConfig = runpy.run_path(str(Path(__file__).with_name("duel_base.py")))["MODEL"]
-LENGTH, BATCH = 512, 8
-PRETRAINED = 100_000_000 / LENGTH * flops.per_window(BASE, Stage(1), LENGTH)
+_BASE = runpy.run_path(str(Path(__file__).with_name("duel_base.py")))
+BASE: ModelConfig = _BASE["MODEL"]
+"""The shape of runs/duel_base."""
+LENGTH, BATCH = _BASE["LENGTH"], 8
+PRETRAINED = _BASE["TOKENS"] / LENGTH * flops.per_window(BASE, Stage(1), LENGTH)
 """FLOPs of the base."""
 BUDGETS = {"2%": 0.02 * PRETRAINED, "20%": 0.2 * PRETRAINED}
 
@@ -101,6 +107,8 @@ def sweep() -> Trials:
 
 
 if __name__ == "__main__":
+    runs = len(ARMS) * (len(RATES) * BUDGETS["2%"] + 3 * sum(BUDGETS.values()))
+    print(f"base {PRETRAINED:.2e} FLOPs, search and duel {runs:.2e}")
     for budget, total in BUDGETS.items():
         for name, (curriculum, arm) in ARMS.items():
             print(
