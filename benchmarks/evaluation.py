@@ -27,7 +27,7 @@ from a3jax.evaluate.evaluation import evaluate
 from a3jax.evaluate.texts import read_texts
 from a3jax.likelihood.scoring import BATCH
 from a3jax.ordering import example_keys
-from a3jax.train.objective import Objective
+from a3jax.train.objectives.any_order import AnyOrder
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def forward(options: Options, model: a3jax.Model) -> int:
     """As many batches as evaluation has, of as many windows each, none of them padded. Returns their tokens."""
     tokens_BxL = np.random.default_rng(0).integers(0, model.config.vocab, (BATCH, options.length), np.int32)
     batch = {"tokens": jnp.asarray(tokens_BxL), "segments": jnp.ones_like(tokens_BxL)}
-    objective = Objective(model.config, Stage(1, *parse_order(options.order)), model.compute, 1024)
+    objective = AnyOrder(model.config, Stage(1, *parse_order(options.order)), model.compute, 1024)
     keys_B = example_keys(0, 0, BATCH)
     passes = math.ceil(options.windows / BATCH)
     for _ in range(passes):
@@ -71,7 +71,7 @@ def forward(options: Options, model: a3jax.Model) -> int:
     return passes * tokens_BxL.size
 
 
-_sums = jax.jit(Objective.sums, static_argnums=0)
+_sums = jax.jit(AnyOrder.sums, static_argnums=0)
 
 
 def rates(step: Callable[[], int]) -> tuple[float, float]:

@@ -55,6 +55,40 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
     return tuple(_norm(x, params["final_norm"], config.norm_eps) @ head.T for x in (content, query))
 
 
+def masked_stream(config: ModelConfig, params: dict, tokens, masked, sees=None):
+    """Logits L x V of one stream over one document; masked tokens are the query seed. Those of row t are of token t + 1.
+
+    Rows see all of the document, or what `sees`, L x L, says.
+    """
+    params = {k: np.asarray(v, np.float64) if k != "blocks" else v for k, v in params.items()}
+    x = np.where(np.asarray(masked)[:, None], params["query_seed"], params["embedding"][np.asarray(tokens)])
+    position = np.arange(len(tokens))
+    sees = np.ones((len(tokens), len(tokens)), bool) if sees is None else sees
+    for n in range(config.layers):
+        w = with_adapters({k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()})
+        x = _layer(config, w, x, position, sees, *_keys_values(config, w, x, position))
+    head = params["embedding" if config.tied_head else "head"]
+    return _norm(x, params["final_norm"], config.norm_eps) @ head.T
+
+
+def block_log_probs(config: ModelConfig, params: dict, tokens, masked, block_of):
+    """log p, L x V, of every token of a document in block diffusion, by place; `block_of` numbers the places' blocks.
+
+    One pass for each block, over the clean blocks before it and its own with its tokens masked.
+    """
+    block_of = np.asarray(block_of)
+    found = np.zeros((len(tokens), config.vocab))
+    for number in np.unique(block_of):
+        count = int((block_of <= number).sum())
+        blocks, here = block_of[:count], block_of[:count] == number
+        logits = masked_stream(
+            config, params, tokens[:count], np.asarray(masked)[:count] & here, blocks[None] <= blocks[:, None]
+        )
+        places = np.flatnonzero(here & (np.arange(count) > 0))
+        found[places] = log_softmax(logits)[places - 1]
+    return found
+
+
 def with_adapters(weights):
     """Weights with the product of their adapters' two factors added, where they have some."""
     names = [name for name in weights if f"{name}_in" in weights]

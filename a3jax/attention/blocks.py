@@ -6,6 +6,15 @@ from jax import Array
 ATTENTION = "attention"
 """What rematerialization calls the result of a path and the log-sum-exp beside it: all that its backward pass needs."""
 
+Range = tuple[Array, Array]
+"""The first key of each row's range and the one after its last; int32, of the shape of rows."""
+
+
+def visible(key: Array, start: Array, end: Array, own: Range | None) -> Array:
+    """Whether rows see keys: their number, ... x L."""
+    seen = (key >= start[..., None]) & (key < end[..., None])
+    return seen if own is None else seen | visible(key, *own, None)
+
 
 def visible_keys(start_BxR: Array, end_BxR: Array, rows: int, keys: int) -> tuple[Array, Array]:
     """For every block of `rows` rows the first block of `keys` keys that one of them sees, and the one after the last.

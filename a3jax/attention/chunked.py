@@ -7,6 +7,7 @@ saved log-sum-exp (Dao et al., arXiv 2205.14135). The loop bounds are data, so o
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from a3jax.attention.blocks import ATTENTION, visible_keys
+from a3jax.attention.blocks import ATTENTION, Range, visible, visible_keys
 
 ROW_BLOCK = 256
 KEY_BLOCK = 256
@@ -26,25 +27,34 @@ class _Blocks(NamedTuple):
     query: Array  # n x B x K x (G r) x E, scaled
     start: Array  # n x B x r
     end: Array  # n x B x r
+    own: Range | None  # the same of a second range
 
 
 def chunked_attention(
-    query_BxRxHxE: Array, key_BxLxKxE: Array, value_BxLxKxE: Array, start_BxR: Array, end_BxR: Array
+    query_BxRxHxE: Array,
+    key_BxLxKxE: Array,
+    value_BxLxKxE: Array,
+    start_BxR: Array,
+    end_BxR: Array,
+    own: Range | None = None,
 ) -> Array:
     """See `a3jax.attention.attend`. Holds B x H x ROW_BLOCK x KEY_BLOCK float32 scores at a time."""
-    return _attention(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
+    return _attention(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR, own)
 
 
 @jax.custom_vjp
-def _attention(query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
-    return _forward(query, key, value, start, end)[0]
+def _attention(query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None) -> Array:
+    return _forward(query, key, value, start, end, own)[0]
 
 
-def _forward(query: Array, key: Array, value: Array, start: Array, end: Array) -> tuple[Array, tuple]:
+def _forward(query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None) -> tuple[Array, tuple]:
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
 
     def row_block(blocks: _Blocks) -> tuple[Array, Array]:
-        def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, number = _key_blocks(blocks)
+
+        def key_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            j = number(i)
             top, total, output = carry
             scores = _scores(blocks, _take(key_BxKxLxE, j), j)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
@@ -55,20 +65,20 @@ def _forward(query: Array, key: Array, value: Array, start: Array, end: Array) -
 
         rows = blocks.query.shape[:-1]
         empty = (jnp.full((*rows, 1), _HIDDEN), jnp.zeros((*rows, 1)), jnp.zeros(blocks.query.shape, jnp.float32))
-        top, total, output = jax.lax.fori_loop(*_visible(blocks), key_block, empty)
+        top, total, output = jax.lax.fori_loop(0, count, key_block, empty)
         seen = total > 0
         # An unseen row's log-sum-exp is +inf, so that its weights rebuilt in the backward pass are zero.
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
         return output / jnp.where(seen, total, 1.0), lse
 
-    output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], start, end))
+    output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], start, end, own))
     output_BxRxHxE = checkpoint_name(_join_rows(output, query.shape).astype(query.dtype), ATTENTION)
     lse = checkpoint_name(lse, ATTENTION)
-    return output_BxRxHxE, (query, key, value, start, end, output_BxRxHxE, lse)
+    return output_BxRxHxE, (query, key, value, start, end, own, output_BxRxHxE, lse)
 
 
 def _backward(saved: tuple, d_output: Array) -> tuple:
-    query, key, value, start, end, output, lse = saved
+    query, key, value, start, end, own, output, lse = saved
     kv_heads = key.shape[2]
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
     fold = functools.partial(_fold_rows, kv_heads=kv_heads)
@@ -77,7 +87,10 @@ def _backward(saved: tuple, d_output: Array) -> tuple:
     def row_block(carry: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], Array]:
         blocks, d_out, lse, delta = xs
 
-        def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, number = _key_blocks(blocks)
+
+        def key_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            j = number(i)
             d_query, d_key, d_value = carry
             key_block, value_block = _take(key_BxKxLxE, j), _take(value_BxKxLxE, j)
             scores = _scores(blocks, key_block, j)
@@ -90,16 +103,16 @@ def _backward(saved: tuple, d_output: Array) -> tuple:
             return d_query, d_key, d_value
 
         zero = jnp.zeros(blocks.query.shape, jnp.float32)
-        d_query, d_key, d_value = jax.lax.fori_loop(*_visible(blocks), key_block, (zero, *carry))
+        d_query, d_key, d_value = jax.lax.fori_loop(0, count, key_block, (zero, *carry))
         return (d_key, d_value), d_query
 
     zeros = jnp.zeros(key_BxKxLxE.shape, jnp.float32)
-    blocks = _row_blocks(query, kv_heads, start, end)
+    blocks = _row_blocks(query, kv_heads, start, end, own)
     (d_key, d_value), d_query = jax.lax.scan(row_block, (zeros, zeros), (blocks, fold(d_output), lse, delta))
     d_query = _join_rows(d_query, query.shape) * query.shape[-1] ** -0.5
     length = key.shape[1]
     d_key, d_value = (d.swapaxes(1, 2)[:, :length] for d in (d_key, d_value))
-    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -110,16 +123,26 @@ _HIDDEN = -1e30
 def _scores(blocks: _Blocks, key_block: Array, j: Array) -> Array:
     """Scores of one block of rows against key block j: B x K x (G r) x l float32, hidden ones at `_HIDDEN`."""
     index_l = j * KEY_BLOCK + jnp.arange(KEY_BLOCK)
-    visible_Bxrxl = (index_l >= blocks.start[..., None]) & (index_l < blocks.end[..., None])
+    visible_Bxrxl = visible(index_l, blocks.start, blocks.end, blocks.own)
     groups = blocks.query.shape[2] // blocks.start.shape[1]
     mask = jnp.tile(visible_Bxrxl, (1, groups, 1))[:, None]
     return jnp.where(mask, _matmul(blocks.query, key_block.mT), _HIDDEN)
 
 
-def _visible(blocks: _Blocks) -> tuple[Array, Array]:
-    """The range of key blocks that some row of the block sees, in some example."""
-    first, last = visible_keys(blocks.start, blocks.end, blocks.start.shape[1], KEY_BLOCK)
-    return first.min(), last.max()
+def _key_blocks(blocks: _Blocks) -> tuple[Array, Callable[[Array], Array]]:
+    """How many key blocks some row of the block sees, in some example, and which they are, by number from 0."""
+
+    def bounds(start_Bxr: Array, end_Bxr: Array) -> Range:
+        first, last = visible_keys(start_Bxr, end_Bxr, start_Bxr.shape[1], KEY_BLOCK)
+        return first.min(), last.max()
+
+    first, last = bounds(blocks.start, blocks.end)
+    count = jnp.maximum(last - first, 0)
+    if blocks.own is None:
+        return count, lambda i: first + i
+    own_first, own_last = bounds(*blocks.own)
+    own_first = jnp.maximum(own_first, last)  # no block twice
+    return count + jnp.maximum(own_last - own_first, 0), lambda i: jnp.where(i < count, first + i, own_first + i - count)
 
 
 def _matmul(a: Array, b: Array) -> Array:
@@ -140,7 +163,7 @@ def _pad_keys(x_BxLxKxE: Array) -> Array:
     return jnp.pad(x_BxLxKxE, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
 
 
-def _row_blocks(query: Array, kv_heads: int, start: Array, end: Array) -> _Blocks:
+def _row_blocks(query: Array, kv_heads: int, start: Array, end: Array, own: Range | None) -> _Blocks:
     def cut(x_BxR: Array) -> Array:
         rows = x_BxR.shape[1]
         size = min(ROW_BLOCK, rows)
@@ -148,7 +171,8 @@ def _row_blocks(query: Array, kv_heads: int, start: Array, end: Array) -> _Block
         return padded.reshape(x_BxR.shape[0], -1, size).swapaxes(0, 1)
 
     scale = query.shape[-1] ** -0.5
-    return _Blocks(_fold_rows((query * scale).astype(query.dtype), kv_heads), cut(start), cut(end))
+    folded = _fold_rows((query * scale).astype(query.dtype), kv_heads)
+    return _Blocks(folded, cut(start), cut(end), None if own is None else (cut(own[0]), cut(own[1])))
 
 
 def _fold_rows(x_BxRxHxE: Array, kv_heads: int) -> Array:

@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from a3jax.attention.blocks import Range, visible
+
 
 def dense_attention(
-    query_BxRxHxE: Array, key_BxLxKxE: Array, value_BxLxKxE: Array, start_BxR: Array, end_BxR: Array
+    query_BxRxHxE: Array,
+    key_BxLxKxE: Array,
+    value_BxLxKxE: Array,
+    start_BxR: Array,
+    end_BxR: Array,
+    own: Range | None = None,
 ) -> Array:
     """See `a3jax.attention.attend`. Holds B x H x R x L float32 scores."""
     B, R, H, E = query_BxRxHxE.shape
@@ -14,8 +21,7 @@ def dense_attention(
     query_BxRxKxGxE = query_BxRxHxE.reshape(B, R, K, H // K, E)
     scores = jnp.einsum("brkge,blke->bkgrl", query_BxRxKxGxE, key_BxLxKxE, preferred_element_type=jnp.float32) * E**-0.5
     index_L = jnp.arange(L)
-    visible_BxRxL = (index_L >= start_BxR[..., None]) & (index_L < end_BxR[..., None])
-    mask = visible_BxRxL[:, None, None]
+    mask = visible(index_L, start_BxR, end_BxR, own)[:, None, None]
     # Finite, so that a row that sees nothing has no NaN in its gradient either; its uniform weights become zero below.
     weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
     weights = jnp.where(mask, weights, 0.0).astype(value_BxLxKxE.dtype)

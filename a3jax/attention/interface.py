@@ -8,6 +8,7 @@ import jax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
+from a3jax.attention.blocks import Range
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
 from a3jax.devices.context_parallel import gathered
@@ -29,8 +30,11 @@ def attend(
     start_BxR: Array,
     end_BxR: Array,
     implementation: Implementation = "auto",
+    own: Range | None = None,
 ) -> Array:
     """Softmax attention of each row over keys [start, end), scaled by E**-0.5; a row with an empty range gives zero.
+
+    `own` is a second range of each row, behind the first, which block diffusion has: the kernels do not know it.
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
@@ -41,17 +45,23 @@ def attend(
     Ranges are those of documents, `splash` relies on it: within an example, ranges that start at different keys do not
     overlap. Raises `UserError` where a named implementation cannot run.
     """
+    if own is not None and implementation not in ("dense", "chunked"):
+        if implementation != "auto":
+            raise UserError(f"train.attention is '{implementation}', which knows one range of keys a row; give auto")
+        implementation = "dense" if key_BxLxKxE.shape[1] <= DENSE_KEYS else "chunked"
     function = _function(choose(implementation, platform(), key_BxLxKxE.shape[1]))
+    ranges = (start_BxR, end_BxR) if own is None else (start_BxR, end_BxR, own)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
+        return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, *ranges)
 
-    def device(query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
-        return function(query, gathered(key), gathered(value), start, end)
+    def device(query: Array, key: Array, value: Array, *ranges: Array | Range) -> Array:
+        return function(query, gathered(key), gathered(value), *ranges)
 
     heads, rows = P(BATCH, "context", "tensor", None), P(BATCH, "context")
-    split = jax.shard_map(device, mesh=mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
-    return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR)
+    parts = (heads, heads, heads, *jax.tree.map(lambda _: rows, ranges))
+    split = jax.shard_map(device, mesh=mesh, in_specs=parts, out_specs=heads, check_vma=False)
+    return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, *ranges)
 
 
 def choose(implementation: Implementation, platform: str, keys: int) -> Implementation:

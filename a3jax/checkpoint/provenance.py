@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from a3jax.config import Objective
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -18,6 +20,12 @@ class Provenance:
     """Tokens of documents that were trained on, given ones included and those of every epoch again; neither padding nor
     what was read again as context (`tokens` of `a3jax.train.counts.Counts`, summed)."""
     stages: tuple[str, ...] = ()
-    """Curriculum stages trained, oldest first; the last may be unfinished."""
+    """Curriculum stages trained, oldest first, or objectives that have none; the last may be unfinished."""
+    objective: Objective = "a3"
+    """What they were last trained for, which tells how they predict."""
+    mask_block: int | None = None
+    """Of masked diffusion, tokens of a block, 0 where it has none; None for other objectives."""
+    fim_tokens: tuple[int, ...] = ()
+    """Of objective fim, the tokens before prefix, suffix and middle."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults and the padding token, as the source's `generation_config.json` has them; exports have them too."""

@@ -38,6 +38,7 @@ class Curriculum:
         from a3jax.show.schedule import describe, draw, show
 
         options = self.options
+        self.config.check_orders()
         if options.examples < 0:
             raise UserError(f"examples is {options.examples}; it must be at least 0")
         if options.out is not None:

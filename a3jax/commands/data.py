@@ -58,6 +58,7 @@ class Data:
         if isinstance(options, ShowOptions):
             from a3jax.show.batches import print_shown, show
 
+            self.config.check_orders()
             shown = show(self.config, options.step, options.windows, options.token)
             if options.json:
                 return dataclasses.asdict(shown)

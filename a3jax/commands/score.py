@@ -36,9 +36,10 @@ class Score:
     file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
     order: str = "ar"
-    """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once."""
+    """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once; bound for a model of
+    masked diffusion, which has no exact likelihood."""
     orders: int = 1
-    """The mean over so many orders, drawn with seed, seed + 1 and so on; of random_N, spans_N or infill_N."""
+    """The mean over so many orders, drawn with seed, seed + 1 and so on; of random_N, spans_N, infill_N or bound."""
     seed: int = 0
     """Draws the order."""
     step: int | None = None
@@ -48,9 +49,10 @@ class Score:
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
-        from a3jax.curriculum.stage import check_orders, parse_order
+        from a3jax.curriculum.stage import BOUND, check_orders, parse_order
 
-        parse_order(self.order)
+        if self.order != BOUND:
+            parse_order(self.order)
         check_orders(self.order, self.orders)
         if self.file is not None and (self.text is not None or self.blanks):
             other = "text" if self.text is not None else "blanks"
@@ -82,9 +84,10 @@ class Score:
 
     def _many(self, file: str) -> dict[str, Any]:
         """Score a text a line: an answer a line, and the figures of all texts together."""
+        from a3jax.curriculum.stage import BOUND
         from a3jax.files.strict import build
         from a3jax.generate.reading import lines, located, opened
-        from a3jax.generate.scored import Asked, figures, score, subject
+        from a3jax.generate.scored import Asked, figures, score, subject, total_name
 
         def subjects(model: "Model", source: BinaryIO, name: str) -> "Iterator[Subject]":
             for line in lines(source, name):
@@ -99,4 +102,5 @@ class Score:
                 print(json.dumps({"id": one.id, **one.summary()}))
                 texts, log_likelihood = texts + 1, log_likelihood + one.likelihood.total
                 tokens, count = tokens + len(one.texts), count + one.bytes
-        return {"texts": texts, "log_likelihood": log_likelihood, **figures(log_likelihood, tokens, count)}
+        total = {total_name(self.order == BOUND): log_likelihood}
+        return {"texts": texts, **total, **figures(log_likelihood, tokens, count)}

@@ -3,10 +3,14 @@
 from a3jax.config.experiment import Config, check_start, settled
 from a3jax.config.model import AdapterStream, ModelConfig, RopeScaling, Seeding
 from a3jax.config.sections import (
+    MASKED,
     AdaptConfig,
     DataConfig,
+    DiffusionConfig,
+    FimConfig,
     GuardConfig,
     MeshConfig,
+    Objective,
     OptimizerConfig,
     ProfileConfig,
     SourceConfig,
@@ -16,14 +20,18 @@ from a3jax.config.sections import (
 from a3jax.curriculum.stage import HeldOutOrder, Stage
 
 __all__ = [
+    "MASKED",
     "AdaptConfig",
     "AdapterStream",
     "Config",
     "DataConfig",
+    "DiffusionConfig",
+    "FimConfig",
     "GuardConfig",
     "HeldOutOrder",
     "MeshConfig",
     "ModelConfig",
+    "Objective",
     "OptimizerConfig",
     "ProfileConfig",
     "RopeScaling",

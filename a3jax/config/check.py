@@ -7,7 +7,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from a3jax.config.sections import AdaptConfig, DataConfig, GuardConfig, OptimizerConfig, ProfileConfig, TrainConfig
+from a3jax.config.model import Seeding
+from a3jax.config.sections import (
+    MASKED,
+    AdaptConfig,
+    DataConfig,
+    DiffusionConfig,
+    FimConfig,
+    GuardConfig,
+    Objective,
+    OptimizerConfig,
+    ProfileConfig,
+    TrainConfig,
+)
 from a3jax.curriculum.schedule import Schedule
 from a3jax.errors import UserError
 from a3jax.files.places import local
@@ -110,6 +122,66 @@ def check_stages(schedule: Schedule, train: TrainConfig, guard: GuardConfig) -> 
     for name, batch in batches.items():
         if batch % train.accumulate:
             raise UserError(f"train.accumulate {train.accumulate} does not divide {name} {batch}")
+
+
+def check_objective(
+    objective: Objective,
+    schedule: Schedule,
+    ar_share: float,
+    seeding: Seeding | None,
+    adapt: AdaptConfig,
+    train: TrainConfig,
+) -> None:
+    """Raise `UserError` for what means nothing with the objective: all but a3 have one stream, and no orders."""
+    plateaus = {f"curriculum.{i}.plateau.order": stage.plateau for i, stage in enumerate(schedule.stages)}
+    judges = {name: plateau.order for name, plateau in plateaus.items() if plateau}
+    judges |= {"train.best_order": train.best_order} if train.keep_best else {}
+    for name, figure in judges.items():
+        if objective in MASKED and figure not in ("ar", "bound"):
+            raise UserError(f"{name} is {figure}, but objective {objective} is evaluated by bound and ar; give one of these")
+        if objective not in MASKED and figure == "bound":
+            raise UserError(f"{name} is bound, which belongs to masked diffusion, and the objective is {objective}")
+    if objective == "a3":
+        return
+    for i, stage in enumerate(schedule.stages):
+        if not stage.is_ar:
+            what = f"curriculum.{i} ({stage.name}) draws orders, and objective {objective} has none"
+            raise UserError(f"{what}; give its stages a length alone, such as Stage(1000)")
+    if ar_share:
+        raise UserError(f"ar_share is {ar_share}, which belongs to objective a3, and the objective is {objective}")
+    if seeding == "learned":
+        raise UserError(f"seeding is learned, but objective {objective} predicts from the token before; leave seeding out")
+    if adapt.rank and adapt.stream == "query":
+        what = f"adapt.rank is {adapt.rank} (query), but objective {objective} has one stream"
+        raise UserError(f"{what}; give adapt.stream both, or adapt.rank 0 to train all weights")
+    if adapt.distill and objective != "ar":
+        raise UserError(f"adapt.distill is {adapt.distill}, but objective {objective} has no teacher; leave it out")
+
+
+def check_options(objective: Objective, diffusion: DiffusionConfig, fim: FimConfig, data: DataConfig) -> None:
+    """Raise `UserError` for options of another objective, and for values of its own that cannot be."""
+    sections = {"diffusion": (diffusion, DiffusionConfig(), MASKED), "fim": (fim, FimConfig(), ("fim",))}
+    for name, (section, plain, owners) in sections.items():
+        if section != plain and objective not in owners:
+            raise UserError(f"{name} is given options, but the objective is {objective}; leave them out, or choose {name}")
+    if diffusion.anneal and objective == "block_diffusion":
+        raise UserError(f"diffusion.anneal is {diffusion.anneal}, which belongs to objective diffusion; set it to 0")
+    if diffusion.block != DiffusionConfig.block and objective == "diffusion":
+        raise UserError(f"diffusion.block is {diffusion.block}, which belongs to objective block_diffusion; leave it out")
+    if diffusion.block < 1:
+        raise UserError(f"diffusion.block is {diffusion.block}; it must be at least 1")
+    if diffusion.anneal < 0:
+        raise UserError(f"diffusion.anneal is {diffusion.anneal}; it must be at least 0")
+    if objective != "fim":
+        return
+    for field, share in [("rate", fim.rate), ("spm", fim.spm)]:
+        if not 0 <= share <= 1:
+            raise UserError(f"fim.{field} is {share}; it must be from 0 to 1")
+    if len(set(fim.tokens)) != 3 or len(fim.tokens) != 3 or min(fim.tokens) < 0:
+        given = ", ".join(map(str, fim.tokens)) or "missing"
+        raise UserError(f"fim.tokens is {given}; give three ids, of the tokens before the prefix, the suffix and the middle")
+    if data.overlap:
+        raise UserError(f"data.overlap is {data.overlap}, but objective fim rearranges documents whole; set it to 0")
 
 
 def _check_most(values: Mapping[str, tuple[int, int]]) -> None:

@@ -8,13 +8,16 @@ import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from a3jax.config.check import check_names, check_sections, check_sizes, check_stages
+from a3jax.config.check import check_names, check_objective, check_options, check_sections, check_sizes, check_stages
 from a3jax.config.model import ModelConfig, Seeding
 from a3jax.config.sections import (
     AdaptConfig,
     DataConfig,
+    DiffusionConfig,
+    FimConfig,
     GuardConfig,
     MeshConfig,
+    Objective,
     OptimizerConfig,
     ProfileConfig,
     TrainConfig,
@@ -40,6 +43,10 @@ class Config:
     """How queries start; None keeps the source's (`successor` after import)."""
     run: str | None = None
     seed: int = 0
+    objective: Objective = "a3"
+    """What is learned (docs/objectives.md): any-order prediction in two streams; or, for comparison, what one stream learns:
+    masked diffusion, of whole documents or block by block, filling in the middle of rearranged documents, or plain left to
+    right."""
     data: DataConfig = field(default_factory=DataConfig)
     curriculum: tuple[Stage, ...] = direct(1000)
     ar_share: float = 0.0
@@ -52,6 +59,8 @@ class Config:
     """The same in tokens of full windows, padding included."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    fim: FimConfig = field(default_factory=FimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -63,6 +72,8 @@ class Config:
         check_sizes(dataclasses.asdict(self))
         check_sections(self.seed, self.data, self.optimizer, self.adapt, self.train, self.guard, self.profile)
         check_stages(self.schedule, self.train, self.guard)
+        check_objective(self.objective, self.schedule, self.ar_share, self.seeding, self.adapt, self.train)
+        check_options(self.objective, self.diffusion, self.fim, self.data)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -77,7 +88,9 @@ class Config:
         """Whether weights stay as they are, and adapters change."""
         if self.adapt.rank is not None:
             return self.adapt.rank > 0
-        return self.source is not None or (self.model is not None and self.model.adapter_rank > 0)
+        if self.model is not None and self.model.adapter_rank:
+            return True
+        return self.source is not None and self.objective == "a3"
 
     @property
     def peak_lr(self) -> float:
@@ -90,6 +103,20 @@ class Config:
     def steps(self) -> int:
         """Optimizer steps of the whole curriculum."""
         return self.schedule.steps
+
+    @property
+    def mask_block(self) -> int | None:
+        """Tokens of a block of masked diffusion, 0 where it has none; None for objectives that mask nothing."""
+        return {"diffusion": 0, "block_diffusion": self.diffusion.block}.get(self.objective)
+
+    def check_orders(self) -> None:
+        """Raise `UserError` for an objective that draws masks in place of orders, which then cannot be shown."""
+        if self.mask_block is not None:
+            raise UserError(f"objective {self.objective} draws masks and no orders; those of a3, fim and ar can be shown")
+
+    def stage_name(self, stage: Stage) -> str:
+        """What logs and records call it: by its orders, or by an objective that has none."""
+        return stage.name if self.objective == "a3" else self.objective
 
     @property
     def batches(self) -> tuple[int, ...]:

@@ -5,8 +5,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 from a3jax.config.model import AdapterStream
-from a3jax.curriculum.stage import HeldOutOrder
+from a3jax.curriculum.stage import HeldOutFigure
 from a3jax.errors import UserError
+
+Objective = Literal["a3", "diffusion", "block_diffusion", "fim", "ar"]
+MASKED: tuple[Objective, ...] = ("diffusion", "block_diffusion")
+"""Those that learn from masked tokens, and have a bound in place of a likelihood."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Masked diffusion adapted from an autoregressive model (arXiv 2410.17891, 2502.09992), or of blocks (2503.09573)."""
+
+    anneal: int = 0
+    """Steps over which rows come to see the text on their right, from none of it to all of it; 0: all from the first step."""
+    block: int = 4
+    """Of block_diffusion: tokens of a block."""
+
+
+@dataclass(frozen=True)
+class FimConfig:
+    """Documents rearranged so that a left-to-right model learns to fill in their middle (arXiv 2207.14255)."""
+
+    rate: float = 0.9
+    """Share of the documents of a window that are rearranged."""
+    spm: float = 0.5
+    """Share of these in which the prefix stands between suffix and middle (SPM); in the others it comes first (PSM)."""
+    tokens: tuple[int, ...] = ()
+    """Ids of the tokens before the prefix, the suffix and the middle: the tokenizer's own, or unused ones."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +114,7 @@ class AdaptConfig:
     rank: int | None = None
     """Inner width of low-rank changes to the weights: these and the query seed are trained, and all weights stay. 0: there
     are none, and all weights are trained. None: the source's own adapters or, if it has none, new ones of rank 64; 0
-    without a source."""
+    without a source, and for other objectives than a3."""
     stream: AdapterStream = "query"
     """Whose weights these change. With `query` the content stream stays the source model, and nothing is forgotten of reading
     from left to right."""
@@ -146,7 +172,7 @@ class TrainConfig:
     """Beyond those, one checkpoint every so many hours stays for good."""
     keep_best: int = 0
     """Beyond those, so many with the lowest held-out NLL in the order `best_order` stay."""
-    best_order: HeldOutOrder = "random_4"
+    best_order: HeldOutFigure = "random_4"
 
 
 @dataclass(frozen=True)

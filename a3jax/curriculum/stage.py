@@ -12,6 +12,9 @@ Prefill = Literal["ar", "group"]
 """How given tokens are read: one by one as they stand, or as one group whose tokens all see each other."""
 HeldOutOrder = Literal["ar", "in_order_4", "random_1", "random_4", "random_8"]
 """The orders by which held-out NLL is reported."""
+BOUND = "bound"
+HeldOutFigure = Literal[HeldOutOrder, "bound"]
+"""What a run can be judged by: NLL in one of these orders or, for masked diffusion, the bound on it."""
 
 _WORDS: dict[str, tuple[Family, int]] = {"ar": ("in_order", 1), "right_to_left": ("right_to_left", 1)}
 
@@ -33,11 +36,15 @@ def parse_order(name: str) -> tuple[Family, int]:
 def check_orders(name: str | None, count: int) -> None:
     """Check that a mean over `count` orders of this name, or over groups that were given (None), is one of several.
 
-    Raises `UserError` for no order at all, and for several where all would be the same one.
+    The name may be `bound` too, whose draws are of masks. Raises `UserError` for no order at all, for one that is unknown,
+    and for several where all would be the same one.
     """
     if count < 1:
         raise UserError(f"orders is {count}; it must be at least 1")
-    if count > 1 and (name is None or parse_order(name)[0] in ("in_order", "right_to_left")):
+    if name == BOUND:
+        return
+    same_in_every_draw = name is None or parse_order(name)[0] in ("in_order", "right_to_left")
+    if count > 1 and same_in_every_draw:
         same = "groups are given" if name is None else f"order '{name}' is the same in every draw"
         raise UserError(f"orders is {count}, but {same}; leave orders out, or take an order that is drawn, such as random_1")
 
@@ -110,7 +117,7 @@ AR = Part()
 class Plateau:
     """When a stage ends early: held-out NLL in `order` has not been `delta` below its best for so many evaluations."""
 
-    order: HeldOutOrder = "random_4"
+    order: HeldOutFigure = "random_4"
     delta: float = 0.01
     """Nats per token."""
     evaluations: int = 3

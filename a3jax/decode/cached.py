@@ -135,8 +135,8 @@ def plan(
     )
 
 
-def begin(config: ModelConfig, compute: Compute, plan: Plan, planned: bool) -> State:
-    """The state before the first pass: given tokens are decided and not yet read.
+def begin(config: ModelConfig, compute: Compute, plan: Plan, planned: bool, cached: bool = True) -> State:
+    """The state before the first pass: given tokens are decided and not yet read. Without `cached` the cache has no slots.
 
     Where the order is `planned` all places have their slots; otherwise open ones get theirs when they are decided.
     """
@@ -145,7 +145,7 @@ def begin(config: ModelConfig, compute: Compute, plan: Plan, planned: bool) -> S
     slot_BxL = jnp.argsort(place_BxL, axis=1).astype(jnp.int32)
     given_BxL = slot_BxL < plan.given_B[:, None]
     return State(
-        cache=empty_cache(config, batch, length, compute),
+        cache=empty_cache(config, batch, length if cached else 0, compute),
         tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not
         log_probs_BxL=jnp.zeros((batch, length)),
         passes_BxL=jnp.where(given_BxL, 0, -1),

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from a3jax.config import ModelConfig
-from a3jax.decode import dynamic, groups, resample, speculative
+from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, speculative
 from a3jax.decode.cached import Kind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
@@ -21,6 +21,9 @@ MODES: dict[str, Mode] = {
     "dynamic": dynamic.MODE,
     "resample": resample.MODE,
     "speculative": speculative.MODE,
+    "diffusion": diffusion.MODE,
+    "block_diffusion": block_diffusion.MODE,
+    "fim": groups.MODE,
 }
 """How each of the modes of `a3jax.decode.settings` is done."""
 
@@ -58,7 +61,7 @@ def _passes(params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan
     mode = MODES[decoding.mode]
     later = Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
     first = later if mode.anew else Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
-    state = begin(config, compute, plan, planned=mode.planned)
+    state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached)
     carry = mode.begin(len(plan.given_B), decoding, config)
     number, going = 0, True
     while going:

@@ -30,5 +30,7 @@ class Mode(NamedTuple):
     the first what is given, as `Decoding.prefill` says."""
     passes: Callable[[Plan], int] | None = None
     """How many passes it takes, where the plan tells; else passes go on until all is decided."""
+    cached: bool = True
+    """Whether passes keep keys and values of what is decided."""
     begin: Callable[[int, Decoding, ModelConfig], Any] = lambda batch, decoding, config: None
     """What is carried from pass to pass besides the state, before the first."""

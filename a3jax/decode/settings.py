@@ -15,6 +15,10 @@ from a3jax.errors import UserError
 Certainty = Literal["confidence", "entropy", "margin", "random"]
 
 
+LARGEST = 2**31 - 1
+"""Of what no option bounds: as many tokens as there are."""
+
+
 class _Rules(NamedTuple):
     """What is said of decoding in one mode alone."""
 
@@ -39,6 +43,19 @@ _MODES: dict[str, _Rules] = {
     ),
     "resample": _Rules(options=("certainty", "commit"), program=("certainty", "commit"), found=True, predicted="mode"),
     "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts"),
+    "diffusion": _Rules(
+        options=("certainty", "steps", "remask"),
+        program=("certainty", "steps", "remask"),
+        found=True,
+        predicted="mode",
+    ),
+    "block_diffusion": _Rules(
+        options=("certainty", "steps", "block"),
+        program=("certainty", "steps", "block"),
+        found=True,
+        predicted="block",
+    ),
+    "fim": _Rules(),
 }
 """All that is known of modes here; how they are done says `a3jax.decode.loop`."""
 if TYPE_CHECKING:
@@ -54,7 +71,9 @@ class DecodingOptions:
     mode: Mode = "groups"
     """ar: from left to right, one token a pass. groups: in the groups of `order`. dynamic: what the model is most certain
     of first. resample: the same as the authors of the method do it, reading everything anew in every pass. speculative: as
-    one token at a time in `order`, in no more passes and often fewer."""
+    one token at a time in `order`, in no more passes and often fewer. diffusion: in `steps` passes over the whole text.
+    block_diffusion: block by block, each in `steps` passes. fim: as ar, each blank behind the text on both sides of it. These
+    three are for models of the objectives of their names."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
     seed: int = 0
@@ -70,9 +89,9 @@ class DecodingOptions:
     repetition_penalty: float = 1.0
     """Divides the positive logits of tokens that are in the text already, and multiplies the negative ones."""
     certainty: Certainty = "confidence"
-    """dynamic, resample: what a place is chosen by: its token's probability, exp(-entropy), the lead of the most probable
-    token over the next, or chance. In mode dynamic, with the first, log-probabilities are not those of drawing the text
-    (docs/generate.md)."""
+    """dynamic, resample, diffusion, block_diffusion: what a place is chosen by: its token's probability, exp(-entropy), the
+    lead of the most probable token over the next, or chance. With the first, log-probabilities are not those of drawing the
+    text, except in mode resample (docs/generate.md)."""
     threshold: float = 0.9
     """dynamic: commit every place with at least this certainty, and where there is none the first."""
     commit: int = 8
@@ -81,6 +100,12 @@ class DecodingOptions:
     """dynamic: only the first so many open places are looked at."""
     drafts: int = 4
     """speculative: tokens drafted ahead."""
+    steps: int = 16
+    """diffusion: passes in which all blanks are filled, as many places in each; block_diffusion: passes for each block."""
+    block: int = 0
+    """block_diffusion: tokens of a block; 0 takes the model's own."""
+    remask: int = 0
+    """diffusion: so many decided places that are opened again in every pass but the first."""
     prefill: Prefill = "ar"
     """How given text is read: as autoregressive text, or as one group whose tokens all see each other. Mode resample reads it
     as one group in any case."""
@@ -126,6 +151,9 @@ class Decoding(DecodingOptions):
             "commit": (lambda x: 1 <= x <= 1024, "from 1 to 1024"),
             "window": (lambda x: 1 <= x <= 1024, "from 1 to 1024"),
             "drafts": (lambda x: 1 <= x <= 32, "from 1 to 32"),
+            "steps": (lambda x: 1 <= x <= 65536, "from 1 to 65536"),
+            "remask": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
+            "block": (lambda x: 0 <= x <= 1024, "from 1 to 1024, or 0 for the model's own"),
             "revise": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
             "stop": (lambda x: all(isinstance(one, str) and one for one in x), "strings of at least one character"),
         }
@@ -143,8 +171,10 @@ class Decoding(DecodingOptions):
         plain = {field.name: field.default for field in dataclasses.fields(self)}
         given = [name for name, default in plain.items() if getattr(self, name) != default]
         own = _MODES[self.mode].options
-        if self.mode == "ar" and self.order not in ("ar", "in_order_1"):
-            raise UserError(f"mode ar fills from left to right; leave order '{self.order}' out, or choose mode groups")
+        if self.mode in ("ar", "fim") and self.order not in ("ar", "in_order_1"):
+            raise UserError(
+                f"mode {self.mode} fills from left to right; leave order '{self.order}' out, or choose mode groups"
+            )
         if self.mode == "speculative" and size != 1:
             raise UserError(f"mode speculative fills one token at a time; order '{self.order}' has groups of {size}")
         if self.finds_order and "order" in given:
@@ -159,6 +189,8 @@ class Decoding(DecodingOptions):
             raise UserError("certainty random has no threshold; set threshold to 0")
         if self.stop and not self.ends:
             raise UserError("stop strings are for text that is continued; here every blank has a length")
+        if self.mode == "fim" and self.ends:
+            raise UserError("mode fim is for blanks with text behind them; text that is continued takes mode ar")
         if self.revise and self.ends:
             raise UserError("revise is for blanks with text behind them; text that is continued is not revised")
 
@@ -182,5 +214,11 @@ class Decoding(DecodingOptions):
     def rows(self) -> tuple[str, int]:
         """How many tokens one pass predicts at most, behind the name of the option that says so."""
         name = _MODES[self.mode].predicted
-        rows = {"order": parse_order(self.order)[1], "window": self.window, "drafts": self.drafts + 1, "mode": 2**31 - 1}
+        rows = {
+            "order": parse_order(self.order)[1],
+            "window": self.window,
+            "drafts": self.drafts + 1,
+            "block": self.block,
+            "mode": LARGEST,
+        }
         return name, rows[name]

@@ -14,7 +14,7 @@ from a3jax.decode.template import Document, Range, Template, lay_out
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.generate.request import Request, fill
-from a3jax.likelihood.scoring import token_log_likelihoods
+from a3jax.generate.text_likelihood import blanks_log_likelihoods
 from a3jax.weights.loading import Model
 
 BOTH, LEFT = "both sides", "left only"
@@ -70,11 +70,7 @@ class Filler:
             template = Template((blanked.before, blanked.after if self.sees == BOTH else ""), (size,))
             requests.append(Request(template, self.decoding, len(document.tokens) - length + most))
         filled = fill(self.model, requests, batch if sizes is None else 1)
-        order = "ar" if self.decoding.finds_order else self.decoding.order
-        scores = token_log_likelihoods(
-            self.model, [d.tokens for d in documents], [d.given for d in documents],
-            order=order, seed=self.decoding.seed, prefill=self.decoding.prefill,
-        )  # fmt: skip
+        scores = blanks_log_likelihoods(self.model, documents, self.decoding)
         return [Filling(one.blanks[0].text, -score.total, len(score.tokens)) for one, score in zip(filled, scores)]
 
 
@@ -101,7 +97,8 @@ def fitting(
     for name, blanked in named:
         documents = [filler.document(blanked) for filler in fillers]
         givens = [sum(document.given) for document in documents]
-        lengths = [max(len(document.tokens), known + most) for document, known in zip(documents, givens)]
+        marks = [3 * (filler.decoding.mode == "fim") for filler in fillers]
+        lengths = [max(len(document.tokens), known + most) + more for document, known, more in zip(documents, givens, marks)]
         limits = [min(window, filler.model.config.context) for filler in fillers]
         if any(all(document.given) for document in documents):
             left_out["empty blank"] += 1

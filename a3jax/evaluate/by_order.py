@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from a3jax.curriculum.stage import parse_order
+from a3jax.curriculum.stage import BOUND, parse_order
 from a3jax.errors import UserError
-from a3jax.evaluate.options import Options, Ready
+from a3jax.evaluate.options import Models, Options, Ready
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text, read_texts
-from a3jax.likelihood.scoring import forced
+from a3jax.generate.objective import check_order
+from a3jax.likelihood.scoring import forced, token_log_likelihoods
 from a3jax.ordering import Order
 from a3jax.ordering.sequence import draw
 from a3jax.weights.loading import Model
@@ -27,6 +28,8 @@ ORDERS = (
     "right_to_left",
 )  # fmt: skip
 SUMMARY, BY_POSITION, BY_VISIBLE = "likelihood", "nats per token by position", "nats per token by visible part of the text"
+DRAWS = 16
+"""Of masks for every window, whose mean is its bound."""
 PARTS = 4
 """Of a text, by what is visible already."""
 FIRST_OCTAVE = 5
@@ -51,7 +54,7 @@ class ByOrder:
     ):
         """At most `limit` windows of `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
         for order in orders:
-            parse_order(order)
+            check_order(model, order)
         if not orders or len(set(orders)) < len(orders):
             raise UserError("orders are to be named once each, and at least one")
         self._model, self._orders, self._seed = model, tuple(orders), seed
@@ -71,6 +74,7 @@ class ByOrder:
             "window": window,
             "given": "the first token of a window: the start token where the model has one",
             "windows": "a text longer than a window is cut; no window sees another",
+            "bound": f"of masked diffusion: an upper bound on nats, the mean of {DRAWS} draws of masks for each window",
             "infill_N": "one span of drawn place and size, at most half of the window, in random groups of N",
         }
         self.data = {
@@ -83,15 +87,28 @@ class ByOrder:
 
     def evaluate(self, items: Sequence[Item], batch: int) -> list[dict[str, Any]]:
         """Nats of every window in every order; passes through the network are of one size whatever the `batch`."""
-        asked = [(item, name) for item in items for name in self._orders]
-        orders = jax.device_get([self._order(item, name) for item, name in asked])
-        log_probs = forced(self._model, [item.content[0] for item, _ in asked], orders)
         found: dict[str, dict[str, Any]] = {item.id: {"figures": {}} for item in items}
+        if BOUND in self._orders:
+            for item, nats in zip(items, self._bounds(items)):
+                tokens, size = item.content
+                row = {"nats per token": (nats, len(tokens) - 1), "bits per byte": (nats / math.log(2), size)}
+                found[item.id]["figures"][SUMMARY] = {BOUND: row}
+        asked = [(item, name) for item in items for name in self._orders if name != BOUND]
+        orders = jax.device_get([self._order(item, name) for item, name in asked])
+        log_probs = forced(self._model, [item.content[0] for item, _ in asked], orders) if asked else []
         for (item, name), order, log_prob_L in zip(asked, orders, log_probs):
             place, visible = predicted(order)
             for table, row in _figures(item, name, place, visible, -log_prob_L[place].astype(float)).items():
                 found[item.id]["figures"].setdefault(table, {})[name] = row
         return list(found.values())
+
+    def _bounds(self, items: Sequence[Item]) -> list[float]:
+        """Of every window a draw of the upper bound on its nats, as a mean of several."""
+        texts = [item.content[0] for item in items]
+        given = [[place == 0 for place in range(len(text))] for text in texts]
+        block = self._model.record.mask_block
+        found = token_log_likelihoods(self._model, texts, given, BOUND, self._seed, DRAWS, mask_block=block)
+        return [-one.total for one in found]
 
     def _order(self, item: Item, name: str) -> Order:
         tokens, seed, seeding = item.content[0], f"{self._seed} {item.id}", self._model.config.seeding
@@ -150,8 +167,15 @@ def _figures(item: Item, order: str, place: np.ndarray, visible: np.ndarray, nat
 
 def read(_: str, options: Options, left_out: Counter[str]) -> Ready:
     """The texts of `options.text`. Raises `UserError` for those that cannot be read, and for an unknown order."""
-    orders, seed = options.orders or ORDERS, options.decoding.seed
-    for order in orders:
-        parse_order(order)
+    seed = options.decoding.seed
+    for order in options.orders:
+        if order != BOUND:
+            parse_order(order)
     source, texts = read_texts(options.text, options.column, options.split, options.include, seed, options.skip_bad, left_out)
-    return lambda models: ByOrder(models.model, source, texts, left_out, orders, options.longest, options.limit, seed)
+
+    def task(models: Models) -> ByOrder:
+        own = ORDERS if models.model.record.mask_block is None else ("ar", BOUND)
+        orders = options.orders or own
+        return ByOrder(models.model, source, texts, left_out, orders, options.longest, options.limit, seed)
+
+    return task

@@ -35,7 +35,8 @@ class Options:
     include: tuple[str, ...] = ("*",)
     """likelihood, continuation: shell patterns of files to read inside a folder."""
     orders: tuple[str, ...] = ()
-    """likelihood: ar, in_order_N, random_N, spans_N, infill_N, right_to_left_N; a choice of all of them if not given."""
+    """likelihood: ar, in_order_N, random_N, spans_N, infill_N, right_to_left_N, or bound of masked diffusion; a choice of all
+    that the model has if not given."""
     stories: str | None = None
     """stories: the CSV file of Story Cloze, or five sentences a line; synthetic stories from templates if not given."""
     sizes: str = "4-20"

@@ -33,6 +33,21 @@ This model was trained with learned query seeds: its queries never stand on the 
 predictions of the left-to-right view. The two-stream export generates left to right with its queries.
 """
 
+_MASKED = """\
+This model was trained by masked diffusion. Its rows see the text on both sides, and read the vector of `mask_vector.npy` in
+the place of masked tokens; [:, t] predicts token t + 1. What the weights predict from left to right, nothing trained.
+
+```python
+read = model.get_input_embeddings()(ids)
+read[masked] = torch.from_numpy(numpy.load("{name}/mask_vector.npy")).to(read.dtype)
+everything = torch.zeros(1, 1, ids.shape[1], ids.shape[1], dtype=read.dtype)      # a mask that is added to scores
+model(inputs_embeds=read, attention_mask=everything).logits
+```
+"""
+_BLOCKS = """\
+Blocks of {block} tokens come from left to right: a row sees the blocks before its own, and its own.
+"""
+
 
 def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -> str:
     """Markdown for a folder called `name`, of both streams or of the family's own class."""
@@ -44,10 +59,14 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
         "Context": f"{config.context:,} tokens",
         "Query seeding": config.seeding,
         "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "none",
+        "Objective": record.objective,
         "Curriculum": " → ".join(record.stages) or "none",
     }
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [a3, any-order, infilling]", "---"]
+    tags = "a3, any-order, infilling" if record.objective == "a3" else record.objective
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{tags}]", "---"]
     what = "An any-order, any-subset autoregressive language model (A3, arXiv 2601.13228), "
+    if record.objective != "a3":
+        what = f"A language model of objective {record.objective}, "
     if record.source == "random":
         what += "trained from random weights and exported with a3jax."
     else:
@@ -57,4 +76,6 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
     use = (_USE_BOTH if both else _USE_FAMILY).format(name=name, family=config.family)
     if not both and config.seeding == "learned":
         use += "\n" + _LEARNED
+    if record.mask_block is not None:
+        use += "\n" + _MASKED.format(name=name) + ("\n" + _BLOCKS.format(block=record.mask_block)) * bool(record.mask_block)
     return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", use])

@@ -32,6 +32,8 @@ TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a
 """The model in PyTorch, which stands alone."""
 GGUF = "gguf"
 """The style that is one file instead of a folder."""
+MASK_VECTOR = "mask_vector.npy"
+"""Beside plain weights, what a model of masked diffusion reads in the place of masked tokens, in float32."""
 SHARD_BYTES = 5_000_000_000
 """Largest safetensors file, unless one tensor alone is larger."""
 
@@ -50,6 +52,9 @@ def export_model(
     both = style == a3_folder.MODEL_TYPE
     if style == GGUF:
         return _export_gguf(checkpoint, out, dtype)
+    if both and checkpoint.record.mask_block is not None:
+        objective, family = checkpoint.record.objective, checkpoint.config.family
+        raise UserError(f"this model's objective is {objective}, which has no two streams; export it as '{family}' or 'gguf'")
     config = _exported(checkpoint.config, both)
     if not both and style != config.family:
         hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
@@ -70,6 +75,8 @@ def export_model(
         for name, content in _tokenizer_files(checkpoint).items():
             (partial / name).write_bytes(content)
         (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
+        if checkpoint.record.mask_block is not None:
+            np.save(partial / MASK_VECTOR, parameters["query_seed"].read().astype(np.float32))
         if both:
             (partial / a3_folder.RECORD).write_text(to_json(dataclasses.replace(checkpoint.record, generation={})))
             for file in TWIN:

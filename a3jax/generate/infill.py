@@ -26,6 +26,8 @@ from a3jax.decode.template import Document, Part, Range, Template, lay_out, pars
 from a3jax.devices.mesh import filled_up
 from a3jax.errors import UserError, check_list
 from a3jax.files.strict import nearest
+from a3jax.generate.middle import middle_last
+from a3jax.generate.objective import check_mode
 from a3jax.likelihood.scoring import token_log_likelihoods
 from a3jax.model.network import check_context
 from a3jax.weights.loading import Model
@@ -136,6 +138,9 @@ def infill_batch(
         if not isinstance(template, str | Template):
             raise UserError(f"a template is {template!r}; it must be a text, or a Template")
     decodings = _each(decoding, len(templates), changes)
+    check_mode(model, decodings[0])
+    if decodings[0].mode == "block_diffusion" and not decodings[0].block:
+        decodings = [dataclasses.replace(one, block=model.record.mask_block or 0) for one in decodings]
     parsed = [parse(t) if isinstance(t, str) else t for t in templates]
     sized = [_with_lengths(model, *one) for one in zip(parsed, decodings)]
     documents = [document_of(model, template) for template in sized]
@@ -188,6 +193,8 @@ def _fill(
     model: Model, documents: Sequence[Document], decodings: Sequence[Decoding], observe: Observe | None = None
 ) -> list[Tokens]:
     """Fill a batch of documents whose sizes are fixed."""
+    if decodings[0].mode == "fim":
+        return _fill_middles(model, documents, decodings)
     if any(one.ends and doc.blanks[-1].stop < len(doc.tokens) for one, doc in zip(decodings, documents)):
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
 
@@ -218,6 +225,28 @@ def _fill(
     )
     watched = observe is not None or any(decoding.ends for decoding in decodings)
     return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look if watched else None))
+
+
+def _fill_middles(model: Model, documents: Sequence[Document], decodings: Sequence[Decoding]) -> list[Tokens]:
+    """One blank after the other, each from left to right behind the text around it."""
+    in_order = [dataclasses.replace(decoding, mode="ar") for decoding in decodings]
+    filled = [
+        Tokens(np.array(one.tokens), np.zeros(len(one.tokens)), np.where(one.given, 0, -1), one.head) for one in documents
+    ]
+    for number in range(max(len(document.blanks) for document in documents)):
+        blank = [min(number, len(document.blanks) - 1) for document in documents]
+        moved = [
+            middle_last(document, text.tokens.tolist(), i, model.record.fim_tokens)
+            for document, text, i in zip(documents, filled, blank)
+        ]
+        for one in moved:
+            check_context(model, len(one.tokens))
+        for document, text, i, found in zip(documents, filled, blank, _fill(model, moved, in_order)):
+            if i == number:
+                place, size = document.blanks[i], document.blanks[i].stop - document.blanks[i].start
+                text.tokens[place], text.log_probs[place] = found.tokens[-size:], found.log_probs[-size:]
+                text.passes[place] = found.passes[-size:] + max(0, text.passes.max())
+    return filled
 
 
 def _allowed(model: Model, decodings: Sequence[Decoding]) -> Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from a3jax.decode.spelling import spelled
 from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
+from a3jax.generate.objective import check_order
 from a3jax.generate.reading import check_text, windows
 from a3jax.likelihood.scoring import Likelihood, token_log_likelihoods
 from a3jax.model.network import check_context
@@ -49,12 +50,20 @@ class Scored:
         """The figures of the text as a whole."""
         found = self.likelihood
         orders = {"spread": found.spread, "totals": list(found.totals)} if len(found.totals) > 1 else {}
-        return {"log_likelihood": found.total, **orders, **figures(found.total, len(found.tokens), self.bytes)}
+        if found.is_bound and orders:
+            orders["monte_carlo_error"] = found.error
+        total = {total_name(found.is_bound): found.total}
+        return {**total, **orders, **figures(found.total, len(found.tokens), self.bytes)}
 
     def tokens(self) -> list[dict[str, Any]]:
         """Each token with its log-probability in nats."""
         rows = zip(self.likelihood.tokens, self.texts, self.likelihood.log_probs)
         return [{"id": token, "text": text, "log_prob": log_prob} for token, text, log_prob in rows]
+
+
+def total_name(is_bound: bool) -> str:
+    """What the nats of a text are called."""
+    return "log_likelihood_bound" if is_bound else "log_likelihood"
 
 
 def figures(log_likelihood: float, tokens: int, count: int) -> dict[str, Any]:
@@ -88,14 +97,19 @@ def subject(model: Model, asked: Asked) -> Subject:
 
 
 def score(model: Model, subjects: Iterable[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
-    """Score texts as they come. Those before a mistake are scored before it is raised."""
+    """Score texts as they come. Those before a mistake are scored before it is raised.
+
+    Raises `UserError` for an order that the model has no likelihood in.
+    """
+    check_order(model, order)
     for window in windows(subjects, WINDOW):
         yield from _window(model, window, order, seed, orders)
 
 
 def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
     tokens = [one.document.tokens for one in window]
-    found = token_log_likelihoods(model, tokens, [one.document.given for one in window], order, seed, orders)
+    given = [one.document.given for one in window]
+    found = token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=model.record.mask_block)
     for one, likelihood in zip(window, found):
         texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)

@@ -13,9 +13,10 @@ from jax import Array
 
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import spread
+from a3jax.devices.mesh import constrain
 from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
 from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import Order
+from a3jax.ordering import Masking, Order
 
 
 def one_stream_is_enough(model: ModelConfig, left_to_right: bool) -> bool:
@@ -38,21 +39,20 @@ class Predictions(NamedTuple):
     """Where in the window stands the token that a row predicts."""
     target_BxL: Array
     """That token."""
-    counts_BxL: Array
-    """Whether it is predicted, and not given or padding."""
+    weight_BxL: Array
+    """float32: how much its loss counts; 0 where it is given or padding."""
 
     def nll_sum(self, chunk: int, soft: SoftTargets | None = None) -> Array:
-        """Sum of -log p over the tokens that count, in nats, a float32 scalar.
+        """Sum of weight x -log p over all tokens, in nats, a float32 scalar.
 
         Differentiable. `soft` are of the same rows, and `chunk` is that of `a3jax.likelihood.fused_loss.nll_sum`.
         """
-        weight_BxL = self.counts_BxL.astype(jnp.float32)
-        return nll_sum(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(weight_BxL), chunk, soft)
+        return nll_sum(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(self.weight_BxL), chunk, soft)
 
     def log_probs(self, chunk: int) -> Array:
-        """log p of every token in nats, B x L float32 in window order; zero where it does not count."""
+        """log p of every token in nats, B x L float32 in window order, whatever its weight; zero where that is 0."""
         nll_BxL = token_nll(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), chunk)
-        log_prob_BxL = jnp.where(spread(self.counts_BxL), -nll_BxL, 0.0)
+        log_prob_BxL = jnp.where(spread(self.weight_BxL) > 0, -nll_BxL, 0.0)
         return sort(log_prob_BxL, jnp.argsort(spread(self.index_BxL), axis=1))
 
 
@@ -62,12 +62,23 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Comput
     `tokens` are in window order. With `one_stream`, for orders of which `one_stream_is_enough`, the content stream alone is
     computed.
     """
-    index_BxL, counts_BxL = order.token_index, order.predicted
+    index_BxL, weight_BxL = order.token_index, order.predicted.astype(jnp.float32)
     if one_stream:  # a slot's content predicts the token of the next
-        index_BxL, counts_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, counts_BxL))
+        index_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, weight_BxL))
     hidden = network.content_hidden if one_stream else network.query_hidden
     hidden_BxLxD = hidden(tokens_BxL, jax.tree.map(spread, order), compute)
-    return Predictions(hidden_BxLxD, network.output_matrix[...], index_BxL, sort(tokens_BxL, index_BxL), counts_BxL)
+    return Predictions(hidden_BxLxD, network.output_matrix[...], index_BxL, sort(tokens_BxL, index_BxL), weight_BxL)
+
+
+def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute) -> Predictions:
+    """Masked tokens of a batch of windows, each predicted by the row before it from all that this row sees.
+
+    `tokens` are in window order, and true ones: what is masked is not read. Windows are whole on a device (`mesh.context` 1).
+    """
+    hidden_BxRxD = network.masked_hidden(tokens_BxL, masking.rows, compute)
+    hidden_BxLxD = constrain(sort(hidden_BxRxD, masking.row[..., None]), "BxLxD")
+    place_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
+    return Predictions(hidden_BxLxD, network.output_matrix[...], place_BxL, tokens_BxL, masking.weight)
 
 
 def log_probs(
@@ -78,3 +89,11 @@ def log_probs(
     The arguments are those of `predict`; `chunk` counts rows of one device whose logits exist at one time.
     """
     return predict(network, tokens_BxL, order, compute, one_stream).log_probs(chunk)
+
+
+def bound(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute, chunk: int = 1024) -> Array:
+    """Each token's share of a draw of the bound, in nats, B x L float32 in window order; zero where a token is not masked.
+
+    The expected sum is a lower bound on the log-likelihood of the tokens that may be masked (`a3jax.ordering.masking`).
+    """
+    return masking.weight * predict_masked(network, tokens_BxL, masking, compute).log_probs(chunk)

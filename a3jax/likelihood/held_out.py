@@ -1,6 +1,7 @@
 """Held-out NLL by order: of all tokens of held-out windows, and of parts of them."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
@@ -11,14 +12,16 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.curriculum.stage import HeldOutOrder, Part
-from a3jax.likelihood.forward import log_probs, one_stream_is_enough
+from a3jax.curriculum.stage import BOUND, HeldOutOrder, Part
+from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
 from a3jax.model.two_stream import Compute, sort
-from a3jax.ordering import Order, draw_mixture, example_keys
+from a3jax.ordering import Order, draw_masking, draw_mixture, example_keys
 
 ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)
 PARTS = 4
 """Of an order, and of a window."""
+DRAWS = 8
+"""Of masks for every window, whose mean is the bound."""
 
 
 class Nll(NamedTuple):
@@ -31,8 +34,17 @@ class Nll(NamedTuple):
     """By how much of a window a token sees, in quarters of the window's length."""
 
 
+class Bound(NamedTuple):
+    """An upper bound on the nats per token that may be masked."""
+
+    nll: float
+    """The mean of several draws of masks."""
+    nll_error: float
+    """Its Monte Carlo standard error."""
+
+
 class HeldOut:
-    """Held-out windows, and NLL on them by order."""
+    """Held-out windows, and NLL on them by order; for masked diffusion (`mask_block`) from left to right, and the bound."""
 
     def __init__(
         self,
@@ -42,6 +54,7 @@ class HeldOut:
         compute: Compute,
         batch: int,
         put: Callable[[np.ndarray], Array] = jnp.asarray,
+        mask_block: int | None = None,
     ):
         count = len(windows["tokens"])
         pad = -count % batch
@@ -50,14 +63,29 @@ class HeldOut:
         ]
         self._keys = [example_keys(0, 0, count + pad)[i : i + batch] for i in range(0, count, batch)]
         self._model = model
+        self._figures = ORDERS if mask_block is None else ("ar", BOUND)
+        self._bound_sums = functools.partial(_bound_sums, graph, compute, mask_block or 0)
         self._sums = functools.partial(_sums, graph, compute)
         self._draw = jax.jit(draw_mixture, static_argnames=("parts", "seeding"))
 
-    def nll(self, params: nnx.State, orders: tuple[str, ...] = ORDERS) -> dict[str, Nll]:
-        """The NLL in each named order, empty without windows. A window's order is always the same, whatever the batch."""
+    def nll(self, params: nnx.State, orders: tuple[str, ...] | None = None) -> dict[str, Nll | Bound]:
+        """The NLL in each named order, or in all; empty without windows.
+
+        A window's order, and its masks, are always the same, whatever the batch.
+        """
         if not self._batches:
             return {}
-        return {name: self._one(params, name) for name in orders}
+        names = self._figures if orders is None else orders
+        return {name: self._bound(params) if name == BOUND else self._one(params, name) for name in names}
+
+    def _bound(self, params: nnx.State) -> Bound:
+        found = [
+            [self._bound_sums(params, batch["tokens"], batch["segments"], keys, draw) for draw in range(DRAWS)]
+            for keys, batch in zip(self._keys, self._batches)
+        ]
+        total_D, count_D = np.moveaxis(np.array(jax.device_get(found), np.float64).sum(0), -1, 0)
+        nll_D = -total_D / np.maximum(1, count_D)
+        return Bound(float(nll_D.mean()), float(nll_D.std(ddof=1) / math.sqrt(DRAWS)))
 
     def _one(self, params: nnx.State, name: str) -> Nll:
         kind = Part.named(name)
@@ -83,6 +111,22 @@ def _sums(
         name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
         for name, part_BxL in _parts(order).items()
     }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _bound_sums(
+    graph: nnx.GraphDef,
+    compute: Compute,
+    block: int,
+    params: nnx.State,
+    tokens_BxL: Array,
+    segment_BxL: Array,
+    keys_B: Array,
+    draw: int,
+) -> tuple[Array, Array]:
+    """One draw of the bound on the log-likelihood of windows, and the number of tokens that it is about."""
+    masking = draw_masking(jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys_B), segment_BxL, block=block)
+    return bound(nnx.merge(graph, params), tokens_BxL, masking, compute).sum(), masking.predicted.sum()
 
 
 def _parts(order: Order) -> dict[str, Array]:

@@ -13,15 +13,15 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.curriculum.stage import Prefill, check_orders
+from a3jax.curriculum.stage import BOUND, Prefill, check_orders
 from a3jax.devices import context_parallel
 from a3jax.devices.mesh import filled_up, parts_in_use
 from a3jax.errors import UserError
-from a3jax.likelihood.forward import log_probs, one_stream_is_enough
+from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
 from a3jax.model.network import Network, check_context
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
-from a3jax.ordering import Order
+from a3jax.ordering import Order, draw_masking, example_keys
 from a3jax.ordering.sequence import bucket, draw, grouped, left_to_right, pad_order
 
 BATCH = 8
@@ -30,7 +30,10 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Exact log-probability of a text, in nats; the mean over orders where there are several."""
+    """Exact log-probability of a text, in nats; the mean over orders where there are several.
+
+    With `is_bound` it is no log-probability, but the mean of draws whose expectation is at most that.
+    """
 
     total: float
     tokens: tuple[int, ...]
@@ -38,12 +41,18 @@ class Likelihood:
     log_probs: tuple[float, ...]
     """One for each of `tokens`."""
     totals: tuple[float, ...]
-    """`total` in each order."""
+    """`total` in each order, or of each draw."""
+    is_bound: bool = False
 
     @property
     def spread(self) -> float:
         """Standard deviation of `totals`, 0 for one order."""
         return statistics.stdev(self.totals) if len(self.totals) > 1 else 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of `total` as a mean over draws, 0 for one draw."""
+        return self.spread / math.sqrt(len(self.totals))
 
 
 def token_log_likelihood(
@@ -55,10 +64,12 @@ def token_log_likelihood(
     orders: int = 1,
     groups: Sequence[int] | None = None,
     prefill: Prefill = "ar",
+    mask_block: int | None = None,
 ) -> Likelihood:
     """Exact log-probability of the tokens that are not `given`, each predicted from those that come before it in `order`.
 
-    The first token must be given. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned.
+    The first token must be given. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned. The `order`
+    "bound" is the bound of masked diffusion instead, from so many draws of masks, with `mask_block` tokens to a block.
 
     With the `tokens` and `given` of an `Infilled`, and its order and seed, this is the log-probability with which the
     blanks were filled: decoding and teacher forcing are one model. `groups` numbers each token's group and takes the place
@@ -68,7 +79,7 @@ def token_log_likelihood(
     Raises `UserError` if there is nothing to score, or more than the model's context.
     """
     marks = None if groups is None else [groups]
-    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill)[0]
+    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill, mask_block)[0]
 
 
 def token_log_likelihoods(
@@ -80,6 +91,7 @@ def token_log_likelihoods(
     orders: int = 1,
     groups: Sequence[Sequence[int]] | None = None,
     prefill: Prefill = "ar",
+    mask_block: int | None = None,
 ) -> list[Likelihood]:
     """`token_log_likelihood` of several texts, a batch at a time."""
     if not tokens:
@@ -90,20 +102,63 @@ def token_log_likelihoods(
     for i, (ids, known) in enumerate(zip(tokens, given)):
         _check(model, ids, known, None if groups is None else groups[i])
 
-    def order_of(i: int, number: int) -> Order:
-        if groups is not None:
-            return grouped(given[i], groups[i], model.config.seeding, prefill)
-        return draw(seed + number, tokens[i], given[i], order, model.config.seeding, prefill).order
-
-    drawn = [order_of(i, number) for i in range(len(tokens)) for number in range(orders)]
-    by_place = forced(model, [ids for ids in tokens for _ in range(orders)], drawn)
+    if order == BOUND and groups is None:
+        by_place = _bounds(model, tokens, given, range(seed, seed + orders), mask_block or 0)
+    else:
+        by_place = _forced_in_orders(model, tokens, given, order, range(seed, seed + orders), groups, prefill)
     found = []
     for i, (ids, known) in enumerate(zip(tokens, given)):
         each = [row[~np.asarray(known)] for row in by_place[i * orders : (i + 1) * orders]]
         totals = tuple(float(row.sum(dtype=np.float64)) for row in each)
         predicted = tuple(int(token) for token, is_given in zip(ids, known) if not is_given)
-        found.append(Likelihood(statistics.fmean(totals), predicted, tuple(np.mean(each, axis=0).tolist()), totals))
+        means = tuple(np.mean(each, axis=0).tolist())
+        found.append(Likelihood(statistics.fmean(totals), predicted, means, totals, order == BOUND and groups is None))
     return found
+
+
+def _forced_in_orders(
+    model: Network,
+    tokens: Sequence[Sequence[int]],
+    given: Sequence[Sequence[bool]],
+    order: str,
+    seeds: range,
+    groups: Sequence[Sequence[int]] | None,
+    prefill: Prefill,
+) -> list[np.ndarray]:
+    """`forced` of every text in an order drawn with each of the seeds, a text's next to each other."""
+
+    def order_of(i: int, seed: int) -> Order:
+        if groups is not None:
+            return grouped(given[i], groups[i], model.config.seeding, prefill)
+        return draw(seed, tokens[i], given[i], order, model.config.seeding, prefill).order
+
+    drawn = [order_of(i, seed) for i in range(len(tokens)) for seed in seeds]
+    return forced(model, [ids for ids in tokens for _ in seeds], drawn)
+
+
+def _bounds(
+    model: Network, texts: Sequence[Sequence[int]], given: Sequence[Sequence[bool]], seeds: range, block: int
+) -> list[np.ndarray]:
+    """Each token's share of the bound by place, in nats, for each text and each seed; texts of like length share a pass."""
+    asked = [(i, seed) for i in range(len(texts)) for seed in seeds]
+    by_length: dict[int, list[int]] = {}
+    for number, (i, _) in enumerate(asked):
+        by_length.setdefault(_rounded(len(texts[i])), []).append(number)
+    size = min(BATCH * parts_in_use(), len(asked))
+    found: dict[int, np.ndarray] = {}
+    for length, alike in by_length.items():
+        for begin in range(0, len(alike), size):
+            chosen = alike[begin : begin + size]
+            rows = [asked[number] for number in filled_up(chosen + [chosen[-1]] * (size - len(chosen)))]
+            tokens_BxL, segment_BxL = np.zeros((2, len(rows), length), np.int32)
+            for row, (i, _) in enumerate(rows):
+                tokens_BxL[row, : len(texts[i])] = texts[i]
+                segment_BxL[row, : len(texts[i])] = np.where(given[i], -1, 1)  # context, or to be predicted
+            seed_B = np.array([seed for _, seed in rows], np.uint32)
+            how = {"config": model.config, "compute": model.compute, "block": block}
+            share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, **how)
+            found |= {number: row_L[: len(texts[asked[number][0]])] for number, row_L in zip(chosen, np.asarray(share_BxL))}
+    return [found[number] for number in range(len(asked))]
 
 
 def _check(model: Network, tokens: Sequence[int], given: Sequence[bool], groups: Sequence[int] | None) -> None:
@@ -161,3 +216,17 @@ def _log_probs(
     params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, compute: Compute, one_stream: bool
 ) -> Array:
     return log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, compute, one_stream)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "block"))
+def _bound(
+    params: nnx.State,
+    tokens_BxL: Array,
+    segment_BxL: Array,
+    seed_B: Array,
+    config: ModelConfig,
+    compute: Compute,
+    block: int,
+) -> Array:
+    keys_B = jax.vmap(lambda seed: example_keys(seed, 0, 1)[0])(seed_B)
+    return bound(nnx.merge(graph(config), params), tokens_BxL, draw_masking(keys_B, segment_BxL, block=block), compute)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.attention import attend
+from a3jax.attention.blocks import Range
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
@@ -39,6 +40,7 @@ class Rows(NamedTuple):
     end: Array
     content_rows: int
     changed: Array | None  # B x query rows
+    own: Range | None = None  # B x R each, a second range of slots that is seen
 
     @property
     def content(self) -> "Rows":
@@ -57,7 +59,8 @@ class Rows(NamedTuple):
 
     def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
         x, normed, cos, sin, start, end = (cut(array, self.content_rows) for array in self[:6])
-        return Rows(x, normed, cos, sin, start, end, content_rows, changed)
+        own = None if self.own is None else (cut(self.own[0], self.content_rows), cut(self.own[1], self.content_rows))
+        return Rows(x, normed, cos, sin, start, end, content_rows, changed, own)
 
 
 class Block(nnx.Module):
@@ -106,7 +109,7 @@ class Block(nnx.Module):
         if self.config.qkv_bias:
             query += self.query_bias
         query = rotate(self._per_head(query, "query_norm"), rows.cos, rows.sin)
-        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, attention)
+        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, attention, rows.own)
         x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_norm")
 
         normed = self._before(x_BxRxD, "mlp_norm")

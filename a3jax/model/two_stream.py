@@ -27,6 +27,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.attention import ATTENTION
+from a3jax.attention.blocks import Range
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import streams
@@ -36,7 +37,7 @@ from a3jax.model.block import Block, Rows, rms_norm
 from a3jax.model.parameters import parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
-from a3jax.ordering import Order, Query
+from a3jax.ordering import MaskedRows, Order, Query
 
 Remat = Literal["none", "dots", "offload", "full"]
 
@@ -53,6 +54,8 @@ class Stream(NamedTuple):
     """The slot after the last one that is seen."""
     changed: Array | None = None
     """Whether a query's row has the adapters of the query stream; all have them where it is None."""
+    own: Range | None = None
+    """A second range of slots that rows see, where content has one."""
 
 
 class Cache(NamedTuple):
@@ -113,6 +116,15 @@ class TwoStream(nnx.Module):
     def content_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
         return self.run(self._content(token_BxL, order, compute), None, compute)
+
+    def masked_hidden(self, token_BxL: Array, rows: MaskedRows, compute: Compute) -> Array:
+        """The normalized last hidden state of every row of one stream that does not know masked tokens, B x R x D.
+
+        `token_BxL` is in window order. The head applied to a row that reads token t gives logits of token t + 1: the row is
+        an AR query for that token, which may see more.
+        """
+        x_BxRxD = self.embed_queries(sort(token_BxL, rows.token_index), ~rows.masked, compute)
+        return self.run(Stream(x_BxRxD, rows.position, rows.start, rows.end, own=rows.own), None, compute)
 
     def _content(self, token_BxL: Array, order: Order, compute: Compute) -> Stream:
         token_BxL = sort(token_BxL, order.token_index)
@@ -210,7 +222,8 @@ class TwoStream(nnx.Module):
         x_BxRxD = constrain(embedding, "BxRxD")
         content_rows = 0 if content is None else content.position.shape[1]
         changed = None if queries is None else queries.changed
-        return Rows(x_BxRxD, x_BxRxD, *angles(self.config, position), start, end, content_rows, changed)
+        own = None if content is None else content.own
+        return Rows(x_BxRxD, x_BxRxD, *angles(self.config, position), start, end, content_rows, changed, own)
 
     def _layers(self, compute: Compute) -> tuple[Callable[[nnx.State], Block], nnx.State]:
         """What makes a layer of its parameters, and the parameters of all N, in the type in which they are computed with."""

@@ -16,19 +16,23 @@ What a query is made of follows from what it sees. `query_rule` says how, for wh
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 
 `families` draws groups, `arrange` makes slots, ranges and queries of them, `draw` does both for a batch, and `sequence` for
-one sequence of any length.
+one sequence of any length. `masking` is what masked diffusion has in their place.
 """
 
 from a3jax.ordering.arrange import Order, Query, arrange, query_rule
 from a3jax.ordering.draw import draw_mixture, draw_order, draw_part, example_keys
 from a3jax.ordering.families import draw_given, draw_groups
+from a3jax.ordering.masking import MaskedRows, Masking, draw_masking
 
 __all__ = [
+    "MaskedRows",
+    "Masking",
     "Order",
     "Query",
     "arrange",
     "draw_given",
     "draw_groups",
+    "draw_masking",
     "draw_mixture",
     "draw_order",
     "draw_part",

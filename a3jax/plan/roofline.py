@@ -73,12 +73,14 @@ def read_costs(compiled: jax.stages.Compiled) -> Costs:
 def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, topology: Topology) -> Roofline:
     """Set what one device does in a step against what it can do."""
     devices, windows, length = len(topology.devices), config.schedule.windows(stage), config.data.length
-    useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
+    useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
     executed = costs.matmul_flops * devices
     if costs.hidden_matmuls:
         passes = _BACKWARD + (2 if config.train.remat == "full" else 1)
-        executed += windows * passes * flops.attention_forward(model, stage, full_window(length))
-        executed += windows * flops.source_attention(model, full_window(length)) if config.adapt.distill else 0
+        executed += windows * passes * flops.attention_forward(model, stage, full_window(length, config.mask_block))
+        executed += (
+            windows * flops.source_attention(model, full_window(length, config.mask_block)) if config.adapt.distill else 0
+        )
     compute = executed / devices / topology.flops_per_second
     memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second
     communication = sum(costs.sent_bytes.values()) / topology.chip.ici_bytes_per_second

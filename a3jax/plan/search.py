@@ -60,7 +60,7 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
     """
     model = model_of(config)
     trained = config.schedule.trained
-    stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length))
+    stage = max(trained, key=lambda stage: flops.per_window(model, stage, config.data.length, mask_block=config.mask_block))
     config = dataclasses.replace(settled(config), curriculum=(dataclasses.replace(stage, batch=None),))
     likely = sorted(_allowed(config, model, topology, batches), key=lambda one: _seconds_per_token(one, model, topology))
     if not likely:
@@ -110,8 +110,9 @@ def _least_bytes(config: Config, model: ModelConfig) -> int:
 
 
 def _rows(config: Config, model: ModelConfig) -> int:
-    """Rows of both streams on one device at one time."""
-    return _tokens(config) // config.mesh.context * (1 if one_stream_is_enough(model, config.schedule.stages[0].is_ar) else 2)
+    """Rows of both streams, or of both copies of block diffusion, on one device at one time."""
+    once = one_stream_is_enough(model, config.schedule.stages[0].is_ar) and not config.mask_block
+    return _tokens(config) // config.mesh.context * (1 if once else 2)
 
 
 def _tokens(config: Config) -> int:
@@ -133,7 +134,7 @@ def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -
     keys = 3 * parts * _tokens(config) * token * (mesh.context - 1) / mesh.context
     communication = (gathered + reduced + summed + keys) / topology.chip.ici_bytes_per_second
     stage, length = config.schedule.stages[0], config.data.length
-    useful = config.data.batch * flops.per_window(model, stage, length, config.adapt.distill > 0)
+    useful = config.data.batch * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
     arithmetic = useful / len(topology.devices) / topology.flops_per_second
     tokens = config.data.batch * config.data.length
     return max(arithmetic, communication) / tokens, (arithmetic + communication) / tokens

@@ -113,7 +113,7 @@ class Service:
             raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
         texts = request.texts(self.batcher.limits)
         for text in texts[:: request.n]:
-            check(self.model, text.template, request.given)
+            check(self.model, text.template, request.given, text.decoding)
         return request, texts
 
     def _head(self, prefix: str, kind: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build, nearest
 from a3jax.generate.infill import ROUNDS, document_of
+from a3jax.generate.objective import check_mode
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import Model
 
@@ -182,10 +183,12 @@ def read_request(kind: type[R], body: bytes) -> R:
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
-def check(model: Model, template: Template, param: str) -> None:
-    """Raises `Refused` where a text could not be filled, so that it does not spoil a batch."""
+def check(model: Model, template: Template, param: str, decoding: Decoding | None = None) -> None:
+    """Raises `Refused` where a text could not be filled, or not so, so that it does not spoil a batch."""
     try:
         document_of(model, template)
+        param = "mode"
+        check_mode(model, decoding or Decoding())
     except UserError as error:
         raise Refused(str(error), param) from None
 

@@ -158,5 +158,6 @@ def _history(record: Provenance) -> Facts:
         "source": record.source + dequantized,
         "steps_trained": record.steps,
         "tokens_seen": record.tokens,
+        "objective": record.objective,
         "curriculum": " -> ".join(record.stages) or "none",
     }

@@ -147,6 +147,8 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> 
     if (run / MODEL).is_file():
         rows = read_metrics(run)
         stages = tuple(_stage_ends(config, read(ModelConfig, run / MODEL), rows))
+        if config.mask_block == 0:  # the mean over orders of tokens predicted one at a time
+            rows = [row | {"nll/random_1": row["nll/bound"]} if "nll/bound" in row else row for row in rows]
         points = tuple(_points(stages, rows, order))
     changed = differences(sweep.baseline, trial.config)
     return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
@@ -192,12 +194,12 @@ def _stage_ends(config: Config, model: ModelConfig, rows: list[dict[str, Any]]) 
     for stage in config.schedule.stages:
         steps = stage.length
         if stage.plateau is not None:
-            logged = [row["step"] - step for row in rows if row.get("stage") == stage.name]
+            logged = [row["step"] - step for row in rows if row.get("stage") == config.stage_name(stage)]
             steps = max((done for done in logged if 0 < done <= steps), default=steps)
         windows = steps * config.schedule.windows(stage)
         step, tokens = step + steps, tokens + windows * length
-        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0)
-        yield StageEnd(stage.name, step, tokens, total)
+        total += windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
+        yield StageEnd(config.stage_name(stage), step, tokens, total)
 
 
 def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]], order: str) -> Iterable[Point]:

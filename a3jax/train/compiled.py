@@ -18,7 +18,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.devices import mesh as meshes
 from a3jax.devices.compilation import options
 from a3jax.train import executable, remat
-from a3jax.train.objective import Batch
+from a3jax.train.objectives import Batch
 from a3jax.train.state import abstract_state
 from a3jax.train.step import make_step
 

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.ordering import Order
+from a3jax.ordering import Masking, Order
 
 Number = TypeVar("Number", Array, float)
 
@@ -45,15 +45,37 @@ def counted(order: Order, segment_BxL: Array) -> Counts[Array]:
     )
 
 
+def counted_masked(masking: Masking, segment_BxL: Array) -> Counts[Array]:
+    """The same of windows with masked tokens, whose rows are content rows all."""
+    rows = masking.rows
+    keys_BxR = rows.end - rows.start + (0 if rows.own is None else rows.own[1] - rows.own[0])
+    return Counts(
+        tokens=jnp.sum(segment_BxL > 0),
+        predicted=jnp.sum(masking.masked),
+        content=jnp.sum(keys_BxR > 0),
+        content_keys=_sum(keys_BxR),
+        query_keys=jnp.zeros(()),
+        causal_keys=jnp.zeros(()),  # there is no model to learn from
+    )
+
+
 def no_counts() -> Counts[Array]:
     """Zeros, to which counts are added."""
     rows, keys = jnp.zeros((), jnp.int32), jnp.zeros(())
     return Counts(rows, rows, rows, keys, keys, keys)
 
 
-def full_window(length: int) -> Counts[float]:
-    """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them."""
+def full_window(length: int, mask_block: int | None = None) -> Counts[float]:
+    """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them.
+
+    In masked diffusion they see all keys, and half of the tokens are masked; in blocks there are two copies of the tokens.
+    """
     keys = length * length / 2
+    if mask_block == 0:
+        return Counts(length, length / 2, length, 2 * keys, 0.0, 0.0)
+    if mask_block:
+        masked = length * (mask_block + 1) / (2 * mask_block)
+        return Counts(length, masked, 2 * length, 2 * keys + length * mask_block, 0.0, 0.0)
     return Counts(length, length, length, keys, keys, keys)
 
 

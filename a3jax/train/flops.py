@@ -38,9 +38,11 @@ def peak(device: jax.Device) -> float | None:
     return PEAK_BF16[max(known, key=len)] if known else None
 
 
-def per_window(model: ModelConfig, stage: Stage, length: int, distilled: bool = False) -> float:
+def per_window(
+    model: ModelConfig, stage: Stage, length: int, distilled: bool = False, mask_block: int | None = None
+) -> float:
     """FLOPs of a window that one document of `length` tokens fills, forward and backward: what plans count with."""
-    return useful(model, stage, full_window(length), distilled)
+    return useful(model, stage, full_window(length, mask_block), distilled)
 
 
 def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: bool = False) -> float:

@@ -30,7 +30,7 @@ from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
-from a3jax.train.objective import compute_of
+from a3jax.train.objectives import compute_of
 from a3jax.train.position import Position, Rollbacks, after, at_checkpoint, begin
 from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run, opened_folder
@@ -138,7 +138,13 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
     held_out = HeldOut(
-        graph(run.model), run.model, windows, compute_of(config), config.data.batch // settings.accumulate, put
+        graph(run.model),
+        run.model,
+        windows,
+        compute_of(config),
+        config.data.batch // settings.accumulate,
+        put,
+        config.mask_block,
     )
     saved, rollbacks, last = step, Rollbacks(), -1
     report.started()
@@ -156,7 +162,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
         position = step + standing.skipped
         index, stage = schedule.at(position)
         may_stop, last = stop.alone or index != last, index  # several wait for each other here, which a step should not
-        with contextlib.nullcontext() if means.compiled.ready(stage) else report.pause("compiling", stage.name):
+        with contextlib.nullcontext() if means.compiled.ready(stage) else report.pause("compiling", config.stage_name(stage)):
             run_step = means.compiled.at(stage, schedule.after(index), means.hosts.signal if may_stop else lambda: 0)
         if (may_stop and stop.now()) or run_step is None:  # a signal came while it was compiled, or during an evaluation
             if step > saved:
@@ -170,7 +176,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
             state, metrics = run_step(state, batch)
             step += 1
             report.step(step, stage, metrics)
-        record = after(record, stage)
+        record = after(record, config.stage_name(stage))
         last_step = step == _end(config, standing)
         ending = last_step or bool(stop.after(metrics.loss))
         ends_stage = settings.eval_stages and position + 1 == schedule.ends[index]

@@ -8,7 +8,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
-from a3jax.config import Stage
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.pipeline import Batches, go_on_from, training_batches
 from a3jax.errors import UserError
@@ -56,9 +55,9 @@ def _first_state(run: Run, mesh: Mesh) -> State:
     return init_state(run.config, params, run.model, mesh)
 
 
-def after(record: Provenance, stage: Stage) -> Provenance:
+def after(record: Provenance, stage: str) -> Provenance:
     """The record after one more step, but for its tokens, which are known when the step has been read."""
-    stages = record.stages if record.stages[-1:] == (stage.name,) else (*record.stages, stage.name)
+    stages = record.stages if record.stages[-1:] == (stage,) else (*record.stages, stage)
     return dataclasses.replace(record, steps=record.steps + 1, stages=stages)
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
-from a3jax.likelihood.held_out import Nll
+from a3jax.likelihood.held_out import Bound, Nll
 from a3jax.progress import Progress
 from a3jax.train import flops
 from a3jax.train.counts import Counts
@@ -125,7 +125,7 @@ class Report:
             slow = self._hosts.straggler
             self._log.write(
                 step=step,
-                stage=stage.name,
+                stage=self._config.stage_name(stage),
                 loss=loss if math.isfinite(loss) else None,
                 gradient_norm=norm if math.isfinite(norm) else None,
                 learning_rate=rate,
@@ -143,19 +143,22 @@ class Report:
             self.goodput.save()
         self._bar.advance()
         share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
-        self._bar.note(f"{stage.name} loss {loss:.3f} {speed:,.0f} tok/s{share}")
+        self._bar.note(f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
         self._judge(step, loss, norm, bool(bad))
 
-    def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll]]) -> dict[str, float]:
+    def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
         """Run and report an evaluation. Returns the NLL by order."""
         self.flush()
         with self.pause("evaluating"):
             found = evaluate()
         if found and self._log:
-            parts = Nll._fields if self._config.train.eval_stages else ("nll",)
-            self._log.write(
-                step=step, **{f"{part}/{order}": getattr(found[order], part) for part in parts for order in found}
-            )
+            parts = {
+                f"{part}/{order}": value
+                for order, figures in found.items()
+                for part, value in figures._asdict().items()
+                if self._config.train.eval_stages or not part.startswith("nll_by")
+            }
+            self._log.write(step=step, **parts)
         return {order: nll.nll for order, nll in found.items()}
 
     def rewind(self, step: int, tokens: int) -> None:

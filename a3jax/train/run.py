@@ -61,7 +61,7 @@ class Run:
     source: Pretrained | None
     """Where the weights come from; None for random ones."""
     record: Provenance
-    """What had happened to them before."""
+    """What had happened to them before, and what they are trained for now."""
 
 
 def open_run(config: Config, mesh: Mesh) -> Run:
@@ -92,8 +92,14 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         raise UserError(f"a stage has a plateau, but nothing of {corpora[0].folder} is held out; prepare it with --held-out")
     if config.adapt.distill and mesh.shape["context"] > 1:
         raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
+    if config.mask_block is not None and mesh.shape["context"] > 1:
+        what = f"objective {config.objective} does not work with mesh.context {mesh.shape['context']}"
+        raise UserError(f"{what}; set mesh.context to 1")
     for batch in config.batches:
         check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
+    record = dataclasses.replace(
+        record, objective=config.objective, mask_block=config.mask_block, fim_tokens=config.fim.tokens
+    )
     return Run(config, model, corpora, source, record)
 
 

@@ -20,7 +20,7 @@ from a3jax.devices import mesh as meshes
 from a3jax.ordering import example_keys
 from a3jax.train import guard, remat
 from a3jax.train.counts import Counts, no_counts
-from a3jax.train.objective import Batch, Objective, Sums, compute_of
+from a3jax.train.objectives import Batch, Sums, compute_of, objective_of
 from a3jax.train.optimizer import first_steps, make_optimizer, schedule_of
 from a3jax.train.state import State, state_shardings
 from a3jax.train.trained import changes
@@ -30,7 +30,7 @@ class Metrics(NamedTuple):
     """What one step reports; stays on the device until it is logged."""
 
     loss: Array
-    """Nats per predicted token."""
+    """Nats per token (`Sums.tokens`)."""
     gradient_norm: Array
     counts: Counts[Array]
     """What its windows held."""
@@ -46,7 +46,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
     """
     windows, micro_batches = config.schedule.windows(stage), config.train.accumulate
     compute = compute_of(config)._replace(remat=remat.choose(config, model, mesh, remat.device_memory(mesh.devices.flat[0])))
-    objective = Objective(model, stage, compute, config.train.loss_chunk, config.adapt.distill)
+    objective = objective_of(config, model, stage, compute)
     changed = changes(config.adapt, model)
     rate = schedule_of(config.optimizer, stage.lr_factor * config.peak_lr, config.schedule.lengths)
     begins = np.array(first_steps(config.schedule.lengths))
@@ -57,7 +57,8 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         params, frozen = nnx.split_state(state.params, changed, ...)
 
         def loss(params: nnx.State) -> tuple[Array, Sums]:
-            sums = objective.sums(nnx.merge_state(params, frozen), batch, keys_B, state.teacher)
+            done = state.step + state.skipped
+            sums = objective.sums(nnx.merge_state(params, frozen), batch, keys_B, state.teacher, done)
             return sums.loss, sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -73,14 +74,14 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
             return jax.tree.map(jnp.add, total, gradients(state, *part)), None
 
         nothing = (
-            Sums(jnp.zeros(()), no_counts()),
+            Sums(jnp.zeros(()), jnp.zeros((), jnp.int32), no_counts()),
             jax.tree.map(jnp.zeros_like, nnx.filter_state(state.params, changed)),
         )
         return jax.lax.scan(add, nothing, parts)[0]
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         sums, grads = accumulated(state, batch, example_keys(config.seed, state.step, windows))
-        count = jnp.maximum(sums.counts.predicted, 1)
+        count = jnp.maximum(sums.tokens, 1)
         loss, norm = sums.loss / count, optax.tree.norm(grads) / count
         grads = jax.tree.map(lambda g: g * (1 / count), grads)  # a division would not be fused into what follows
         position = state.step + state.skipped

@@ -34,6 +34,8 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
             raise UserError(f"adapt.rank is {rank} ({stream}), but the source has {there}; leave adapt.rank out")
     elif config.trains_adapters:
         model = dataclasses.replace(model, adapter_rank=RANK if rank is None else rank, adapter_stream=stream)
+    if config.objective != "a3":
+        _check_one_stream(config, model)
     if content_is_fixed(model) and model.seeding == "successor":
         for i, stage in enumerate(config.schedule.stages):
             if stage.length and stage.is_ar:
@@ -42,6 +44,18 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
                     "not apply; leave it out, or give adapt.rank 0 to train all weights"
                 )
     return model
+
+
+def _check_one_stream(config: Config, model: ModelConfig) -> None:
+    """Raise `UserError` for a model of which the one stream of other objectives than a3 can make nothing."""
+    objective = config.objective
+    if model.seeding != "successor":
+        raise UserError(f"the source has learned query seeds, but objective {objective} predicts from the token before")
+    if content_is_fixed(model):
+        what = f"the source has adapters of the query stream, which objective {objective} has not"
+        raise UserError(f"{what}; start from a model without, or with adapters of both streams")
+    if strangers := [token for token in config.fim.tokens if token >= model.vocab]:
+        raise UserError(f"fim.tokens has {strangers[0]}, but the model has {model.vocab} embeddings; give smaller ids")
 
 
 def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bool]:

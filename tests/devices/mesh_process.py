@@ -28,7 +28,8 @@ from a3jax.model.parameters import graph, shapes
 from a3jax.ordering import example_keys
 from a3jax.train import state as states
 from a3jax.train.compiled import lower
-from a3jax.train.objective import Objective, compute_of
+from a3jax.train.objectives import compute_of
+from a3jax.train.objectives.any_order import AnyOrder
 
 MESHES = {
     "one device": MeshConfig(fsdp=1),
@@ -121,9 +122,9 @@ def run(name, step, params):
         put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
         held_out = HeldOut(graph(MODEL), MODEL, windows(), compute_of(config), BATCH, put)
         found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
-        one_stream = jax.jit(Objective(MODEL, ONE_STREAM, compute_of(config), 64).sums)
+        one_stream = jax.jit(AnyOrder(MODEL, ONE_STREAM, compute_of(config), 64).sums)
         keys = example_keys(0, 0, BATCH)
-        loss, counts = one_stream(state.params, batch, keys)
+        loss, _, counts = one_stream(state.params, batch, keys)
         found |= {"one_stream": np.asarray(loss / counts.predicted)}
         loss, gradients = distilled(name, params, batch)
         found |= {"distilled": np.asarray(loss)}
@@ -138,11 +139,11 @@ def distilled(name, source, batch):
     adapted = states.state_shardings(experiment(name), ADAPTED, mesh_of(name)).params
     drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes(ADAPTED))
     params = jax.device_put(drawn, adapted)
-    objective = Objective(ADAPTED, STAGE, compute_of(experiment(name)), 64, 0.5)
+    objective = AnyOrder(ADAPTED, STAGE, compute_of(experiment(name)), 64, 0.5)
     keys = example_keys(0, 0, BATCH)
 
     def loss(params, source, batch):
-        total, counts = objective.sums(params, batch, keys, source)
+        total, _, counts = objective.sums(params, batch, keys, source)
         return total / counts.predicted
 
     return jax.jit(jax.value_and_grad(loss), out_shardings=(None, adapted))(params, source, batch)

@@ -14,9 +14,8 @@ from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
-from a3jax.train import objective as objectives
 from a3jax.train import step as steps
-from a3jax.train.objective import Objective
+from a3jax.train.objectives import any_order
 from a3jax.train.state import init_state, random_params, with_counts, with_normal_seed
 
 L, BATCH = 24, 4
@@ -85,10 +84,10 @@ def test_the_loss_falls_and_each_step_draws_its_own_order(two_steps):
 
 def losses(net, batch, model, stage):
     split, params = nnx.split(net)
-    objective = Objective(model, stage, Compute(attention="dense"), chunk=40)
+    objective = any_order.AnyOrder(model, stage, Compute(attention="dense"), chunk=40)
 
     def mean(params):
-        total, counts = objective.sums(params, batch, example_keys(0, 0, BATCH))
+        total, _, counts = objective.sums(params, batch, example_keys(0, 0, BATCH))
         return total / counts.predicted, counts.predicted
 
     assert split == graph(model)
@@ -100,7 +99,7 @@ def test_the_single_stream_shortcut_equals_the_two_streams(tiny, network, batch,
     net = network(model)
     assert one_stream_is_enough(model, stage.is_ar)
     (one, count), d_one = losses(net, batch, model, stage)
-    monkeypatch.setattr(objectives, "one_stream_is_enough", lambda *_: False)
+    monkeypatch.setattr(any_order, "one_stream_is_enough", lambda *_: False)
     (two, same_count), d_two = losses(net, batch, model, stage)
     assert count == same_count == sum((np.diff(s) == 0)[s[1:] > 0].sum() for s in batch["segments"])
     np.testing.assert_allclose(one, two, rtol=1e-5)

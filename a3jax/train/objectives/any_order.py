@@ -1,17 +1,16 @@
-"""What a step minimizes: the negative log-likelihood of a batch in orders drawn for it, or in part that of a teacher.
+"""Any-order prediction: the negative log-likelihood of a batch in orders drawn for it, or in part that of a teacher.
 
-Micro-batches add sums, not means: the loss of a step is the mean over all predicted tokens of the whole batch.
+A stage that draws nothing but left to right is plain autoregression.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.config import Config, ModelConfig, Stage
+from a3jax.config import ModelConfig, Stage
 from a3jax.devices.context_parallel import place, spread
 from a3jax.devices.mesh import BATCH, constrain, lay
 from a3jax.likelihood.forward import Predictions, one_stream_is_enough, predict
@@ -20,27 +19,12 @@ from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange, draw_mixture
-from a3jax.train.counts import Counts, counted
-
-Batch = dict[str, Array]
-
-
-def compute_of(config: Config) -> Compute:
-    """How this experiment computes a forward pass that nothing is differentiated through."""
-    return Compute(jnp.dtype(config.train.compute_dtype), config.train.attention)
-
-
-class Sums(NamedTuple):
-    """What is summed over the windows of a batch, and over its micro-batches."""
-
-    loss: Array
-    """Nats, of all predicted tokens; a float32 scalar."""
-    counts: Counts[Array]
-    """What the windows held."""
+from a3jax.train.counts import counted
+from a3jax.train.objectives.interface import Batch, Sums
 
 
 @dataclass(frozen=True)
-class Objective:
+class AnyOrder:
     """The loss of one stage's steps."""
 
     model: ModelConfig
@@ -51,18 +35,18 @@ class Objective:
     distill: float = 0.0
     """The share of the loss that is measured against a teacher."""
 
-    def sums(self, params: nnx.State, batch: Batch, keys_B: Array, teacher: nnx.State | None = None) -> Sums:
-        """The loss of `batch`, each window in an order drawn with its key; differentiable in `params`.
-
-        `teacher` holds the weights of the source model, which a model that is distilled learns from.
-        """
+    def sums(
+        self, params: nnx.State, batch: Batch, keys_B: Array, teacher: nnx.State | None = None, step: Array | int = 0
+    ) -> Sums:
+        """See `Objective`: each window in an order drawn with its key."""
         tokens_BxL, segment_BxL = batch["tokens"], batch["segments"]
         drawn = (self.stage.parts, self.model.seeding, batch.get("weights"), batch.get("sizes"))
         order = draw_mixture(keys_B, segment_BxL, *drawn)
         one_stream = one_stream_is_enough(self.model, self.stage.is_ar)
         predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.compute, one_stream)
         soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)
-        return Sums(predictions.nll_sum(self.chunk, soft), counted(order, segment_BxL))
+        counts = counted(order, segment_BxL)
+        return Sums(predictions.nll_sum(self.chunk, soft), counts.predicted, counts)
 
     def _soft_targets(self, teacher: nnx.State, tokens_BxL: Array, segment_BxL: Array, student: Predictions) -> SoftTargets:
         """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""

@@ -1,0 +1,95 @@
+"""Masked diffusion: all open places are predicted from the whole text in every pass, and some of them decided.
+
+There is one stream, whose rows all see all of the text, so what a row computes changes with every place that is decided:
+there is no cache, and each pass reads the text anew. Pass k of `steps` decides so many places that k / steps of them are
+decided then: those that the model is most certain of, or any (arXiv 2502.09992). With `remask`, every pass but the first
+begins by opening so many decided places again, those least probable when they were decided, and decides as many more
+(after arXiv 2503.00307). A text of fewer places than `steps` takes a pass for each.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.config import ModelConfig
+from a3jax.decode.cached import Kind, Plan, State, place_keys, seen_tokens, write
+from a3jax.decode.dynamic import certainties
+from a3jax.decode.mode import Mode
+from a3jax.decode.sampling import choices, draw, log_prob
+from a3jax.decode.settings import Certainty, Decoding
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import MaskedRows
+from a3jax.ordering.sequence import bucket
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "rows", "steps", "remask", "certainty"), donate_argnames="state"
+)
+def decode_masked(
+    params: nnx.State,
+    state: State,
+    plan: Plan,
+    number: Array,
+    config: ModelConfig,
+    compute: Compute,
+    rows: int,
+    steps: int,
+    remask: int,
+    certainty: Certainty,
+) -> State:
+    """Pass `number` of `steps` over texts of at most `rows` open places."""
+    batch, length = state.tokens_BxL.shape
+    place_L, row = jnp.arange(length), jnp.arange(batch)[:, None]
+    blank_BxL = (state.passes_BxL != 0) & (place_L < plan.length_B[:, None])
+    blanks_B = blank_BxL.sum(axis=1)
+    steps_B = jnp.clip(blanks_B, 1, steps)
+    if remask:
+        decided_BxL = blank_BxL & (state.passes_BxL > 0)
+        doubt_BxL = jnp.where(decided_BxL, state.log_probs_BxL, jnp.inf)
+        again_BxL = decided_BxL & (_rank(doubt_BxL) < remask) & (number <= steps_B)[:, None]
+        state = state._replace(passes_BxL=jnp.where(again_BxL, -1, state.passes_BxL))
+    open_BxL = blank_BxL & (state.passes_BxL < 0)
+
+    network = nnx.merge(graph(config), params)
+    end_BxL = jnp.where(place_L < plan.length_B[:, None], plan.length_B[:, None], 0)
+    place_BxL = jnp.broadcast_to(place_L, (batch, length))
+    masked = MaskedRows(place_BxL, open_BxL, place_BxL, jnp.zeros_like(place_BxL), end_BxL)
+    hidden_BxLxD = network.masked_hidden(state.tokens_BxL, masked, compute)
+
+    place_BxW = jnp.sort(jnp.where(open_BxL, place_L, length), axis=1)[:, :rows]
+    open_BxW = place_BxW < length
+    before_BxW = jnp.minimum(jnp.maximum(place_BxW - 1, 0), length - 1)  # the row before a place predicts it
+    head_VxD = network.output_matrix[...].astype(hidden_BxLxD.dtype)
+    logits_BxWxV = jnp.einsum("bwd,vd->bwv", hidden_BxLxD[row, before_BxW], head_VxD, preferred_element_type=jnp.float32)
+    seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
+    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B) if remask else plan.keys_B
+    wanted = choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
+    token_BxW = draw(place_keys(keys_B, place_BxW), wanted, plan.sampling)
+    log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
+
+    certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number, certainty)
+    due_B = -(-blanks_B * jnp.minimum(number, steps_B) // steps_B) - (blanks_B - open_BxL.sum(axis=1))
+    chosen_BxW = open_BxW & (_rank(jnp.where(open_BxW, -certainty_BxW, jnp.inf)) < due_B[:, None])
+    state = write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)
+    return state._replace(decided_B=plan.given_B + (blank_BxL & (state.passes_BxL > 0)).sum(axis=1))
+
+
+def _rank(x_BxL: Array) -> Array:
+    """How many of its row come before each number, the smallest first."""
+    return jnp.argsort(jnp.argsort(x_BxL, axis=1, stable=True), axis=1)
+
+
+def _advance(
+    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+) -> tuple[State, Any]:
+    rows = min(bucket(int((plan.length_B - plan.given_B).max())), plan.tokens_BxL.shape[1])
+    how = (decoding.steps, decoding.remask, decoding.certainty)
+    return decode_masked(params, state, plan, number, kind.config, kind.compute, rows, *how), carry
+
+
+MODE = Mode(_advance, rows=lambda plan, decoding: 0, planned=False, causal=False, cached=False)

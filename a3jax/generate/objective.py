@@ -1,0 +1,36 @@
+"""What may be asked of a model, by what it was trained for (`Provenance.objective`)."""
+
+from a3jax.curriculum.stage import BOUND
+from a3jax.decode.settings import Decoding
+from a3jax.errors import UserError
+from a3jax.weights.loading import Model
+
+OWN_MODES = ("diffusion", "block_diffusion", "fim")
+"""Modes of decoding that are for models of the objective of that name."""
+
+
+def check_order(model: Model, order: str) -> None:
+    """Raise `UserError` for a likelihood that the model does not have.
+
+    Masked diffusion has a bound, and reads from left to right as any model does; the bound is of nothing else.
+    """
+    objective, masks = model.record.objective, model.record.mask_block is not None
+    if order == BOUND and not masks:
+        raise UserError(
+            f"order bound is for models of masked diffusion, and this one's objective is {objective}; name another"
+        )
+    if masks and order not in (BOUND, "ar", "in_order_1"):
+        raise UserError(
+            f"order {order} is for models of two streams, and this one's objective is {objective}; give bound or ar"
+        )
+
+
+def check_mode(model: Model, decoding: Decoding) -> None:
+    """Raise `UserError` for a way to fill blanks that the model did not learn."""
+    objective, mode = model.record.objective, decoding.mode
+    if mode in OWN_MODES and objective != mode:
+        raise UserError(f"mode {mode} is for models of objective {mode}, and this one's is {objective}; name another mode")
+    in_order = mode in ("ar", "groups", "speculative") and decoding.order in ("ar", "in_order_1")
+    if model.record.mask_block is not None and not (mode in OWN_MODES or in_order):
+        what = f"mode {mode} is for models of two streams, and this one's objective is {objective}"
+        raise UserError(f"{what}; give mode {objective} or ar")

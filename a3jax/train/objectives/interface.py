@@ -1,0 +1,44 @@
+"""What a step wants of an objective."""
+
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from a3jax.config import Config
+from a3jax.model.two_stream import Compute
+from a3jax.train.counts import Counts
+
+Batch = dict[str, Array]
+
+
+class Sums(NamedTuple):
+    """What is summed over the windows of a batch, and over its micro-batches."""
+
+    loss: Array
+    """Nats; a float32 scalar."""
+    tokens: Array
+    """int32: how many tokens the loss is about, by which it is divided: those predicted or, where a draw of them stands for
+    all, all of these."""
+    counts: Counts[Array]
+    """What the windows held."""
+
+
+class Objective(Protocol):
+    """What the steps of a stage minimize: sums over the tokens of a whole batch, whatever its micro-batches."""
+
+    def sums(
+        self, params: nnx.State, batch: Batch, keys_B: Array, teacher: nnx.State | None = None, step: Array | int = 0
+    ) -> Sums:
+        """The loss of `batch`, B x L tokens and segments, each window drawn for with its key; differentiable in `params`.
+
+        `teacher` holds the weights of the source model, which a model that is distilled learns from. `step` is that of the
+        curriculum, for what changes from step to step.
+        """
+        ...
+
+
+def compute_of(config: Config) -> Compute:
+    """How this experiment computes a forward pass that nothing is differentiated through."""
+    return Compute(jnp.dtype(config.train.compute_dtype), config.train.attention)
