@@ -197,6 +197,11 @@ class Decoding(DecodingOptions):
         return (self.mode, parse_order(self.order)[1], self.prefill, self.revise, *own)
 
     @property
+    def order_is_as_it_stands(self) -> bool:
+        """Whether tokens come from left to right, perhaps several at once."""
+        return parse_order(self.order)[0] == "in_order"
+
+    @property
     def finds_order(self) -> bool:
         """Whether the order is found while decoding."""
         return _MODES[self.mode].found

@@ -11,7 +11,8 @@ from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding, DecodingOptions
 from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
-from a3jax.generate.infill import Infilled, Observe, Tokens, document_of, infill_batch
+from a3jax.generate.filling import Observe, Tokens, document_of
+from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.generate.reading import check_text
 from a3jax.weights.loading import Model
 

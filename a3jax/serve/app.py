@@ -21,7 +21,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a3jax.errors import first_line
-from a3jax.generate.infill import Infilled, Tokens
+from a3jax.generate.filling import Tokens
+from a3jax.generate.infill import Infilled
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits

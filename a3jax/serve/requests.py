@@ -15,8 +15,9 @@ from a3jax.decode.template import Range, Template, parse
 from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build, nearest
-from a3jax.generate.infill import ROUNDS, document_of
+from a3jax.generate.filling import document_of
 from a3jax.generate.objective import check_mode
+from a3jax.generate.revision import ROUNDS
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import Model
 
