@@ -114,7 +114,7 @@ class Part(NamedTuple):
 
 
 def parse(text: str) -> Template:
-    r"""Cut `text` at its blanks: `[[n]]` with n tokens, `[[n-m]]` with n to m, `[[..n]]` with up to n. `\[[n]]` is plain text.
+    r"""Cut `text` at its blanks: `[[n]]` with n tokens, `[[n-m]]` with n to m, `[[..n]]` with up to n. `\[[n]]` is text.
 
     Raises `UserError` if there is no blank, or one whose size is not a whole number from 1 up to `LARGEST`.
     """

@@ -80,7 +80,7 @@ def fill_documents(
         [document.given for _, document, _ in rows],
         model.config.seeding,
         _allowed(model, [decoding for decoding, _, _ in rows]),
-        None if empty is None else [none for _, _, none in rows],
+        None if empty is None else [none.tolist() for _, _, none in rows],
     )
     watched = observe is not None or any(decoding.ends for decoding in decodings)
     return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look if watched else None))
@@ -133,14 +133,21 @@ def check_ends(template: Template, decoding: Decoding) -> None:
     open_ = any(isinstance(size, Open) for size in template.sizes)
     if decoding.ends and template.pieces[-1] and not open_:
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
-    if open_ and decoding.mode != "fim" and (decoding.mode not in ("ar", "groups") or not decoding.order_is_as_it_stands):
+    if open_ and not decoding.fills_to_ends:
         what = f"mode {decoding.mode}" if decoding.mode not in ("ar", "groups") else f"order {decoding.order}"
-        raise UserError(f"{what} does not fill from left to right, as a blank with no size must be; give it one, or order ar")
+        raise UserError(
+            f"{what} does not fill from left to right, as a blank without a size must be; give it one, or order ar"
+        )
 
 
 def closed(model: Model, template: Template, decoding: Decoding) -> Template:
-    """The template with all sizes up to the largest to choose from, where a blank's end is nothing that the model knows."""
-    if model.record.blanks_end or decoding.mode == "fim":
+    """The template with all sizes to choose from where the model does not know the ends of blanks.
+
+    Raises `UserError` for stop strings, which such blanks do not heed.
+    """
+    if model.record.blanks_end or decoding.mode == "fim" or not any(isinstance(size, Open) for size in template.sizes):
         return template
+    if decoding.stop:
+        raise UserError("stop is for blanks that end, which this model was not trained on (docs/blanks.md); leave it out")
     sizes = (Range(1, size.most) if isinstance(size, Open) else size for size in template.sizes)
     return dataclasses.replace(template, sizes=tuple(sizes))

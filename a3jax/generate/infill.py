@@ -122,7 +122,12 @@ def infill_batch(
     parsed = [parse(t) if isinstance(t, str) else t for t in templates]
     for template, one in zip(parsed, decodings):
         check_ends(template, one)
-    sized = [with_lengths(model, closed(model, template, one), one) for template, one in zip(parsed, decodings)]
+    ending = [closed(model, *one) for one in zip(parsed, decodings)]
+    decodings = [
+        one if now is template else dataclasses.replace(one, ends=False)
+        for template, now, one in zip(parsed, ending, decodings)
+    ]
+    sized = [with_lengths(model, *one) for one in zip(ending, decodings)]
     documents = [document_of(model, template) for template in sized]
     open_blanks = [frozenset(i for i, size in enumerate(one.sizes) if isinstance(size, Open)) for one in sized]
     filled = fill_blanks(model, documents, decodings, observe, open_blanks)

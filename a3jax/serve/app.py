@@ -109,10 +109,11 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.reader, self._understood, kind, body)
 
     def _understood(self, kind: type[R], body: bytes) -> tuple[R, list[Text]]:
-        request = read_request(kind, body)
+        blanks_end = self.model.record.blanks_end
+        request = read_request(kind, body, blanks_end)
         if request.model not in (None, self.name):
             raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
-        texts = request.texts(self.batcher.limits)
+        texts = request.texts(self.batcher.limits, blanks_end)
         for text in texts[:: request.n]:
             check(self.model, text.template, request.given, text.decoding)
         return request, texts
