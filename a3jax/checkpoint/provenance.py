@@ -27,5 +27,7 @@ class Provenance:
     """Of masked diffusion, tokens of a block, 0 where it has none; None for other objectives."""
     fim_tokens: tuple[int, ...] = ()
     """Of objective fim, the tokens before prefix, suffix and middle."""
+    blanks_end: bool = False
+    """Whether they were trained on blanks of unknown length, which end with the model's end token."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults and the padding token, as the source's `generation_config.json` has them; exports have them too."""

@@ -35,7 +35,8 @@ class Generate:
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A model folder, a run folder, or what a3jax import takes."""
     text: Text = None
-    """A text in which [[8]] is a blank of eight tokens, and [[4-12]] one of four to twelve."""
+    """A text in which [[8]] is a blank of eight tokens, [[4-12]] one of four to twelve, and [[..32]] one of as many as it
+    wants, with room for 32."""
     rewrite: Text = None
     """With --text: the part of it to fill anew. It must stand there once; the text has no blanks then."""
     prompt: Text = None
@@ -45,7 +46,8 @@ class Generate:
     after: Path | None = None
     """A file with the text after it."""
     tokens: Text = None
-    """How many tokens to fill in: N, or MIN-MAX. At most N after --prompt; if not given, --rewrite keeps the number."""
+    """How many tokens to fill in: N, MIN-MAX, or ..N for as many as it wants. At most N after --prompt; if not given,
+    --rewrite keeps the number, and between --before and --after it is ..64."""
     file: Text = None
     """A JSONL file of requests, - for standard input."""
     out: Path | None = None

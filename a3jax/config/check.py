@@ -141,6 +141,8 @@ def check_objective(
             raise UserError(f"{name} is {figure}, but objective {objective} is evaluated by bound and ar; give one of these")
         if objective not in MASKED and figure == "bound":
             raise UserError(f"{name} is bound, which belongs to masked diffusion, and the objective is {objective}")
+    if adapt.distill and schedule.slack:
+        raise UserError(f"adapt.distill is {adapt.distill}, but no teacher knows the end of an open blank; leave it out")
     if objective == "a3":
         return
     for i, stage in enumerate(schedule.stages):

@@ -65,6 +65,11 @@ class Schedule:
         """Whether a plateau can end a stage before its time."""
         return any(stage.plateau for stage in self.stages)
 
+    @property
+    def slack(self) -> int:
+        """Places by which documents may grow where blanks have an end, the end's own included; 0 where none has."""
+        return max((stage.slack_of_parts for stage in self.trained), default=0)
+
     def at(self, step: int) -> tuple[int, Stage]:
         """The index and the stage that train `step`. Raises IndexError at or after the end of the curriculum."""
         index = bisect.bisect_right(self.ends, step)
@@ -275,5 +280,11 @@ def _check_part(part: Part, where: str) -> None:
     for name, weight in (("weight", part.weight), ("weight-from", part.weight_from)):
         if weight is not None and not (math.isfinite(weight) and weight >= 0):
             raise UserError(f"{where}.{name} is {weight}; it must be at least 0")
-    if part.family == "infill" and part.prefix:
-        raise UserError(f"{where}.prefix is {part.prefix}, but infill gives the text on both sides already; leave it out")
+    if part.family in ("infill", "open") and part.prefix:
+        raise UserError(
+            f"{where}.prefix is {part.prefix}, but {part.family} gives the text on both sides already; leave it out"
+        )
+    if not 0 <= part.slack <= 2**20:
+        raise UserError(f"{where}.slack is {part.slack}; it must be at least 0 and at most 2^20")
+    if part.slack != AR.slack and not part.blanks_end:
+        raise UserError(f"{where}.slack is {part.slack}, but {part.family} leaves no place empty; leave it out")

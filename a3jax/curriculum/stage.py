@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, get_args
 
 from a3jax.errors import UserError
 
-Family = Literal["in_order", "random", "spans", "infill", "right_to_left"]
+Family = Literal["in_order", "random", "spans", "infill", "open", "right_to_left"]
 Sizes = Literal["fixed", "uniform", "geometric"]
 Prefill = Literal["ar", "group"]
 """How given tokens are read: one by one as they stand, or as one group whose tokens all see each other."""
@@ -16,6 +16,8 @@ BOUND = "bound"
 HeldOutFigure = Literal[HeldOutOrder, "bound"]
 """What a run can be judged by: NLL in one of these orders or, for masked diffusion, the bound on it."""
 
+_OF_TEXTS = tuple(family for family in get_args(Family) if family != "open")
+"""Those that are orders of a text as it stands; `open` draws where the text stands too, and is for training."""
 _WORDS: dict[str, tuple[Family, int]] = {"ar": ("in_order", 1), "right_to_left": ("right_to_left", 1)}
 
 
@@ -27,8 +29,8 @@ def parse_order(name: str) -> tuple[Family, int]:
     if name in _WORDS:
         return _WORDS[name]
     family, _, size = name.rpartition("_")
-    if family not in get_args(Family) or not size.isdecimal() or len(size) > 99 or int(size) < 1:
-        known = ", ".join(f"{family}_N" for family in get_args(Family))
+    if family not in _OF_TEXTS or not size.isdecimal() or len(size) > 99 or int(size) < 1:
+        known = ", ".join(f"{family}_N" for family in _OF_TEXTS)
         raise UserError(f"order '{name}' is unknown; orders are ar, {known}, with N the group size")
     return cast(Family, family), int(size)
 
@@ -62,6 +64,13 @@ class OrderKind:
     sizes: Sizes = "fixed"
     """`fixed`: every group is of `group_size`; `uniform`: each window draws one size up to that; `geometric`: each group
     draws its own, with that mean, so that any partition can come ("any subset")."""
+    slack: int = 32
+    """`open`: up to so many places stay empty behind the end of a blank; each document draws its own from [0, slack]."""
+
+    @property
+    def blanks_end(self) -> bool:
+        """Whether blanks have an unknown length, and end with the model's end token."""
+        return self.family == "open"
 
     @property
     def order_kind(self) -> dict[str, Any]:
@@ -171,6 +180,11 @@ class Stage(OrderKind, _Steps):
     def changes(self) -> bool:
         """Whether what it draws is not the same at all of its steps."""
         return any(part.changes for part in self.parts)
+
+    @property
+    def slack_of_parts(self) -> int:
+        """The most places that stay empty in any of its orders, 0 where no blank has an end."""
+        return max(part.slack + 1 if part.blanks_end else 0 for part in self.parts)
 
     def drawing(self, parts: tuple[Part, ...]) -> "Stage":
         """The same stage with other parts; a part that stands alone and does not change becomes its own kind of order."""

@@ -112,10 +112,18 @@ def plan(
     given: Sequence[Sequence[bool]],
     seeding: Seeding,
     allowed_BxV: Array,
+    empty: Sequence[Sequence[bool]] | None = None,
 ) -> Plan:
-    """Draw every sequence's order and bring the batch to one shape. Raises `UserError` under a mesh with `context`."""
+    """Draw every sequence's order and bring the batch to one shape. Raises `UserError` under a mesh with `context`.
+
+    `empty` marks places that hold no token, in modes whose order is known beforehand.
+    """
     refuse("decoding")
-    drawn = [draw(d.seed, ids, known, d.order, seeding, d.prefill) for d, ids, known in zip(decodings, tokens, given)]
+    nothing = [None] * len(tokens) if empty is None else empty
+    drawn = [
+        draw(decoding.seed, ids, known, decoding.order, seeding, decoding.prefill, none)
+        for decoding, ids, known, none in zip(decodings, tokens, given, nothing)
+    ]
     length = max(len(one.tokens_L) for one in drawn)
     order_BxL = jax.tree.map(lambda *rows: np.stack(rows), *[pad_order(one.order, length) for one in drawn])
     starts = [start_L[wanted_L] for start_L, wanted_L in zip(order_BxL.group_start, order_BxL.predicted)]

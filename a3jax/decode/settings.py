@@ -113,7 +113,8 @@ class DecodingOptions:
     """Afterwards open so many of the least probable tokens again and refill them, while the blanks become more probable given
     the text on both sides, from left to right."""
     ends: bool = False
-    """The last blank stands at the end of the text and may end early, with the model's end token or a stop string."""
+    """The last blank stands at the end of the text and may end early, with the model's end token or a stop string. Blanks of
+    unknown length, [[..N]], always may."""
     stop: tuple[str, ...] = ()
     """Strings before which a blank that may end is cut."""
 
@@ -199,6 +200,11 @@ class Decoding(DecodingOptions):
         """What sequences must have in common to be filled as one batch; all else is each one's own."""
         own = [getattr(self, name) for name in _MODES[self.mode].program]
         return (self.mode, parse_order(self.order)[1], self.prefill, self.revise, *own)
+
+    @property
+    def fills_to_ends(self) -> bool:
+        """Whether a blank is filled from left to right, perhaps several tokens at once, so that it can end on the way."""
+        return self.mode == "fim" or (self.mode in ("ar", "groups") and parse_order(self.order)[0] == "in_order")
 
     @property
     def finds_order(self) -> bool:

@@ -1,5 +1,7 @@
 """Text with blanks: `"def area(r): [[8]] * r"` holds one blank of eight tokens, `[[4-12]]` one of four to twelve.
 
+`[[..32]]` is one of unknown length, with room for 32.
+
 The text around blanks is given, and comes back as it was given, byte for byte. Every piece of it is tokenized by itself,
 so that what stands in a blank never changes how the text beside it is read: the first as a beginning, all others as what
 stands inside a text. A document begins as `a3jax.data.tokenizer` says; where a blank is the first thing in it, with the
@@ -31,12 +33,21 @@ class Range(NamedTuple):
     most: int
 
 
+class Open(NamedTuple):
+    """A blank's size where nothing is known of it but how large it may be: its end is found while it is filled."""
+
+    most: int
+
+
+Size = int | Range | Open
+
+
 @dataclass(frozen=True)
 class Template:
     """The given pieces of text, of which there is one more than blanks, and the blanks' sizes in tokens."""
 
     pieces: tuple[str, ...]
-    sizes: tuple[int | Range, ...]
+    sizes: tuple[Size, ...]
 
     def __post_init__(self) -> None:
         """Raises `UserError` for anything else."""
@@ -45,9 +56,11 @@ class Template:
                 f"a template of {len(self.sizes)} blanks has {len(self.pieces)} pieces; give one more than blanks"
             )
         for size in self.sizes:
-            least, most = size if isinstance(size, Range) else (size, size)
+            least, most = size if isinstance(size, Range) else (1, size.most) if isinstance(size, Open) else (size, size)
             if not (isinstance(least, Integral) and isinstance(most, Integral) and 1 <= least <= most):
-                raise UserError(f"a blank's size is {size}; it must be a whole number of at least 1, or a Range of such")
+                raise UserError(
+                    f"a blank's size is {size}; it must be a whole number of at least 1, a Range of such, or an Open"
+                )
 
 
 class Document(NamedTuple):
@@ -101,7 +114,7 @@ class Part(NamedTuple):
 
 
 def parse(text: str) -> Template:
-    r"""Cut `text` at its blanks, each `[[n]]` with n tokens or `[[n-m]]` with n to m. `\[[n]]` is plain text.
+    r"""Cut `text` at its blanks: `[[n]]` with n tokens, `[[n-m]]` with n to m, `[[..n]]` with up to n. `\[[n]]` is text.
 
     Raises `UserError` if there is no blank, or one whose size is not a whole number from 1 up to `LARGEST`.
     """
@@ -156,7 +169,9 @@ def alike(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _size(blank: str, words: str) -> int | Range:
+def _size(blank: str, words: str) -> Size:
+    if words.startswith(".."):
+        return Open(_number(blank, words[2:]))
     least, dash, most = words.partition("-")
     if not dash:
         return _number(blank, words)

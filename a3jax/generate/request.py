@@ -9,11 +9,15 @@ from typing import Any
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding, DecodingOptions
-from a3jax.decode.template import Range, Template, parse
+from a3jax.decode.template import Open, Range, Size, Template, parse
 from a3jax.errors import UserError
-from a3jax.generate.infill import Infilled, Observe, Tokens, document_of, infill_batch
+from a3jax.generate.filling import Observe, Tokens, check_ends, document_of
+from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.generate.reading import check_text
 from a3jax.weights.loading import Model
+
+ROOM = 64
+"""Tokens that a blank between two texts has room for where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Wanted:
     after: str | None = None
     """Text after it."""
     tokens: int | str | None = None
-    """How many to fill in: N, or MIN-MAX."""
+    """How many to fill in: N, MIN-MAX, or ..N where nobody knows. Between before and after it is ..64 if not given."""
 
     def check(self) -> None:
         """Raises `UserError` where the fields are no form of request, or contradict each other."""
@@ -45,7 +49,7 @@ class Wanted:
             raise UserError(f"rewrite names a part of a text; give text, not {chosen[0]}")
         if self.text is not None and self.rewrite is None and self.tokens is not None:
             raise UserError("tokens is for a prompt, before and after, or rewrite; a text says [[8]] itself")
-        if self.text is None and self.tokens is None:
+        if self.text is None and self.tokens is None and not self.after:
             raise UserError(f"{chosen[0]} needs tokens, the number to fill in")
         for name, value in given.items():
             check_text(name, str(value))
@@ -63,7 +67,7 @@ class Wanted:
         before, after = self.before or self.prompt or "", self.after or ""
         if self.text is not None and self.rewrite is not None:
             before, _, after = self.text.partition(self.rewrite)
-        words = self.tokens
+        words = self._words
         if codec and self.rewrite and words is None:
             words = len(codec.encode(self.rewrite, inside=bool(before)))
         return Template((before, after), (_size(words),))
@@ -73,8 +77,18 @@ class Wanted:
         return parse(self.text or "")
 
     def decoding(self, choices: DecodingOptions, **changes: Any) -> Decoding:
-        """How to fill it: a prompt is for a text that may end."""
-        return choices.checked(ends=choices.ends or self.prompt is not None, **changes)
+        """How to fill it: a prompt is for a text that may end, and so is a blank of unknown length."""
+        if self.text is not None and self.rewrite is None:
+            sizes = self._parsed.sizes
+        else:
+            sizes = () if self._words is None else (_size(self._words),)
+        ends = self.prompt is not None or any(isinstance(size, Open) for size in sizes)
+        return choices.checked(ends=choices.ends or ends, **changes)
+
+    @property
+    def _words(self) -> int | str | None:
+        """`tokens`, or what stands for it; None where a part that is rewritten keeps its number."""
+        return f"..{ROOM}" if self.tokens is None and self.rewrite is None else self.tokens
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,7 @@ def request(model: Model, wanted: Wanted, decoding: Decoding) -> Request:
     """The request for what is `wanted`. Raises `UserError` where it cannot be answered."""
     template = wanted.template(model.codec)
     length = len(document_of(model, template).tokens)
-    if decoding.ends and template.pieces[-1]:
-        raise UserError("text stands behind the last blank; a text that may end ends with its blank")
+    check_ends(template, decoding)
     if decoding.ends and any(isinstance(size, Range) for size in template.sizes):
         raise UserError("a text that may end has no sizes to choose; give the largest alone")
     return Request(template, decoding, length)
@@ -141,9 +154,9 @@ def answer(filled: Infilled) -> dict[str, Any]:
     }
 
 
-def _size(words: int | str | None) -> int | Range:
-    if not re.fullmatch(r"[0-9]+(-[0-9]+)?", str(words)):
-        raise UserError(f"tokens is '{words}'; it must be a number such as 8, or a range such as 4-12")
+def _size(words: int | str | None) -> Size:
+    if not re.fullmatch(r"[0-9]+(-[0-9]+)?|\.\.[0-9]+", str(words)):
+        raise UserError(f"tokens is '{words}'; it must be a number such as 8, a range such as 4-12, or ..32 for at most 32")
     return parse(f"[[{words}]]").sizes[0]
 
 

@@ -3,6 +3,7 @@
 Everything here is a pure function of its arguments.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from a3jax.config import Seeding
+from a3jax.ordering.layout import Layout, as_it_stands
 from a3jax.ordering.windows import PADDING, changes, order_by, padding_last, segment_bounds
 
 
@@ -21,7 +23,7 @@ class Order(NamedTuple):
     predecessor: Array
     """Where in the window x_{t-1} stands if it may seed this slot's query, else -1."""
     position: Array
-    """Content RoPE position: t, counted from the document's start."""
+    """Content RoPE position: t, the token's place in its document."""
     query_position: Array
     """`Query.position`."""
     start: Array
@@ -32,6 +34,13 @@ class Order(NamedTuple):
     """`Query.causal`."""
     predicted: Array
     """Whether the slot's token counts in the loss: neither given nor padding."""
+    is_end: Array
+    """Whether the slot's token is the end of a blank, whatever the window has there (`a3jax.ordering.layout`)."""
+
+    def end_blanks(self, token_BxL: Array, end_tokens: Sequence[int]) -> Array:
+        """The tokens of windows, B x L in window order, with the first of the model's end tokens where a blank ends."""
+        is_end_BxL = jnp.take_along_axis(self.is_end, jnp.argsort(self.token_index, axis=1), axis=1)
+        return jnp.where(is_end_BxL, end_tokens[0], token_BxL)
 
     @property
     def query(self) -> "Query":
@@ -73,21 +82,30 @@ def query_rule(place: Array, seen: Array, last_seen: Array, sees_previous: Array
     return Query(position, (place > 0) & sees_previous, (seen > 0) & (seen == place) & (last_seen < place))
 
 
-def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, groups: int | None = None) -> Order:
+def arrange(
+    group_L: Array,
+    given_L: Array,
+    segment_L: Array,
+    seeding: Seeding,
+    groups: int | None = None,
+    layout: Layout | None = None,
+) -> Order:
     """Sort one window into generation order. `group_L` holds any integers; smaller groups come first.
 
-    Padding (segment 0) goes to the end, sees nothing and is not predicted. Where the groups are known to be from 0 to
-    `groups` - 1, as drawn ones are below 2 L, they are sorted faster.
+    Tokens stand where the window has them, or where `layout` says. Padding (segment 0) goes to the end, sees nothing and is
+    not predicted. Where the groups are known to be from 0 to `groups` - 1, as drawn ones are below 2 L, they are sorted
+    faster.
     """
     (length,) = group_L.shape
     index_L = jnp.arange(length)
     segment_L = padding_last(segment_L)
     start_L, _ = segment_bounds(segment_L)
+    rank_L, place_L, previous_L, is_end_L = layout or as_it_stands(start_L)
     by_group_L = jnp.argsort(group_L, stable=True) if groups is None else order_by(group_L, groups)
     document_L = jnp.where(segment_L == PADDING, length, start_L)
     token_L = by_group_L[order_by(document_L[by_group_L], length + 1)]
-    position_L = (index_L - start_L)[token_L]
-    sees_previous_L = (group_L[jnp.maximum(index_L - 1, 0)] < group_L)[token_L]
+    position_L = place_L[token_L]
+    sees_previous_L = (group_L[previous_L] < group_L)[token_L]
 
     group_L, segment_L = group_L[token_L], segment_L[token_L]
     first_of_segment = changes(segment_L)
@@ -97,12 +115,13 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
     next_first = jnp.where(jnp.append(first_of_group[1:], True), index_L + 1, length)
     group_end_L = jax.lax.cummin(next_first, reverse=True)
     padding_L = segment_L == PADDING
-    last_seen_L = jax.lax.cummax(token_L)[jnp.maximum(group_start_L - 1, 0)]  # documents are in the order of the window
-    last_seen_L -= token_L - position_L
+    # Documents are in the order of the window. Where a place lies before all empty ones it is a rank, and only there is it
+    # asked for, since nothing behind a gap is predicted.
+    last_seen_L = jax.lax.cummax((start_L + rank_L)[token_L])[jnp.maximum(group_start_L - 1, 0)] - start_L[token_L]
     query = query_rule(position_L, group_start_L - slot_start_L, last_seen_L, sees_previous_L, seeding)
     return Order(
         token_index=token_L,
-        predecessor=jnp.where(query.known, token_L - 1, -1),
+        predecessor=jnp.where(query.known, previous_L[token_L], -1),
         position=position_L,
         query_position=query.position,
         start=slot_start_L,
@@ -110,4 +129,5 @@ def arrange(group_L: Array, given_L: Array, segment_L: Array, seeding: Seeding, 
         group_end=jnp.where(padding_L, slot_start_L, group_end_L),
         causal=query.causal,
         predicted=~given_L[token_L] & ~padding_L,
+        is_end=is_end_L[token_L],
     )

@@ -9,7 +9,8 @@ from jax import Array
 from a3jax.config import Seeding
 from a3jax.curriculum.stage import Family, Part
 from a3jax.ordering.arrange import Order, arrange
-from a3jax.ordering.families import draw_given, draw_groups
+from a3jax.ordering.families import draw_given, draw_groups, draw_layout
+from a3jax.ordering.layout import Layout
 
 
 def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:
@@ -39,16 +40,18 @@ def draw_mixture(
 
     def one(key: Array, segment_L: Array, weight_P: Array | None, size_P: Array | None) -> Order:
         context_L, segment_L = segment_L < 0, jnp.abs(segment_L)
-        drawn = [
-            draw_part(key, segment_L, context_L, part, part.group_size if size_P is None else size_P[number])
-            for number, part in enumerate(parts)
-        ]
-        given_L, group_L = drawn[0]
+        blanks_end = any(part.blanks_end for part in parts)
+        drawn = []
+        for number, part in enumerate(parts):
+            size = part.group_size if size_P is None else size_P[number]
+            layout = _draw_layout(key, segment_L, part) if blanks_end else None
+            drawn.append((*draw_part(key, segment_L, context_L, part, size), layout))
+        given_L, group_L, layout = drawn[0]
         if len(parts) > 1:
             weight_P = jnp.array([part.weight for part in parts]) if weight_P is None else weight_P
             chosen = jax.random.categorical(jax.random.fold_in(key, 2), jnp.log(weight_P))
-            given_L, group_L = (jnp.stack(each)[chosen] for each in zip(*drawn))
-        return arrange(group_L, given_L, segment_L, seeding, groups=2 * segment_L.shape[0])
+            given_L, group_L, layout = jax.tree.map(lambda *each: jnp.stack(each)[chosen], *drawn)
+        return arrange(group_L, given_L, segment_L, seeding, groups=2 * segment_L.shape[0], layout=layout)
 
     return jax.vmap(one)(keys_B, segment_BxL, weight_BxP, size_BxP)
 
@@ -64,3 +67,9 @@ def draw_part(key: Array, segment_L: Array, context_L: Array, part: Part, group_
         break_L = jax.random.bernoulli(size_key, 1 / group_size, segment_L.shape)
     given_L = draw_given(given_key, segment_L, part.family, part.given, part.prefix) | context_L
     return given_L, draw_groups(group_key, segment_L, given_L, part.family, group_size, break_L)
+
+
+def _draw_layout(key: Array, segment_L: Array, part: Part) -> Layout:
+    """Where tokens stand in the window of which `draw_part` draws groups with the same key."""
+    given_key, _ = jax.random.split(key)
+    return draw_layout(given_key, segment_L, part.family, part.given, part.slack)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from a3jax.curriculum.stage import Family
+from a3jax.ordering.layout import Layout, as_it_stands, with_gaps
 from a3jax.ordering.windows import order_by, padding_last, per_segment, random_order, segment_bounds
 
 
@@ -40,6 +41,8 @@ class _Family(NamedTuple):
     """The group of every token that is not given, L int32 of at least 0."""
     given: Callable[[Array, Array, Array, float], Array] | None = None
     """(key, start, end, given) -> which tokens are given, L bool; a share of them where it is None."""
+    blanks_end: bool = False
+    """Whether a blank's length is unknown, so that it ends with a token of its own; see `draw_layout`."""
 
 
 def draw_given(key: Array, segment_L: Array, family: Family, given: float, prefix: float = 0.0) -> Array:
@@ -47,8 +50,8 @@ def draw_given(key: Array, segment_L: Array, family: Family, given: float, prefi
 
     The first token of every document always is. `given` is the largest fraction of a window that is given besides, each
     window drawing its own, and `prefix` that of a document which is given as its beginning, each document drawing its own.
-    `infill` blanks one span per document instead and gives the rest; the span's length is uniform up to (1 - given) x the
-    document.
+    `infill` and `open` blank one span per document instead and give the rest; the span's length is uniform up to (1 - given)
+    x the document.
     """
     (length,) = segment_L.shape
     index_L = jnp.arange(length)
@@ -69,6 +72,7 @@ def draw_groups(
     `right_to_left`    the same from the right
     `random`, `infill` every group is a random subset of what is not given
     `spans`            contiguous groups, in random order
+    `open`             contiguous groups of a blank and its end, left to right
 
     `segment_L` numbers the documents of the window from 1; 0 is padding. Given tokens are groups of one in their
     original order, before all others. Groups break at multiples of `group_size` slots, which makes them the same in
@@ -85,6 +89,21 @@ def draw_groups(
 
     window = Window(key, given_L, *segment_bounds(padding_last(segment_L)), number)
     return jnp.where(given_L, window.place, length + FAMILIES[family].rank(window)).astype(jnp.int32)
+
+
+def draw_layout(key: Array, segment_L: Array, family: Family, given: float, slack: int) -> Layout:
+    """Where the tokens of a window stand, with the key and share of `draw_given`.
+
+    In `open` every document's blank is followed by its end and from 0 to `slack` empty places, each document drawing its own
+    number; in all other families tokens stand where the window has them.
+    """
+    start_L, end_L = segment_bounds(padding_last(segment_L))
+    if not FAMILIES[family].blanks_end:
+        return as_it_stands(start_L)
+    from_L, blank_L = _span(key, start_L, end_L - 1, given)
+    drawn_L = per_segment(jax.random.fold_in(key, 3), start_L, len(start_L))  # 0 and 1 are those of split(), 2 is the prefix
+    empty_L = jnp.floor(drawn_L * (slack + 1)).astype(jnp.int32)
+    return with_gaps(start_L, end_L, (from_L + blank_L).astype(jnp.int32), empty_L)
 
 
 def _in_order(window: Window) -> Array:
@@ -128,14 +147,26 @@ def _a_share(key: Array, start_L: Array, end_L: Array, given: float) -> Array:
 
 def _all_but_a_span(key: Array, start_L: Array, end_L: Array, given: float) -> Array:
     """All but one span of each document, of drawn size and place."""
-    size_key, place_key = jax.random.split(key)
-    (length,) = start_L.shape
-    size_L, place_L = (per_segment(k, start_L, length) for k in (size_key, place_key))
-    free_L = (end_L - start_L - 1).astype(jnp.float32)
-    blank_L = jnp.clip(jnp.ceil(size_L * free_L * (1 - given)), 1, None)
-    from_L = start_L + 1 + jnp.floor(place_L * (free_L - blank_L + 1))
-    index_L = jnp.arange(length)
+    from_L, blank_L = _span(key, start_L, end_L, given)
+    index_L = jnp.arange(len(start_L))
     return (index_L < from_L) | (index_L >= from_L + blank_L)
+
+
+def _all_but_a_span_and_the_last(key: Array, start_L: Array, end_L: Array, given: float) -> Array:
+    """The same of each document without its last token, in whose slot the blank ends."""
+    return _all_but_a_span(key, start_L, end_L - 1, given) & (jnp.arange(len(start_L)) < end_L - 1)
+
+
+def _span(key: Array, start_L: Array, end_L: Array, given: float) -> tuple[Array, Array]:
+    """A span of each document, behind its first token: where it begins, and its size, whole numbers as float32.
+
+    It has a token at least, where there is one.
+    """
+    size_key, place_key = jax.random.split(key)
+    size_L, place_L = (per_segment(k, start_L, len(start_L)) for k in (size_key, place_key))
+    free_L = (end_L - start_L - 1).astype(jnp.float32)
+    blank_L = jnp.minimum(jnp.clip(jnp.ceil(size_L * free_L * (1 - given)), 1, None), jnp.maximum(free_L, 0))
+    return start_L + 1 + jnp.floor(place_L * (free_L - blank_L + 1)), blank_L
 
 
 FAMILIES: dict[Family, _Family] = {
@@ -144,4 +175,5 @@ FAMILIES: dict[Family, _Family] = {
     "random": _Family(_random),
     "spans": _Family(_spans),
     "infill": _Family(_random, _all_but_a_span),
+    "open": _Family(_in_order, _all_but_a_span_and_the_last, blanks_end=True),
 }

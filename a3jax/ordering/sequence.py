@@ -36,11 +36,18 @@ def bucket(count: int, least: int = 32, steps: int = 1) -> int:
 
 
 def draw(
-    seed: int, tokens: Sequence[int], given: Sequence[bool], order: str, seeding: Seeding, prefill: Prefill = "ar"
+    seed: int,
+    tokens: Sequence[int],
+    given: Sequence[bool],
+    order: str,
+    seeding: Seeding,
+    prefill: Prefill = "ar",
+    empty: Sequence[bool] | None = None,
 ) -> Drawn:
     """Draw the order of one sequence, padded to its bucket. Raises `UserError` for an unknown order.
 
-    It depends on the seed, the given mask and the seeding alone, not on what else is in a batch.
+    Places that stay `empty` hold no token: they are not predicted, and nothing sees them. It depends on the seed, the given
+    and empty places and the seeding alone, not on what else is in a batch.
     """
     family, group_size = parse_order(order)
     length = bucket(len(tokens))
@@ -49,17 +56,28 @@ def draw(
     segment_L = np.pad(np.ones(len(tokens), np.int32), padding)
     # A group never exceeds the window; a larger size means the same, and might not fit an int32.
     size, together = min(group_size, length), prefill == "group"
-    key, arranged = _draw(np.uint32(seed), given_L, segment_L, size, family=family, seeding=seeding, together=together)
+    empty_L = np.zeros(length, bool) if empty is None else np.pad(np.asarray(empty, bool), padding)
+    what = np.uint32(seed), given_L, segment_L, empty_L, size
+    key, arranged = _draw(*what, family=family, seeding=seeding, together=together)
     return Drawn(np.pad(np.asarray(tokens, np.int32), padding), arranged, key)
 
 
 @functools.partial(jax.jit, static_argnames=("family", "seeding", "together"))
 def _draw(
-    seed: Array, given_L: Array, segment_L: Array, group_size: Array, family: Family, seeding: Seeding, together: bool
+    seed: Array,
+    given_L: Array,
+    segment_L: Array,
+    empty_L: Array,
+    group_size: Array,
+    family: Family,
+    seeding: Seeding,
+    together: bool,
 ) -> tuple[Array, Order]:
     group_key, sample_key = jax.random.split(example_keys(seed, 0, 1)[0])
-    group_L = draw_groups(group_key, segment_L, given_L, family, group_size)
-    return sample_key, arrange(jnp.where(given_L & together, 0, group_L), given_L, segment_L, seeding)
+    group_L = draw_groups(group_key, segment_L, given_L | empty_L, family, group_size)
+    group_L = jnp.where(empty_L, 2 * len(group_L), jnp.where(given_L & together, 0, group_L))  # behind all that are drawn
+    order = arrange(group_L, given_L, segment_L, seeding)
+    return sample_key, order._replace(predicted=order.predicted & ~empty_L[order.token_index])
 
 
 def grouped(given: Sequence[bool], groups: Sequence[int], seeding: Seeding, prefill: Prefill = "ar") -> Order:

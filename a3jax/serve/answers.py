@@ -8,7 +8,8 @@ import numpy as np
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.spelling import spelled
 from a3jax.errors import UserError
-from a3jax.generate.infill import Infilled, Tokens
+from a3jax.generate.filling import Tokens
+from a3jax.generate.infill import Infilled
 from a3jax.serve.requests import Completion, Refused
 
 Json = dict[str, Any]

@@ -21,7 +21,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from a3jax.errors import first_line
-from a3jax.generate.infill import Infilled, Tokens
+from a3jax.generate.filling import Tokens
+from a3jax.generate.infill import Infilled
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
@@ -108,10 +109,11 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.reader, self._understood, kind, body)
 
     def _understood(self, kind: type[R], body: bytes) -> tuple[R, list[Text]]:
-        request = read_request(kind, body)
+        blanks_end = self.model.record.blanks_end
+        request = read_request(kind, body, blanks_end)
         if request.model not in (None, self.name):
             raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
-        texts = request.texts(self.batcher.limits)
+        texts = request.texts(self.batcher.limits, blanks_end)
         for text in texts[:: request.n]:
             check(self.model, text.template, request.given, text.decoding)
         return request, texts

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template
 from a3jax.errors import first_line
-from a3jax.generate.infill import Infilled, Tokens, infill_batch
+from a3jax.generate.filling import Tokens
+from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
 from a3jax.weights.loading import Model

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from a3jax.curriculum.stage import parse_order
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Range, Template, parse
+from a3jax.decode.template import Open, Range, Size, Template, parse
 from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build, nearest
-from a3jax.generate.infill import ROUNDS, document_of
+from a3jax.generate.filling import check_ends, document_of
 from a3jax.generate.objective import check_mode
+from a3jax.generate.revision import ROUNDS
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import Model
 
@@ -71,13 +72,15 @@ class Request:
         """Of the texts that were given, each to be filled `n` times."""
         raise NotImplementedError
 
-    @property
-    def ends(self) -> bool:
-        """Whether texts may end before their blank is full."""
+    def may_end(self, blanks_end: bool) -> bool:
+        """Whether texts may end before their blank is full, where the model knows the ends of blanks, or does not."""
         return False
 
-    def texts(self, limits: Limits) -> list[Text]:
-        """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long."""
+    def texts(self, limits: Limits, blanks_end: bool = False) -> list[Text]:
+        """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long.
+
+        Of a blank whose length is unknown every one is tried, unless the model knows the ends of blanks.
+        """
         if self.n < 1:
             raise Refused(f"n is {self.n}; it must be at least 1", "n")
         if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
@@ -86,7 +89,7 @@ class Request:
         if (texts := len(templates) * self.n) > limits.max_queue:
             field = "n" if len(templates) <= limits.max_queue else self.given
             raise Refused(f"the request asks for {texts} texts; at most {limits.max_queue} are served at once", field)
-        sample = sum(_work(template, self.decoding) for template in templates)
+        sample = sum(_work(template, self.decoding, blanks_end) for template in templates)
         if (work := sample * self.n) > limits.max_tokens_per_request:
             field = "n" if sample <= limits.max_tokens_per_request else self.sizes
             message = f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one"
@@ -119,28 +122,31 @@ class Completion(Request):
         prompts = _listed(self.prompt)
         if not prompts:
             raise Refused("prompt is an empty list; give at least one text", "prompt")
-        return [Template((prompt, self.suffix), (self.max_tokens,)) for prompt in prompts]
+        size = Open(self.max_tokens) if self.suffix and self.decoding.ends else self.max_tokens
+        return [Template((prompt, self.suffix), (size,)) for prompt in prompts]
 
-    @property
-    def ends(self) -> bool:  # noqa: D102
-        return not self.suffix
+    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
+        return blanks_end or not self.suffix
 
-    def texts(self, limits: Limits) -> list[Text]:  # noqa: D102
+    def texts(self, limits: Limits, blanks_end: bool = False) -> list[Text]:  # noqa: D102
         if self.stream:
             family, _ = parse_order(self.decoding.order)
             if self.decoding.finds_order or family != "in_order" or self.decoding.revise:
                 raise Refused("stream needs text that comes from left to right; leave mode, order and revise out", "stream")
             if self.logprobs is not None:
                 raise Refused("logprobs are not streamed; leave stream or logprobs out", "logprobs")
-        return super().texts(limits)
+        return super().texts(limits, blanks_end)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Infill(Request):
-    """POST /v1/infill: texts in which [[n]] is a blank of n tokens, and [[n-m]] one of n to m."""
+    """POST /v1/infill: texts in which [[n]] is a blank of n tokens, [[n-m]] one of n to m, and [[..n]] one of at most n."""
 
     given = sizes = "text"
     text: str | tuple[str, ...]
+
+    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
+        return any(isinstance(size, Open) for template in self.templates for size in template.sizes)
 
     @property
     def templates(self) -> list[Template]:  # noqa: D102
@@ -156,8 +162,11 @@ class Infill(Request):
 R = TypeVar("R", bound=Request)
 
 
-def read_request(kind: type[R], body: bytes) -> R:
-    """The request that a body holds. Raises `Refused`, with the field at fault where there is one."""
+def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
+    """The request that a body holds, of a model that knows the ends of blanks or does not.
+
+    Raises `Refused`, with the field at fault where there is one.
+    """
     given = {name: value for name, value in _object(body).items() if value is not None}
     for name, (nothing, instead) in WITHOUT_EFFECT.items():
         if given.pop(name, nothing) != nothing:
@@ -179,7 +188,9 @@ def read_request(kind: type[R], body: bytes) -> R:
     stops = _listed(request.stop)
     if len(stops) > STOPS:
         raise Refused(f"stop holds {len(stops)} strings; at most {STOPS} are allowed", "stop")
-    plain = {"temperature": 1.0, "seed": secrets.randbelow(2**31), "ends": request.ends, "stop": stops}
+    in_order = _decoding({name: decoding[name] for name in ("mode", "order") if name in decoding}).fills_to_ends
+    ends = request.may_end(blanks_end and in_order)
+    plain = {"temperature": 1.0, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
@@ -188,6 +199,7 @@ def check(model: Model, template: Template, param: str, decoding: Decoding | Non
     try:
         document_of(model, template)
         param = "mode"
+        check_ends(template, decoding or Decoding())
         check_mode(model, decoding or Decoding())
     except UserError as error:
         raise Refused(str(error), param) from None
@@ -220,16 +232,17 @@ def _listed(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
-def _most(size: int | Range) -> int:
-    return size.most if isinstance(size, Range) else size
+def _most(size: Size) -> int:
+    return size if isinstance(size, int) else size.most
 
 
 def _tokens(template: Template) -> int:
     return sum(map(_most, template.sizes))
 
 
-def _work(template: Template, decoding: Decoding) -> int:
+def _work(template: Template, decoding: Decoding, blanks_end: bool) -> int:
     """Tokens that are filled in for one text, all lengths that are tried and all revisions included."""
     tokens = _tokens(template)
     tried = sum(size.most - size.least + 1 for size in template.sizes if isinstance(size, Range))
+    tried += sum(size.most for size in template.sizes if isinstance(size, Open) and not blanks_end)
     return tokens * (1 + tried) + ROUNDS * min(decoding.revise, tokens)

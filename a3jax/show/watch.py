@@ -11,7 +11,7 @@ from rich.text import Text
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.spelling import spell
-from a3jax.generate.infill import Tokens
+from a3jax.generate.filling import Tokens
 from a3jax.outside_text import printable
 from a3jax.terminal import Terminal
 

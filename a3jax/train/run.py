@@ -98,7 +98,11 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     for batch in config.batches:
         check_mesh(mesh, model, batch // config.train.accumulate, config.data.length)
     record = dataclasses.replace(
-        record, objective=config.objective, mask_block=config.mask_block, fim_tokens=config.fim.tokens
+        record,
+        objective=config.objective,
+        mask_block=config.mask_block,
+        fim_tokens=config.fim.tokens,
+        blanks_end=record.blanks_end or config.schedule.slack > 0,
     )
     return Run(config, model, corpora, source, record)
 
@@ -189,6 +193,11 @@ def _check_data(config: Config, model: ModelConfig, corpora: tuple[Corpus, ...],
             raise UserError(f"{folder} was prepared with another tokenizer than that of {other}; prepare it again with it")
     if config.data.length > model.context:
         raise UserError(f"data.length {config.data.length} is more than the model's context of {model.context} tokens")
+    if config.schedule.slack and not model.end_tokens:
+        raise UserError("order open needs an end token to end blanks with, and the model has none; take infill instead")
+    if config.data.length + config.schedule.slack > model.context:
+        what = f"data.length {config.data.length} and slack {config.schedule.slack - 1}, with one place for an end,"
+        raise UserError(f"{what} are more than the model's context of {model.context} places; make one smaller")
 
 
 def is_training(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import a3jax
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode import groups
 from a3jax.errors import UserError
-from a3jax.generate import infill as infilling
+from a3jax.generate import filling
 from a3jax.likelihood import scoring
 
 TEMPLATE = "def area(r): [[8]] * r  # [[5]]\n"
@@ -249,7 +249,7 @@ def test_end_tokens_stand_only_where_a_text_may_end(model):
     decodings = [a3jax.Decoding(temperature=50.0, seed=1, ends=ends) for ends in (False, True)]
     closed, open_ = a3jax.infill_batch(model, texts, decodings)
     assert len(closed.tokens) == 42
-    ends = np.flatnonzero(np.asarray(infilling._allowed(model, decodings)).any(0) & ~np.asarray(model.fillable))
+    ends = np.flatnonzero(np.asarray(filling._allowed(model, decodings)).any(0) & ~np.asarray(model.fillable))
     assert ends.tolist() == [257]
     assert not {*closed.tokens, *open_.tokens} & {*ends.tolist()}
 

@@ -14,7 +14,7 @@ import a3jax
 from a3jax.data.tokenizer import byte_codec
 from a3jax.decode.settings import Decoding
 from a3jax.decode.spelling import spell
-from a3jax.generate.infill import Tokens
+from a3jax.generate.filling import Tokens
 from a3jax.show.trace import spelled, trace
 from a3jax.show.watch import Watch, drawn
 from a3jax.terminal import Terminal

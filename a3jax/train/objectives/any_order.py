@@ -42,6 +42,8 @@ class AnyOrder:
         tokens_BxL, segment_BxL = batch["tokens"], batch["segments"]
         drawn = (self.stage.parts, self.model.seeding, batch.get("weights"), batch.get("sizes"))
         order = draw_mixture(keys_B, segment_BxL, *drawn)
+        if self.stage.slack_of_parts:
+            tokens_BxL = order.end_blanks(tokens_BxL, self.model.end_tokens)
         one_stream = one_stream_is_enough(self.model, self.stage.is_ar)
         predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.compute, one_stream)
         soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)

@@ -1,0 +1,153 @@
+"""A batch of documents whose blanks have their sizes: filled together, each blank to its size or to its end."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from a3jax.decode import loop
+from a3jax.decode.cached import plan
+from a3jax.decode.settings import Decoding
+from a3jax.decode.template import Document, Open, Range, Template, lay_out
+from a3jax.devices.mesh import filled_up
+from a3jax.errors import UserError
+from a3jax.model.network import check_context
+from a3jax.weights.loading import Model
+
+
+class Tokens(NamedTuple):
+    """A document filled, or on its way. One entry per token."""
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    passes: np.ndarray
+    """-1 where a token is still open."""
+    head: int
+    """So many tokens at the beginning are no text."""
+
+
+Observe = Callable[[list[Tokens]], None]
+"""Called after every pass with each text as it stands."""
+
+
+def document_of(model: Model, template: Template) -> Document:
+    """The tokens of a template, blanks of unknown size at their largest. Raises `UserError` beyond the model's context."""
+    sizes = [size if isinstance(size, int) else size.most for size in template.sizes]
+    check_context(model, sum(sizes) + (model.codec.start is not None))  # before a million blanks are laid out
+    document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec)
+    check_context(model, len(document.tokens))
+    return document
+
+
+def fill_documents(
+    model: Model,
+    documents: Sequence[Document],
+    decodings: Sequence[Decoding],
+    observe: Observe | None = None,
+    empty: Sequence[np.ndarray] | None = None,
+) -> list[Tokens]:
+    """Fill all that is not given, but for places that stay `empty`: bool arrays, one entry for each token of a document.
+
+    Where a decoding has ends, the document's last blank may; once all of them have, nothing more is predicted.
+    """
+    stays = [np.zeros(len(document.tokens), bool) for document in documents] if empty is None else list(empty)
+
+    def cut(filled: loop.Filled) -> list[Tokens]:
+        each = []
+        for i, document in enumerate(documents):
+            own = i, slice(len(document.tokens))
+            found = filled.tokens_BxL[own], filled.log_probs_BxL[own], filled.passes_BxL[own]
+            each.append(Tokens(*found, document.head))
+        return each
+
+    def look(filled: loop.Filled) -> bool:
+        texts = cut(filled)
+        if observe is not None:
+            observe(texts)
+        return all(
+            ((text.passes >= 0) | none).all() or end_of(model, document, decoding, text) is not None
+            for text, document, decoding, none in zip(texts, documents, decodings, stays)
+        )
+
+    rows = filled_up(list(zip(decodings, documents, stays)))
+    drawn = plan(
+        [decoding for decoding, _, _ in rows],
+        [document.tokens for _, document, _ in rows],
+        [document.given for _, document, _ in rows],
+        model.config.seeding,
+        _allowed(model, [decoding for decoding, _, _ in rows]),
+        None if empty is None else [none.tolist() for _, _, none in rows],
+    )
+    watched = observe is not None or any(decoding.ends for decoding in decodings)
+    return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look if watched else None))
+
+
+class End(NamedTuple):
+    """Where a document's last blank ends."""
+
+    tokens: int
+    """The document has so many up to there: without the end token, or with all of its stop string."""
+    characters: int
+    """Of the blank."""
+
+
+def end_of(model: Model, document: Document, decoding: Decoding, text: Tokens) -> End | None:
+    """Where the last blank has ended if it may, None if it has not (yet). Only what is decided without a gap counts."""
+    if not decoding.ends:
+        return None
+    place = document.blanks[-1]
+    begin, undecided = place.start, np.flatnonzero(text.passes[place] < 0)
+    tokens = text.tokens[place][: int(undecided[0]) if len(undecided) else None].tolist()
+    end_tokens = _end_tokens(model)
+    ends = [i for i, token in enumerate(tokens) if token in end_tokens]
+    tokens = tokens[: ends[0]] if ends else tokens
+    inside = begin > document.head
+    written = model.codec.decode(tokens, inside)
+    stops = [written.find(stop) for stop in decoding.stop if stop in written]
+    if stops:
+        first = min(stops)
+        texts = (model.codec.decode(tokens[:n], inside) for n in itertools.count())
+        count = next(n for n, text in enumerate(texts) if any(stop in text for stop in decoding.stop))
+        return End(begin + count, first)
+    return End(begin + len(tokens), len(written)) if ends else None
+
+
+def _allowed(model: Model, decodings: Sequence[Decoding]) -> Array:
+    """B x V bool: plain text, and the end of a text where it may end."""
+    ends_V = jnp.zeros_like(model.fillable).at[jnp.asarray(_end_tokens(model), jnp.int32)].set(True)
+    ends_B = jnp.asarray([decoding.ends for decoding in decodings])
+    return model.fillable | (ends_V & ends_B[:, None])
+
+
+def _end_tokens(model: Model) -> list[int]:
+    own = [] if model.codec.end is None else [model.codec.end]
+    return sorted({*own, *model.config.end_tokens})
+
+
+def check_ends(template: Template, decoding: Decoding) -> None:
+    """Raise `UserError` where a blank cannot end as it is to, or is to be filled in an order in which it has no end."""
+    open_ = any(isinstance(size, Open) for size in template.sizes)
+    if decoding.ends and template.pieces[-1] and not open_:
+        raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
+    if open_ and not decoding.fills_to_ends:
+        what = f"mode {decoding.mode}" if decoding.mode not in ("ar", "groups") else f"order {decoding.order}"
+        raise UserError(
+            f"{what} does not fill from left to right, as a blank without a size must be; give it one, or order ar"
+        )
+
+
+def closed(model: Model, template: Template, decoding: Decoding) -> Template:
+    """The template with all sizes to choose from where the model does not know the ends of blanks.
+
+    Raises `UserError` for stop strings, which such blanks do not heed.
+    """
+    if model.record.blanks_end or decoding.mode == "fim" or not any(isinstance(size, Open) for size in template.sizes):
+        return template
+    if decoding.stop:
+        raise UserError("stop is for blanks that end, which this model was not trained on (docs/blanks.md); leave it out")
+    sizes = (Range(1, size.most) if isinstance(size, Open) else size for size in template.sizes)
+    return dataclasses.replace(template, sizes=tuple(sizes))

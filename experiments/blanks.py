@@ -1,0 +1,239 @@
+"""Ways to fill a blank whose length nobody tells, on lines of held-out Python (docs/blanks.md), by one command:
+
+python experiments/blanks.py                       # a base, three adaptations of it, and a table: runs/blanks/results.json
+python experiments/blanks.py --base 300 --steps 60 --lines 40          # the same, smaller
+
+A model of 0.8 million parameters reads the standard library from left to right, byte by byte. From it three models are
+adapted, each for the same number of steps with the same batch and rate:
+
+    search   `infill`: a span is blanked and nothing says where it ends; every length is tried, and the likeliest text taken
+    slack    `open`: the span ends with a token of its own, and what follows stands behind a gap
+    fim      what follows is read before the span, as objective fim has it; the span ends with a token of its own
+
+Spans of the first two are of up to an eighth of a window, those of fim of any part of it. Two ways take the base as it is:
+`left only`, up to the line's end, and `suffix first`, which reads what follows, a line's end, and then what is before.
+
+The lines are of idlelib, which no model has read, and have 4 to 31 bytes without their indentation, which is given. Passes
+and rows are counted until a blank has its text: a row is one token's prediction, or its reading in a score.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import a3jax
+from a3jax.config import AdaptConfig, Config, DataConfig, FimConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.data.preparation import Preparation
+from a3jax.data.prepare import prepare
+from a3jax.decode.template import Open, Range, Template, lay_out
+from a3jax.generate.infill import infill
+from a3jax.generate.lengths import CANDIDATES
+from a3jax.generate.middle import middle_last
+from a3jax.likelihood.scoring import token_log_likelihood
+from a3jax.train.loop import train
+
+OUT = Path("runs/blanks")
+LIBRARY = Path(os.__file__).parent
+GAP = 32
+BEFORE, AFTER = 160, 64
+"""Bytes that are seen around a line."""
+MODEL = ModelConfig(
+    family="llama",
+    vocab=261,
+    width=128,
+    ff_width=384,
+    layers=4,
+    query_heads=4,
+    kv_heads=2,
+    head_width=32,
+    context=1024,
+    tied_head=True,
+    start_token=256,
+    end_tokens=(257,),
+)
+MARKS = (258, 259, 260)
+ARMS: dict[str, dict[str, Any]] = {
+    "search": {"stage": Stage(None, "infill", given=0.875)},
+    "slack": {"stage": Stage(None, "open", given=0.875, slack=GAP)},
+    "fim": {"stage": Stage(None), "objective": "fim", "fim": FimConfig(tokens=MARKS)},
+}
+
+
+def experiment(steps: int = 1500) -> Config:
+    """The base, from left to right."""
+    return Config(
+        name="blanks",
+        run=str(OUT / "base"),
+        model=MODEL,
+        data=DataConfig(path=str(OUT / "data"), length=256, batch=16),
+        curriculum=(Stage(steps),),
+        optimizer=OptimizerConfig(peak_lr=4e-3, warmup=steps // 15),
+        train=TrainConfig(compute_dtype="float32", remat="none", eval_every=steps, save_every=steps, eval_windows=16),
+    )
+
+
+def adapted(name: str, steps: int) -> Config:
+    """One of `ARMS`, all weights trained."""
+    arm = dict(ARMS[name])
+    stage = dataclasses.replace(arm.pop("stage"), steps=steps)
+    return dataclasses.replace(
+        experiment(steps),
+        run=str(OUT / name),
+        model=None,
+        source=str(OUT / "base"),
+        curriculum=(stage,),
+        adapt=AdaptConfig(rank=0),
+        optimizer=OptimizerConfig(peak_lr=1e-3, warmup=5),
+        **arm,
+    )
+
+
+class Line(NamedTuple):
+    """A line to be found."""
+
+    before: str
+    truth: str
+    after: str
+
+
+def lines(count: int) -> list[Line]:
+    """Lines drawn evenly from all of the files that are held out."""
+    found = []
+    for file in sorted((LIBRARY / "idlelib").glob("*.py")):
+        text = file.read_text()
+        if not text.isascii():
+            continue
+        at = 0
+        for line in text.splitlines(keepends=True):
+            truth = line.strip()
+            begin = at + line.find(truth)
+            if 4 <= len(truth) < GAP and begin >= 64 and len(text) - begin > 2 * GAP:
+                end = begin + len(truth)
+                found.append(Line(text[max(0, begin - BEFORE) : begin], truth, text[end : end + AFTER]))
+            at += len(line)
+    return random.Random(0).sample(found, count)
+
+
+class Found(NamedTuple):
+    """What a way put in a blank, and what it cost."""
+
+    text: str
+    passes: int
+    rows: int
+    nats: float | None
+    """Of the truth and its end, where the way has a probability for both."""
+
+
+Way = Callable[[a3jax.Model, Line], Found]
+
+
+def slack(model: a3jax.Model, line: Line) -> Found:
+    """A gap before what follows. The truth is scored in the same gap, places behind its end coming last."""
+    filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="ar")
+    document = lay_out((line.before, line.after), [line.truth], model.codec)
+    (blank,) = document.blanks
+    empty = GAP - (blank.stop - blank.start) - 1
+    tokens = [*document.tokens[: blank.stop], model.config.end_tokens[0], *[0] * empty, *document.tokens[blank.stop :]]
+    given = [*document.given[: blank.stop], False, *[False] * empty, *document.given[blank.stop :]]
+    groups = [i if known else len(tokens) + i for i, known in enumerate(given)]
+    score = token_log_likelihood(model, tokens, given, groups=groups)
+    passes = len(filled.blanks[0].tokens) + (filled.finished == "stop")
+    return Found(filled.blanks[0].text, passes, passes, -sum(score.log_probs[: blank.stop - blank.start + 1]))
+
+
+def search(model: a3jax.Model, line: Line) -> Found:
+    """Every length, `CANDIDATES` to a batch, and the one taken once more."""
+    filled = infill(model, Template((line.before, line.after), (Range(1, GAP),)), mode="ar")
+    largest = range(CANDIDATES, GAP + 1, CANDIDATES)
+    chosen = len(filled.blanks[0].tokens)
+    scored = sum(n + 1 + len(line.after) for n in range(1, GAP + 1))
+    passes = sum(largest) + len(largest) + chosen
+    return Found(filled.blanks[0].text, passes, CANDIDATES * sum(largest) + scored + chosen, None)
+
+
+def fim(model: a3jax.Model, line: Line) -> Found:
+    """What is around comes before."""
+    filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="fim")
+    document = lay_out((line.before, line.after), [line.truth], model.codec)
+    moved = middle_last(document, document.tokens, 0, MARKS)
+    score = token_log_likelihood(model, [*moved.tokens, model.config.end_tokens[0]], [*moved.given, False])
+    passes = len(filled.blanks[0].tokens) + (filled.finished == "stop")
+    return Found(filled.blanks[0].text, passes, passes, -score.total)
+
+
+def left_only(model: a3jax.Model, line: Line) -> Found:
+    """Up to the end of the line."""
+    return _continued(model, line.before, line.truth)
+
+
+def suffix_first(model: a3jax.Model, line: Line) -> Found:
+    """What follows, and then what is before, in a model that never read that."""
+    return _continued(model, line.after + "\n" + line.before, line.truth)
+
+
+def _continued(model: a3jax.Model, before: str, truth: str) -> Found:
+    (filled,) = a3jax.complete(model, [before], tokens=GAP, stop=("\n",), mode="ar")
+    document = lay_out((before, ""), [truth + "\n"], model.codec)
+    score = token_log_likelihood(model, document.tokens, document.given)
+    passes = len(filled.blanks[0].tokens)
+    return Found(filled.blanks[0].text, passes, passes, -score.total)
+
+
+WAYS: dict[str, tuple[str, Way]] = {
+    "slack": ("slack", slack),
+    "search": ("search", search),
+    "fim": ("fim", fim),
+    "suffix first": ("base", suffix_first),
+    "left only": ("base", left_only),
+}
+"""Each with the model that it takes."""
+
+
+def row(model: a3jax.Model, way: Way, asked: list[Line]) -> dict[str, float | None]:
+    """The figures of one way, means over lines; `exact_error` is the standard error of the share."""
+    each = [way(model, line) for line in asked]
+    exact = [one.text.strip() == line.truth for one, line in zip(each, asked)]
+    off = [abs(len(one.text) - len(line.truth)) for one, line in zip(each, asked)]
+    share = statistics.fmean(exact)
+    nats = [one.nats for one in each if one.nats is not None]
+    return {
+        "exact": share,
+        "exact_error": (share * (1 - share) / len(each)) ** 0.5,
+        "length_error": statistics.fmean(off),
+        "length_error_error": statistics.stdev(off) / len(off) ** 0.5,
+        "nats": statistics.fmean(nats) if nats else None,
+        "nats_error": statistics.stdev(nats) / len(nats) ** 0.5 if nats else None,
+        "passes": statistics.fmean(one.passes for one in each),
+        "rows": statistics.fmean(one.rows for one in each),
+    }
+
+
+def main() -> None:
+    """All of it; what is there already is not done again."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=int, default=1500, help="steps of the base")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each adaptation")
+    parser.add_argument("--lines", type=int, default=200)
+    asked = parser.parse_args()
+    if not (OUT / "data").exists():
+        left_out = ("site-packages/*", "*test*", "idlelib/*", "lib2to3/*", "encodings/*")
+        prepare([str(LIBRARY)], OUT / "data", Preparation("bytes", include=("*.py",), exclude=left_out, held_out=0.02))
+    for config in (experiment(asked.base), *(adapted(name, asked.steps) for name in ARMS)):
+        train(config)
+    models = {name: a3jax.load(OUT / name) for name in ("base", *ARMS)}
+    held_out = lines(asked.lines)
+    results = {}
+    for name, (which, way) in WAYS.items():
+        results[name] = row(models[which], way, held_out)
+        print(name, json.dumps(results[name]), flush=True)
+    (OUT / "results.json").write_text(json.dumps({"asked": vars(asked), "ways": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

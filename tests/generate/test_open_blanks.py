@@ -1,0 +1,128 @@
+"""Blanks of unknown length: what is predicted when, where it stands, and where it ends."""
+
+import dataclasses
+
+import brute_force
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import a3jax
+from a3jax.decode.template import Open, Range, Template, parse
+from a3jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(worded):
+    """A random model that is said to know ends."""
+    return dataclasses.replace(worded, record=dataclasses.replace(worded.record, blanks_end=True))
+
+
+def greedy_by_the_book(model, before, after, gap):
+    """Tokens and log-probabilities of one blank, with every mask in full, and what follows at places of its own."""
+    params, end = nnx.to_pure_dict(model.params), {*model.config.end_tokens, *([model.codec.end] if model.codec.end else [])}
+    allowed = np.array(model.fillable) | np.isin(np.arange(model.config.vocab), list(end))
+    tokens = np.array([*before, *[0] * gap, *after])
+    place, first = np.arange(len(tokens)), len(before)
+    # What is given comes first, the blank's places one by one, and those not reached yet after everything.
+    groups = np.where((place >= first) & (place < first + gap), len(tokens) + place, place)
+    found, log_probs = [], []
+    for i in range(gap):
+        logits = brute_force.two_streams(model.config, params, tokens, groups, np.ones(len(tokens), int))[1][first + i]
+        token = int(np.argmax(np.where(allowed, logits, -np.inf)))
+        if token in end:
+            break
+        found.append(token)
+        log_probs.append(brute_force.log_softmax(logits)[token])
+        tokens[first + i] = token
+    return found, log_probs
+
+
+def _likelier(model, seed):
+    """The model with an output for its end token that is large now and then."""
+    params = nnx.to_pure_dict(model.params)
+    head = "embedding" if model.config.tied_head else "head"
+    end = model.config.end_tokens[0]
+    matrix = np.array(params[head])
+    matrix[end] = 3.0 * np.random.default_rng(seed).normal(size=matrix.shape[1])
+    state = jax.tree.map(lambda x: x, model.params)
+    nnx.replace_by_pure_dict(state, {**params, head: jax.numpy.asarray(matrix)})
+    return dataclasses.replace(model, params=state)
+
+
+def known(model, text, inside):
+    """Tokens of a given piece of text."""
+    head = [] if inside or model.codec.start is None else [model.codec.start]
+    return [*head, *model.codec.encode(text, inside=inside)]
+
+
+def test_a_blank_is_filled_to_its_end_and_what_follows_stands_behind_the_gap(model):
+    """A random model seldom ends by itself, so its end token is made likely."""
+    gap, lengths = 7, []
+    for seed in range(6):
+        likelier = _likelier(model, seed)
+        filled = a3jax.infill(likelier, f"ab[[..{gap}]]cd")
+        before, after = known(model, "ab", False), known(model, "cd", True)
+        tokens, log_probs = greedy_by_the_book(likelier, before, after, gap)
+        assert list(filled.blanks[0].tokens) == tokens
+        np.testing.assert_allclose(filled.blanks[0].log_prob, sum(log_probs), atol=1e-4)
+        assert filled.finished == ("stop" if len(tokens) < gap else "length")
+        assert list(filled.tokens) == [*before, *tokens, *after]
+        assert (filled.text[:2], filled.text[-2:]) == ("ab", "cd")
+        lengths.append(len(tokens))
+    assert min(lengths) < gap
+
+
+def test_several_blanks_are_filled_one_after_the_other_whatever_else_is_in_the_batch(model):
+    likelier = _likelier(model, 2)
+    texts = ["ab[[..5]]cd[[2]]ef[[..6]]", "ab[[..9]]c", "[[..3]]a[[..4]]"]
+    together = a3jax.infill_batch(likelier, texts)
+    for text, one in zip(texts, together):
+        alone = a3jax.infill(likelier, text)
+        assert (alone.text, alone.tokens, alone.passes) == (one.text, one.tokens, one.passes)
+        np.testing.assert_allclose(alone.log_probs, one.log_probs, atol=1e-5)
+        assert all(len(blank.tokens) <= size for blank, size in zip(one.blanks, [5, 2, 6] if "ef" in text else [9, 4]))
+        order = [p for p in one.passes if p]
+        assert order == sorted(order), "from left to right"
+    assert len(together[0].blanks[1].tokens) == 2
+    # The first blank is what it is without those behind it, whose places are empty meanwhile.
+    first = greedy_by_the_book(likelier, known(model, "ab", False), [], 5)
+    assert len(first[0]) <= 5
+
+
+def test_a_stop_string_ends_a_blank_and_is_no_part_of_it(model):
+    text = a3jax.infill(model, "ab[[..8]]cd").blanks[0].text
+    assert len(text) > 3
+    stop = text[2:4]
+    filled = a3jax.infill(model, "ab[[..8]]cd", ends=True, stop=(stop,))
+    assert filled.blanks[0].text == text[: text.index(stop)]
+    assert filled.text == f"ab{filled.blanks[0].text}cd"
+    assert filled.finished == "stop"
+
+
+def test_a_model_that_knows_no_ends_tries_every_length(worded):
+    chosen = a3jax.infill(worded, "ab[[1-5]]cd")
+    found = a3jax.infill(worded, "ab[[..5]]cd")
+    assert (found.text, found.log_prob) == (chosen.text, chosen.log_prob)
+    with pytest.raises(UserError, match="stop is for blanks that end, which this model was not trained on"):
+        a3jax.infill(worded, "ab[[..5]]cd", ends=True, stop=("x",))
+
+
+@pytest.mark.parametrize("how", [{"mode": "dynamic"}, {"mode": "speculative"}, {"order": "random_1"}])
+def test_a_blank_without_a_size_is_filled_from_left_to_right(model, how):
+    with pytest.raises(UserError, match="does not fill from left to right, as a blank without a size must be"):
+        a3jax.infill(model, "ab[[..5]]cd", **how)
+
+
+def test_sizes():
+    assert parse("a[[..12]]b[[3]]c[[2-4]]").sizes == (Open(12), 3, Range(2, 4))
+    for text, message in [
+        ("[[..]]", r"\[\[..\]\] is no blank"),
+        ("[[..0]]", "blank of no tokens"),
+        ("[[3..5]]", "is no blank"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            parse(text)
+    with pytest.raises(UserError, match="a blank's size is Open"):
+        Template(("a", "b"), (Open(0),))
