@@ -56,7 +56,7 @@ def _task(task: Task, rows: Rows, tables: Tables) -> str:
     if filled:
         note = f"{len(sampled(len(filled)))} of {len(filled)}, evenly from the shortest to the longest."
         parts += ["<h3>Samples</h3>", f'<p class="note">{note}</p>']
-        parts += [_sample(filled[i], Blanked(*contents[filled[i]["id"]])) for i in sampled(len(filled))]
+        parts += [_sample(filled[i], Blanked(*contents[filled[i]["id"]][:3])) for i in sampled(len(filled))]
     return "\n".join(parts)
 
 
