@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from a3jax.data.sources.files import UNREADABLE, File, find, open_bytes
+from a3jax.decode.template import Range
 from a3jax.errors import UserError, first_line
 from a3jax.evaluate.blanks import LEFT, Blanked, Filling, fitting, parse_sizes
 from a3jax.evaluate.infilling import FIM, LENGTHS, Way, Writer, ways
@@ -69,9 +70,8 @@ class HumanEval:
         self.name, self._ways, self._sandbox = name, ways, sandbox
         chosen = drawn(problems, limit, seed)
         named = [(id, Blanked(*problem[:3])) for id, problem in chosen]
-        most = [way.sizes.most for way in ways.values() if way.sizes]
-        most += [way.filler.tokens for way in ways.values() if isinstance(way.filler, Writer)]
-        fit = fitting(named, [way.filler for way in ways.values()], window, left_out, max(most, default=0))
+        most = max((way.sizes.most for way in ways.values() if way.sizes), default=0)
+        fit = fitting(named, [way.filler for way in ways.values()], window, left_out, most)
         contents = dict(chosen)
         self.items = [item._replace(content=contents[item.id]) for item in fit]
         self.protocol = {
@@ -205,7 +205,7 @@ def read(name: str, options: Options, left_out: Counter[str]) -> Ready:
         if name == WRITTEN:
             writing = options.decoding.checked(ends=True, stop=STOPS)
             rows = {"model": models.model} | ({} if models.baseline is models.model else {"baseline": models.baseline})
-            found = {row: Way(Writer(model, writing, LEFT, options.new_tokens)) for row, model in rows.items()}
+            found = {row: Way(Writer(model, writing, LEFT), Range(1, options.new_tokens)) for row, model in rows.items()}
             protocol["prompt"] = "as it stands"
         else:
             found = ways(models, decoding, settings, sizes, options.new_tokens)

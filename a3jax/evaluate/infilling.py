@@ -31,7 +31,7 @@ class Way(NamedTuple):
 
     filler: Filler
     sizes: Range | None = None
-    """Those to choose from where the length is not given."""
+    """Those to choose from where the length is not given; who ends a text by itself writes the largest at most."""
 
 
 class Sentinels(NamedTuple):
@@ -65,23 +65,20 @@ class Indented(Filler):
 
 @dataclasses.dataclass(frozen=True)
 class Writer(Filler):
-    """One that writes from left to right, until it ends the text or has written so many tokens.
+    """One that writes from left to right until it ends the text. It sees the left, or with `sentinels` both sides."""
 
-    It sees what is before the blank, or with `sentinels` both sides.
-    """
-
-    tokens: int
     sentinels: Sentinels | None = None
 
     def document(self, blanked: Blanked) -> Document:  # noqa: D102, as in `Filler`
         return lay_out((self._prompt(blanked), ""), [blanked.truth], self.model.codec)
 
     def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
-        """What is written behind each prompt; how likely the truth is, is not asked."""
+        """What is written behind each prompt, of the largest size at most; how likely the truth is, is not asked."""
+        assert sizes is not None
         requests = []
         for blanked in blanks:
-            template = Template((self._prompt(blanked), ""), (self.tokens,))
-            requests.append(Request(template, self.decoding, sum(self.document(blanked).given) + self.tokens))
+            template = Template((self._prompt(blanked), ""), (sizes.most,))
+            requests.append(Request(template, self.decoding, sum(self.document(blanked).given) + sizes.most))
         return [Filling(one.blanks[0].text, 0.0, 0) for one in fill(self.model, requests, batch)]
 
     def _prompt(self, blanked: Blanked) -> str:
@@ -129,14 +126,16 @@ def _ways(
         left_only[", baseline"] = fillers(models.model, models.baseline, decoding)[1]
     named = {BOTH: both, **{LEFT + who: filler for who, filler in left_only.items()}}
     for setting in settings:
-        if setting == "chosen":  # the one place that says how a blank of unknown length is filled
+        if setting == "chosen":  # the one place that says how a blank is filled whose length nobody knows
             yield f"{BOTH}, length chosen", Way(both, sizes)
         elif setting == "fim":
             for who, filler in left_only.items():
                 if (own := sentinels(filler.model.codec)) is not None:
                     ends = dataclasses.replace(filler.decoding, ends=True)
-                    yield FIM + who, Way(Writer(filler.model, ends, BOTH, tokens, own))
+                    yield FIM + who, Way(Writer(filler.model, ends, BOTH, own), Range(1, tokens))
+        elif setting == "indent":
+            for name, filler in named.items():
+                yield f"{name}, indentation given", Way(Indented(filler.model, filler.decoding, filler.sees))
         else:
             for name, filler in named.items():
-                told = Indented(filler.model, filler.decoding, filler.sees)
-                yield (name, Way(filler)) if setting == "length" else (f"{name}, indentation given", Way(told))
+                yield name, Way(filler)
