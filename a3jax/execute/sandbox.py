@@ -36,6 +36,8 @@ _LONGEST = 4096
 """Bytes of an answer."""
 _PYTHON = (sys.executable, "-B", "-P", "-s", "-S", case.__file__)
 """Nothing but the standard library."""
+_TRIAL = "import hashlib, typing"
+"""What any machine must be able to run: modules that Python does not load by itself, and a library of the system's."""
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 """Sets are in the same order in every run."""
 
@@ -65,7 +67,9 @@ class Sandbox:
         self._confined, self._limits = confined, limits
         if sys.platform != "linux":
             raise UserError("programs are run on Linux only; leave --execute out, or use a Linux machine")
-        self.run([""])
+        (outcome,) = self.run([_TRIAL])
+        if outcome != case.PASSED:
+            raise UserError(self._refused(f"Python's library cannot be used: {outcome}"))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -95,8 +99,6 @@ class Sandbox:
             raise UserError(self._refused(outcome.removeprefix(REFUSED)))
         if begins == word:
             return outcome
-        if program == "":
-            raise UserError(self._refused(f"Python ends with status {status}"))
         if status in (None, SIGNALLED + signal.SIGXCPU):
             return OUT_OF_TIME
         return f"ended by signal {status - SIGNALLED}" if status > SIGNALLED else f"ended with status {status}"
