@@ -125,7 +125,7 @@ class Sandbox:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                with process.stdin as questions, contextlib.suppress(BrokenPipeError):
+                with contextlib.suppress(BrokenPipeError), process.stdin as questions:
                     questions.write(request)
                 answer = _read(process.stdout, end)
                 status = process.wait(max(0.0, end - time.monotonic()))

@@ -120,7 +120,7 @@ def test_fim_tokens_stand_around_the_blank(model):
     ids = [codec.tokenizer.token_to_id(name) for name in names]
     for item, result in zip(measured.items, measured.evaluate(measured.items, 2)):
         before, _, after, *_ = item.content
-        prompt = [256, ids[0], *before.encode(), ids[1], *after.encode(), ids[2]]
+        prompt = [256, ids[0], *codec.encode(before), ids[1], *codec.encode(after), ids[2]]
         (filled,) = a3jax.complete(own, ["".join((names[0], before, names[1], after, names[2]))], 16, mode="ar", seed=2)
         assert list(filled.tokens[: len(prompt)]) == prompt
         assert result["texts"] == {"FIM tokens": filled.blanks[0].text}

@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,10 @@ def test_what_would_harm_ends_and_nothing_else_does(confined):
     assert dict(zip(HARM, confined.run([program for program, _ in HARM.values()]))) == {
         name: outcome for name, (_, outcome) in HARM.items()
     }
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if case.__file__.encode() in _content(path)]
-    assert left == []
+    end = time.monotonic() + 10
+    while left := [path for path in Path("/proc").glob("[0-9]*/cmdline") if case.__file__.encode() in _content(path)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
 
 
 def _content(path: Path) -> bytes:
@@ -108,7 +111,7 @@ import math, re, collections, hashlib, datetime, decimal, heapq, typing  # the s
 """
 CONFINED = """
 import ctypes
-for place in ("/etc", "/root", "/proc", "/dev", "/sys", "/tmp", "/var"): assert not os.path.exists(place), place
+for place in ("/etc", "/proc", "/dev", "/sys", "/tmp", "/var"): assert not os.path.exists(place), place
 for place in ("/usr/x", "/lib/x", sys.base_prefix + "/x"):
     try: open(place, "w")
     except OSError: continue
@@ -144,13 +147,17 @@ def test_limits_hold_unconfined_too():
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_who_is_not_root_confines_too(confined, tmp_path):
     request = {"program": INSIDE + CONFINED, "word": "w", "confined": True, **vars(QUICK)}
-    nobody = {"user": 12345, "group": 12345, "extra_groups": [], "env": {}, "cwd": tmp_path}
-    command = [sys.executable, "-B", "-P", "-s", "-S", case.__file__]
+    other = {"user": 12345, "group": 12345, "extra_groups": [], "env": {}, "cwd": tmp_path}
     tmp_path.chmod(0o777)
-    done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, **nobody)
-    if b"Permission denied" in done.stderr:
-        pytest.skip("another user cannot read this Python")
-    assert done.stdout.decode() == f"w {PASSED}", done.stderr
+    for python in (sys.executable, "/usr/bin/python3"):
+        command = [python, "-I", "-S", "-B", case.__file__]
+        try:
+            done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, **other)
+        except OSError:  # it lies where others may not look
+            continue
+        assert done.stdout.decode() == f"w {PASSED}", done.stderr
+        return
+    pytest.skip("there is no Python that another user can run")
 
 
 def test_where_the_kernel_does_not_allow_it_nothing_is_run(monkeypatch, tmp_path):
