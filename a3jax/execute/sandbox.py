@@ -69,7 +69,8 @@ class Sandbox:
             raise UserError("programs are run on Linux only; leave --execute out, or use a Linux machine")
         (outcome,) = self.run([_TRIAL])
         if outcome != case.PASSED:
-            raise UserError(self._refused(f"Python's library cannot be used: {outcome}"))
+            why = f"the library of the Python in {sys.base_prefix}, without any rights of ours, ends in {outcome}"
+            raise UserError(self._refused(why))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Sandbox:
 
     def _refused(self, why: str) -> str:
         if not self._confined:
-            return f"programs cannot be run within limits here ({why}); leave --execute out"
+            return f"programs cannot be run here ({why}); use a Python that every user can read, or leave --execute out"
         other = "in a container or a virtual machine of its own, which nothing else is in, say --execute unconfined"
         return f"this machine does not let programs be confined ({why}); {other}"
 
