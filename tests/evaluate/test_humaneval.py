@@ -17,7 +17,7 @@ from a3jax.evaluate.blanks import BOTH, LEFT
 from a3jax.evaluate.humaneval import INFILLED, WRITTEN, HumanEval, Problem, drawn, read_problems
 from a3jax.evaluate.infilling import indentation, sentinels, ways
 from a3jax.evaluate.options import Models
-from a3jax.execute.sandbox import Sandbox
+from a3jax.execute.sandbox import Limits, Sandbox
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 TEST = "def check(f):\n    assert f(3) == 9\n"
@@ -44,7 +44,7 @@ def data(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def confined() -> Sandbox:
     try:
-        return Sandbox(True)
+        return Sandbox(True, Limits(cpu_seconds=2))
     except a3jax.UserError as error:
         pytest.skip(str(error))
 
