@@ -42,14 +42,16 @@ class _What:
 
 @dataclass(frozen=True)
 class Evaluate(Options, _What):
-    """Measure a model: how well it predicts text in any order, what it fills into stories and code, how it continues texts,
-    and how it answers the questions of data sets.
+    """Measure a model: how well it predicts text in any order, what it fills into stories and code, whether that code works,
+    how it continues texts, and how it answers the questions of data sets.
 
     a3jax evaluate runs/demo --tasks likelihood stories code --limit 100 --out results/demo
 
     a3jax evaluate runs/demo --tasks stories --stories cloze_test_val.csv --baseline models/smollm2 --out results/stories
 
     a3jax evaluate runs/demo --tasks hellaswag piqa triviaqa --data datasets --limit 20000 --out results/questions
+
+    a3jax evaluate runs/demo --tasks humaneval_infill --data HumanEval-SingleLineInfilling.jsonl.gz --execute confined
 
     a3jax evaluate runs/demo --tasks continuation --text held_out.jsonl --judge models/llama --temperature 1
 

@@ -107,3 +107,11 @@ def fitting(
         else:
             items.append(Item(name, max(lengths), blanked))
     return items
+
+
+def parse_sizes(words: str) -> Range:
+    """The sizes that `--sizes` names. Raises `UserError` for anything else."""
+    least, _, most = words.partition("-")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) < int(most) <= 4096):
+        raise UserError(f"--sizes is '{words}'; write the smallest and the largest number of tokens, such as 4-20")
+    return Range(int(least), int(most))

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from a3jax.weights.loading import Model
 
 
+Infilling = Literal["length", "indent", "chosen", "fim"]
+Execute = Literal["confined", "unconfined"]
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of all tasks; each says in its help which tasks heed it."""
@@ -40,22 +44,29 @@ class Options:
     stories: str | None = None
     """stories: the CSV file of Story Cloze, or five sentences a line; synthetic stories from templates if not given."""
     sizes: str = "4-20"
-    """stories: numbers of tokens to choose from where the length is not told."""
+    """stories, humaneval_infill: numbers of tokens to choose from where the length is not told."""
     settings: tuple[Literal["one", "three", "chosen"], ...] = ("one", "three", "chosen")
     """stories: sentence 3 is blanked, sentences 2 to 4, and sentence 3 with its length chosen by the model."""
     code: str | None = None
     """code: a file or folder of Python; the source of Python's standard library if not given."""
     data: Path | None = None
     """hellaswag, winogrande, social_iqa, piqa, triviaqa: a folder with a folder of this name for each, where the files of its
-    validation split lie."""
+    validation split lie. humaneval, humaneval_infill: the file of a set, or a folder with files of such names."""
+    infilling: tuple[Infilling, ...] = ("length", "indent", "chosen", "fim")
+    """humaneval_infill: the blank has the length of the truth; its indentation too is given; its length is chosen by the
+    model; FIM tokens stand around it, where the tokenizer has them."""
+    execute: Execute | None = None
+    """DANGEROUS. humaneval, humaneval_infill: run the programs that the model writes, for pass@1: without network, other
+    processes and files but Python's (confined), or with all that this user may do (unconfined)."""
     judge: Path | None = None
     """continuation: the autoregressive model that says how likely the texts are; a Hugging Face folder, or any CHECKPOINT."""
     prompt_tokens: int = 64
     """continuation: tokens of each text that are given."""
     new_tokens: int = 128
-    """continuation: tokens that are written behind them."""
+    """continuation: tokens that are written behind them. humaneval, and humaneval_infill with FIM tokens: at most."""
     baseline: Path | None = None
-    """stories, code: the model that sees the left only; CHECKPOINT itself if not given."""
+    """stories, code: the model that sees the left only; CHECKPOINT itself if not given. humaneval, humaneval_infill: one
+    more model to compare with."""
     skip_bad: bool = False
     """Pass over and count broken lines and files instead of ending at the first."""
     decoding: OmitArgPrefixes[DecodingOptions] = DEFAULTS

@@ -87,7 +87,7 @@ def _task(task: Task, rows: Rows, tables: Tables) -> str:
         parts += _samples_head(len(filled))
         for row in (filled[i] for i in sampled(len(filled))):
             fillings = _fillings("filled in", row["texts"], row["figures"])
-            parts.append(_sample(row["id"], Blanked(*contents[row["id"]]), fillings))
+            parts.append(_sample(row["id"], Blanked(*contents[row["id"]][:3]), fillings))
     return "\n".join(parts)
 
 
@@ -104,7 +104,7 @@ def _compared(one: Compared, contents: Mapping[str, Any]) -> list[str]:
             row, of_all = rows[place], {name: results.rows[place] for name, results in one.results.items()}
             each = [_fillings(name, other.texts, other.figures) for name, other in of_all.items()]
             fillings = [part for seen in itertools.zip_longest(*each, fillvalue="") for part in seen]
-            parts.append(_sample(row.id, Blanked(*contents.get(row.id, ("", row.truth, ""))), fillings))
+            parts.append(_sample(row.id, Blanked(*contents.get(row.id, ("", row.truth, ""))[:3]), fillings))
     return parts
 
 

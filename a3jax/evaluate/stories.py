@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from a3jax.decode.template import Range
 from a3jax.errors import UserError
-from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fillers, fitting
+from a3jax.evaluate.blanks import LEFT, Blanked, Filler, Filling, fillers, fitting, parse_sizes
 from a3jax.evaluate.options import Options, Ready
 from a3jax.evaluate.rouge import rouge, scorer
 from a3jax.evaluate.task import Item
@@ -175,10 +175,7 @@ def read(_: str, options: Options, left_out: Counter[str]) -> Ready:
 
     decoding = options.decoding.checked()
     scorer()
-    least, _, most = options.sizes.partition("-")
-    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) < int(most) <= 4096):
-        raise UserError(f"--sizes is '{options.sizes}'; write the smallest and the largest number of tokens, such as 4-20")
-    sizes = Range(int(least), int(most))
+    sizes = parse_sizes(options.sizes)
     settings = [{"one": ONE, "three": THREE, "chosen": CHOSEN}[setting] for setting in dict.fromkeys(options.settings)]
     if options.stories is None:
         source, stories = SYNTHETIC, synthetic_stories(options.limit, decoding.seed)

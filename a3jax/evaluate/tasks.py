@@ -15,6 +15,8 @@ TASKS = {
     "social_iqa": "a3jax.evaluate.local_data",
     "piqa": "a3jax.evaluate.local_data",
     "triviaqa": "a3jax.evaluate.local_data",
+    "humaneval": "a3jax.evaluate.humaneval",
+    "humaneval_infill": "a3jax.evaluate.humaneval",
 }
 """Name -> the module whose `read` reads its data. Modules are imported when they are used."""
 

@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import IO, Any, BinaryIO, NamedTuple, TypeVar
 
 from a3jax.errors import UserError
 from a3jax.files.outside_json import decoded, parse_object
@@ -64,7 +64,7 @@ def lines(source: BinaryIO, name: str) -> Iterator[Line]:
         yield Line(where, number, parse_object(line, where))
 
 
-def raw_lines(source: BinaryIO, name: str) -> Iterator[tuple[str, int, bytes]]:
+def raw_lines(source: IO[bytes], name: str) -> Iterator[tuple[str, int, bytes]]:
     """The lines of a file that are not empty: FILE:NUMBER, the number, and the bytes."""
     for number in itertools.count(1):
         line = source.readline(LONGEST + 1)
