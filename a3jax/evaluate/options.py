@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from a3jax.evaluate.task import Task
     from a3jax.weights.loading import Model
 
+ProtocolName = Literal["harness", "diffullama"]
+DEFAULT_PROTOCOL: ProtocolName = "harness"
+
 
 @dataclass(frozen=True)
 class Options:
     """The options of all tasks; each says in its help which tasks heed it."""
 
+    protocol: ProtocolName = DEFAULT_PROTOCOL
+    """Who asks how: data sets as lm-evaluation-harness does it and all else as we do, or as DiffuLLaMA's scripts do it, which
+    is how arXiv 2601.13228 is evaluated (docs/evaluate.md)."""
     limit: int = 1000
     """Most stories, windows of text, blanks of each kind in code, prompts, and questions of each data set."""
     longest: int = 1024
@@ -45,8 +51,8 @@ class Options:
     code: str | None = None
     """code: a file or folder of Python; the source of Python's standard library if not given."""
     data: Path | None = None
-    """hellaswag, winogrande, social_iqa, piqa, triviaqa: a folder with a folder of this name for each, where the files of its
-    validation split lie."""
+    """hellaswag, winogrande, social_iqa, piqa, triviaqa, lambada: a folder with a folder of this name for each, where the
+    files of its validation split lie, of lambada's test split."""
     judge: Path | None = None
     """continuation: the autoregressive model that says how likely the texts are; a Hugging Face folder, or any CHECKPOINT."""
     prompt_tokens: int = 64
