@@ -153,7 +153,8 @@ def _files(folder: Path, name: str) -> list[Path]:
         raise UserError(f"{root} has no {split} split; its files are called {split}*.jsonl or {split}*.parquet{or_plain}")
     kinds = list(dict.fromkeys((file.parent, file.suffix) for file in files))
     if len(kinds) > 1:
-        one, other = (parent / (plain if suffix == PLAIN else f"{split}*{suffix}") for parent, suffix in kinds[:2])
+        names = {suffix: f"{split}*{suffix}" for suffix in FORMATS} | {PLAIN: plain or ""}
+        one, other = (parent / names[suffix] for parent, suffix in kinds[:2])
         raise UserError(f"{root} has the {split} split twice, as {one} and as {other}; leave one of them")
     return files
 

@@ -62,7 +62,7 @@ def stories(tmp_path_factory):
 def asked(name: str, row: dict) -> tuple[str, list[list[str]]]:
     """What stands before the choices, and the strings of each."""
     if name == "hellaswag":
-        return "Sun: A man sat. He", [["sat.  in."], [" ran by."]]
+        return "Sun: A man sat. He", [["sat. in."], [" ran by."]]
     if name == "winogrande":
         before, after = ("The man sat as ", "was old.") if row["sentence"].startswith("The") else ("", "was old.")
         return before, [[row["option1"], after], [row["option2"], after]]
