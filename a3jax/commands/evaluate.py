@@ -14,7 +14,7 @@ from a3jax.config import MeshConfig
 from a3jax.errors import UserError
 from a3jax.evaluate.candidates import Candidate, candidates
 from a3jax.evaluate.options import Options
-from a3jax.evaluate.tasks import TASKS, read_task
+from a3jax.evaluate.tasks import NAMES, read_task
 from a3jax.outside_text import say, show
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Name = str
 else:
-    Name = Literal[tuple(TASKS)]
+    Name = Literal[NAMES]
 ONE_DEVICE = MeshConfig(fsdp=1)
 
 
@@ -52,6 +52,8 @@ class Evaluate(Options, _What):
     a3jax evaluate runs/demo --tasks hellaswag piqa triviaqa --data datasets --limit 20000 --out results/questions
 
     a3jax evaluate runs/demo --tasks humaneval_infill --data HumanEval-SingleLineInfilling.jsonl.gz --execute confined
+
+    a3jax evaluate runs/demo --protocol diffullama --tasks hellaswag stories --data datasets --stories cloze_test_val.csv
 
     a3jax evaluate runs/demo --tasks continuation --text held_out.jsonl --judge models/llama --temperature 1
 
@@ -91,7 +93,7 @@ class Evaluate(Options, _What):
     def _check(self) -> None:
         """Raise `UserError` for options by which nothing can be measured."""
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"--tasks names what to measure, each once: {', '.join(TASKS)}")
+            raise UserError(f"--tasks names what to measure, each once: {', '.join(NAMES)}")
         for name, least in {"limit": 1, "longest": 2, "batch": 1, "prompt_tokens": 1, "new_tokens": 1}.items():
             if not least <= getattr(self, name) <= 2**20:
                 option, value = name.replace("_", "-"), getattr(self, name)

@@ -1,8 +1,12 @@
-"""Local copies of the data sets of lm-evaluation-harness: rows of a split's JSONL or Parquet files, as the hub has them.
+"""Local copies of data sets: rows of a split's JSONL or Parquet files, as the hub has them, for either protocol.
 
 FOLDER/TASK/                     or FOLDER/TASK/SUBSET/, if the data set has subsets; files lie in it or further below
     validation*.jsonl            one object a line
     validation*.parquet
+FOLDER/lambada/                  its test split, or the file as which it is handed out, a text a line
+    test*.jsonl
+    test*.parquet
+    lambada_test_plain_text.txt
 """
 
 from collections import Counter
@@ -16,11 +20,11 @@ import pyarrow.parquet as pq
 from a3jax.errors import UserError, first_line
 from a3jax.evaluate.options import Models, Options, Ready
 from a3jax.evaluate.task import Task
-from a3jax.files.outside_json import parse_object
+from a3jax.files.outside_json import decoded, parse_object
 from a3jax.generate.reading import check_text, opened, raw_lines
 
 SPLIT = "validation"
-FORMATS = (".jsonl", ".parquet")
+FORMATS, PLAIN = (".jsonl", ".parquet"), ".txt"
 
 
 class Row(NamedTuple):
@@ -35,9 +39,12 @@ class DataSet(NamedTuple):
     """What a task's rows look like."""
 
     fields: Mapping[str, Callable[[Any], Any]]
-    """Those that the harness reads, each with what checks its value."""
+    """Those that are read, each with what checks its value."""
     subset: str | None = None
     """The one that the harness takes, if the data set has several."""
+    split: str = SPLIT
+    plain: str | None = None
+    """A file with a text a line that may be there instead."""
 
 
 def _text(value: Any) -> str:
@@ -50,6 +57,12 @@ def _text(value: Any) -> str:
 def _words(value: Any) -> str:
     if not _text(value).strip():
         raise UserError("is empty")
+    return value
+
+
+def _last_word(value: Any) -> str:
+    if len(_text(value).split()) < 2:
+        raise UserError("has no word before its last one")
     return value
 
 
@@ -101,8 +114,9 @@ DATA_SETS = {
     ),
     "piqa": DataSet({"goal": _text, "sol1": _words, "sol2": _words, "label": _one_of(0, 1)}),
     "triviaqa": DataSet({"question": _text, "answer": _aliases}, "rc.nocontext"),
+    "lambada": DataSet({"text": _last_word}, split="test", plain="lambada_test_plain_text.txt"),
 }  # fmt: skip
-"""By the name of the task in the harness."""
+"""By the name of the task, in the harness too where it is one of its own."""
 
 
 def read_rows(folder: Path, name: str, skip_bad: bool, left_out: Counter[str]) -> list[Row]:
@@ -112,7 +126,7 @@ def read_rows(folder: Path, name: str, skip_bad: bool, left_out: Counter[str]) -
     """
     found = []
     for file in _files(folder, name):
-        for where, read in _parquet(file, name) if file.suffix == ".parquet" else _jsonl(file):
+        for where, read in _parquet(file, name) if file.suffix == ".parquet" else _lines(file):
             try:
                 found.append(Row(where, _checked(read(), name)))
             except UserError as error:
@@ -121,7 +135,7 @@ def read_rows(folder: Path, name: str, skip_bad: bool, left_out: Counter[str]) -
                     raise UserError(f"{message}; mend it, or pass over such with --skip-bad") from None
                 left_out["broken line"] += 1
     if not found:
-        raise UserError(f"{folder / name} has no question in its {SPLIT} split")
+        raise UserError(f"{folder / name} has no question in its {DATA_SETS[name].split} split")
     return found
 
 
@@ -129,24 +143,32 @@ def _files(folder: Path, name: str) -> list[Path]:
     root = folder / name
     if not root.is_dir():
         raise UserError(f"{folder} has no folder '{name}'; put the files of the data set there, or name another with --data")
-    subset = DATA_SETS[name].subset
+    _, subset, split, plain = DATA_SETS[name]
     if subset is not None and (root / subset).is_dir():
         root = root / subset
-    files = sorted(file for file in root.rglob(f"{SPLIT}*") if file.suffix in FORMATS and file.is_file())
+    files = sorted(file for file in root.rglob(f"{split}*") if file.suffix in FORMATS and file.is_file())
+    files += sorted(root.rglob(plain)) if plain else []
     if not files:
-        raise UserError(f"{root} has no {SPLIT} split; its files are called {SPLIT}*.jsonl or {SPLIT}*.parquet")
+        or_plain = f" or {plain}" if plain else ""
+        raise UserError(f"{root} has no {split} split; its files are called {split}*.jsonl or {split}*.parquet{or_plain}")
     kinds = list(dict.fromkeys((file.parent, file.suffix) for file in files))
     if len(kinds) > 1:
-        one, other = (parent / f"{SPLIT}*{suffix}" for parent, suffix in kinds[:2])
-        raise UserError(f"{root} has the {SPLIT} split twice, as {one} and as {other}; leave one of them")
+        names = {suffix: f"{split}*{suffix}" for suffix in FORMATS} | {PLAIN: plain or ""}
+        one, other = (parent / names[suffix] for parent, suffix in kinds[:2])
+        raise UserError(f"{root} has the {split} split twice, as {one} and as {other}; leave one of them")
     return files
 
 
-def _jsonl(file: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def _lines(file: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Lines that are parsed when they are asked for, so that one that is broken does not end the file."""
+    parse = _plain if file.suffix == PLAIN else parse_object
     with opened(str(file)) as (source, name):
         for where, _, line in raw_lines(source, name):
-            yield where, lambda line=line, where=where: parse_object(line, where)  # type: ignore[misc]
+            yield where, lambda line=line, where=where: parse(line, where)  # type: ignore[misc]
+
+
+def _plain(line: bytes, where: str) -> dict[str, Any]:
+    return {"text": decoded(line, where)}
 
 
 def _parquet(file: Path, name: str) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from a3jax.evaluate.task import Task
     from a3jax.weights.loading import Model
 
+ProtocolName = Literal["harness", "diffullama"]
+DEFAULT_PROTOCOL: ProtocolName = "harness"
+
 
 Infilling = Literal["length", "indent", "chosen", "fim"]
 Execute = Literal["confined", "unconfined"]
@@ -23,6 +26,9 @@ Execute = Literal["confined", "unconfined"]
 class Options:
     """The options of all tasks; each says in its help which tasks heed it."""
 
+    protocol: ProtocolName = DEFAULT_PROTOCOL
+    """Who asks how: data sets as lm-evaluation-harness does it and all else as we do, or as DiffuLLaMA's scripts do it, which
+    is how arXiv 2601.13228 is evaluated (docs/evaluate.md)."""
     limit: int = 1000
     """Most stories, windows of text, blanks of each kind in code, prompts, and questions of each data set."""
     longest: int = 1024
@@ -50,8 +56,9 @@ class Options:
     code: str | None = None
     """code: a file or folder of Python; the source of Python's standard library if not given."""
     data: Path | None = None
-    """hellaswag, winogrande, social_iqa, piqa, triviaqa: a folder with a folder of this name for each, where the files of its
-    validation split lie. humaneval, humaneval_infill: the file of a set, or a folder with files of such names."""
+    """hellaswag, winogrande, social_iqa, piqa, triviaqa, lambada: a folder with a folder of this name for each, where the
+    files of its validation split lie, of lambada's test split. humaneval, humaneval_infill: the file of a set, or a folder
+    with files of such names."""
     infilling: tuple[Infilling, ...] = ("length", "indent", "chosen", "fim")
     """humaneval_infill: the blank has the length of the truth; its indentation too is given; its length is chosen by the
     model; FIM tokens stand around it, where the tokenizer has them."""
