@@ -191,6 +191,11 @@ Report.step = broken
 """
 
 
+def is_an_end(line: str) -> bool:
+    """Whether it is the command's own, and none of progress, of which a slow machine may show some."""
+    return line.startswith("a3jax: ") and not line.startswith("a3jax: train: ")
+
+
 def test_a_runtime_error_in_one_of_two_processes_ends_both_with_75_and_the_third_time_with_1(together):
     """The error is the runtime's own, out of a compiled step of process 1; process 0 hears nothing of it any more."""
     failures = []
@@ -201,7 +206,7 @@ def test_a_runtime_error_in_one_of_two_processes_ends_both_with_75_and_the_third
         failures.append((status, Processes(config, 2, 4, {1: BROKEN})))
     for status, pair in failures:
         assert pair.ends() == [status] * 2, pair.said()
-        lines = [[line for line in log.read_text().splitlines() if line.startswith("a3jax: ")] for log in pair.logs]
+        lines = [[line for line in log.read_text().splitlines() if is_an_end(line)] for log in pair.logs]
         assert all(len(said) == 1 for said in lines), lines
         assert f"host {socket.gethostname()} (process 1) was lost at step" in lines[0][0]
         assert lines[1][0].startswith("a3jax: INTERNAL: ")

@@ -38,7 +38,7 @@ WORDS = {
     "export": ["<checkpoint>", "<out>"],
     "generate": ["<checkpoint>"],
     "score": ["<checkpoint>"],
-    "evaluate": ["<checkpoint>", "--tasks", "stories"],
+    "evaluate": ["<checkpoints>", "--tasks", "stories"],
     "serve": ["<checkpoint>"],
     "curriculum": ["EXPERIMENT"],
     "data show": ["EXPERIMENT"],

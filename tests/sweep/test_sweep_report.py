@@ -136,6 +136,7 @@ def test_differences_name_the_fields_that_changed(report, experiment):
         "curriculum.1.given": (0.0, None),
         "curriculum.1.group_size": (4, None),
         "curriculum.1.lr_factor": (1.0, None),
+        "curriculum.1.slack": (32, None),
         "curriculum.1.prefix": (0.0, None),
         "curriculum.1.ramp": (0, None),
         "curriculum.1.ramp_of": ("probability", None),
