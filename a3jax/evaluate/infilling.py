@@ -1,7 +1,8 @@
 """Ways to fill in what is missing in a program, beside `blanks.Filler`, and which of them an evaluation compares.
 
-A blank's length is given as the truth has it, or chosen by the model; its indentation is given or not; and models that were
-trained to fill in from left to right, by tokens of their own for what is before and behind (FIM, arXiv 2207.14255), do so.
+A blank's length is given as the truth has it, or chosen by the model; the white space around it is given or not; and models
+that were trained to fill in from left to right, by tokens of their own for what is before and behind (FIM, arXiv 2207.14255),
+do so.
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ from a3jax.generate.request import Request, fill
 FIM = "FIM tokens"
 LENGTHS: dict[Infilling, str] = {
     "length": "as many tokens as the truth",
-    "indent": "as many tokens as the truth, whose white space at the beginning is given but for its last space, which "
-    "tokenizers keep with the word behind it",
+    "space": "as many tokens as the truth, whose white space at both ends is given, but for the last space before its first "
+    "word; tokenizers keep that with the word, and a line end with the indentation behind it",
     "chosen": "of the sizes the one of largest log-likelihood per token",
     "fim": "prefix, suffix, middle behind the tokenizer's own tokens; the model ends it",
 }
@@ -51,16 +52,17 @@ SENTINELS = (
 """As tokenizers have them."""
 
 
-class Indented(Filler):
-    """One that is told how the truth is indented."""
+class Spaced(Filler):
+    """One that is told the white space around the truth: how a line is indented, and that it ends."""
 
     def document(self, blanked: Blanked) -> Document:  # noqa: D102, as in `Filler`
         return super().document(_told(blanked))
 
     def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
-        """As `Filler` does. The indentation is part of what is put in."""
+        """As `Filler` does. The white space is part of what is put in."""
         found = super().fill([_told(blanked) for blanked in blanks], batch, sizes)
-        return [one._replace(text=indentation(blanked.truth) + one.text) for blanked, one in zip(blanks, found)]
+        around = [white_space(blanked.truth) for blanked in blanks]
+        return [one._replace(text=before + one.text + after) for (before, after), one in zip(around, found)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +90,17 @@ class Writer(Filler):
         return f"{before}{blanked.before}{after}{blanked.after}{middle}"
 
 
-def indentation(truth: str) -> str:
-    """The white space at its beginning, but for the last space, and nothing where there is nothing else."""
-    space = truth[: len(truth) - len(truth.lstrip())]
-    return "" if space == truth else space.removesuffix(" ")
+def white_space(truth: str) -> tuple[str, str]:
+    """That at its beginning, but for the last space, and that at its end; none where there is nothing else."""
+    if not truth.strip():
+        return "", ""
+    return truth[: len(truth) - len(truth.lstrip())].removesuffix(" "), truth[len(truth.rstrip()) :]
 
 
 def _told(blanked: Blanked) -> Blanked:
-    given = indentation(blanked.truth)
-    return blanked._replace(before=blanked.before + given, truth=blanked.truth[len(given) :])
+    before, after = white_space(blanked.truth)
+    truth = blanked.truth.removeprefix(before).removesuffix(after)
+    return blanked._replace(before=blanked.before + before, truth=truth, after=after + blanked.after)
 
 
 def sentinels(codec: TextCodec) -> Sentinels | None:
@@ -133,9 +137,9 @@ def _ways(
                 if (own := sentinels(filler.model.codec)) is not None:
                     ends = dataclasses.replace(filler.decoding, ends=True)
                     yield FIM + who, Way(Writer(filler.model, ends, BOTH, own), Range(1, tokens))
-        elif setting == "indent":
+        elif setting == "space":
             for name, filler in named.items():
-                yield f"{name}, indentation given", Way(Indented(filler.model, filler.decoding, filler.sees))
+                yield f"{name}, white space given", Way(Spaced(filler.model, filler.decoding, filler.sees))
         else:
             for name, filler in named.items():
                 yield name, Way(filler)

@@ -18,7 +18,7 @@ ProtocolName = Literal["harness", "diffullama"]
 DEFAULT_PROTOCOL: ProtocolName = "harness"
 
 
-Infilling = Literal["length", "indent", "chosen", "fim"]
+Infilling = Literal["length", "space", "chosen", "fim"]
 Execute = Literal["confined", "unconfined"]
 
 
@@ -59,9 +59,9 @@ class Options:
     """hellaswag, winogrande, social_iqa, piqa, triviaqa, lambada: a folder with a folder of this name for each, where the
     files of its validation split lie, of lambada's test split. humaneval, humaneval_infill: the file of a set, or a folder
     with files of such names."""
-    infilling: tuple[Infilling, ...] = ("length", "indent", "chosen", "fim")
-    """humaneval_infill: the blank has the length of the truth; its indentation too is given; its length is chosen by the
-    model; FIM tokens stand around it, where the tokenizer has them."""
+    infilling: tuple[Infilling, ...] = ("length", "space", "chosen", "fim")
+    """humaneval_infill: the blank has the length of the truth; the white space at its ends is given too; its length is
+    chosen by the model; FIM tokens stand around it, where the tokenizer has them."""
     execute: Execute | None = None
     """DANGEROUS. humaneval, humaneval_infill: run the programs that the model writes, for pass@1: without network, other
     processes and files but Python's (confined), or with all that this user may do (unconfined)."""

@@ -137,7 +137,7 @@ def test_tokens_are_drawn_as_the_script_draws_them(model_folder, tmp_path, capsy
     for token, probability in zip(tokens.tolist(), (kept / kept.sum()).tolist()):
         expected[bytes([token]).decode(errors="replace")] += probability
     found = Counter(texts)
-    assert all(expected[text] > 0 for text in found)
+    assert all(expected[text] > 0 for text in found), {t: found[t] for t in found if not expected[t] > 0}
     for text, probability in expected.items():
         spread = (probability * (1 - probability) / len(texts)) ** 0.5
         assert found[text] / len(texts) == pytest.approx(probability, abs=4.5 * spread)

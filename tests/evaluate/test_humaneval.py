@@ -15,7 +15,7 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template
 from a3jax.evaluate.blanks import BOTH, LEFT
 from a3jax.evaluate.humaneval import INFILLED, WRITTEN, HumanEval, Problem, drawn, read_problems
-from a3jax.evaluate.infilling import indentation, sentinels, ways
+from a3jax.evaluate.infilling import sentinels, ways, white_space
 from a3jax.evaluate.options import Models
 from a3jax.execute.sandbox import Limits, Sandbox
 
@@ -63,9 +63,9 @@ class Judge:
 def test_every_setting_tells_what_it_should(model, data):
     problems = read_problems(data, INFILLED, False, left_out := Counter())
     both = Decoding(order="random_2", seed=3)
-    found = ways(Models(model, model, None), both, ("length", "indent", "chosen", "fim"), Range(4, 12), 16)
+    found = ways(Models(model, model, None), both, ("length", "space", "chosen", "fim"), Range(4, 12), 16)
     assert list(found) == [
-        BOTH, LEFT, f"{BOTH}, indentation given", f"{LEFT}, indentation given", f"{BOTH}, length chosen"
+        BOTH, LEFT, f"{BOTH}, white space given", f"{LEFT}, white space given", f"{BOTH}, length chosen"
     ]  # fmt: skip
     judge = Judge()
     measured = HumanEval(INFILLED, found, "here", problems, judge, left_out, {}, 64, 1, 0)
@@ -79,32 +79,32 @@ def test_every_setting_tells_what_it_should(model, data):
     asked = {
         BOTH: (Template((before, after), (size,)), both),
         LEFT: (Template((before, ""), (size,)), Decoding(mode="ar", seed=3)),
-        f"{BOTH}, indentation given": (Template((before + "   ", after), (size - 3,)), both),
-        f"{LEFT}, indentation given": (Template((before + "   ", ""), (size - 3,)), Decoding(mode="ar", seed=3)),
+        f"{BOTH}, white space given": (Template((before + "   ", "\n" + after), (size - 4,)), both),
+        f"{LEFT}, white space given": (Template((before + "   ", ""), (size - 4,)), Decoding(mode="ar", seed=3)),
         f"{BOTH}, length chosen": (Template((before, after), (Range(4, 12),)), both),
     }
     (figures,) = result["figures"].values()
     for number, (name, (template, decoding)) in enumerate(asked.items()):
         text = a3jax.infill(model, template, decoding).blanks[0].text
-        text = "   " + text if "indentation" in name else text
+        text = f"   {text}\n" if "space" in name else text
         assert result["texts"][name] == text, name
         program = f"{before}{text}{after}\n{TEST}\ncheck(f)"
         assert program in judge.seen
         assert figures[name]["exact"] == (float(text == truth), 1)
         assert figures[name]["pass@1"] == (1.0 - number % 2, 1)
-    scored = a3jax.log_likelihood(model, f"{before}   [[1]]{after}", order="random_2", seed=3, blanks=[truth[3:]])
-    nats, tokens = figures[f"{BOTH}, indentation given"]["nats per token"]
-    assert (nats, tokens) == (pytest.approx(-scored.total, abs=1e-3), size - 3)
+    scored = a3jax.log_likelihood(model, f"{before}   [[1]]\n{after}", order="random_2", seed=3, blanks=[truth[3:-1]])
+    nats, tokens = figures[f"{BOTH}, white space given"]["nats per token"]
+    assert (nats, tokens) == (pytest.approx(-scored.total, abs=1e-3), size - 4)
     without = HumanEval(INFILLED, found, "here", problems, None, left_out, {}, 64, 1, 0)
     (plain,) = without.evaluate(without.items, 1)
     assert all("pass@1" not in columns for columns in plain["figures"]["SingleLineInfilling"].values())
     assert plain["texts"] == result["texts"]
 
 
-def test_the_last_space_of_an_indentation_stays_with_its_word():
-    assert [indentation(truth) for truth in ("    x = 1\n", "\n        y", "x", " + 1", "\tx", "   ", "")] == [
-        "   ", "\n       ", "", "", "\t", "", ""
-    ]  # fmt: skip
+def test_white_space_is_cut_where_tokenizers_cut_it():
+    truths = ["    x = 1\n", "\n        y", "x", " + 1 ", "\tx\n\n", "   ", ""]
+    told = [("   ", "\n"), ("\n       ", ""), ("", ""), ("", " "), ("\t", "\n\n"), ("", ""), ("", "")]
+    assert [white_space(truth) for truth in truths] == told
 
 
 def test_fim_tokens_stand_around_the_blank(model):
