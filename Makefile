@@ -1,12 +1,13 @@
 # make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
-# make test     all tests                                    make check   formatting, lint, types
+# make test     all tests but the longest, ~15 minutes       make check   formatting, lint, types
+# make test-long  those that start and kill processes for minutes
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 export HF_HUB_OFFLINE ?= 1
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: all test check demo tiny clean
+.PHONY: all test test-long check demo tiny clean
 all: .venv/ready $(SMOLLM2)
 
 # --no-compile: the byte code of what is never imported is not needed, and set-up takes a fraction of the time.
@@ -27,8 +28,12 @@ $(SMOLLM2): | .venv/ready
 # Training on the CPU takes large pages from the system, which is faster (docs/performance.md).
 demo tiny: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: all
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(PYTEST) -m "not long"
+
+test-long: all
+	$(PYTEST) -m long
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

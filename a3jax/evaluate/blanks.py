@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Range, Template, lay_out
+from a3jax.decode.template import Document, Open, Range, Size, Template, lay_out
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.generate.request import Request, fill
@@ -53,23 +53,34 @@ class Filler:
         pieces = (blanked.before, blanked.after if self.sees == BOTH else "")
         return lay_out(pieces, [blanked.truth], self.model.codec)
 
+    @property
+    def ends_blanks(self) -> bool:
+        """Whether it fills a blank whose length is not told up to an end, and tries no sizes."""
+        return self.sees == BOTH and self.model.record.blanks_end and self.decoding.fills_to_ends
+
     def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
         """Fill each blank with as many tokens as the truth has, or as many of `sizes` as the model likes best.
 
-        A `batch` is filled up, so that it is compiled once; where sizes are tried, which is a batch itself, it is one text.
+        A `batch` is filled up, so that it is compiled once; where sizes are tried, which is a batch itself, it is one text. A
+        model that knows the ends of blanks tries none, and fills up to an end.
 
         From the left alone there is no telling what fits best: the largest size is taken.
         """
+        unknown: Size | None = sizes
+        if sizes is not None and self.sees == LEFT:
+            unknown = sizes.most
+        elif sizes is not None and self.ends_blanks:
+            unknown = Open(sizes.most)
         documents = [self.document(blanked) for blanked in blanks]
         requests = []
         for blanked, document in zip(blanks, documents):
             (place,) = document.blanks
             length = place.stop - place.start
-            size = length if sizes is None else sizes if self.sees == BOTH else sizes.most
-            most = size.most if isinstance(size, Range) else size
+            size = length if unknown is None else unknown
+            most = size if isinstance(size, int) else size.most
             template = Template((blanked.before, blanked.after if self.sees == BOTH else ""), (size,))
             requests.append(Request(template, self.decoding, len(document.tokens) - length + most))
-        filled = fill(self.model, requests, batch if sizes is None else 1)
+        filled = fill(self.model, requests, 1 if isinstance(unknown, Range) else batch)
         scores = blanks_log_likelihoods(self.model, documents, self.decoding)
         return [Filling(one.blanks[0].text, -score.total, len(score.tokens)) for one, score in zip(filled, scores)]
 

@@ -21,7 +21,7 @@ LENGTHS: dict[Infilling, str] = {
     "length": "as many tokens as the truth",
     "space": "as many tokens as the truth, whose white space at both ends is given, but for the last space before its first "
     "word; tokenizers keep that with the word, and a line end with the indentation behind it",
-    "chosen": "of the sizes the one of largest log-likelihood per token",
+    "chosen": "of the sizes the one of largest log-likelihood per token; of a model that ends blanks, up to its end",
     "fim": "prefix, suffix, middle behind the tokenizer's own tokens; the model ends it",
 }
 """What each setting tells of the blank, for a protocol."""

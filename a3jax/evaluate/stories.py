@@ -63,13 +63,16 @@ class Stories:
         for setting in settings:
             named = [(f"{setting}: {story.id}", blanked(story, *BLANKED[setting])) for story in stories[:limit]]
             self.items += fitting(named, fillers, window, left_out, sizes.most if setting == CHOSEN else 0)
+        chosen = "of the sizes the one of largest log-likelihood per token"
+        if any(filler.ends_blanks for filler in fillers):
+            chosen = "up to the end of the blank, at most the largest size"
         self.protocol = {
             "settings": list(settings),
             "sizes": f"{sizes.least}-{sizes.most}",
             "window": window,
             "stories": "the first, in the order of the file",
             "pieces": "what is before, in and behind the blank is tokenized apart; each begins with the space before it",
-            "length": "as many tokens as the truth; where chosen, of the sizes the one of largest log-likelihood per token",
+            "length": f"as many tokens as the truth; where chosen, {chosen}",
             "decoding": {filler.sees: dataclasses.asdict(filler.decoding) for filler in fillers},
             "left_only": "the baseline decodes as many tokens from what is before; where the length is chosen, as many as "
             "the largest size, cut behind the first sentence",

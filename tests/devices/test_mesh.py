@@ -112,6 +112,7 @@ def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name
     assert actual["loss1"] < actual["loss0"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_two_processes_compute_what_one_process_and_one_device_do(simulated, over_two_processes, name):

@@ -25,7 +25,7 @@ from a3jax.files.strict import to_json
 from a3jax.train.loop import train
 from a3jax.train.metrics import read
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 pytest_plugins = ["train.conftest"]
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 import a3jax
 from a3jax.decode.template import Open, Range, Template, parse
 from a3jax.errors import UserError
+from a3jax.evaluate.blanks import Blanked, fillers
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,15 @@ def test_sizes():
             parse(text)
     with pytest.raises(UserError, match="a blank's size is Open"):
         Template(("a", "b"), (Open(0),))
+
+
+def test_evaluations_fill_a_blank_whose_length_is_not_told_up_to_its_end(model):
+    both, left = fillers(_likelier(model, 2), model, a3jax.Decoding())
+    assert (both.ends_blanks, left.ends_blanks, fillers(model, model, a3jax.Decoding(mode="dynamic"))[0].ends_blanks) == (
+        True,
+        False,
+        False,
+    )
+    blanked = Blanked("ab", "x", "cd")
+    (found,) = both.fill([blanked], 2, Range(2, 7))
+    assert found.text == a3jax.infill(both.model, "ab[[..7]]cd").blanks[0].text

@@ -251,6 +251,7 @@ def test_a_mistake_is_one_line(args, message, varied, capsys, monkeypatch):
     assert sorted(path.name for path in varied.parent.iterdir()) == ["plain.py", "varied.py"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_ends_with_the_table_of_one_that_was_not(varied, experiment, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

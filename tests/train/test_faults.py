@@ -52,6 +52,7 @@ def assert_same(a: Path, b: Path) -> None:
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_moments_ends_as_if_nothing_had_happened(experiment):
     def make(run: str) -> Config:

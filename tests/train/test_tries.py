@@ -49,6 +49,7 @@ def start(config, code: str = "", **environment: str) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint_begins_the_count_anew(experiment):
     config = experiment("passing")
