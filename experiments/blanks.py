@@ -10,8 +10,9 @@ adapted, each for the same number of steps with the same batch and rate:
     slack    `open`: the span ends with a token of its own, and what follows stands behind a gap
     fim      what follows is read before the span, as objective fim has it; the span ends with a token of its own
 
-Spans of the first two are of up to an eighth of a window, those of fim of any part of it. Two ways take the base as it is:
-`left only`, up to the line's end, and `suffix first`, which reads what follows, a line's end, and then what is before.
+Spans of the first two are of up to an eighth of a window, those of fim of any part of it. Three ways take the base as it is:
+`left only`, up to the line's end; `suffix first`, which reads what follows, a line's end, and then what is before; and
+`slack, untrained`, a gap before what follows in a model that never saw one.
 
 The lines are of idlelib, which no model has read, and have 4 to 31 bytes without their indentation, which is given. Passes
 and rows are counted until a blank has its text: a row is one token's prediction, or its reading in a score.
@@ -147,6 +148,11 @@ def slack(model: a3jax.Model, line: Line) -> Found:
     return Found(filled.blanks[0].text, passes, passes, -sum(score.log_probs[: blank.stop - blank.start + 1]))
 
 
+def untrained(model: a3jax.Model, line: Line) -> Found:
+    """The same in a model that is only said to know ends."""
+    return slack(dataclasses.replace(model, record=dataclasses.replace(model.record, blanks_end=True)), line)
+
+
 def search(model: a3jax.Model, line: Line) -> Found:
     """Every length, `CANDIDATES` to a batch, and the one taken once more."""
     filled = infill(model, Template((line.before, line.after), (Range(1, GAP),)), mode="ar")
@@ -189,6 +195,7 @@ WAYS: dict[str, tuple[str, Way]] = {
     "slack": ("slack", slack),
     "search": ("search", search),
     "fim": ("fim", fim),
+    "slack, untrained": ("base", untrained),
     "suffix first": ("base", suffix_first),
     "left only": ("base", left_only),
 }

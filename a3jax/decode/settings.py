@@ -190,8 +190,6 @@ class Decoding(DecodingOptions):
             raise UserError("certainty random has no threshold; set threshold to 0")
         if self.stop and not self.ends:
             raise UserError("stop strings are for text that is continued; here every blank has a length")
-        if self.mode == "fim" and self.ends:
-            raise UserError("mode fim is for blanks with text behind them; text that is continued takes mode ar")
         if self.revise and self.ends:
             raise UserError("revise is for blanks with text behind them; text that is continued is not revised")
 

@@ -133,6 +133,8 @@ def check_ends(template: Template, decoding: Decoding) -> None:
     open_ = any(isinstance(size, Open) for size in template.sizes)
     if decoding.ends and template.pieces[-1] and not open_:
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
+    if decoding.mode == "fim" and decoding.ends and not open_:
+        raise UserError("mode fim is for blanks with text behind them; text that is continued takes mode ar")
     if open_ and not decoding.fills_to_ends:
         what = f"mode {decoding.mode}" if decoding.mode not in ("ar", "groups") else f"order {decoding.order}"
         raise UserError(

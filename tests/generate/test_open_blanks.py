@@ -92,6 +92,25 @@ def test_several_blanks_are_filled_one_after_the_other_whatever_else_is_in_the_b
     assert len(first[0]) <= 5
 
 
+def test_a_model_that_fills_in_the_middle_ends_a_blank_behind_the_text_around_it(model):
+    """With and without `ends`, which a request of an open blank has; text that is continued has no middle."""
+    gap, lengths = 7, []
+    for seed in range(3):
+        record = dataclasses.replace(model.record, objective="fim", fim_tokens=(70, 71, 72), blanks_end=False)
+        likelier = dataclasses.replace(_likelier(model, seed), record=record)
+        head, before = known(model, "", False), model.codec.encode("ab")
+        tokens, log_probs = greedy_by_the_book(likelier, [*head, 70, *before, 71, *known(model, "cd", True), 72], [], gap)
+        for ends in (False, True):
+            filled = a3jax.infill(likelier, f"ab[[..{gap}]]cd", mode="fim", ends=ends)
+            assert list(filled.blanks[0].tokens) == tokens
+            np.testing.assert_allclose(filled.blanks[0].log_prob, sum(log_probs), atol=1e-4)
+            assert filled.text[-2:] == "cd"
+        lengths.append(len(tokens))
+    assert min(lengths) < gap
+    with pytest.raises(UserError, match="mode fim is for blanks with text behind them"):
+        a3jax.complete(likelier, ["ab"], mode="fim")
+
+
 def test_a_stop_string_ends_a_blank_and_is_no_part_of_it(model):
     text = a3jax.infill(model, "ab[[..8]]cd").blanks[0].text
     assert len(text) > 3
