@@ -59,10 +59,7 @@ def _one_by_one(
     for number in range(max(len(document.blanks) for document in documents)):
         # A document that has no such blank goes along, with its last one, so that the batch stays as large.
         numbers = [min(number, len(document.blanks) - 1) for document in documents]
-        how = [
-            dataclasses.replace(decoding, ends=i in open_, stop=decoding.stop if i in open_ else ())
-            for decoding, open_, i in zip(decodings, open_blanks, numbers)
-        ]
+        how = [_of_blank(*one) for one in zip(decodings, documents, open_blanks, numbers)]
         if how[0].mode == "fim":
             staged = [one.middle_last(i, model.record.fim_tokens) for one, i in zip(each, numbers)]
             for document in staged:
@@ -77,6 +74,14 @@ def _one_by_one(
             if i == number:
                 one.take(i, document, text, end_of(model, document, decoding, text))
     return [_without_empty(one.document, one.text, one.empty_L, one.ends) for one in each]
+
+
+def _of_blank(decoding: Decoding, document: Document, open_blanks: frozenset[int], number: int) -> Decoding:
+    """How blank `number` is filled: an open one may end, and so may the last where the text is one that may."""
+    continued = decoding.ends and not open_blanks and number == len(document.blanks) - 1
+    if number in open_blanks or continued:
+        return dataclasses.replace(decoding, ends=True)
+    return dataclasses.replace(decoding, ends=False, stop=())
 
 
 class _Filling:

@@ -160,4 +160,5 @@ def _history(record: Provenance) -> Facts:
         "tokens_seen": record.tokens,
         "objective": record.objective,
         "curriculum": " -> ".join(record.stages) or "none",
+        **({"blanks": "end by themselves where nothing says how long they are"} if record.blanks_end else {}),
     }

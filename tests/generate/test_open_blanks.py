@@ -92,6 +92,16 @@ def test_several_blanks_are_filled_one_after_the_other_whatever_else_is_in_the_b
     assert len(first[0]) <= 5
 
 
+def test_a_prompt_ends_beside_an_open_blank_as_it_does_alone(model):
+    likelier = _likelier(model, 2)
+    texts = [Template(("ab", "cd"), (Open(6),)), Template(("ab", ""), (9,)), Template(("a", ""), (4,))]
+    how = a3jax.Decoding(ends=True)
+    together = a3jax.infill_batch(likelier, texts, [how] * 3)
+    alone = [a3jax.infill(likelier, text, how) for text in texts]
+    assert [(one.text, one.finished) for one in together] == [(one.text, one.finished) for one in alone]
+    assert "stop" in {one.finished for one in alone[1:]}
+
+
 def test_a_model_that_fills_in_the_middle_ends_a_blank_behind_the_text_around_it(model):
     """With and without `ends`, which a request of an open blank has; text that is continued has no middle."""
     gap, lengths = 7, []
