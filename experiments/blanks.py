@@ -24,7 +24,7 @@ import json
 import os
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,22 +202,30 @@ WAYS: dict[str, tuple[str, Way]] = {
 """Each with the model that it takes."""
 
 
-def row(model: a3jax.Model, way: Way, asked: list[Line]) -> dict[str, float | None]:
-    """The figures of one way, means over lines; `exact_error` is the standard error of the share."""
-    each = [way(model, line) for line in asked]
-    exact = [one.text.strip() == line.truth for one, line in zip(each, asked)]
-    off = [abs(len(one.text) - len(line.truth)) for one, line in zip(each, asked)]
-    share = statistics.fmean(exact)
-    nats = [one.nats for one in each if one.nats is not None]
+class Figures(NamedTuple):
+    """A mean over lines and its standard error."""
+
+    mean: float
+    error: float
+
+    @staticmethod
+    def of(each: Sequence[float]) -> "Figures":
+        """At least two values."""
+        return Figures(statistics.fmean(each), statistics.stdev(each) / len(each) ** 0.5)
+
+
+def row(found: list[Found], asked: list[Line], slack_nats: list[float | None]) -> dict[str, Any]:
+    """The figures of one way; `nats_above_slack` is of paired differences, line by line."""
+    nats = [one.nats for one in found if one.nats is not None]
+    above = [one.nats - other for one, other in zip(found, slack_nats) if one.nats is not None and other is not None]
     return {
-        "exact": share,
-        "exact_error": (share * (1 - share) / len(each)) ** 0.5,
-        "length_error": statistics.fmean(off),
-        "length_error_error": statistics.stdev(off) / len(off) ** 0.5,
-        "nats": statistics.fmean(nats) if nats else None,
-        "nats_error": statistics.stdev(nats) / len(nats) ** 0.5 if nats else None,
-        "passes": statistics.fmean(one.passes for one in each),
-        "rows": statistics.fmean(one.rows for one in each),
+        "exact": Figures.of([float(one.text.strip() == line.truth) for one, line in zip(found, asked)]),
+        "length_error": Figures.of([float(abs(len(one.text) - len(line.truth))) for one, line in zip(found, asked)]),
+        "ended": statistics.fmean(len(one.text) < GAP for one in found),
+        "nats": Figures.of(nats) if nats else None,
+        "nats_above_slack": Figures.of(above) if above else None,
+        "passes": statistics.fmean(one.passes for one in found),
+        "rows": statistics.fmean(one.rows for one in found),
     }
 
 
@@ -235,11 +243,12 @@ def main() -> None:
         train(config)
     models = {name: a3jax.load(OUT / name) for name in ("base", *ARMS)}
     held_out = lines(asked.lines)
-    results = {}
-    for name, (which, way) in WAYS.items():
-        results[name] = row(models[which], way, held_out)
-        print(name, json.dumps(results[name]), flush=True)
-    (OUT / "results.json").write_text(json.dumps({"asked": vars(asked), "ways": results}, indent=1) + "\n")
+    found = {name: [way(models[which], line) for line in held_out] for name, (which, way) in WAYS.items()}
+    results = {name: row(each, held_out, [one.nats for one in found["slack"]]) for name, each in found.items()}
+    for name, figures in results.items():
+        print(name, json.dumps(figures))
+    texts = [line._asdict() | {name: each[i].text for name, each in found.items()} for i, line in enumerate(held_out)]
+    (OUT / "results.json").write_text(json.dumps({"asked": vars(asked), "ways": results, "texts": texts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Generate:
     """A file with the text after it."""
     tokens: Text = None
     """How many tokens to fill in: N, MIN-MAX, or ..N for as many as it wants. At most N after --prompt; if not given,
-    --rewrite keeps the number, and between --before and --after it is ..64."""
+    --rewrite keeps the number, and between --before and --after it is ..32."""
     file: Text = None
     """A JSONL file of requests, - for standard input."""
     out: Path | None = None

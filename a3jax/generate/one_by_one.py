@@ -97,26 +97,31 @@ class _Filling:
         self.ends: dict[int, End] = {}
 
     def with_blank(self, number: int) -> Document:
-        """The document with one blank to be filled, all blanks before it being given."""
-        blank = self.document.blanks[number]
-        given_L = (self.text.passes >= 0) & ~self.empty_L
+        """The document with one blank to be filled, all blanks before it being given, and none of their empty places."""
+        kept_L, blank = self._kept(number)
+        given_L = self.text.passes[kept_L] >= 0
         given_L[blank] = False
-        tokens = tuple(self.text.tokens.tolist())
+        tokens = tuple(self.text.tokens[kept_L].tolist())
         return self.document._replace(tokens=tokens, given=tuple(given_L.tolist()), blanks=(blank,))
 
     def empty_but(self, number: int) -> np.ndarray:
-        """Places that hold nothing while a blank is filled: all blanks behind it too."""
-        empty_L = self.empty_L | (self.text.passes < 0)
-        empty_L[self.document.blanks[number]] = False
+        """Which places of `with_blank` hold nothing meanwhile: all blanks behind."""
+        kept_L, blank = self._kept(number)
+        empty_L = self.text.passes[kept_L] < 0
+        empty_L[blank] = False
         return empty_L
 
     def middle_last(self, number: int, marks: Sequence[int]) -> Document:
         """The same with the blank behind all text around it."""
+        kept_L, _ = self._kept(number)
+        blanks = tuple(_moved(place, kept_L) for place in self.document.blanks)
+        return middle_last(self.document._replace(blanks=blanks), self.text.tokens[kept_L].tolist(), number, marks)
+
+    def _kept(self, number: int) -> tuple[np.ndarray, slice]:
+        """Which places are there while a blank is filled, and where it then stands."""
         kept_L = ~self.empty_L
         kept_L[self.document.blanks[number]] = True
-        before_L = np.concatenate([[0], np.cumsum(kept_L)])
-        blanks = tuple(slice(int(before_L[b.start]), int(before_L[b.stop])) for b in self.document.blanks)
-        return middle_last(self.document._replace(blanks=blanks), self.text.tokens[kept_L].tolist(), number, marks)
+        return kept_L, _moved(self.document.blanks[number], kept_L)
 
     def take(self, number: int, staged: Document, found: Tokens, end: End | None) -> None:
         """Keep what was filled into a blank, up to its end."""
@@ -133,8 +138,12 @@ class _Filling:
 def _without_empty(document: Document, text: Tokens, empty_L: np.ndarray, ends: dict[int, End]) -> Filled:
     """A document without its empty places, which what is made of it knows nothing of."""
     kept_L = ~empty_L
-    before_L = np.concatenate([[0], np.cumsum(kept_L)])
-    blanks = tuple(slice(int(before_L[place.start]), int(before_L[place.stop])) for place in document.blanks)
+    blanks = tuple(_moved(place, kept_L) for place in document.blanks)
     text = Tokens(text.tokens[kept_L], text.log_probs[kept_L], text.passes[kept_L], text.head)
     given = tuple(np.array(document.given)[kept_L].tolist())
     return Filled(document._replace(tokens=tuple(text.tokens.tolist()), given=given, blanks=blanks), text, ends)
+
+
+def _moved(place: slice, kept_L: np.ndarray) -> slice:
+    """Where a part of a document stands when only some of its places are kept."""
+    return slice(int(kept_L[: place.start].sum()), int(kept_L[: place.stop].sum()))

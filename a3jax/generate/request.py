@@ -16,8 +16,8 @@ from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.generate.reading import check_text
 from a3jax.weights.loading import Model
 
-ROOM = 64
-"""Tokens that a blank between two texts has room for where nothing else is said."""
+ROOM = 32
+"""Tokens that a blank between two texts has room for where nothing else is said: as much as `slack` leaves by default."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Wanted:
     after: str | None = None
     """Text after it."""
     tokens: int | str | None = None
-    """How many to fill in: N, MIN-MAX, or ..N where nobody knows. Between before and after it is ..64 if not given."""
+    """How many to fill in: N, MIN-MAX, or ..N where nobody knows. Between before and after it is ..32 if not given."""
 
     def check(self) -> None:
         """Raises `UserError` where the fields are no form of request, or contradict each other."""

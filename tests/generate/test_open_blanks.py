@@ -87,9 +87,10 @@ def test_several_blanks_are_filled_one_after_the_other_whatever_else_is_in_the_b
         order = [p for p in one.passes if p]
         assert order == sorted(order), "from left to right"
     assert len(together[0].blanks[1].tokens) == 2
-    # The first blank is what it is without those behind it, whose places are empty meanwhile.
-    first = greedy_by_the_book(likelier, known(model, "ab", False), [], 5)
-    assert len(first[0]) <= 5
+    # The last blank is what it is where all before it is given text, without a gap.
+    before = [token for token, place in zip(together[0].tokens, range(together[0].places[-2].start))]
+    tokens, _ = greedy_by_the_book(likelier, before, [], 6)
+    assert list(together[0].blanks[2].tokens) == tokens
 
 
 def test_a_prompt_ends_beside_an_open_blank_as_it_does_alone(model):
