@@ -1,6 +1,6 @@
 # make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
 # make test     all tests but the longest, ~15 minutes       make check   formatting, lint, types
-# make test-long  those that start and kill processes for minutes
+# make test-long  real weights, and processes that are started and killed for minutes
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -269,6 +269,7 @@ def smollm2_exported(smollm2, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_agrees_with_transformers_own_gguf_reader(smollm2, smollm2_exported, tmp_path):
     folder = tmp_path / "theirs"
@@ -295,6 +296,7 @@ def test_smollm2_agrees_with_transformers_own_gguf_reader(smollm2, smollm2_expor
     assert nll < 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_continues_a_text_as_transformers_does(smollm2, tmp_path):
     """In a process of its own: here, programs are compiled without optimization."""
@@ -314,6 +316,7 @@ print(json.dumps([filled.blanks[0].tokens, filled.tokens, a3jax.complete(model, 
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_smollm2_answers_a_prompt_as_transformers_does(smollm2, smollm2_exported, tmp_path):
     """In a process of its own: here, programs are compiled without optimization."""
