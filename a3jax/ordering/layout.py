@@ -8,7 +8,8 @@ knows it yet. A document of which a span of n tokens is blanked is laid out so:
 
 The end is a token of its own, which is predicted like any other, and says that what follows the span comes next. It takes
 the window's slot of the document's last token (h), so that arrays keep their shapes, and that token drops out. How many
-places stay empty is drawn: the place of f tells no more of n than that there is room for it.
+places stay empty is drawn, up to a slack: the place of f tells of n only that a gap of m places has n from m - 1 - slack to
+m - 1.
 
 Everything here is a pure function of its arguments.
 """
