@@ -90,14 +90,16 @@ class Document(NamedTuple):
     def _filled(self, codec: TextCodec) -> list[str]:
         """What each blank adds to the text. A character that is cut between blanks that touch goes with the latter."""
         texts: list[str] = []
-        begin, before = self.head, ""
+        first, begin, before = 0, self.head, ""  # of the blanks that touch this one
         for piece, place in zip(self.pieces, self.blanks):
             if piece or not texts:
-                begin, before = place.start, ""
+                first, begin, before = len(texts), place.start, ""
             whole = codec.decode(list(self.tokens[begin : place.stop]), inside=begin > self.head)
             same = alike(before, whole)
-            if texts and not piece:
-                texts[-1] = texts[-1][: len(texts[-1]) - (len(before) - same)]
+            left = same
+            for i in range(first, len(texts)):  # what they say is taken back from where this one changes it
+                texts[i] = texts[i][:left]
+                left -= len(texts[i])
             texts.append(whole[same:])
             before = whole
         return texts

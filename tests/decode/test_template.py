@@ -110,6 +110,17 @@ def test_given_text_comes_back_byte_for_byte_whatever_stands_in_the_blanks(codec
     assert len(texts) == len(document.tokens)
 
 
+def test_bytes_that_change_a_blank_two_before_take_its_text_back(codec):
+    """A run of bytes that is no character is a mark for each of them, an empty blank between them or not."""
+    byte = codec.tokenizer.get_vocab()
+    blanks = [[byte["<0x00>"]], [], [byte["<0x80>"]]] if "<0x00>" in byte else [[byte["\u0120"]], [], [byte["\u0122"]]]
+    document = lay_out([""] * 4, blanks, codec)
+    parts = document.parts(codec)
+    whole = codec.decode([token for blank in blanks for token in blank])
+    assert "".join(part.text for part in parts if part.filled) == whole
+    assert "".join(spelled(codec, document.tokens, parts)) == whole
+
+
 @PER_KIND
 @given(anything)
 def test_a_piece_inside_a_text_has_the_tokens_that_the_tokenizer_gives_it_there(codec, text):
