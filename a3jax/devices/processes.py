@@ -22,6 +22,7 @@ from a3jax.errors import UserError, first_line
 from a3jax.outside_text import say
 
 CONNECT_SECONDS = 300
+AGAIN = "start the same command again on all hosts"
 
 
 class NotJoined(Passing):
@@ -197,8 +198,7 @@ def continue_in_child() -> None:
         lost = f"process 0, where all processes meet, was lost, or not all of them were there within {CONNECT_SECONDS} s"
         if "meeting" in told:
             lost = f"host {told['meeting']} (process 0), where all processes meet, was lost"
-        again = "start the same command again on all hosts: it goes on from the last checkpoint"
-        say(f"{lost}; {told.get('given_up', again)}")
+        say(f"{lost}; {told.get('given_up') or told.get('again', AGAIN)}")
         status = 1 if "given_up" in told else TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
 
@@ -207,9 +207,10 @@ _pipe: int | None = None
 """To the parent, lines NAME=VALUE."""
 
 
-def meeting_at(host: str) -> None:
-    """Tell the parent where process 0 is, of whose loss only the parent can speak."""
+def meeting_at(host: str, again: str = AGAIN) -> None:
+    """Tell the parent where process 0 is, of whose loss only the parent can speak, and what to do then."""
     _tell("meeting", host)
+    _tell("again", again)
 
 
 def last_try(given_up: str) -> None:
