@@ -49,14 +49,14 @@ def several(given: Processes, environment: Mapping[str, str] = os.environ) -> bo
 
 
 def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the others, if there are any; before the first use of a device.
+    """Join the others, if there are any and it has not; before the first use of a device.
 
     Raises `NotJoined` if they cannot be reached, and `UserError` where neither options nor environment say who they are.
     """
     import jax
 
     found = _explicit(given, environment)
-    if found is None and not _cluster(environment):
+    if jax.distributed.is_initialized() or (found is None and not _cluster(environment)):
         return
     address, count, index = found or (given.coordinator, None, None)
     if count == 1:
@@ -82,6 +82,24 @@ def is_first() -> bool:
     from jax._src import distributed
 
     return not distributed.global_state.process_id
+
+
+def is_alone() -> bool:
+    """Whether this process has joined no other; known without starting any device."""
+    from jax._src import distributed
+
+    return distributed.global_state.num_processes == 1
+
+
+def is_another(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment says that this is one of several processes, and not the first; known without joining them."""
+    try:
+        if (found := _explicit(Processes(), environment)) is not None:
+            return found[2] > 0
+        names = ("SLURM_PROCID",) if _slurm(environment) else ("TPU_WORKER_ID", "MEGASCALE_SLICE_ID")
+        return _cluster(environment) and any(_number(None, environment, name) for name in names)
+    except UserError:  # half a place is that of none who would meet others
+        return False
 
 
 def check_started() -> None:
