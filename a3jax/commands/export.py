@@ -46,13 +46,13 @@ class Export:
         from a3jax.export.exporter import GGUF, export_model
         from a3jax.export.verify import require_torch, verify
 
-        if self.verify:
-            if self.as_ == GGUF:
-                raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
-            require_torch()
+        if self.verify and self.as_ == GGUF:
+            raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
         checkpoint = find(self.checkpoint, self.step)
         computes = self.verify or several(self.devices)  # devices may be another's, who trains
         with joined(self.devices) if computes else contextlib.nullcontext() as mesh:
+            if self.verify:
+                by_first(require_torch)
             by_first(lambda: export_model(checkpoint, self.out, self.as_, self.dtype))
             result: dict[str, Any] = {"out": str(self.out)}
             if self.verify:

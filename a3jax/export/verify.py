@@ -71,7 +71,7 @@ def verify(checkpoint: Checkpoint, folder: Path, mesh: Mesh | None = None) -> Ve
     Holds the model once, first in JAX, laid over the `mesh` in use if one is given, then in PyTorch, of several processes in
     the first alone; each reads both folders. Raises `UserError` if PyTorch is not installed.
     """
-    require_torch()
+    by_first(require_torch)
     settings = read_json(folder / "config.json")
     fillable_V = a3_folder.fillable(settings) if settings["model_type"] == a3_folder.MODEL_TYPE else None
     dtype = settings.get("torch_dtype") or settings.get("dtype", "float32")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from serve.serving import Server
 
 import a3jax
-from serve.serving import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
