@@ -82,7 +82,7 @@ def alike(found, expected) -> None:
     assert type(found) is type(expected)
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
-        for name in expected.keys() - {"seconds"}:
+        for name in expected.keys() - {"seconds", "out"}:
             alike(found[name], expected[name])
     elif isinstance(expected, list):
         assert len(found) == len(expected)
@@ -140,7 +140,7 @@ def served(model_folder):
 
 def test_a_service_of_two_processes_answers_as_one_and_both_end_when_the_first_is_told_to(served, model):
     first, second = served
-    status, body = first.post("/v1/completions", prompt=["for i in", "a = "], max_tokens=6)
+    status, body = first.post("/v1/completions", prompt=["for i in", "a = "], max_tokens=6, temperature=0)
     assert status == 200
     expected = [a3jax.complete(model, [prompt], tokens=6)[0] for prompt in ("for i in", "a = ")]
     assert [choice["text"] for choice in body["choices"]] == ["".join(b.text for b in one.blanks) for one in expected]
