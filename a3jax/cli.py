@@ -28,7 +28,7 @@ from a3jax.commands.sweep import Sweep
 from a3jax.commands.train import Train
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.passing import Passing, may_pass, needs_memory
-from a3jax.devices.processes import continue_in_child, failing, leave, several
+from a3jax.devices.processes import Processes, continue_in_child, failing, is_another, leave, several
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import is_full_disk, is_wrong_path
 from a3jax.files.strict import nearest
@@ -70,8 +70,11 @@ def main(args: Sequence[str] | None = None) -> None:
         kind, module, _ = COMMANDS[args[0]]
         prog = f"a3jax {args[0]}"
         command = kind.parse(args[1:], prog) if hasattr(kind, "parse") else parse(kind, args[1:], prog)
-        if isinstance(command, Train) and several(command.options):
+        if (processes := _processes(command)) is not None and several(processes):
             continue_in_child()
+        if isinstance(command, Import | Prepare) and is_another():
+            say(f"{prog} works in one process: the first does it, and this one, which is another, does nothing")
+            sys.exit(0)
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
             if "jax" in sys.modules:  # commands that compile nothing do not wait for it
@@ -114,6 +117,11 @@ def main(args: Sequence[str] | None = None) -> None:
         os._exit(status)
     if status or False in (result.get("fits"), result.get("complete")):
         sys.exit(status or 1)
+
+
+def _processes(command: Any) -> Processes | None:
+    """How a command that several processes run together finds the others; None for one that each runs for itself."""
+    return command.options if isinstance(command, Train) else getattr(command, "devices", None)
 
 
 def _end_with(error: UserError) -> NoReturn:

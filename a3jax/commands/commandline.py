@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from a3jax.devices.joined import Devices
 from a3jax.errors import UserError
 from a3jax.files.places import local
 from a3jax.files.strict import nearest
@@ -22,6 +23,8 @@ T = TypeVar("T")
 Text = Annotated[str | None, arg(constructor=str, help_behavior_hint="")]
 """A string that may be left out. Unlike with a plain `str | None`, the word None is a string."""
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
+OnDevices = Annotated[Devices, arg(name="")]
+"""Options of any command that computes with a model: the mesh, and how several processes find each other."""
 
 _places = ConstructorRegistry()
 
@@ -92,7 +95,8 @@ def _names(target: Any, value: Any, prefix: str = "") -> list[str]:
     for field in dataclasses.fields(target if value is None else value):
         name = prefix + field.name.replace("_", "-").strip("-")
         item = getattr(value, field.name, field.default)
-        bare = tyro.conf.OmitArgPrefixes in getattr(field.type, "__metadata__", ())
+        marks = getattr(field.type, "__metadata__", ())
+        bare = tyro.conf.OmitArgPrefixes in marks or any(getattr(mark, "name", None) == "" for mark in marks)
         if dataclasses.is_dataclass(item):
             names += _names(item, item, prefix if bare else f"{name}.")
         elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):

@@ -1,6 +1,5 @@
 """a3jax evaluate."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json
-from a3jax.config import MeshConfig
+from a3jax.commands.commandline import Json, OnDevices
+from a3jax.devices.joined import ALONE, joined
 from a3jax.errors import UserError
 from a3jax.evaluate.candidates import Candidate, candidates
 from a3jax.evaluate.options import Options
@@ -18,13 +17,14 @@ from a3jax.evaluate.tasks import NAMES, read_task
 from a3jax.outside_text import say, show
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from a3jax.evaluate.results import Tables
     from a3jax.evaluate.task import Task
 
     Name = str
 else:
     Name = Literal[NAMES]
-ONE_DEVICE = MeshConfig(fsdp=1)
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,23 @@ class Evaluate(Options, _What):
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation."""
-    mesh: MeshConfig = ONE_DEVICE
-    """Several devices, as for a3jax train: weights are split, and batches over data and fsdp."""
+    devices: OnDevices = ALONE
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         named = candidates(self.checkpoints)
         if any(not each.is_results for each in named):
             self._check()
-        if len(named) > 1:
-            return self._compare(named)
-        if not named or named[0].is_results:
+        if not named or (len(named) == 1 and named[0].is_results):
             raise UserError("there is nothing to evaluate or to compare; name a CHECKPOINT, or several folders of results")
-        tasks, results, tables = self._evaluate(named[0].path, self.out)
+        if all(each.is_results for each in named):  # for which no device is needed
+            return self._compare(named, None)
+        with joined(self.devices) as mesh:
+            return self._compare(named, mesh) if len(named) > 1 else self._one(named[0].path, mesh)
+
+    def _one(self, checkpoint: Path, mesh: "Mesh | None") -> dict[str, Any]:
+        """Evaluate one checkpoint."""
+        tasks, results, tables = self._evaluate(checkpoint, self.out, mesh)
         if self.json:
             return results
         from a3jax.evaluate.results import counted, print_tables
@@ -99,66 +103,80 @@ class Evaluate(Options, _What):
                 option, value = name.replace("_", "-"), getattr(self, name)
                 raise UserError(f"--{option} is {value}; it must be at least {least} and at most {2**20}")
         self.decoding.checked()
-        if self.mesh.context != 1 and self.tasks != ("likelihood",):
+        if self.devices.mesh.context != 1 and self.tasks != ("likelihood",):
             raise UserError("--mesh.context splits windows of text, which only likelihood has; take data, fsdp or tensor")
 
     def _evaluate(
-        self, checkpoint: Path, out: Path | None, check: "Callable[[Sequence[Task]], None]" = lambda tasks: None
+        self,
+        checkpoint: Path,
+        out: Path | None,
+        mesh: "Mesh | None",
+        check: "Callable[[Sequence[Task]], None]" = lambda tasks: None,
     ) -> "tuple[Sequence[Task], dict[str, Any], dict[str, Tables]]":
         """The tasks of one checkpoint, its results and its tables. `check` sees the tasks before they are run."""
-        import jax
-
-        from a3jax.devices.mesh import make_mesh
+        from a3jax.devices.writing import by_first
         from a3jax.evaluate.evaluation import evaluate
         from a3jax.evaluate.options import Models
         from a3jax.weights.loading import load
 
         ready = [read_task(name, self) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
-        mesh = None if self.mesh == ONE_DEVICE else make_mesh(self.mesh)
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-            model = load(checkpoint, self.dtype, self.step, mesh)
-            baseline = model if self.baseline is None else load(self.baseline, self.dtype, mesh=mesh)
-            judge = None if self.judge is None else load(self.judge, self.dtype, mesh=mesh)
-            models = Models(model, baseline, judge)
-            tasks = [make(models) for make in ready]
-            check(tasks)
-            results, tables = evaluate(tasks, models.by_role(), out, self.batch)
+        model = load(checkpoint, self.dtype, self.step, mesh)
+        baseline = model if self.baseline is None else load(self.baseline, self.dtype, mesh=mesh)
+        judge = None if self.judge is None else load(self.judge, self.dtype, mesh=mesh)
+        models = Models(model, baseline, judge)
+        tasks = [make(models) for make in ready]
+        by_first(lambda: check(tasks))
+        results, tables = evaluate(tasks, models.by_role(), out, self.batch)
         return tasks, {"checkpoint": str(checkpoint), "baseline": str(self.baseline or checkpoint), **results}, tables
 
-    def _compare(self, named: Sequence[Candidate]) -> dict[str, Any]:
-        """Evaluate the checkpoints, each into a folder of its own, and compare what is there then."""
+    def _compare(self, named: Sequence[Candidate], mesh: "Mesh | None") -> dict[str, Any]:
+        """Evaluate the checkpoints, each into a folder of its own, and compare what is there then; process 0 compares."""
         new = [each for each in named if not each.is_results]
         if new and self.out is None:
             raise UserError("several checkpoints need --out: each has a folder in it, and they are compared by what is there")
 
+        from a3jax.devices.writing import by_first
         from a3jax.evaluate.comparison import check, check_before, compare, document, print_comparison
         from a3jax.evaluate.evaluation import check_comparison, write_comparison
-        from a3jax.evaluate.results_folder import read
+        from a3jax.evaluate.results_folder import Evaluation, read
         from a3jax.weights.pretrained import pretrained
 
         for each in new:  # what is none is told before any is evaluated
             pretrained(each.path, self.step)
-        if self.out is not None:
-            check_comparison(self.out)
-        known = {each.name: read(each.name, each.path, self.tasks) for each in named if each.is_results}
-        check(list(known.values()))
+        known: dict[str, Evaluation] = {}
         contents: dict[str, dict[str, Any]] = {}
+
+        def keep(name: str, path: Path) -> None:
+            known[name] = read(name, path, self.tasks)
+
+        def begin() -> None:
+            if self.out is not None:
+                check_comparison(self.out)
+            for each in named:
+                if each.is_results:
+                    keep(each.name, each.path)
+            check(list(known.values()))
+
+        def end() -> dict[str, Any]:
+            evaluations = [known[each.name] for each in named]
+            compared = compare(evaluations)
+            results = document(evaluations, compared)
+            if self.out is not None:
+                write_comparison(self.out, results, compared, contents)
+            if self.json:
+                return results
+            print_comparison(compared)
+            return {} if self.out is None else {"out": str(self.out)}
+
+        by_first(begin)
         for number, each in enumerate(new, 1):
             assert self.out is not None
             say(f"{each.name}, {number} of {len(new)}")
             seen = functools.partial(check_before, each.name, known=list(known.values()))
-            found = _contents(self._evaluate(each.path, self.out / each.name, seen)[0])  # of which models are no part
-            contents = contents or found
-            known[each.name] = read(each.name, self.out / each.name, self.tasks)
-        evaluations = [known[each.name] for each in named]
-        compared = compare(evaluations)
-        results = document(evaluations, compared)
-        if self.out is not None:
-            write_comparison(self.out, results, compared, contents)
-        if self.json:
-            return results
-        print_comparison(compared)
-        return {} if self.out is None else {"out": str(self.out)}
+            tasks, *_ = self._evaluate(each.path, self.out / each.name, mesh, seen)
+            contents = contents or _contents(tasks)  # of which models are no part
+            by_first(functools.partial(keep, each.name, self.out / each.name))
+        return by_first(end)
 
 
 def _contents(tasks: "Sequence[Task]") -> dict[str, dict[str, Any]]:

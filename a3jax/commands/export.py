@@ -1,5 +1,6 @@
 """a3jax export: a checkpoint -> Hugging Face, PyTorch and GGUF."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json
+from a3jax.commands.commandline import Json, OnDevices
+from a3jax.devices.joined import ALONE, joined
+from a3jax.devices.processes import several
 from a3jax.errors import UserError
 
 
@@ -33,24 +36,28 @@ class Export:
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     verify: bool = False
-    """Run both sides, and compare their logits and the tokens they choose greedily."""
+    """Run both sides, and compare their logits and the tokens they choose greedily. Ours runs on the devices of the mesh."""
+    devices: OnDevices = ALONE
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.checkpoint.folder import find
+        from a3jax.devices.writing import by_first
         from a3jax.export.exporter import GGUF, export_model
         from a3jax.export.verify import require_torch, verify
 
-        if self.verify:
-            if self.as_ == GGUF:
-                raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
-            require_torch()
+        if self.verify and self.as_ == GGUF:
+            raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
         checkpoint = find(self.checkpoint, self.step)
-        export_model(checkpoint, self.out, self.as_, self.dtype)
-        result: dict[str, Any] = {"out": str(self.out)}
-        if self.verify:
-            found = verify(checkpoint, self.out)
-            if found.problem:
-                raise UserError(f"{self.out}: {found.problem}; do not use this folder")
-            result |= dataclasses.asdict(found)
-        return result
+        computes = self.verify or several(self.devices)  # devices may be another's, who trains
+        with joined(self.devices) if computes else contextlib.nullcontext() as mesh:
+            if self.verify:
+                by_first(require_torch)
+            by_first(lambda: export_model(checkpoint, self.out, self.as_, self.dtype))
+            result: dict[str, Any] = {"out": str(self.out)}
+            if self.verify:
+                found = verify(checkpoint, self.out, mesh)
+                if found.problem:
+                    raise UserError(f"{self.out}: {found.problem}; do not use this folder")
+                result |= dataclasses.asdict(found)
+            return result

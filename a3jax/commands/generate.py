@@ -1,6 +1,7 @@
 """a3jax generate."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commands.commandline import Json, Text
+from a3jax.commands.commandline import Json, OnDevices, Text
 from a3jax.decode.settings import DEFAULTS, DecodingOptions
+from a3jax.devices.joined import ALONE, joined
+from a3jax.devices.processes import is_alone
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from a3jax.generate.request import Wanted
     from a3jax.weights.loading import Model
 
@@ -65,11 +70,14 @@ class Generate:
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation."""
+    devices: OnDevices = ALONE
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         self._check()
-        return self._one() if self.file is None else self._many(self.file)
+        with joined(self.devices) as mesh:
+            self._check_shared()
+            return self._one(mesh) if self.file is None else self._many(self.file, mesh)
 
     def _check(self) -> None:
         """What can be said before anything is read."""
@@ -86,38 +94,48 @@ class Generate:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1 and at most {2**20}")
         if self.watch and not console.is_terminal:
             raise UserError("--watch shows the text in a terminal, and standard error is none; use --trace FILE.html instead")
-        if self.trace:
-            _check_page(self.trace)
 
-    def _model(self) -> "Model":
+    def _check_shared(self) -> None:
+        """What can be said when it is known whether there are several processes."""
+        from a3jax.generate.reading import check_shared
+
+        check_shared(self.file)
+        if self.watch and not is_alone():
+            raise UserError("--watch shows the text of one process, and there are several; use --trace FILE.html instead")
+
+    def _model(self, mesh: "Mesh | None") -> "Model":
         from a3jax.weights.loading import load
 
-        return load(self.checkpoint, dtype=self.dtype, step=self.step)
+        return load(self.checkpoint, self.dtype, self.step, mesh)
 
     def _wanted(self) -> "Wanted":
         """The request as it is given by options, or on standard input where none is."""
+        from a3jax.devices.writing import by_first
         from a3jax.generate.reading import STDIN, has_input, whole_text
         from a3jax.generate.request import Wanted
 
         before, after = (None if path is None else whole_text(path) for path in (self.before, self.after))
         text = self.text
-        if {text, self.prompt, before, after} == {None} and has_input():
-            text = whole_text(STDIN) or None
+        if {text, self.prompt, before, after} == {None}:
+            text = by_first(lambda: whole_text(STDIN) or None if has_input() else None)
         wanted = Wanted(text, self.rewrite, self.prompt, before, after, self.tokens)
         wanted.check()
         return wanted
 
-    def _one(self) -> dict[str, Any]:
+    def _one(self, mesh: "Mesh | None") -> dict[str, Any]:
         """Fill one text, n times."""
         wanted = self._wanted()
         decodings = [wanted.decoding(self.decoding, seed=self.decoding.seed + i) for i in range(self.n)]
 
+        from a3jax.devices.writing import by_first
         from a3jax.generate.request import answer, fill, request
         from a3jax.progress import Progress, console
         from a3jax.show.trace import trace
         from a3jax.show.watch import Watch
 
-        model = self._model()
+        if self.trace is not None:
+            by_first(functools.partial(_check_page, self.trace))
+        model = self._model(mesh)
         first = request(model, wanted, decodings[0])
         requests = [dataclasses.replace(first, decoding=each) for each in decodings]
         size = min(self.batch, self.n)
@@ -133,7 +151,7 @@ class Generate:
                     print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
                 _print_marked(one.pieces)
         if self.trace is not None:
-            _write(self.trace, trace(model.codec, list(zip(filled, decodings))))
+            by_first(functools.partial(_write, self.trace, trace(model.codec, list(zip(filled, decodings)))))
         seconds = sum(one.seconds for one in filled[:: self.batch])
         if self.json:
             answers = [{"seed": each.seed, **answer(one)} for one, each in zip(filled, decodings)]
@@ -141,7 +159,7 @@ class Generate:
         facts = {"forwards": filled[0].forwards, "log_prob": filled[0].log_prob} if self.n == 1 else {}
         return {**facts, "seconds": seconds, "trace": self.trace}
 
-    def _many(self, file: str) -> dict[str, Any]:
+    def _many(self, file: str, mesh: "Mesh | None") -> dict[str, Any]:
         """Answer a file of requests."""
         from a3jax.generate.bulk import answer_file
         from a3jax.generate.reading import STDIN, opened
@@ -150,7 +168,7 @@ class Generate:
             raise UserError(f"{file} is both --file and --out; choose another file for the answers")
         with opened(file) as (source, name):
             out = sys.stdout.buffer if self.out is None else self.out
-            counts = answer_file(self._model(), source, name, out, self.decoding, self.n, self.batch)
+            counts = answer_file(self._model(mesh), source, name, out, self.decoding, self.n, self.batch)
         return {} if self.out is None else {"out": str(self.out), **counts}
 
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json, Text
+from a3jax.commands.commandline import Json, OnDevices, Text
+from a3jax.devices.joined import ALONE, joined
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from a3jax.generate.scored import Subject
     from a3jax.weights.loading import Model
 
@@ -46,10 +49,12 @@ class Score:
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation."""
+    devices: OnDevices = ALONE
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.curriculum.stage import BOUND, check_orders, parse_order
+        from a3jax.generate.reading import check_shared
 
         if self.order != BOUND:
             parse_order(self.order)
@@ -57,32 +62,38 @@ class Score:
         if self.file is not None and (self.text is not None or self.blanks):
             other = "text" if self.text is not None else "blanks"
             raise UserError(f"--{other} does not go with --file, which says what to score; leave one of them out")
-        if self.file is not None and (self.file == "-" or self.file.endswith(".jsonl")):
-            return self._many(self.file)
-        return self._one()
+        with joined(self.devices) as mesh:
+            check_shared(self.file)
+            if self.file is not None and (self.file == "-" or self.file.endswith(".jsonl")):
+                return self._many(self.file, mesh)
+            return self._one(mesh)
 
-    def _model(self) -> "Model":
+    def _model(self, mesh: "Mesh | None") -> "Model":
         from a3jax.weights.loading import load
 
-        return load(self.checkpoint, dtype=self.dtype, step=self.step)
+        return load(self.checkpoint, self.dtype, self.step, mesh)
 
-    def _one(self) -> dict[str, Any]:
+    def _one(self, mesh: "Mesh | None") -> dict[str, Any]:
         """Score one text, token by token."""
+        from a3jax.devices.writing import by_first
         from a3jax.generate.reading import STDIN, has_input, whole_text
         from a3jax.generate.scored import Asked, score, subject
         from a3jax.show.likelihoods import print_tokens
 
-        if (self.text, self.file) == (None, None) and not has_input():
-            raise UserError("nothing to score is given; give --text or --file")
-        text = whole_text(self.file or STDIN) if self.text is None else self.text
-        model = self._model()
+        def given() -> str:
+            if (self.text, self.file) == (None, None) and not has_input():
+                raise UserError("nothing to score is given; give --text or --file")
+            return whole_text(self.file or STDIN) if self.text is None else self.text
+
+        text = by_first(given)
+        model = self._model(mesh)
         (scored,) = score(model, [subject(model, Asked(text, self.blanks or None))], self.order, self.seed, self.orders)
         if self.json:
             return {"text": text, **scored.summary(), "token_log_probs": scored.tokens()}
         print_tokens(scored)
         return scored.summary()
 
-    def _many(self, file: str) -> dict[str, Any]:
+    def _many(self, file: str, mesh: "Mesh | None") -> dict[str, Any]:
         """Score a text a line: an answer a line, and the figures of all texts together."""
         from a3jax.curriculum.stage import BOUND
         from a3jax.files.strict import build
@@ -97,7 +108,7 @@ class Score:
 
         texts, log_likelihood, tokens, count = 0, 0.0, 0, 0
         with opened(file) as (source, name):
-            model = self._model()
+            model = self._model(mesh)
             for one in score(model, subjects(model, source, name), self.order, self.seed, self.orders):
                 print(json.dumps({"id": one.id, **one.summary()}))
                 texts, log_likelihood = texts + 1, log_likelihood + one.likelihood.total

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json, Text
+from a3jax.commands.commandline import Json, OnDevices, Text
+from a3jax.devices.joined import ALONE, joined
 from a3jax.errors import UserError
 from a3jax.serve.limits import Limits
 
@@ -31,6 +32,7 @@ class Serve(Limits):
     """Checkpoint of a run folder; the newest if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and computation."""
+    devices: OnDevices = ALONE
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
@@ -39,4 +41,5 @@ class Serve(Limits):
         if not self.host:
             raise UserError("--host is empty; give an address, such as 127.0.0.1 for this machine alone")
         limits = Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
-        return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits, self.trusted_proxy)
+        with joined(self.devices) as mesh:
+            return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits, self.trusted_proxy, mesh)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,6 +12,7 @@ from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, 
 from a3jax.decode.cached import Kind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
+from a3jax.devices.mesh import fetched
 from a3jax.model.two_stream import Compute
 
 MODES: dict[str, Mode] = {
@@ -72,4 +72,4 @@ def _passes(params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan
 
 
 def _read(state: State) -> Filled:
-    return Filled(*jax.device_get((state.tokens_BxL, state.log_probs_BxL, state.passes_BxL)))
+    return Filled(*fetched((state.tokens_BxL, state.log_probs_BxL, state.passes_BxL)))

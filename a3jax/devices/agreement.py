@@ -63,14 +63,22 @@ def together(work: Callable[[], T]) -> T:
             raise
         failure = error
     if jax.process_count() > 1:
-        own = 0 if failure is None else 2 if isinstance(failure, Passing) else 3 if isinstance(failure, UserError) else 1
+        own = 0 if failure is None else gravity(failure)
         gravest = multihost_utils.process_allgather(np.int32(own))
         if gravest.max() > own:
-            raised = (ValueError, Passing, UserError)[gravest.max() - 1]
-            failure = raised(f"process {gravest.argmax()} says so")
+            failure = RAISED[gravest.max()](f"process {gravest.argmax()} says so")
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+RAISED: dict[int, type[Exception]] = {1: ValueError, 2: Passing, 3: UserError}
+"""What the others raise, by how grave it is."""
+
+
+def gravity(failure: Exception) -> int:
+    """Of a failure, as a key of `RAISED`."""
+    return 2 if isinstance(failure, Passing) else 3 if isinstance(failure, UserError) else 1
 
 
 def from_runtime(error: BaseException) -> bool:

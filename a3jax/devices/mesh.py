@@ -12,12 +12,12 @@ so they can share one copy of the weights, and whoever splits windows has no mem
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 from jax import Array
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -111,6 +111,17 @@ def parts_in_use() -> int:
     """`batch_parts` of the mesh in use, 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_parts(mesh)
+
+
+def fetched(tree: T) -> T:
+    """Arrays of the mesh in use as NumPy's, whole in every process; where they lie in parts on several hosts all call it."""
+
+    def fetch(array: Any) -> Any:
+        if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+            return jax.device_get(array)
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def filled_up(batch: Sequence[T]) -> list[T]:

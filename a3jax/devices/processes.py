@@ -22,6 +22,7 @@ from a3jax.errors import UserError, first_line
 from a3jax.outside_text import say
 
 CONNECT_SECONDS = 300
+AGAIN = "start the same command again on all hosts"
 
 
 class NotJoined(Passing):
@@ -48,14 +49,14 @@ def several(given: Processes, environment: Mapping[str, str] = os.environ) -> bo
 
 
 def connect(given: Processes, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the others, if there are any; before the first use of a device.
+    """Join the others, if there are any and it has not; before the first use of a device.
 
     Raises `NotJoined` if they cannot be reached, and `UserError` where neither options nor environment say who they are.
     """
     import jax
 
     found = _explicit(given, environment)
-    if found is None and not _cluster(environment):
+    if jax.distributed.is_initialized() or (found is None and not _cluster(environment)):
         return
     address, count, index = found or (given.coordinator, None, None)
     if count == 1:
@@ -81,6 +82,24 @@ def is_first() -> bool:
     from jax._src import distributed
 
     return not distributed.global_state.process_id
+
+
+def is_alone() -> bool:
+    """Whether this process has joined no other; known without starting any device."""
+    from jax._src import distributed
+
+    return distributed.global_state.num_processes == 1
+
+
+def is_another(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment says that this is one of several processes, and not the first; known without joining them."""
+    try:
+        if (found := _explicit(Processes(), environment)) is not None:
+            return found[2] > 0
+        names = ("SLURM_PROCID",) if _slurm(environment) else ("TPU_WORKER_ID", "MEGASCALE_SLICE_ID")
+        return _cluster(environment) and any(_number(None, environment, name) for name in names)
+    except UserError:  # half a place is that of none who would meet others
+        return False
 
 
 def check_started() -> None:
@@ -197,8 +216,7 @@ def continue_in_child() -> None:
         lost = f"process 0, where all processes meet, was lost, or not all of them were there within {CONNECT_SECONDS} s"
         if "meeting" in told:
             lost = f"host {told['meeting']} (process 0), where all processes meet, was lost"
-        again = "start the same command again on all hosts: it goes on from the last checkpoint"
-        say(f"{lost}; {told.get('given_up', again)}")
+        say(f"{lost}; {told.get('given_up') or told.get('again', AGAIN)}")
         status = 1 if "given_up" in told else TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
 
@@ -207,9 +225,10 @@ _pipe: int | None = None
 """To the parent, lines NAME=VALUE."""
 
 
-def meeting_at(host: str) -> None:
-    """Tell the parent where process 0 is, of whose loss only the parent can speak."""
+def meeting_at(host: str, again: str = AGAIN) -> None:
+    """Tell the parent where process 0 is, of whose loss only the parent can speak, and what to do then."""
     _tell("meeting", host)
+    _tell("again", again)
 
 
 def last_try(given_up: str) -> None:

@@ -25,6 +25,7 @@ from a3jax.curriculum.stage import Part
 from a3jax.decode.cached import Asked, Read, one_pass
 from a3jax.decode.sampling import log_prob
 from a3jax.devices.context_parallel import refuse
+from a3jax.devices.mesh import fetched
 from a3jax.errors import UserError
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import graph
@@ -137,7 +138,7 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
             config=model.config,
             compute=model.compute,
         )
-        found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *jax.device_get(scores))}
+        found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *fetched(scores))}
     in_order = (found[i] for i in range(len(each)))
     return [list(itertools.islice(in_order, len(item))) for item in items]
 

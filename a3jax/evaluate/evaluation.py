@@ -1,16 +1,20 @@
 """Tasks run one after another, and their results as one document with everything that they follow from."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax import Array
 
+from a3jax.devices.mesh import fetched
+from a3jax.devices.writing import by_first
 from a3jax.errors import UserError
 from a3jax.evaluate import by_order
 from a3jax.evaluate.candidates import COMPARISON, REPORT, RESULTS
@@ -23,14 +27,18 @@ from a3jax.files.folders import check_ours, write_whole
 from a3jax.show.pyplot import pyplot
 from a3jax.weights.loading import Model
 
+PART_BYTES = 2**28
+"""Of an array that several hosts share, as it is brought to each of them."""
+
 
 def identity(model: Model) -> dict[str, Any]:
     """What a model is, wherever it lies: its weights as they are computed with, its shape, and its tokenizer."""
     weights = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(model.params):
-        array = np.asarray(leaf[...])
+        array = leaf[...]
         weights.update(f"{path} {array.dtype} {array.shape}".encode())
-        weights.update(np.ascontiguousarray(array).view(np.uint8).data)
+        for part in _parts(array):
+            weights.update(np.ascontiguousarray(part).view(np.uint8).data)
     return {
         "weights_sha256": weights.hexdigest(),
         "tokenizer_sha256": model.codec.sha256,
@@ -38,6 +46,16 @@ def identity(model: Model) -> dict[str, Any]:
         "dtype": model.compute.dtype.name,
         "record": dataclasses.asdict(model.record),
     }
+
+
+def _parts(array: Array) -> Iterator[np.ndarray]:
+    """What makes an array, one after the other: all of it, or where it lies on several hosts so much as each can hold."""
+    if array.is_fully_addressable:
+        yield np.asarray(array)
+        return
+    rows = max(1, PART_BYTES * len(array) // array.nbytes)
+    for begin in range(0, len(array), rows):
+        yield fetched(array[begin : begin + rows])
 
 
 def evaluate(
@@ -50,9 +68,7 @@ def evaluate(
     are somebody else's.
     """
     if out is not None:
-        _check_ours(out, tasks)
-    if out is not None and any(task.name == by_order.ByOrder.name for task in tasks):
-        pyplot()  # better told now than after the work
+        by_first(lambda: _check(out, tasks))
     identities = {number: identity(model) for number, model in {id(model): model for model in models.values()}.items()}
     known = {name: identities[id(model)] for name, model in models.items()}
     results: dict[str, Any] = {"models": known, "jax": jax.__version__, "device": jax.devices()[0].device_kind, "tasks": {}}
@@ -64,15 +80,23 @@ def evaluate(
         facts = {"protocol": task.protocol, "data": {**task.data, "sha256": digest(task.items)}, "items": len(rows)}
         results["tasks"][task.name] = {**facts, "tables": as_json(found)}
         if out is not None:
-            write_whole(out / RESULTS, json.dumps(results, indent=1) + "\n")  # first: the others are known by it
-            if task.name == by_order.ByOrder.name:
-                curves = plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE))
-                write_whole(out / f"{task.name}.svg", curves)
-            write_whole(out / REPORT, report(results, evaluated))
+            by_first(functools.partial(_write, out, results, evaluated))
     return results, {task.name: found for task, _, found in evaluated}
 
 
-def _check_ours(out: Path, tasks: Sequence[Task]) -> None:
+def _write(out: Path, results: dict[str, Any], evaluated: Sequence[tuple[Task, Rows, Tables]]) -> None:
+    task, _, found = evaluated[-1]
+    write_whole(out / RESULTS, json.dumps(results, indent=1) + "\n")  # first: the others are known by it
+    if task.name == by_order.ByOrder.name:
+        curves = plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE))
+        write_whole(out / f"{task.name}.svg", curves)
+    write_whole(out / REPORT, report(results, evaluated))
+
+
+def _check(out: Path, tasks: Sequence[Task]) -> None:
+    """What is better told now than after the work."""
+    if any(task.name == by_order.ByOrder.name for task in tasks):
+        pyplot()
     check_ours(out / RESULTS, '{\n "models": ')
     begun = any((out / name).exists() for name in (RESULTS, *(f"{task.name}.jsonl" for task in tasks)))
     for name in (REPORT, *(f"{task.name}.svg" for task in tasks)):

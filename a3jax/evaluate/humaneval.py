@@ -5,6 +5,7 @@ run, which is dangerous, and done only where it is asked for.
 """
 
 import dataclasses
+import functools
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from a3jax.data.sources.files import UNREADABLE, File, find, open_bytes
 from a3jax.decode.template import Range
+from a3jax.devices.writing import by_first
 from a3jax.errors import UserError, first_line
 from a3jax.evaluate.blanks import LEFT, Blanked, Filling, fitting, parse_sizes
 from a3jax.evaluate.infilling import FIM, LENGTHS, Way, Writer, ways
@@ -104,7 +106,8 @@ class HumanEval:
         return rows
 
     def _outcomes(self, programs: Sequence[str]) -> dict[str, str]:
-        return dict(zip(programs, self._sandbox.run(programs))) if self._sandbox else {}
+        run = functools.partial(self._sandbox.run, programs) if self._sandbox else None
+        return dict(zip(programs, by_first(run))) if run else {}
 
 
 def _figures(problem: Problem, filling: Filling, outcome: str | None) -> dict[str, tuple[float, float]]:

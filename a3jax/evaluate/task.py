@@ -5,14 +5,17 @@ item first. A batch is written at once, and batches begin at the same items in e
 ends with the bytes of one that was not.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from a3jax.devices.processes import is_first
+from a3jax.devices.writing import by_first, growing_by_first
 from a3jax.errors import UserError
-from a3jax.files.jsonl import Lines, growing
+from a3jax.files.jsonl import Lines
 from a3jax.progress import Progress
 
 
@@ -58,7 +61,8 @@ def _by_length(items: Sequence[Item]) -> list[Item]:
 def run(task: Task, models: dict[str, Any], out: Path | None, batch: int) -> Rows:
     """Evaluate every item, `batch` at a time, and return all results, those that an earlier run left in `out` included.
 
-    `models` says which they are. Raises `UserError` for a task without items, and for results of another evaluation.
+    `models` says which they are. Of several processes all compute, and process 0 reads and writes. Raises `UserError` for a
+    task without items, and for results of another evaluation.
     """
     if not task.items:
         left_out = ", ".join(f"{reason} {count}" for reason, count in task.data["left_out"].items())
@@ -68,26 +72,34 @@ def run(task: Task, models: dict[str, Any], out: Path | None, batch: int) -> Row
         return _evaluate(task, items, [], batch, None)
     made_from = {"models": models, "data": {**task.data, "sha256": digest(items)}, "protocol": task.protocol}
     path = out / f"{task.name}.jsonl"
+    by_first(functools.partial(_make, out))
+    with growing_by_first(path, "result of a3jax evaluate", "models", "id", holds=("models", "figures")) as file:
+
+        def done() -> Rows:
+            there = _done(file, path, json.loads(json.dumps(made_from)), items)
+            if len(there) < len(items):
+                there = there[: len(there) // batch * batch]
+            file.keep(1 + len(there))
+            return there
+
+        return _evaluate(task, items, by_first(done), batch, file)
+
+
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made: {error.strerror}; choose another place") from None
-    with growing(path, "result of a3jax evaluate", "models", "id", holds=("models", "figures")) as file:
-        done = _done(file, path, json.loads(json.dumps(made_from)), items)
-        if len(done) < len(items):
-            done = done[: len(done) // batch * batch]
-        file.keep(1 + len(done))
-        return _evaluate(task, items, done, batch, file)
 
 
 def _evaluate(task: Task, items: Sequence[Item], done: Rows, batch: int, file: Lines | None) -> Rows:
     rows = list(done)
-    with Progress(task.name, len(items), "items", completed=len(rows)) as bar:
+    with Progress(task.name, len(items), "items", completed=len(rows), lines=is_first()) as bar:
         for begin in range(len(rows), len(items), batch):
             chosen = items[begin : begin + batch]
             found = [{"id": item.id, **row} for item, row in zip(chosen, task.evaluate(chosen, min(batch, len(items))))]
             if file is not None:
-                file.append(found)
+                by_first(functools.partial(file.append, found))
             rows += found
             bar.advance(len(found))
     return rows

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
-from a3jax.checkpoint.folder import Checkpoint, load_arrays
+from a3jax.checkpoint.folder import Checkpoint, load_params
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.cached import plan
 from a3jax.decode.loop import decode
 from a3jax.decode.settings import Decoding
-from a3jax.model.parameters import graph, shapes
+from a3jax.devices.mesh import check_mesh, fetched, filled_up
+from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange
 
@@ -71,8 +73,10 @@ class Probes(NamedTuple):
     """A text with half its tokens blank, filled with plain text in random groups."""
 
 
-def probe(checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.ndarray | None) -> Probes:
-    """Compute with the checkpoint's weights, rounded to `dtype` first if they are kept in another.
+def probe(
+    checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.ndarray | None, mesh: Mesh | None = None
+) -> Probes:
+    """Compute with the checkpoint's weights, rounded to `dtype` first if they are kept in another, over the mesh in use.
 
     Without `fillable_V`, only what the family's own class can do: the left-to-right view.
     """
@@ -86,7 +90,7 @@ def probe(checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.n
     new = min(GENERATED, config.context // 2)
     text = text[: min(LENGTH, config.context - new)]
     continued, ahead = np.append(text, np.zeros(new, int)), np.arange(len(text) + new) >= len(text)
-    params = _params(checkpoint, dtype)
+    params = _params(checkpoint, dtype, mesh)
     with jax.default_matmul_precision("highest"):
         forwards = [_forward(params, config, tokens, None)]
         if fillable_V is None:  # its queries are those of a plain autoregressive model, whatever ours are
@@ -99,12 +103,12 @@ def probe(checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.n
         return Probes(forwards, generated, infilled)
 
 
-def _params(checkpoint: Checkpoint, dtype: str) -> nnx.State:
-    params, arrays = shapes(checkpoint.config), load_arrays(checkpoint)
-    if arrays["embedding"].dtype.name != dtype:
-        arrays = jax.tree.map(lambda array: array.astype(dtype), arrays)
-    nnx.replace_by_pure_dict(params, jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), arrays))
-    return params
+def _params(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> nnx.State:
+    if mesh is not None:
+        check_mesh(mesh, checkpoint.config)
+    params = load_params(checkpoint, mesh)
+    # In two programs: a compiler may leave out a rounding that is undone at once.
+    return params if dtype == "float32" else jax.tree.map(lambda array: array.astype(dtype).astype(jnp.float32), params)
 
 
 def _groups(draw: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -120,11 +124,16 @@ def _groups(draw: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarra
 
 def _forward(params: nnx.State, config: ModelConfig, tokens: np.ndarray, groups: np.ndarray | None) -> Forward:
     index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    group_BxT = jnp.asarray(index if groups is None else groups, jnp.int32)
+    group_BxT = jnp.asarray(_filled_up(index if groups is None else groups), jnp.int32)
     nothing_BxT, document_BxT = jnp.zeros_like(group_BxT, bool), jnp.ones_like(group_BxT)
     order = jax.vmap(lambda g, given, s: arrange(g, given, s, config.seeding))(group_BxT, nothing_BxT, document_BxT)
-    hidden_BxTxD = _hidden(params, jnp.asarray(tokens), order, config, query=groups is not None)
-    return Forward(tokens, groups, _logits(params, config, hidden_BxTxD))
+    hidden_BxTxD = _hidden(params, jnp.asarray(_filled_up(tokens)), order, config, query=groups is not None)
+    return Forward(tokens, groups, _logits(params, config, hidden_BxTxD)[: len(tokens)])
+
+
+def _filled_up(rows: np.ndarray) -> np.ndarray:
+    """As many rows as the mesh in use splits evenly."""
+    return np.stack(filled_up(list(rows)))
 
 
 def _greedy(
@@ -132,9 +141,11 @@ def _greedy(
 ) -> Greedy:
     tokens_T = np.where(blank, 0, tokens)
     decoding = Decoding(order=order)
-    planned = plan([decoding], [tokens_T.tolist()], [(~blank).tolist()], config.seeding, jnp.asarray(allowed_V)[None])
+    rows = len(filled_up([tokens_T]))
+    tokens, given = [tokens_T.tolist()] * rows, [(~blank).tolist()] * rows
+    planned = plan([decoding] * rows, tokens, given, config.seeding, jnp.asarray(np.stack([allowed_V] * rows)))
     filled = decode(params, config, Compute(), planned, decoding)
-    rank_T = np.argsort(planned.order.token_index[0])[: len(tokens)]
+    rank_T = np.argsort(planned.order.token_index[0])[: len(tokens_T)]
     index_N = np.flatnonzero(blank)[np.argsort(rank_T[blank])]
     hidden_NxD = _hidden(params, jnp.asarray(filled.tokens_BxL), planned.order, config, query=True)[0, index_N]
     logits_NxV = np.where(allowed_V, _logits(params, config, hidden_NxD), -np.inf)
@@ -150,4 +161,4 @@ def _hidden(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelCon
 
 
 def _logits(params: nnx.State, config: ModelConfig, hidden: Any) -> np.ndarray:
-    return np.asarray(hidden @ nnx.merge(graph(config), params).output_matrix[...].T)
+    return fetched(hidden @ nnx.merge(graph(config), params).output_matrix[...].T)

@@ -1,6 +1,7 @@
 """Does an exported folder, run in PyTorch, compute what the checkpoint computes in JAX?"""
 
 import contextlib
+import dataclasses
 import importlib
 import sys
 import types
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from a3jax.checkpoint.folder import Checkpoint
 from a3jax.data.tokenizer import load_codec
+from a3jax.devices.writing import by_first
 from a3jax.errors import UserError
-from a3jax.export.probe import INFILL_SIZE, Greedy, probe
+from a3jax.export.probe import INFILL_SIZE, Greedy, Probes, probe
 from a3jax.weights import a3_folder
 from a3jax.weights.tensor_files import read_json
 
@@ -57,7 +60,7 @@ def require_torch() -> None:
         raise UserError("verification runs the exported model in PyTorch; pip install 'a3jax[torch]'") from None
 
 
-def verify(checkpoint: Checkpoint, folder: Path) -> Verification:
+def verify(checkpoint: Checkpoint, folder: Path, mesh: Mesh | None = None) -> Verification:
     """Compare logits and greedy tokens, both sides in float32 from the exported dtype.
 
     Logits are those of random tokens, of the content stream left to right and, for a two-stream folder, of the query
@@ -65,15 +68,22 @@ def verify(checkpoint: Checkpoint, folder: Path) -> Verification:
     and its query, which sees nothing, is not compared. Greedy tokens continue a text, ours by the cached decoder, and for
     a two-stream folder also fill blanks of a text in random groups.
 
-    Holds the model once, first in JAX, then in PyTorch. Raises `UserError` if PyTorch is not installed.
+    Holds the model once, first in JAX, laid over the `mesh` in use if one is given, then in PyTorch, of several processes in
+    the first alone; each reads both folders. Raises `UserError` if PyTorch is not installed.
     """
-    require_torch()
-    import torch
-
+    by_first(require_torch)
     settings = read_json(folder / "config.json")
     fillable_V = a3_folder.fillable(settings) if settings["model_type"] == a3_folder.MODEL_TYPE else None
     dtype = settings.get("torch_dtype") or settings.get("dtype", "float32")
-    forwards, generated, infilled = probe(checkpoint, dtype, load_codec(folder), fillable_V)
+    probes = probe(checkpoint, dtype, load_codec(folder), fillable_V, mesh)
+    return Verification(**by_first(lambda: dataclasses.asdict(_compared(probes, folder, settings))))
+
+
+def _compared(probes: Probes, folder: Path, settings: dict[str, Any]) -> Verification:
+    """What the folder computes in PyTorch, held against ours."""
+    import torch
+
+    forwards, generated, infilled = probes
     largest, compared, differences = 0.0, 0, []
     with _in_torch(folder, settings) as model, torch.no_grad():
         for tokens, groups, expected in forwards:

@@ -7,6 +7,7 @@ ends with the bytes of one that was not.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from a3jax.decode.settings import Decoding, DecodingOptions
+from a3jax.devices.processes import is_first
+from a3jax.devices.writing import by_first, growing_by_first
 from a3jax.errors import UserError
-from a3jax.files.jsonl import Line, growing
+from a3jax.files.jsonl import Line
 from a3jax.files.strict import build
 from a3jax.generate.infill import Infilled
 from a3jax.generate.reading import count_lines, lines, located, windows
@@ -60,21 +63,22 @@ def answer_file(
     A path `out` is gone on with, a stream is written to. What a line says of decoding goes before `choices`; without a
     seed of their own, answers have the seeds that follow each other from that of `choices`.
 
-    Raises `UserError` for a line that is no request, after those before it are answered, and for an `out` that holds the
-    answers to anything else.
+    Of several processes each reads `source`, and process 0 writes `out`. Raises `UserError` for a line that is no request,
+    after those before it are answered, and for an `out` that holds the answers to anything else.
     """
-    rows = _rows(source, name, choices, samples)
     size = batch * WINDOW if batch > 1 else 1
+    rows = _Rows(_rows(source, name, choices, samples), size)
     total = count_lines(source)
-    with growing(out, "answer of a3jax generate", "id", holds=("request",)) as file:
-        done, again = _done(file.there(), out, rows, name, size, model)
+    with growing_by_first(out, "answer of a3jax generate", "id", holds=("request",)) as file:
+        done = by_first(lambda: _done(file.there(), out, rows, name, model))
+        again = rows.window(done)
         written, read = done, done - len(again)
-        with Progress("generate", total and total * samples, "texts", completed=done - len(again)) as bar:
-            for window in windows(_requests(model, itertools.chain(again, rows)), size):
+        with Progress("generate", total and total * samples, "texts", completed=done - len(again), lines=is_first()) as bar:
+            for window in windows(_requests(model, itertools.chain(again, rows.rest)), size):
                 read += len(window)
                 filled = fill(model, [one for _, one in window], min(batch, read), done=bar.advance)
                 answers = [_answer(model, row, text) for (row, _), text in zip(window, filled)]
-                file.append(answers[written - (read - len(window)) :])
+                by_first(functools.partial(file.append, answers[written - (read - len(window)) :]))
                 written = read
     return {"done_before": done, "answered": written - done}
 
@@ -105,18 +109,35 @@ def _requests(model: Model, rows: Iterator[Row]) -> Iterator[tuple[Row, Request]
         yield row, asked
 
 
-def _done(
-    answers: Iterator[Line], out: Path | BinaryIO, rows: Iterator[Row], name: str, size: int, model: Model
-) -> tuple[int, list[Row]]:
-    """How many answers are there already, and the rows of the window that they break off in."""
-    again: list[Row] = []
-    count = 0
-    for count, line in enumerate(answers, 1):
-        row = next(rows, None)
+class _Rows:
+    """The requests, of which the first may be answered already."""
+
+    def __init__(self, rows: Iterator[Row], size: int):
+        """`size` of a window."""
+        self.rest, self._size = rows, size
+        self.count, self._window = 0, list[Row]()
+
+    def read(self) -> Row | None:
+        """The next one, None if there is none."""
+        if (row := next(self.rest, None)) is not None:
+            self._window = [*self._window, row] if self.count % self._size else [row]
+            self.count += 1
+        return row
+
+    def window(self, done: int) -> list[Row]:
+        """The first `done` are answered: those of them whose window is not full. Passes over what is not read yet."""
+        while self.count < done:
+            self.read()
+        return self._window if done % self._size else []
+
+
+def _done(answers: Iterator[Line], out: Path | BinaryIO, rows: _Rows, name: str, model: Model) -> int:
+    """How many answers are there already, to the first of the requests."""
+    for line in answers:
+        row = rows.read()
         if row is None:
             raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
         if line.value.get("request") != row.digest(model):
             what = f"{line.where} answers something else than {row.where}"
             raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
-        again = [*again, row] if count % size else []
-    return count, again
+    return rows.count

@@ -15,7 +15,7 @@ from jax import Array
 from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import BOUND, Prefill, check_orders
 from a3jax.devices import context_parallel
-from a3jax.devices.mesh import filled_up, parts_in_use
+from a3jax.devices.mesh import fetched, filled_up, parts_in_use
 from a3jax.errors import UserError
 from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
 from a3jax.model.network import Network, check_context
@@ -157,7 +157,7 @@ def _bounds(
             seed_B = np.array([seed for _, seed in rows], np.uint32)
             how = {"config": model.config, "compute": model.compute, "block": block}
             share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, **how)
-            found |= {number: row_L[: len(texts[asked[number][0]])] for number, row_L in zip(chosen, np.asarray(share_BxL))}
+            found |= {number: row_L[: len(texts[asked[number][0]])] for number, row_L in zip(chosen, fetched(share_BxL))}
     return [found[number] for number in range(len(asked))]
 
 
@@ -196,7 +196,7 @@ def forced(model: Network, texts: Sequence[Sequence[int]], orders: Sequence[Orde
             log_prob_BxL = _log_probs(
                 model.params, tokens_BxL, order, config=model.config, compute=model.compute, one_stream=kind
             )
-            found |= {i: row_L[: len(texts[i])] for i, row_L in zip(chosen, np.asarray(log_prob_BxL))}
+            found |= {i: row_L[: len(texts[i])] for i, row_L in zip(chosen, fetched(log_prob_BxL))}
     return [found[i] for i in range(len(texts))]
 
 

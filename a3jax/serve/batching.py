@@ -12,13 +12,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import jax
+from jax.sharding import Mesh
+
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template
+from a3jax.devices.processes import is_alone
 from a3jax.errors import first_line
 from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
+from a3jax.serve.together import tell_batch
 from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)
@@ -43,8 +48,9 @@ class Abandoned(Exception):
 class Batcher:
     """A queue and the worker that empties it. All methods are called in the event loop that runs `run`."""
 
-    def __init__(self, model: Model, limits: Limits) -> None:
-        self.model = model
+    def __init__(self, model: Model, limits: Limits, mesh: Mesh | None = None) -> None:
+        """`mesh` is that of the model, if it has one."""
+        self.model, self.mesh = model, mesh
         self.limits = limits
         self.warm = False
         self.batches = 0
@@ -85,7 +91,7 @@ class Batcher:
     async def run(self) -> None:
         """Fill batches until cancelled. A batch that is being filled then is left to its thread, named "model"."""
         loop = asyncio.get_running_loop()
-        worker = ThreadPoolExecutor(1, "model")
+        worker = ThreadPoolExecutor(1, "model", self._use_mesh)
         try:
             await loop.run_in_executor(worker, self._warm_up)
             while True:
@@ -120,18 +126,26 @@ class Batcher:
             self._arrived.clear()
         return jobs
 
+    def _use_mesh(self) -> None:
+        """In the thread that owns the model, for as long as it lives: a mesh is in use in one thread only."""
+        if self.mesh is not None:
+            jax.set_mesh(self.mesh).__enter__()
+
     def _warm_up(self) -> None:
         try:
-            infill_batch(self.model, [Template((".", ""), (1,))], [Decoding(ends=True)])
+            warm = [Template((".", ""), (1,))], [Decoding(ends=True)]
+            tell_batch(*warm)
+            infill_batch(self.model, *warm)
             self.warm = True
         except Exception as error:
             logger.error("the model does not work: %s", first_line(error))
 
     def _fill(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> Sequence[Infilled | Exception]:
         """What became of each text. Where a batch fails, each is tried alone, so that one fails for itself only."""
+        alone = is_alone()  # what several processes have begun, they end
 
         def observe(texts: list[Tokens]) -> None:
-            if all(job.result.done() for job in jobs):
+            if alone and all(job.result.done() for job in jobs):
                 raise Abandoned
             for job, tokens in zip(jobs, texts):
                 if job.watch is not None:
@@ -139,6 +153,7 @@ class Batcher:
 
         try:
             templates, decodings = zip(*padded([job.text for job in jobs]))
+            tell_batch(templates, decodings)
             return infill_batch(self.model, templates, decodings, observe)[: len(jobs)]
         except Exception as error:
             if len(jobs) == 1 or isinstance(error, Abandoned):

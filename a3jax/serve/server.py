@@ -1,6 +1,7 @@
 """The process that serves: it listens, logs, and stops when it is told to."""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import signal
@@ -8,10 +9,14 @@ import socket
 from pathlib import Path
 from types import FrameType
 
+from jax.sharding import Mesh
+
+from a3jax.devices.writing import by_first
 from a3jax.errors import UserError, first_line
 from a3jax.outside_text import printable
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
+from a3jax.serve.together import follow, tell_end
 from a3jax.weights.loading import load
 
 try:
@@ -67,9 +72,16 @@ class Lines(logging.Formatter):
 
 
 def serve(
-    checkpoint: Path, host: str, port: int, dtype: str, step: int | None, limits: Limits, trusted_proxy: str | None = None
+    checkpoint: Path,
+    host: str,
+    port: int,
+    dtype: str,
+    step: int | None,
+    limits: Limits,
+    trusted_proxy: str | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, int]:
-    """Load a model and serve it until a signal comes; texts and batches filled.
+    """Load a model and serve it until a signal comes; texts and batches filled. Of several processes the first listens.
 
     Where a batch is still being compiled then, the thread "model" is left behind at work. Raises `UserError` where the
     address cannot be used, and for what `a3jax.load` does not take.
@@ -77,9 +89,19 @@ def serve(
     _log_to_stderr()
     _check_proxy(trusted_proxy)
     connections = room(limits.max_connections)
-    with _listen(host, port) as listening:  # before the model is loaded, which may take long
-        model, name = load(checkpoint, dtype, step), checkpoint.resolve().name
-        batcher = Batcher(model, limits)
+    with contextlib.ExitStack() as opened:
+        listening: socket.socket | None = None
+
+        def listen() -> None:
+            nonlocal listening
+            listening = opened.enter_context(_listen(host, port))
+
+        by_first(listen)  # before the model is loaded, which may take long
+        model, name = load(checkpoint, dtype, step, mesh), checkpoint.resolve().name
+        if listening is None:
+            return {"batches": follow(model)}
+        opened.callback(tell_end)
+        batcher = Batcher(model, limits, mesh)
         app = Guard(Service(model, name, batcher).app(), _hosts(name, listening))
         config = uvicorn.Config(
             app,

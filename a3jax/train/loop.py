@@ -36,7 +36,7 @@ from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run, opened_folder
 from a3jax.train.state import abstract_state, with_counts
 from a3jax.train.tracing import Tracing
-from a3jax.train.tries import Tries, given_up
+from a3jax.train.tries import AGAIN, Tries, given_up
 
 ALONE = Processes()
 
@@ -94,7 +94,7 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
         stack.enter_context(opened_folder(run))
         hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
-        meeting_at(hosts.first)
+        meeting_at(hosts.first, AGAIN)
         if tries.is_last:
             last_try(given_up(tries.begun_at))
         stack.enter_context(jax.set_mesh(mesh))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from a3jax.devices import processes
-from a3jax.devices.processes import NotJoined, Processes, connect, several
+from a3jax.devices.processes import NotJoined, Processes, connect, is_another, several
 from a3jax.errors import UserError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
@@ -76,6 +77,36 @@ def test_a_process_alone_waits_for_nobody(given, environment, joined):
     assert not several(given, environment)
     connect(given, environment)
     assert joined == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "another"),
+    [
+        ({}, False),
+        (PLACED, True),
+        (PLACED | {"JAX_PROCESS_ID": "0"}, False),
+        (JOB, True),
+        (SLURM, False),
+        (SLURM | {"SLURM_PROCID": "1"}, True),
+        (GKE | {"TPU_WORKER_ID": "0"}, False),
+        (GKE | {"TPU_WORKER_ID": "3"}, True),
+        (GKE | {"TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}, True),
+        ({"JAX_PROCESS_ID": "1"}, False),
+    ],
+)
+def test_a_command_of_one_process_knows_whether_it_is_another_that_does_it(environment, another):
+    assert is_another(environment) == another
+
+
+def test_one_host_of_a_slice_alone_as_the_documentation_says(monkeypatch):
+    monkeypatch.setattr(processes, "_chips", lambda: True)
+    page = Path(__file__).parents[2].joinpath("docs", "launch.md").read_text()
+    block = page[page.index("### One host of a slice alone") :]
+    recipe = dict(re.findall(r"([A-Z_]+)=(\S+)", block[: block.index("a3jax generate")]))
+    assert "TPU_SKIP_MDS_QUERY" in recipe
+    for environment in ({}, GKE | {"TPU_WORKER_ID": "3"}, GKE | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}):
+        assert not several(Processes(), environment | recipe)
+        assert not is_another(environment | recipe)
 
 
 def test_the_service_of_a_tpu_vm_is_asked_where_there_are_chips_unless_it_is_forbidden(monkeypatch):

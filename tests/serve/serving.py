@@ -14,11 +14,11 @@ import time
 class Server:
     """A running server. Its programs are compiled as those of the tests, so that both draw the same tokens."""
 
-    def __init__(self, folder, *options, program=("-m", "a3jax.cli"), files=None):
+    def __init__(self, folder, *options, program=("-m", "a3jax.cli"), files=None, environment=os.environ):
         command = [sys.executable, *program, "serve", str(folder), "--port", "0", *options]
         if files is not None:
             command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
-        environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+        environment = {**environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
         self.process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment)
         first = self.process.stderr.readline()
         self.port = int(re.search(r"serving model at http://127.0.0.1:(\d+)", first)[1])

@@ -1,4 +1,4 @@
-"""Heartbeats: who is slow, who is lost, and who only came to the end."""
+"""What hosts tell of their steps: who is slow, and what people find of it in the run folder."""
 
 import dataclasses
 import json
@@ -7,6 +7,8 @@ import time
 import jax
 import pytest
 
+from a3jax.devices import liveness
+from a3jax.devices.board import Board
 from a3jax.train import hosts
 from a3jax.train.hosts import Heartbeat, Hosts, read
 from a3jax.train.tries import Tries
@@ -16,13 +18,15 @@ from a3jax.train.tries import Tries
 def three(monkeypatch, tmp_path):
     """This process, the first of three; and a function that writes the heartbeat of another."""
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(hosts, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(hosts, "WRITE_SECONDS", 0.05)
+    board = Board()
 
     def other(process: int, **facts) -> None:
         beat = Heartbeat(f"h{process}", process, 1, **facts)
-        (tmp_path / hosts.FOLDER / f"{process}.json").write_text(json.dumps(dataclasses.asdict(beat)))
+        board.put("heartbeats", str(process), json.dumps(dataclasses.asdict(beat)))
 
-    with Hosts(tmp_path, Tries(tmp_path)) as mine:
+    with Hosts(tmp_path, Tries(tmp_path), board=board) as mine:
         yield mine, other, tmp_path
 
 
@@ -48,19 +52,6 @@ def test_the_host_that_the_others_wait_for_is_named(three):
             assert beats_until(lambda: mine.straggler is not None)
             other(1, own_seconds=unremarkable, step_seconds=0.5)
             assert beats_until(lambda: mine.straggler is None)
-        other(3, own_seconds=9.0, step_seconds=0.5)  # left behind by a run of more processes
-        time.sleep(0.3)
-        assert mine.straggler is None
-
-
-def test_a_signal_to_another_host_is_heard_of(three):
-    mine, other, _ = three
-    with mine.watched():
-        other(1)
-        time.sleep(0.2)
-        assert mine.signal() == 0
-        other(2, signal=15)
-        assert beats_until(lambda: mine.signal() == 15)
 
 
 def test_a_heartbeat_is_whole_while_steps_go_on(three):
@@ -80,27 +71,21 @@ def test_steps_are_counted_by_the_time_that_the_host_took(three):
     assert read(run)[0].beat > 0
 
 
-def test_a_host_whose_heartbeat_stops_is_lost_and_one_that_ended_is_not(three):
+def test_process_0_writes_of_all_and_the_others_write_nothing(three, monkeypatch, tmp_path_factory):
+    _, other, run = three
+    other(2, step=7)
+    assert beats_until(lambda: read(run).keys() == {0, 2} and read(run)[2].step == 7)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    run = tmp_path_factory.mktemp("run")
+    with Hosts(run, Tries(run), board=Board()) as mine:
+        mine.step(3, own_seconds=0.01, step_seconds=0.5)
+        time.sleep(0.2)
+    assert not list(run.iterdir())
+
+
+def test_a_lost_host_is_named_with_its_step(three, monkeypatch):
     mine, other, _ = three
+    monkeypatch.setattr(liveness, "LOST_AFTER_ERROR", 0.3)
     other(1, step=7)
     other(2, ended=True)
-    other(3)
-    assert mine.lost(0.3).startswith("host h1 (process 1) was lost at step 7: nothing was heard of it")
-
-
-def test_nobody_is_lost_while_all_hearts_beat(three):
-    mine, other, _ = three
-    other(2, ended=True)
-    begin = time.monotonic()
-    beats = 0
-    original = mine._read
-
-    def beating():
-        nonlocal beats
-        beats += 1
-        other(1, beat=beats)
-        return original()
-
-    mine._read = beating
-    assert mine.lost(0.6) is None
-    assert time.monotonic() - begin >= 1.2
+    assert mine.lost().startswith("host h1 (process 1) was lost at step 7: nothing was heard of it")
