@@ -26,6 +26,7 @@ import jax
 from a3jax.devices.agreement import from_runtime
 from a3jax.devices.passing import may_pass
 from a3jax.errors import UserError, first_line
+from a3jax.files.folders import write_whole
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build
 from a3jax.outside_text import say
@@ -83,7 +84,7 @@ class Hosts:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self._folder} cannot be made: {error.strerror}; make room for it") from None
-        with contextlib.suppress(OSError):  # a full disk is for the checkpoint to report
+        with contextlib.suppress(OSError, UserError):  # a full disk is for the checkpoint to report
             self._write()
         self._thread.start()
         return self
@@ -92,7 +93,7 @@ class Hosts:
         self._stop.set()
         self._thread.join()
         self._mine = dataclasses.replace(self._mine, ended=kind is None)  # after an error the others must not wait for it
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             self._write()
 
     @contextlib.contextmanager
@@ -151,7 +152,7 @@ class Hosts:
     def _beat_and_watch(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             self._beat += 1
-            with contextlib.suppress(OSError):  # a full disk is for the checkpoint to report
+            with contextlib.suppress(OSError, UserError):  # a full disk is for the checkpoint to report
                 self._write()
             if not self._watching:
                 continue
@@ -183,9 +184,7 @@ class Hosts:
 
     def _write(self) -> None:
         path = self._folder / f"{self._mine.process}.json"
-        temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps(dataclasses.asdict(self._mine) | {"beat": self._beat, "signal": self._caught()}))
-        temporary.replace(path)
+        write_whole(path, json.dumps(dataclasses.asdict(self._mine) | {"beat": self._beat, "signal": self._caught()}))
 
 
 def read(run: Path) -> dict[int, Heartbeat]:
