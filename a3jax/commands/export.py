@@ -40,6 +40,7 @@ class Export:
         from a3jax.checkpoint.folder import find
         from a3jax.export.exporter import GGUF, export_model
         from a3jax.export.verify import require_torch, verify
+        from a3jax.files.places import local_folder
 
         if self.verify:
             if self.as_ == GGUF:
@@ -49,7 +50,7 @@ class Export:
         export_model(checkpoint, self.out, self.as_, self.dtype)
         result: dict[str, Any] = {"out": str(self.out)}
         if self.verify:
-            found = verify(checkpoint, self.out)
+            found = verify(checkpoint, local_folder(self.out))
             if found.problem:
                 raise UserError(f"{self.out}: {found.problem}; do not use this folder")
             result |= dataclasses.asdict(found)

@@ -114,6 +114,16 @@ def send_parts(folder: Path, out: Path) -> bytes:
     return json.dumps({"parts": parts}, indent=1).encode()
 
 
+def is_there(folder: Path) -> bool:
+    """Whether a folder is there, and not still to be finished."""
+    return folder.is_dir() and not (not is_local(folder) and _is_begun(folder))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder in a bucket is being written, or was until a kill."""
+    return (folder / PARTS).is_file() and is_lease((folder / PARTS).read_bytes())
+
+
 def check_whole(folder: Path) -> None:
     """Raise `UserError` for a folder in a bucket that is being written, or of which parts are gone or other than they were.
 
@@ -293,7 +303,7 @@ def check_new(out: Path) -> None:
 def _check_new_object(out: Path) -> None:
     """The same in a bucket, where an earlier try may have left parts."""
     try:
-        if not out.exists() or ((out / PARTS).is_file() and is_lease((out / PARTS).read_bytes())):
+        if not out.exists() or _is_begun(out):
             return
     except OSError as error:
         raise unwritable(out, error) from None

@@ -214,8 +214,7 @@ def local_copy(file: Path) -> Path:
     """A file that can be mapped: itself, or a copy, fetched once for every version of it. Raises `OSError`."""
     if is_local(file):
         return file
-    with _as_a_disk(file) as files:
-        copy = _version(file, [files.info(str(file))])
+    copy = scratch(file.parent) / f".{version(file)}" / file.name
     if not copy.is_file():
         fetch(file, copy)
     return copy
@@ -225,19 +224,21 @@ def local_folder(folder: Path) -> Path:
     """The same of a folder and all that is below it."""
     if is_local(folder):
         return folder
-    with _as_a_disk(folder) as files:
-        found = files.find(str(folder), detail=True)
-    copy = _version(folder, list(found.values()))
+    copy = scratch(folder.parent) / f".{version(folder)}" / folder.name
     missing = [name for name in sizes(folder) if not (copy / name).is_file()]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda name: fetch(folder / name, copy / name), missing))
     return copy
 
 
-def _version(path: Path, infos: list[dict[str, Any]]) -> Path:
-    """Where the copy of this version of a place lies."""
-    told = [(info["name"], info["size"], info.get("generation") or info.get("ETag")) for info in infos]
-    return scratch(path.parent) / f".{hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:16]}" / path.name
+def version(path: Path) -> str:
+    """Changes when a file does, or anything in a folder; on this machine, of a folder, with what is directly in it."""
+    if is_local(path):
+        return str(path.stat().st_mtime_ns)
+    with _as_a_disk(path) as files:
+        found = files.find(str(path), detail=True).values()
+    told = [(info["name"], info["size"], info.get("generation") or info.get("ETag")) for info in found]
+    return hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:16]
 
 
 def for_array_record(file: Path) -> str:

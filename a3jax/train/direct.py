@@ -13,6 +13,7 @@ from a3jax.config import Config, DataConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
+from a3jax.files.folders import is_there
 from a3jax.files.places import place
 from a3jax.progress import console
 from a3jax.weights.pretrained import pretrained
@@ -48,7 +49,7 @@ def _corpus(config: Config, path: str, number: int) -> Path | str:
         return path
     name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
     folder = config.run_folder / FOLDER / f"{number}-{name}"
-    if not folder.is_dir():
+    if not is_there(folder):
         console.print(f"{path} is no prepared corpus: preparing it into {folder}, once")
         with _tokenizer(config) as tokenizer:
             prepare([path], folder, Preparation(tokenizer))
