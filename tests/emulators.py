@@ -7,6 +7,8 @@ the one that was named, and several requests at a time.
 """
 
 import contextlib
+import functools
+import logging
 import os
 import socket
 import sys
@@ -21,6 +23,9 @@ from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # as a3jax sets it before gcsfs is imported
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 BUCKET = "bucket"
 Trouble = Callable[[str, str], int | None]
 """From method and path to an HTTP status to answer with, 0 to cut the connection, or None for none."""
@@ -43,10 +48,8 @@ class GoogleEmulator:
 
         class Handler(RequestHandler):
             def __init__(self, *args: Any):
-                super().__init__(emulator._storage, *args)
-
-            def do_HEAD(self) -> None:
-                self._handle("GET")
+                with contextlib.suppress(OSError):  # who asked has gone
+                    super().__init__(emulator._storage, *args)
 
             def _handle(self, method: str) -> None:
                 emulator.requests += 1
@@ -171,14 +174,19 @@ class AmazonEmulator:
 @contextlib.contextmanager
 def of(scheme: str) -> Iterator[GoogleEmulator | AmazonEmulator]:
     """The emulator of gs or s3, and the environment that leads there."""
-    with GoogleEmulator() if scheme == "gs" else AmazonEmulator() as emulator:
-        before = dict(os.environ)
-        os.environ.update(emulator.environment)
-        try:
-            yield emulator
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    emulator, before = _started(scheme), dict(os.environ)
+    os.environ.update(emulator.environment)
+    try:
+        yield emulator
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@functools.cache
+def _started(scheme: str) -> GoogleEmulator | AmazonEmulator:
+    """One for all tests of this process, as libraries remember where theirs is."""
+    return (GoogleEmulator() if scheme == "gs" else AmazonEmulator()).__enter__()
 
 
 if __name__ == "__main__":

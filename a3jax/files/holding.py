@@ -29,6 +29,8 @@ LOST_SECONDS = 30.0
 """A lease that has not changed for so long is nobody's."""
 _TAKEN = 2
 """Exit status of a process that lost its lease."""
+_TRIES = 5
+"""How often a lease may be gone again before it is taken: of a bucket on s3:// that is not there TensorStore says no more."""
 
 
 @contextlib.contextmanager
@@ -89,14 +91,13 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        while True:
-            free = _free(self._object)
-            if free is None:
+        for _ in range(_TRIES):
+            if (free := _free(self._object)) is None:
                 raise _in_use(self._written)
             if self._write(free):
-                break
-        self._thread.start()
-        return self
+                self._thread.start()
+                return self
+        raise self._object.cannot_be_made()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end()
@@ -147,6 +148,10 @@ class _Object:
             again = {"max_retries": 6}  # a minute, then it is for the holder to try again
             context = ts.Context({"gcs_request_retries": again, "s3_request_retries": again})
             self._store = ts.KvStore.open(kvstore(file.parent), context=context).result()
+
+    def cannot_be_made(self) -> OSError:
+        """For an object that is not there and cannot be written either."""
+        return as_a_disk(FileNotFoundError(), self._file, writing=True)
 
     def read(self) -> tuple[bytes | None, bytes]:
         """What it is, None if it is not there, and its generation."""

@@ -1,6 +1,7 @@
 """Places in buckets, against emulators: paths, folders that appear whole, files that grow, and one writer at a time."""
 
 import errno
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -11,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gcsfs")
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-pytest.importorskip("gcp_storage_emulator")
+for library in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"needs {library}", allow_module_level=True)
 
 import emulators
 
@@ -249,3 +249,28 @@ def test_no_such_bucket(scheme, tmp_path, monkeypatch):
         resumable(nowhere, {}),
     ):
         pass
+
+
+@pytest.mark.parametrize("status", [429, 503, 0])
+def test_trouble_that_passes(status, tmp_path, monkeypatch):
+    """For a few seconds every request fails, the connection being cut for 0; then all is as if nothing had been."""
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of("gs") as emulator:
+        out = place(f"gs://bucket/trouble-{status}/out")
+        with resumable(out, {}) as partial:
+            (partial / "small").write_text("1")
+            (partial / "large").write_bytes(bytes(6 * 2**20))
+            until, failed = time.monotonic() + 3, []
+
+            def trouble(method, path):
+                if time.monotonic() < until:
+                    failed.append(path)
+                    return status
+                return None
+
+            emulator.trouble = trouble
+        emulator.trouble = emulators.none
+        assert failed
+        check_whole(out)
+        assert (out / "small").read_text() == "1"
+        assert sizes(out)["large"] == 6 * 2**20

@@ -157,9 +157,9 @@ def test_from_python(model_folder, tiny, experiment):
         lambda place: make_sweep(Config("x", model=tiny()), product({"seed": [0]}), Path(place)),
     ]
     for call in calls:
-        for place in (URL, gone):
+        for each in (URL, gone):
             with pytest.raises(UserError, match=r"az:/+bucket/x.* is a URL"):
-                call(place)
+                call(each)
     assert list(Path.cwd().iterdir()) == []
 
 

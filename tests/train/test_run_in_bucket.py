@@ -1,17 +1,22 @@
 """The whole road with every path in a bucket, against emulators, ends as it does in folders of this machine, bit for bit."""
 
 import dataclasses
+import importlib.util
 import json
+import os
+import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("gcsfs")
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-pytest.importorskip("gcp_storage_emulator")
+for library in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"needs {library}", allow_module_level=True)
 
 import emulators
 import jax
@@ -25,6 +30,7 @@ from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.files.folders import PARTS
 from a3jax.files.places import place, sizes
+from a3jax.files.strict import to_json
 from a3jax.train.loop import train
 
 
@@ -116,3 +122,69 @@ def test_every_command(emulator, corpus, whole_run, capsys, tmp_path):
     assert "exists already" in fails(capsys, "export", f"{root}/run", f"{root}/exported")
     assert "does not exist" in fails(capsys, "inspect", f"{root}/nothing")
     assert "no such bucket" in fails(capsys, "export", f"{root}/run", f"{root[:5]}no-such-bucket/exported")
+
+
+def start(config, tmp_path, scratch: str):
+    """Train in a process of its own, which has no other part of this one's machine than the bucket."""
+    here = dataclasses.replace(config, run=str(tmp_path / "unused"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A3JAX_SCRATCH", str(tmp_path / scratch))
+        file = here.run_folder.with_suffix(".json")
+        file.write_text(to_json(config))
+        environment = {
+            **os.environ,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+    command = [sys.executable, "-m", "a3jax.cli", "train", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.long
+def test_kills_at_ten_moments_and_two_writers(emulator, corpus, experiment, whole_run, tmp_path):
+    """Uploads are among the moments: a step is saved after each one, and the kills come as soon as one is begun."""
+    root = place(emulator.root)
+    put(corpus, root / "corpus")
+    config = dataclasses.replace(experiment(save_every=1), run=f"{root}/run")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+    moments = random.Random(0)
+    for kill in range(10):
+        process = start(config, tmp_path, f"machine-{kill % 2}")
+        before = set(sizes(root / "run" / "checkpoints"))
+        while process.poll() is None and set(sizes(root / "run" / "checkpoints")) <= before:
+            time.sleep(0.02)
+        if kill == 0 and process.poll() is None:
+            second = start(config, tmp_path, "third")
+            assert second.wait(120) == 2
+            assert "is being trained by another process" in second.stderr.read()
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+    train(config)
+    assert_same_weights(place(config.run), whole_run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("status", [429, 503, 0])
+def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, whole_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of("gs") as emulator:
+        root = place(f"gs://bucket/fails-{status}")
+        put(corpus, root / "corpus")
+        config = dataclasses.replace(experiment(), run=f"{root}/run")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+        until: list[float] = []
+
+        def trouble(method, path):
+            if not until and "checkpoints" in path and method == "POST":
+                until.append(time.monotonic() + 10)
+            return status if until and time.monotonic() < until[0] else None
+
+        emulator.trouble = trouble
+        try:
+            assert train(config).steps == 8
+        finally:
+            emulator.trouble = emulators.none
+        assert until
+        assert_same_run(str(root / "run"), str(whole_run))
