@@ -18,12 +18,16 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
-from gcp_storage_emulator.exceptions import NotFound
-from gcp_storage_emulator.handlers import buckets
-from gcp_storage_emulator.server import RequestHandler
-from gcp_storage_emulator.storage import Storage
+import pytest
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # as a3jax sets it before gcsfs is imported
+for library in ("gcsfs", "s3fs", "moto"):
+    pytest.importorskip(library)
+exceptions, server, storage = (
+    pytest.importorskip(f"gcp_storage_emulator.{name}") for name in ("exceptions", "server", "storage")
+)
+buckets = pytest.importorskip("gcp_storage_emulator.handlers.buckets")
+
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 BUCKET = "bucket"
@@ -38,15 +42,14 @@ def none(method: str, path: str) -> None:
 class GoogleEmulator:
     """`with GoogleEmulator() as emulator:` serves gs://bucket; `emulator.trouble` may be set at any time."""
 
-    def __init__(self, port: int = 0, data: str | None = None):
+    def __init__(self, port: int = 0):
         self.trouble: Trouble = none
         self.requests = 0
-        self._storage = Storage(use_memory_fs=data is None, data_dir=data)
-        if BUCKET not in self._storage.buckets:
-            buckets.create_bucket(BUCKET, self._storage)
+        self._storage = storage.Storage(use_memory_fs=True)
+        buckets.create_bucket(BUCKET, self._storage)
         emulator, lock = self, threading.RLock()
 
-        class Handler(RequestHandler):
+        class Handler(server.RequestHandler):
             def __init__(self, *args: Any):
                 with contextlib.suppress(OSError):  # who asked has gone
                     super().__init__(emulator._storage, *args)
@@ -99,7 +102,7 @@ class GoogleEmulator:
         """Of an object; "0" if there is none."""
         try:
             return self._storage.get_file_obj(bucket, name)["generation"]
-        except NotFound:
+        except exceptions.NotFound:
             return "0"
 
     @property

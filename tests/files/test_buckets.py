@@ -1,7 +1,6 @@
 """Places in buckets, against emulators: paths, folders that appear whole, files that grow, and one writer at a time."""
 
 import errno
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -10,13 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
-for library in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"needs {library}", allow_module_level=True)
-
 import emulators
+import pytest
 
 from a3jax.errors import UserError
 from a3jax.files import desk, folders, holding

@@ -1,7 +1,6 @@
 """The whole road with every path in a bucket, against emulators, ends as it does in folders of this machine, bit for bit."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import random
@@ -11,15 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-for library in ("gcsfs", "s3fs", "moto", "gcp_storage_emulator"):
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"needs {library}", allow_module_level=True)
-
 import emulators
 import jax
+import numpy as np
+import pytest
 from test_loop import assert_same_run, stop_at
 from typed import answer, fails
 
@@ -28,9 +22,13 @@ from a3jax.data.corpus import TokenStream, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
+from a3jax.experiment.combine import product
 from a3jax.files.folders import PARTS
 from a3jax.files.places import place, sizes
 from a3jax.files.strict import to_json
+from a3jax.sweep.schedule import run_sweep
+from a3jax.sweep.status import status
+from a3jax.sweep.trials import make_sweep, read_sweep
 from a3jax.train.loop import train
 
 
@@ -188,3 +186,24 @@ def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, wh
             emulator.trouble = emulators.none
         assert until
         assert_same_run(str(root / "run"), str(whole_run))
+
+
+@pytest.mark.long
+def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
+    """Of two trials one fails, for its batch is not to be divided; the other is what the same trial is here."""
+    root = place(emulator.root)
+    put(corpus, root / "corpus")
+    base = experiment()
+    trials = product({"seed": [1], "train.accumulate": [1, 3]})
+    for folder, data in ((root / "sweep", root / "corpus"), (tmp_path / "sweep", corpus)):
+        config = dataclasses.replace(base, data=dataclasses.replace(base.data, path=str(data)), run=None)
+        assert run_sweep(make_sweep(config, trials, folder), folder, 1) == 0
+    ends = [
+        [(one.name, one.state, one.step) for one in status(f, read_sweep(f))] for f in (root / "sweep", tmp_path / "sweep")
+    ]
+    assert ends[0] == ends[1]
+    assert {state for _, state, _ in ends[0]} == {"done", "failed"}
+    (done,) = (name for name, state, _ in ends[0] if state == "done")
+    assert_same_weights(root / "sweep" / "runs" / done, tmp_path / "sweep" / "runs" / done)
+    (failed,) = (name for name, state, _ in ends[0] if state == "failed")
+    assert "accumulate" in (root / "sweep" / "failed" / failed / "log.txt").read_text()
