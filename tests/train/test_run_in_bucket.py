@@ -190,11 +190,11 @@ def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, wh
 
 @pytest.mark.long
 def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
-    """Of two trials one fails, for its batch is not to be divided; the other is what the same trial is here."""
+    """Of two trials one fails, for its windows are too long; the other is what the same trial is here."""
     root = place(emulator.root)
     put(corpus, root / "corpus")
     base = experiment()
-    trials = product({"seed": [1], "train.accumulate": [1, 3]})
+    trials = product({"seed": [1], "data.length": [32, 100]})
     for folder, data in ((root / "sweep", root / "corpus"), (tmp_path / "sweep", corpus)):
         config = dataclasses.replace(base, data=dataclasses.replace(base.data, path=str(data)), run=None)
         assert run_sweep(make_sweep(config, trials, folder), folder, 1) == 0
@@ -206,4 +206,4 @@ def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
     (done,) = (name for name, state, _ in ends[0] if state == "done")
     assert_same_weights(root / "sweep" / "runs" / done, tmp_path / "sweep" / "runs" / done)
     (failed,) = (name for name, state, _ in ends[0] if state == "failed")
-    assert "accumulate" in (root / "sweep" / "failed" / failed / "log.txt").read_text()
+    assert "data.length 100" in (root / "sweep" / "failed" / failed / "log.txt").read_text()
