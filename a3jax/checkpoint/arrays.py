@@ -15,6 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils import epath
+
+from a3jax.files.places import for_orbax, kvstore
 
 CHUNK_BYTES = 64 * 2**20
 """Largest chunk: small enough for many readers of one array, large enough for storage that likes large reads."""
@@ -117,18 +120,18 @@ class SavedParameter:
 
 def saved_parameters(folder: Path) -> dict[str, SavedParameter]:
     """The parameters that Orbax saved in `folder`, by dotted path, none of them read."""
-    folder = folder.resolve()
-    packed = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+    folder = for_orbax(folder)
+    packed = ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
     with ocp.StandardCheckpointer() as checkpointer:
-        leaves = flat(checkpointer.metadata(folder).item_metadata.tree)
+        leaves = flat(checkpointer.metadata(epath.Path(folder)).item_metadata.tree)
     # A chunk that spans layers stays in memory until another is read, not to be read again for each of them.
     largest = max(math.prod(leaf.storage.chunk_shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
     context = ts.Context({"cache_pool": {"total_bytes_limit": largest}})
 
     def open_array(name: str) -> ts.TensorStore:
-        base = f"file://{folder}/"
-        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if packed else f"{base}{name}/"
-        store = ts.open({"driver": "auto", "kvstore": kvstore}, open=True, read=True).result()
+        base = kvstore(folder)
+        kvstores = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if packed else kvstore(folder / name)
+        store = ts.open({"driver": "auto", "kvstore": kvstores}, open=True, read=True).result()
         complete = store.spec().to_json() | {"fill_missing_data_reads": False}  # a lost file is an error, not zeros
         return ts.open(complete, open=True, read=True, context=context).result()
 

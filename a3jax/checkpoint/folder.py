@@ -25,12 +25,14 @@ from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import complete_or_nothing
-from a3jax.files.places import local
+from a3jax.files.folders import PARTS, check_whole, complete_or_nothing, is_passing
+from a3jax.files.places import for_orbax, is_local, place
 from a3jax.files.strict import read, to_json
 from a3jax.model.parameters import shapes
 
 MODEL, RECORD, PARAMS, STEPS = "model.json", "record.json", "params", "checkpoints"
+_WHOLE = ("commit_success.txt", PARTS)
+"""In a bucket, where nothing is renamed, what Orbax or we write last into a step."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Checkpoint:
 
 def find(path: Path, step: int | None = None) -> Checkpoint:
     """Describe a model folder or a run folder (its newest step, or the one asked for) without loading weights."""
-    if not local(path).is_dir():
+    path = place(path)
+    if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a folder written by a3jax import or a3jax train")
     if not (path / MODEL).is_file():
         raise UserError(f"{path} has no {MODEL}; give a folder written by a3jax import or a3jax train")
+    check_whole(path)
     config = read(ModelConfig, path / MODEL)
     if (path / PARAMS).is_dir():
         return Checkpoint(path, path / PARAMS, config, read(Provenance, path / RECORD))
@@ -65,7 +69,12 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
 
 def saved_steps(run: Path) -> list[int]:
     """The steps that a run folder holds whole, oldest first."""
-    return sorted(int(folder.name) for folder in (run / STEPS).glob("*") if folder.name.isdigit())
+    steps = sorted(int(folder.name) for folder in (run / STEPS).glob("*") if folder.name.isdigit())
+    return (
+        steps
+        if is_local(run)
+        else [step for step in steps if any((run / STEPS / str(step) / name).is_file() for name in _WHOLE)]
+    )
 
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
@@ -74,7 +83,9 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
     saved(checkpoint)
     with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
-        nnx.replace_by_pure_dict(tree, checkpointer.restore(checkpoint.params.resolve(), nnx.to_pure_dict(abstract)))
+        nnx.replace_by_pure_dict(
+            tree, checkpointer.restore(str(for_orbax(checkpoint.params).resolve()), nnx.to_pure_dict(abstract))
+        )
     return tree
 
 
@@ -114,6 +125,8 @@ def damage_named(checkpoint: Checkpoint) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise
         where = checkpoint.params
         raise UserError(f"{where} is damaged ({first_line(error)}); take another checkpoint or import again") from None
 

@@ -6,7 +6,7 @@ import inspect
 import io
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -15,7 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from a3jax.devices.joined import Devices
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files.places import place
 from a3jax.files.strict import nearest
 
 T = TypeVar("T")
@@ -31,14 +31,14 @@ _places = ConstructorRegistry()
 
 @_places.primitive_rule
 def _place(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Every `Path` of a command line is one of this machine: what `local` refuses never becomes one."""
+    """Every `Path` of a command line is a place: what `place` refuses never becomes one."""
     if kind.type is not Path:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: local(words[0]),
-        is_instance=lambda value: isinstance(value, Path),
+        instance_from_str=lambda words: place(words[0]),
+        is_instance=lambda value: isinstance(value, PurePath),
         str_from_instance=lambda path: [str(path)],
     )
 

@@ -45,6 +45,7 @@ class Export:
         from a3jax.devices.writing import by_first
         from a3jax.export.exporter import GGUF, export_model
         from a3jax.export.verify import require_torch, verify
+        from a3jax.files.places import local_folder
 
         if self.verify and self.as_ == GGUF:
             raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
@@ -56,7 +57,7 @@ class Export:
             by_first(lambda: export_model(checkpoint, self.out, self.as_, self.dtype))
             result: dict[str, Any] = {"out": str(self.out)}
             if self.verify:
-                found = verify(checkpoint, self.out, mesh)
+                found = verify(checkpoint, local_folder(self.out), mesh)
                 if found.problem:
                     raise UserError(f"{self.out}: {found.problem}; do not use this folder")
                 result |= dataclasses.asdict(found)

@@ -174,9 +174,10 @@ class Generate:
 
 def _check_page(path: Path) -> None:
     """Raises `UserError` for a place where no page can be written, and for a file that is no page and would be lost."""
+    from a3jax.files.places import is_local
     from a3jax.show.trace import is_trace
 
-    if not path.absolute().parent.is_dir():
+    if is_local(path) and not path.absolute().parent.is_dir():
         raise UserError(f"{path.parent} is not a folder; --trace writes a file")
     if path.exists() and not (path.is_file() and is_trace(path)):
         raise UserError(f"{path} is there and is no page of --trace; choose another file")

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from a3jax.commands.commandline import Json
 from a3jax.data.preparation import Preparation
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files.places import place
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,5 @@ class Prepare(Preparation, _Sources):
         if len(self.sources) < 2:
             raise UserError("give at least one source and, last, the corpus folder to write")
         *sources, out = self.sources
-        manifest = prepare(sources, local(out), self)
+        manifest = prepare(sources, place(out), self)
         return {"out": out, **dataclasses.asdict(manifest)}

@@ -22,7 +22,7 @@ from a3jax.config.sections import (
 )
 from a3jax.curriculum.schedule import Schedule
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files.places import local, place
 from a3jax.files.strict import flat
 
 LARGEST = 2**31 - 1
@@ -33,8 +33,10 @@ LONGEST_NAME = 200
 
 def check_names(name: str, source: str | None, run: str | None, executables: str | None) -> None:
     """Raise `UserError` for what cannot be the name of a folder, or its path."""
-    for place in (name, source, run, executables):
-        local(place or "")
+    for path in (source, run):
+        place(path or "")
+    for path in (name, executables):
+        local(path or "")
     if not name.strip() or name in (".", "..") or "/" in name or not name.isprintable():
         raise UserError(f"name is {_short(repr(name))}; it must be the name of a folder, without a slash; --run takes a path")
     if (size := len(name.encode())) > LONGEST_NAME:

@@ -26,6 +26,7 @@ from a3jax.curriculum.presets import direct
 from a3jax.curriculum.schedule import Schedule, settle
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
+from a3jax.files.places import place
 from a3jax.files.strict import check_types
 
 
@@ -131,7 +132,7 @@ class Config:
     @property
     def run_folder(self) -> Path:
         """Where the run keeps its checkpoints, metrics and configuration."""
-        return Path(self.run or f"runs/{self.name}")
+        return place(self.run or f"runs/{self.name}")
 
 
 def settled(config: Config) -> Config:

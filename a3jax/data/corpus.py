@@ -24,8 +24,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from a3jax.errors import UserError, first_line
+from a3jax.files.folders import check_whole
 from a3jax.files.outside_json import NotJson, read_object
-from a3jax.files.places import local
+from a3jax.files.places import for_array_record, local_copy, place, sizes
 from a3jax.files.strict import build, to_json
 
 Split = Literal["train", "held_out"]
@@ -88,9 +89,10 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a corpus folder. Raises `UserError` if there is none, or one of another version."""
-    path = local(folder) / MANIFEST
+    path = place(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is not a prepared corpus (no {MANIFEST}); write one with a3jax prepare")
+    check_whole(path.parent)
     try:
         content = read_object(path)
     except NotJson as error:
@@ -183,11 +185,12 @@ class TokenStream:
         self._folder, self._shards = folder, getattr(manifest, split).shards
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self._tokens = getattr(manifest, split).tokens
+        there = sizes(folder)
         for shard in self._shards:
             path = folder / shard.name
-            if not path.is_file():
+            if (size := there.get(shard.name)) is None:
                 raise UserError(f"{path} is missing; run a3jax prepare again")
-            if (size := path.stat().st_size) != shard.bytes:
+            if size != shard.bytes:
                 raise UserError(f"{path} is damaged ({size:,} bytes, not {shard.bytes:,}); run a3jax prepare again")
         self._first_record = np.cumsum([0, *(shard.records for shard in self._shards)])
         self._index = self._open_index(_index(folder, split))
@@ -235,7 +238,7 @@ class TokenStream:
         if not path.is_file():
             raise UserError(f"{path} is missing; run a3jax prepare again")
         try:
-            index = np.lib.format.open_memmap(path, mode="r")
+            index = np.lib.format.open_memmap(local_copy(path), mode="r")
         except ValueError as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run a3jax prepare again") from None
         records = int(self._first_record[-1])
@@ -258,9 +261,9 @@ class TokenStream:
             chosen = np.flatnonzero(shard_R == number)
             inside = (record_R[chosen] - self._first_record[number]).tolist()
             where, found = self._folder / self._shards[number].name, self._read(number, inside)
-            for i, record, place in zip(chosen.tolist(), found, inside):
+            for i, record, at in zip(chosen.tolist(), found, inside):
                 if len(record) != bytes_R[i] or zlib.crc32(record) != crc_R[i]:
-                    raise UserError(f"{where}, record {place} is damaged (its checksum differs); run a3jax prepare again")
+                    raise UserError(f"{where}, record {at} is damaged (its checksum differs); run a3jax prepare again")
                 records[i] = record
         return records
 
@@ -272,9 +275,12 @@ class TokenStream:
             raise UserError(f"{path} is damaged ({first_line(error)}); run a3jax prepare again") from None
 
     def _open(self, number: int) -> ArrayRecordReader:
-        path = str(self._folder / self._shards[number].name)
+        shard = self._shards[number]
         options = "readahead_buffer_size:0,max_parallelism:0"
-        return ArrayRecordReader(path, options, file_reader_buffer_size=32_768)
+        reader = ArrayRecordReader(for_array_record(self._folder / shard.name), options, file_reader_buffer_size=32_768)
+        if (records := reader.num_records()) != shard.records:  # of what it cannot read it says that there are none
+            raise ValueError(f"{records:,} records, not {shard.records:,}")
+        return reader
 
 
 def _shard(folder: Path, split: Split, number: int) -> Path:

@@ -20,6 +20,7 @@ from a3jax.data.mixing import Mixture
 from a3jax.data.packing import BestFit, Concat, Packing, Truncate, Windows, lay_out, read_windows
 from a3jax.data.permutation import key, shuffled
 from a3jax.errors import UserError
+from a3jax.files.places import place
 
 READ_THREADS = 2
 READ_AHEAD = 4
@@ -36,7 +37,7 @@ class Corpus(NamedTuple):
 
 def open_corpora(data: DataConfig) -> tuple[Corpus, ...]:
     """The corpora of an experiment, in the order of its sources. Raises `UserError` for one that is not there."""
-    paths = [Path(source.path) for source in data.sources]
+    paths = [place(source.path) for source in data.sources]
     ends = [path.absolute().name for path in paths]
     names = ends if len(set(ends)) == len(ends) else [str(path) for path in paths]
     return tuple(Corpus(path, read_manifest(path), name) for path, name in zip(paths, names))

@@ -22,7 +22,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, pr
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer_files import FILES, around, open_tokenizer, settings_of, token_of, without_prefix
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files.places import place
 from a3jax.files.strict import read
 
 AUTO, NONE = "auto", "none"
@@ -140,7 +140,7 @@ def load_codec(source: str | Path, start: str = AUTO, end: str = AUTO) -> TextCo
     if str(source) == "bytes":
         codec = byte_codec()
     else:
-        folder = local(source)
+        folder = place(source)
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder} has no tokenizer.json; give a model folder, a tokenizer's folder, or 'bytes'")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}

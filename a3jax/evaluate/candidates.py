@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from a3jax.errors import UserError
+from a3jax.files.places import is_local
 
 RESULTS, REPORT, COMPARISON = "results.json", "report.html", "comparison.json"
 """Of one evaluation, with its page, and of several that are compared, whose page has the same name."""
@@ -34,7 +35,7 @@ def candidates(paths: Sequence[Path]) -> list[Candidate]:
     for given in paths:
         several = [] if _is_model(given) or _is_results(given) else sorted(filter(_is_results, _inside(given)))
         for path in several or [given]:
-            whole = os.path.abspath(path)
+            whole = os.path.abspath(path) if is_local(path) else str(path)
             if whole in seen:
                 raise UserError(f"{path} is given twice; give each once")
             seen.add(whole)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from a3jax.config import Config
 from a3jax.errors import UserError, first_line
 from a3jax.experiment.combine import Trials
-from a3jax.files.places import local
+from a3jax.files.places import local, place
 from a3jax.files.strict import build, flat, nearest, plain, read
 from a3jax.outside_text import one_line
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def load_experiment(name: str) -> Config:
     """The Config that an experiment file returns, or the config.json of a run. Raises `UserError` for a broken one."""
     if name.endswith(".json"):
-        config = read(Config, local(name))
+        config = read(Config, place(name))
     else:
         made = _call(name, "experiment", Config)
         config = build(Config, plain(made), str(_path(name)))  # Python does not check the types of fields; this does

@@ -18,6 +18,7 @@ from a3jax.data.tokenizer_files import FILES, put_before
 from a3jax.errors import UserError
 from a3jax.export.card import model_card
 from a3jax.files.folders import check_new, new_file, resumable
+from a3jax.files.places import version
 from a3jax.files.strict import misspelt, to_json
 from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
 from a3jax.progress import Progress
@@ -61,7 +62,7 @@ def export_model(
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
     parameters = saved(checkpoint)
     dtype_name = dtype or parameters["embedding"].dtype.name
-    made_from = {"params": str(checkpoint.params.resolve()), "written": checkpoint.params.stat().st_mtime_ns}
+    made_from = {"params": str(checkpoint.params.resolve()), "written": version(checkpoint.params)}
     made_from |= {"style": style, "dtype": dtype, "shard_bytes": shard_bytes}
     if both:
         settings = a3_folder.to_hf(config, dtype_name, fillable(load_codec(checkpoint.folder), config))

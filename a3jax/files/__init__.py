@@ -1,1 +1,1 @@
-"""What lies on disk: strict JSON, folders that are complete or not there, lines that can be resumed."""
+"""What lies on disk or in a bucket: strict JSON, folders that are complete or not there, lines that can be resumed."""

@@ -1,20 +1,32 @@
-"""Folders that are complete or absent: nothing half-written under their name, nothing overwritten."""
+"""Folders that are complete or absent: nothing half-written under their name, nothing overwritten.
+
+On this machine a folder is written beside its place and renamed. For a place in a bucket, which cannot rename, it is
+written on this machine (`a3jax.files.places.scratch`) and then sent whole:
+
+    OUT/a3jax.parts.json              while it is sent, a lease (`a3jax.files.holding`); in the end, written last, the MD5
+                                      and size of every part
+"""
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files import places
+from a3jax.files.holding import Lease, hold, is_lease
+from a3jax.files.outside_json import parse_object
+from a3jax.files.places import is_local, place, scratch, send, sizes
 from a3jax.outside_text import say
+
+PARTS = "a3jax.parts.json"
+_SENT_AT_ONCE = 8
 
 _MADE_FROM = ".made_from"
 _OURS = {"written_by": "a3jax"}
@@ -33,8 +45,8 @@ def resumable(
     begun here: that is somebody else's, and stays as it is.
     """
     check_new(out)
-    partial = out.with_name(f"{out.name}.partial")
-    with _made_from(partial, made_from):
+    partial = _beside(out, "partial")
+    with _reserved(out) as finish, _made_from(partial, made_from):
         try:
             yield partial
         except (KeyboardInterrupt, SystemExit):
@@ -51,28 +63,119 @@ def resumable(
                 raise
             remove(partial)
             raise
-        check_new(out)  # what came there meanwhile is not replaced
-        partial.rename(out)
+        finish(partial)
+    if is_local(out):
         (out / _MADE_FROM).unlink()  # last, so that the folder is known to be ours at any moment before
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    """Where to write what is to become `out`."""
+    at = out if is_local(out) else scratch(out)
+    return at.with_name(f"{out.name}.{suffix}")
+
+
+@contextlib.contextmanager
+def _reserved(out: Path) -> Iterator[Callable[[Path], None]]:
+    """Nobody else makes `out` meanwhile, as far as its place can tell; gives what makes it of a folder of this machine.
+
+    Raises `UserError` if another process does, or it cannot be written.
+    """
+    if is_local(out):
+        yield lambda folder: _rename(folder, out)
+        return
+    try:
+        with Lease(out / PARTS, out) as lease:
+            yield lambda folder: _send_whole(folder, out, lease)
+    except OSError as error:
+        if error.filename and str(error.filename).startswith(str(out)):
+            raise unwritable(out, error) from None
+        raise
+
+
+def _rename(folder: Path, out: Path) -> None:
+    check_new(out)  # what came there meanwhile is not replaced
+    folder.rename(out)
+
+
+def _send_whole(folder: Path, out: Path, lease: Lease) -> None:
+    """Send the parts, then say what they are, and the folder is there."""
+    lease.finish(send_parts(folder, out))
+    remove(folder)
+
+
+def send_parts(folder: Path, out: Path) -> bytes:
+    """Send all of a folder, what an earlier try has sent too, and return what is to stand in `PARTS`."""
+    names = [name for name in sizes(folder) if name not in (_MADE_FROM, PARTS)]
+    with ThreadPoolExecutor(_SENT_AT_ONCE) as pool:
+        sums = list(pool.map(lambda name: send(folder / name, out / name), names))
+    for name in sizes(out).keys() - {*names, PARTS}:  # of a try that was made from something else
+        (out / name).unlink()
+    parts = {name: {"bytes": (folder / name).stat().st_size, "md5": md5} for name, md5 in zip(names, sums)}
+    return json.dumps({"parts": parts}, indent=1).encode()
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder is there, and not still to be finished."""
+    return folder.is_dir() and not (not is_local(folder) and _is_begun(folder))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder in a bucket is being written, or was until a kill."""
+    return (folder / PARTS).is_file() and is_lease((folder / PARTS).read_bytes())
+
+
+def check_whole(folder: Path) -> None:
+    """Raise `UserError` for a folder in a bucket that is being written, or of which parts are gone or other than they were.
+
+    One that was copied there by other means says nothing of its parts, and passes.
+    """
+    if is_local(folder) or not (manifest := folder / PARTS).is_file():
+        return
+    content = manifest.read_bytes()
+    if is_lease(content):
+        raise UserError(f"{folder} is not whole: it is being written, or was until a kill; write it with the same command")
+    parts, there = parse_object(content, str(manifest)).get("parts", {}), sizes(folder)
+    for name, part in parts.items():
+        if there.get(name) != part["bytes"]:
+            what = "is missing" if name not in there else f"is damaged ({there[name]:,} bytes, not {part['bytes']:,})"
+            raise UserError(f"{folder / name} {what}; write the folder again")
 
 
 @contextlib.contextmanager
 def new_file(out: Path) -> Iterator[Path]:
     """A file to write, renamed to `out` at the end and removed on any error. Raises as `complete_or_nothing`."""
     check_new(out)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    partial = _beside(out, f"partial-{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
         partial.touch(exist_ok=False)
     except OSError as error:
         raise _cannot_be_made(out, error) from None
-    with _renamed(partial, out, lambda: partial.unlink(missing_ok=True)):
+
+    def finish() -> None:
+        check_new(out)
+        if is_local(out):
+            partial.rename(out)
+            return
+        try:
+            send(partial, out)
+        except OSError as error:
+            raise unwritable(out, error) from None
+        partial.unlink()
+
+    with _finished(out, finish, lambda: partial.unlink(missing_ok=True)):
         yield partial
 
 
 def write_whole(file: Path, text: str) -> None:
     """Write a small file, whole at any moment, whoever else writes the same. Raises `UserError` if it cannot be written."""
     new = file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}")
+    if not is_local(file):
+        try:
+            file.write_bytes(text.encode())
+        except OSError as error:
+            raise unwritable(file, error) from None
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         new.write_text(text, encoding="utf-8")
@@ -83,24 +186,18 @@ def write_whole(file: Path, text: str) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror}; make room or choose another place") from None
 
 
-def hold(file: IO, written: Path) -> None:
-    """Lock an open file as long as this process has it. Raises `UserError` if another process writes what is `written`."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{written} is being written by another process; wait for it") from None
+def unwritable(path: Path, error: OSError, advice: str = "make room or choose another place") -> Exception:
+    """That a file or folder cannot be written, in words; the error itself if it may pass."""
+    return error if is_passing(error) else UserError(f"{path} cannot be written: {error.strerror}; {advice}")
 
 
-def is_held(file: Path) -> bool:
-    """Whether a process holds a file."""
-    try:
-        with file.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none
-        return False
-    return False
+def move(folder: Path, to: Path) -> None:
+    """Give a folder another name. In a bucket it is copied and then removed, and can be found under both on the way."""
+    if is_local(folder):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(to)
+    else:
+        places.copy_inside(folder, to)
 
 
 @contextlib.contextmanager
@@ -158,22 +255,21 @@ def complete_or_nothing(out: Path) -> Iterator[Path]:
     Raises `UserError` if `out` exists, cannot be made, or outgrows the disk.
     """
     check_new(out)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    partial = _beside(out, f"partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise _cannot_be_made(out, error) from None
-    with _renamed(partial, out, lambda: remove(partial)):
+    with _reserved(out) as finish, _finished(out, lambda: finish(partial), lambda: remove(partial)):
         yield partial
 
 
 @contextlib.contextmanager
-def _renamed(partial: Path, out: Path, undo: Callable[[], None]) -> Iterator[None]:
-    """What is written into `partial` meanwhile is `out` in the end, or nothing."""
+def _finished(out: Path, finish: Callable[[], None], undo: Callable[[], None]) -> Iterator[None]:
+    """What is written meanwhile is `out` in the end, or nothing."""
     try:
         yield
-        check_new(out)  # what came there meanwhile is not replaced
-        partial.rename(out)
+        finish()
     except BaseException as error:
         undo()
         if is_full_disk(error):
@@ -186,7 +282,9 @@ def check_new(out: Path) -> None:
 
     To be called before the work, for it is a pity after it.
     """
-    local(out)
+    if not is_local(out := place(out)):
+        _check_new_object(out)
+        return
     above = next(parent for parent in out.absolute().parents if os.path.exists(parent))  # False too for what cannot be
     if not above.is_dir():
         raise UserError(f"{out} cannot be made: {above} is not a folder; choose another place")
@@ -202,9 +300,19 @@ def check_new(out: Path) -> None:
         raise UserError(f"{out} cannot be made: {above} is not writable; choose another place")
 
 
+def _check_new_object(out: Path) -> None:
+    """The same in a bucket, where an earlier try may have left parts."""
+    try:
+        if not out.exists() or _is_begun(out):
+            return
+    except OSError as error:
+        raise unwritable(out, error) from None
+    raise UserError(f"{out} exists already; remove it or choose another name")
+
+
 def check_ours(file: Path, begin: str) -> None:
     """Raise `UserError` if a file is there and does not begin as ours do: to write it would be to lose somebody's."""
-    if os.path.lexists(file):
+    if os.path.lexists(file) if is_local(file) else file.is_file():
         with file.open("rb") as found:
             if found.read(len(begin.encode())) == begin.encode():
                 return
@@ -219,7 +327,7 @@ def remove(folder: Path) -> None:
     """Remove a folder, and again while threads of a failed write still put it back: until it is gone for half a second."""
     gone = 0
     for _ in range(100):
-        shutil.rmtree(folder, ignore_errors=True)
+        places.remove(folder)
         time.sleep(0.05)
         gone = 0 if folder.exists() else gone + 1
         if gone == 10:
@@ -244,8 +352,8 @@ def is_forbidden(error: BaseException) -> bool:
 
 
 def is_wrong_path(error: BaseException) -> bool:
-    """Whether an error says that a path cannot be used as it is: too long, a circle of links, or forbidden."""
-    return _is_one_of(error, errno.ENAMETOOLONG, errno.ELOOP) or is_forbidden(error)
+    """Whether an error says that a path cannot be used as it is: too long, a circle of links, no bucket, or forbidden."""
+    return _is_one_of(error, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO) or is_forbidden(error)
 
 
 def _is_one_of(error: BaseException, *codes: int) -> bool:

@@ -1,6 +1,7 @@
 """Files of JSON lines that grow: a process that was stopped, or killed, goes on with what it has written.
 
-Lines are added whole, a batch in one write, and the file is held for one process. What a kill tears off is the last line
+Lines are added whole, a batch in one write, and the file is held for one process. A file in a bucket grows on this machine
+and is sent there every half minute (`a3jax.files.desk`). What a kill tears off is the last line
 alone, and it is cut off when the file is taken up again. Which lines are the right ones knows whoever wrote them.
 """
 
@@ -8,12 +9,15 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 from a3jax.errors import UserError
-from a3jax.files.folders import hold, is_full_disk
+from a3jax.files.desk import Desk
+from a3jax.files.folders import is_full_disk, unwritable
+from a3jax.files.holding import held, hold
 from a3jax.files.outside_json import NotJson, parse_object
+from a3jax.files.places import is_local
 from a3jax.outside_text import say
 
 
@@ -28,8 +32,11 @@ class Line(NamedTuple):
 class Lines:
     """A file that lines are added to, or a stream, in which none can be there before."""
 
-    def __init__(self, file: BinaryIO, path: Path | None, what: str, begins: tuple[str, ...], holds: tuple[str, ...]):
-        self._file, self._path, self._what, self._holds = file, path, what, holds
+    def __init__(
+        self, file: BinaryIO, path: Path | None, out: Path | None, what: str, begins: tuple[str, ...], holds: tuple[str, ...]
+    ):
+        """`path` is where it grows, `out` what messages call it."""
+        self._file, self._path, self._out, self._what, self._holds = file, path, out, what, holds
         self._begins = tuple(f'{{"{name}": '.encode() for name in begins)
 
     def there(self) -> Iterator[Line]:
@@ -43,7 +50,7 @@ class Lines:
                     self._file.truncate(at)
                     return
                 at += len(line)
-                yield Line(f"{self._path}:{number}", self._read(line, f"{self._path}:{number}"))
+                yield Line(f"{self._out}:{number}", self._read(line, f"{self._out}:{number}"))
 
     def keep(self, count: int) -> None:
         """Cut off all but the first `count` lines."""
@@ -91,17 +98,21 @@ def growing(out: Path | BinaryIO, what: str, *begins: str, holds: tuple[str, ...
 
     `what` a line is messages say. Raises `UserError` for a file that cannot be written, or that another process writes.
     """
-    if not isinstance(out, Path):
-        yield Lines(out, None, what, begins, holds)
+    if not isinstance(out, PurePath):
+        yield Lines(out, None, None, what, begins, holds)
         return
-    try:
-        file = out.open("ab", buffering=0)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; choose another place") from None
-    with file:
-        hold(file, out)
+    with contextlib.ExitStack() as stack:
         try:
-            yield Lines(file, out, what, begins, holds)
+            if not is_local(out):
+                stack.enter_context(held(out.with_name(f"{out.name}.lock"), out))
+            here = stack.enter_context(Desk(out.parent, out.name)).folder / out.name
+            file = stack.enter_context(here.open("ab", buffering=0))
+        except OSError as error:
+            raise unwritable(out, error) from None
+        if is_local(out):
+            hold(file, out)
+        try:
+            yield Lines(file, here, out, what, begins, holds)
         except (KeyboardInterrupt, SystemExit):
             say(f"stopped; the same command goes on from {out}")
             raise

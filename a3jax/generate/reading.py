@@ -10,7 +10,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, TypeVar
 from a3jax.devices.processes import is_alone
 from a3jax.errors import UserError
 from a3jax.files.outside_json import decoded, parse_object
-from a3jax.files.places import local
+from a3jax.files.places import place
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def opened(file: str) -> Iterator[tuple[BinaryIO, str]]:
         yield sys.stdin.buffer, "standard input"
         return
     try:
-        source = local(file).open("rb")
+        source = place(file).open("rb")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     with source:

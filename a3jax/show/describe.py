@@ -13,7 +13,7 @@ from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files.places import local_copy, local_folder, place, sizes
 from a3jax.files.strict import read
 from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_nll
@@ -31,7 +31,7 @@ def describe(path: Path, step: int | None = None) -> Facts:
 
     Only headers and small files are read, and the head of a published model that should be tied and is stored.
     """
-    local(path)
+    path = place(path)
     for applies, facts in _KINDS:
         if applies(path):
             return facts(path, step)
@@ -79,6 +79,7 @@ def _hosts(run: Path) -> Facts:
 
 
 def _hugging_face_folder(path: Path, _: int | None) -> Facts:
+    path = local_folder(path)
     raw, where = read_json(path / "config.json"), str(path / "config.json")
     both = raw.get("model_type") == a3_folder.MODEL_TYPE
     tensors = TensorFiles(path)
@@ -87,19 +88,20 @@ def _hugging_face_folder(path: Path, _: int | None) -> Facts:
         facts |= _network(with_stored_head(read_description(path).config, tensors, where))
     except UserError as error:
         facts |= {"family": raw.get("model_type"), "not_importable": str(error)}
-    facts |= _stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), tensors.files())
+    facts |= _stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), _sizes(tensors.files()))
     record = path / a3_folder.RECORD
     return facts | (_history(read(Provenance, record)) if record.is_file() else {})
 
 
 def _gguf_file(path: Path, _: int | None) -> Facts:
+    path = local_copy(path)
     reader = open_gguf(path)
     facts: Facts = {"what": "GGUF file"}
     try:
         facts |= _network(GgufFile(path).config)
     except UserError as error:
         facts |= {"not_importable": str(error)}
-    return facts | _stored(((tensor.shape, tensor.tensor_type.name) for tensor in reader.tensors), [path])
+    return facts | _stored(((tensor.shape, tensor.tensor_type.name) for tensor in reader.tensors), _sizes([path]))
 
 
 def _corpus(path: Path, _: int | None) -> Facts:
@@ -138,18 +140,21 @@ def _network(config: ModelConfig) -> Facts:
 
 
 def _saved(checkpoint: Checkpoint) -> Facts:
-    files = [file for file in checkpoint.params.rglob("*") if file.is_file()]
-    return _stored(((array.shape, array.dtype.name) for array in saved(checkpoint).values()), files)
+    return _stored(((array.shape, array.dtype.name) for array in saved(checkpoint).values()), sizes(checkpoint.params))
 
 
-def _stored(tensors: Iterable[tuple[Iterable[int], str]], files: Iterable[Path]) -> Facts:
+def _sizes(files: Iterable[Path]) -> dict[str, int]:
+    return {str(file): file.stat().st_size for file in files}
+
+
+def _stored(tensors: Iterable[tuple[Iterable[int], str]], files: dict[str, int]) -> Facts:
     """Numbers by dtype, the largest share first, and what they take on disk."""
     numbers: Counter[str] = Counter()
     for shape, dtype in tensors:
         numbers[dtype] += int(np.prod(list(shape)))
     shares = ", ".join(f"{dtype} {count / numbers.total():.1%}" for dtype, count in numbers.most_common())
     dtype = next(iter(numbers)) if len(numbers) == 1 else shares
-    return {"parameters": numbers.total(), "dtype": dtype, "bytes": sum(file.stat().st_size for file in files)}
+    return {"parameters": numbers.total(), "dtype": dtype, "bytes": sum(files.values())}
 
 
 def _history(record: Provenance) -> Facts:

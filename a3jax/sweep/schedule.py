@@ -18,7 +18,9 @@ from typing import NamedTuple, NoReturn
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.passing import TRY_AGAIN
 from a3jax.errors import UserError
-from a3jax.files.folders import hold, is_held, write_whole
+from a3jax.files.desk import Desk
+from a3jax.files.folders import move, unwritable, write_whole
+from a3jax.files.holding import held, is_held
 from a3jax.files.strict import to_json
 from a3jax.progress import Progress, console
 from a3jax.sweep.halving import best, stops
@@ -72,9 +74,9 @@ def run_one(sweep: Sweep, folder: Path, index: int, retry: bool = False) -> NoRe
         raise UserError(f"--index is {index}; the sweep has trials 0 to {len(sweep.trials) - 1}")
     trial = sweep.trials[index]
     _check(folder, trial)
-    for held in (folder, folder / RUNS / trial.name):
-        if is_held(held / LOCK):
-            raise UserError(f"{held} is being written by another process; wait for it")
+    for each in (folder, folder / RUNS / trial.name):
+        if is_held(each / LOCK):
+            raise UserError(f"{each} is being written by another process; wait for it")
     save_sweep(sweep, folder)
     if retry:
         _retry(folder, trial)
@@ -87,13 +89,11 @@ def run_one(sweep: Sweep, folder: Path, index: int, retry: bool = False) -> NoRe
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Make the folder, and hold it for this process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another with --out") from None
-    with lock:
-        hold(lock, folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / LOCK, folder))
+        except OSError as error:
+            raise unwritable(folder, error, "choose another with --out") from None
         yield
 
 
@@ -105,14 +105,14 @@ def _check(folder: Path, trial: Trial) -> None:
 
 def _retry(folder: Path, trial: Trial) -> None:
     if (failed := folder / FAILED / trial.name).is_dir():
-        failed.rename(folder / RUNS / trial.name)
+        move(failed, folder / RUNS / trial.name)
 
 
 def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], int], title: str) -> None:
     """Bring all trials to where they are to stop, or as far as they come before a signal."""
     waiting = [job for job in jobs if not _over(folder, job)]
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-    with Progress(title, len(jobs), "runs", len(jobs) - len(waiting)) as bar:
+    running: dict[int, tuple[Job, subprocess.Popen[bytes], Desk]] = {}
+    with Progress(title, len(jobs), "runs", len(jobs) - len(waiting)) as bar, contextlib.ExitStack() as logs:
         try:
             while (running or waiting) and not caught():
                 for place in (place for place in range(at_once) if place not in running):
@@ -122,21 +122,22 @@ def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], i
                         break
                     waiting.remove(job)
                     if not _over(folder, job):
-                        running[place] = job, _start(folder, job, place, at_once)
-                for place, (job, process) in list(running.items()):
+                        log = logs.enter_context(Desk(folder / RUNS / job.trial.name, LOG))
+                        running[place] = job, _start(folder, job, place, at_once, log.folder), log
+                for place, (job, process, log) in list(running.items()):
                     if process.poll() is not None:
                         del running[place]
                         if process.returncode == TRY_AGAIN:  # until it gives up by itself
                             waiting.append(job)
                             continue
-                        _ended(folder, job.trial, process.returncode)
+                        _ended(folder, job.trial, process.returncode, log)
                         bar.advance()
-                bar.note(", ".join(job.trial.name for job, _ in running.values()))
+                bar.note(", ".join(job.trial.name for job, *_ in running.values()))
                 time.sleep(POLL_SECONDS)
         finally:
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.terminate()
-            for _, process in running.values():
+            for _, process, _ in running.values():
                 process.wait()
 
 
@@ -153,11 +154,11 @@ def _write_config(folder: Path, job: Job) -> Path:
     return file
 
 
-def _start(folder: Path, job: Job, place: int, at_once: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, job: Job, place: int, at_once: int, here: Path) -> subprocess.Popen[bytes]:
     config = _write_config(folder, job)
     command = [*COMMAND, str(os.getpid()), str(config)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **share_of_gpus(place, at_once, os.environ)}
-    with (config.parent / LOG).open("ab") as log:  # its own group, so that an interrupt from a terminal comes once
+    with (here / LOG).open("ab") as log:  # its own group, so that an interrupt from a terminal comes once
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0)
 
 
@@ -172,15 +173,15 @@ def share_of_gpus(place: int, at_once: int, environment: Mapping[str, str]) -> d
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + share])}
 
 
-def _ended(folder: Path, trial: Trial, status: int) -> None:
+def _ended(folder: Path, trial: Trial, status: int, kept: Desk) -> None:
     """Set a run that failed apart, and say so."""
     if status == 0 or status in STOPPED:
         return
     run, failed = folder / RUNS / trial.name, folder / FAILED / trial.name
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-    with (run / LOG).open("a") as log:
+    with (kept.folder / LOG).open("a") as log:
         log.write(f"a3jax sweep: {how}\n")
-    failed.parent.mkdir(exist_ok=True)
-    run.rename(failed)
+    kept.send()
+    move(run, failed)
     lines = f"{trial.name} failed; its run is now in {failed}\n{last_lines(failed / LOG)}"
     console.print(lines, soft_wrap=True)

@@ -35,10 +35,11 @@ from a3jax.curriculum.plateau import PlateauState
 from a3jax.devices.agreement import barrier, from_runtime, together
 from a3jax.devices.passing import Passing
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import is_forbidden, is_full_disk, is_passing, remove
+from a3jax.files.folders import is_forbidden, is_full_disk, is_passing, move, remove
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build
 from a3jax.progress import console
+from a3jax.train.away import Away
 from a3jax.train.checksums import checksums
 from a3jax.train.state import State, with_counts
 
@@ -64,7 +65,8 @@ class Checkpoints:
     """The steps saved in a run folder, and which of them stay."""
 
     def __init__(self, run: Path, config: TrainConfig):
-        self._folder = (run / STEPS).resolve()
+        self._away = Away(run / STEPS)
+        self._folder = self._away.folder.resolve()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy(config),
             best_fn=(lambda metrics: metrics[config.best_order]) if config.keep_best else None,
@@ -75,9 +77,10 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
+            self._away.fetch()
             if config.keep_best:
                 self._leave_damaged_figures_out(config.best_order)
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(epath.Path(str(self._folder)), options=options)
         except OSError as error:
             raise UserError(f"{self._folder} cannot be used: {first_line(error)}") from None
 
@@ -110,6 +113,7 @@ class Checkpoints:
         )
         with self._writing():
             self._manager.save(step, args=items, metrics=nll or None)
+            self._away.send(self._manager)
 
     def restore(self, abstract: State) -> Restored | None:
         """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
@@ -139,6 +143,7 @@ class Checkpoints:
         """Until the last save is written. Raises `UserError` if it could not be."""
         with self._writing():
             self._manager.wait_until_finished()
+            self._away.send(self._manager)
 
     def _read(self, step: int, abstract: State) -> dict[str, Any]:
         """This process's part of a step, without a word to the others, who may fail where this one does not."""
@@ -150,7 +155,7 @@ class Checkpoints:
         )
         try:
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
-                saved = handler.restore(epath.Path(self._folder / str(step)), args=items)
+                saved = handler.restore(epath.Path(str(self._folder / str(step))), args=items)
         except (OSError, ValueError, MemoryError) as error:
             if (passing := is_passing(error)) or is_forbidden(error):
                 where, kind = self._folder / str(step), Passing if passing else UserError
@@ -176,8 +181,7 @@ class Checkpoints:
         aside = self._free(str(step))
         barrier("named")
         if jax.process_index() == 0:
-            aside.parent.mkdir(exist_ok=True)
-            (self._folder / str(step)).rename(aside)
+            move(self._folder / str(step), aside)
         barrier("damaged")
         self._manager.reload()
         return aside
@@ -201,8 +205,7 @@ class Checkpoints:
                 whole = False
             if not whole:
                 aside = self._free(f"metrics-{file.parts[-3]}")
-                aside.parent.mkdir(exist_ok=True)
-                file.parent.rename(aside)
+                move(file.parent, aside)
                 line = f"{file} is damaged; it is set aside as {aside}, and its step is none of the best any more"
                 console.print(line, soft_wrap=True)
         barrier("figures")

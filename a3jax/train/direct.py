@@ -13,6 +13,8 @@ from a3jax.config import Config, DataConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
+from a3jax.files.folders import is_there
+from a3jax.files.places import place
 from a3jax.progress import console
 from a3jax.weights.pretrained import pretrained
 
@@ -28,7 +30,7 @@ def with_corpora(config: Config) -> DataConfig:
     """
     for source in config.data.sources:  # before any of them is prepared
         if not _is_source(source.path):
-            read_manifest(Path(source.path))
+            read_manifest(place(source.path))
     sources = [
         dataclasses.replace(source, path=str(_corpus(config, source.path, number)))
         for number, source in enumerate(config.data.sources)
@@ -37,7 +39,9 @@ def with_corpora(config: Config) -> DataConfig:
 
 
 def _is_source(path: str) -> bool:
-    return not (Path(path) / MANIFEST).is_file() and (Path(path).exists() or re.match(r"\w+:", path) is not None)
+    if re.match(r"(?!gs:|s3:)\w+:", path):
+        return True
+    return not (place(path) / MANIFEST).is_file() and place(path).exists()
 
 
 def _corpus(config: Config, path: str, number: int) -> Path | str:
@@ -45,7 +49,7 @@ def _corpus(config: Config, path: str, number: int) -> Path | str:
         return path
     name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
     folder = config.run_folder / FOLDER / f"{number}-{name}"
-    if not folder.is_dir():
+    if not is_there(folder):
         console.print(f"{path} is no prepared corpus: preparing it into {folder}, once")
         with _tokenizer(config) as tokenizer:
             prepare([path], folder, Preparation(tokenizer))

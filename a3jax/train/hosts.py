@@ -64,6 +64,10 @@ class Hosts(Liveness[Heartbeat]):
     def __enter__(self) -> Self:
         super().__enter__()
         if self.mine.process == 0:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self._folder} cannot be made: {error.strerror}; make room for it") from None
             self._write()
             self._writer.start()
         return self
@@ -112,7 +116,7 @@ class Hosts(Liveness[Heartbeat]):
 
     def _write(self) -> None:
         for process, beat in self.beats.items():
-            with contextlib.suppress(UserError):  # a full disk is for the checkpoint to report
+            with contextlib.suppress(OSError, UserError):  # a full disk is for the checkpoint to report
                 write_whole(self._folder / f"{process}.json", json.dumps(dataclasses.asdict(beat)))
 
 

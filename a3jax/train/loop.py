@@ -24,12 +24,14 @@ from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.passing import Passing, may_pass
 from a3jax.devices.processes import Processes, check_started, connect, is_first, last_try, meeting_at
 from a3jax.errors import first_line
+from a3jax.files.desk import Desk
 from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
+from a3jax.train.goodput import FILE as TIMES
 from a3jax.train.hosts import Hosts
-from a3jax.train.metrics import last_nll
+from a3jax.train.metrics import EVENTS, METRICS, last_nll, say_unsent
 from a3jax.train.objectives import compute_of
 from a3jax.train.position import Position, Rollbacks, after, at_checkpoint, begin
 from a3jax.train.report import Report
@@ -108,9 +110,11 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
         position = begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
         done = position.step, position.record.tokens
-        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started))
-        tracing = stack.enter_context(Tracing(config))
-        steps = _steps(run, position, _Means(mesh, compiled, checkpoints, report, tracing, stop, hosts))
+        grows = (METRICS, TIMES, EVENTS) if is_first() else (EVENTS,)
+        desk = stack.enter_context(Desk(config.run_folder, *grows, failed=say_unsent))
+        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started, desk.folder))
+        tracing = stack.enter_context(Tracing(config, desk.folder))
+        steps = _steps(run, position, _Means(mesh, compiled, checkpoints, desk, report, tracing, stop, hosts))
     folder = config.run_folder
     goodput = report.goodput.facts()["goodput"] if report.goodput else None
     return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stop.agreed, goodput)
@@ -123,6 +127,7 @@ class _Means:
     mesh: Mesh
     compiled: CompiledSteps
     checkpoints: Checkpoints
+    desk: Desk
     report: Report
     tracing: Tracing
     stop: AgreedStop
@@ -151,6 +156,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
 
     def save(nll: dict[str, float] | None) -> None:
         with report.pause("saving"):  # which reads the last step first
+            means.desk.send()  # first: a run that goes on from the checkpoint finds all that was logged before it
             read_so_far = dataclasses.replace(record, tokens=report.tokens)
             checkpoints.save(step, state, read_so_far, batches.get_state(), standing, nll)
 

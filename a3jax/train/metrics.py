@@ -142,6 +142,11 @@ def _name_damaged(path: Path, numbers: tuple[int, ...]) -> None:
         _say(f"{path} is damaged in line {lines}: passed over, and left as it is")
 
 
+def say_unsent(error: OSError) -> None:
+    """That a report could not be sent to the run's folder: once for each."""
+    _say_failed(Path(error.filename), "sent", str(error.strerror))
+
+
 @contextlib.contextmanager
 def _said_once(path: Path, what: str = "written") -> Iterator[None]:
     """What keeps a report from being written or read is said, and no more."""

@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -47,15 +48,17 @@ class Report:
         batches: Batches,
         hosts: Hosts,
         started: float,
+        folder: Path,
     ):
         """`step` is how many steps are done, with how many `tokens`, `batches` what they read, `started` when
-        (`time.perf_counter`) all began.
+        (`time.perf_counter`) all began; in `folder` the files grow.
         """
         self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
-        self._log = Log(config.run_folder, step) if jax.process_index() == 0 else None
-        self.goodput = Goodput(config.run_folder, self._log.dropped_seconds, started) if self._log else None
+        self._folder = folder
+        self._log = Log(folder, step) if jax.process_index() == 0 else None
+        self.goodput = Goodput(folder, self._log.dropped_seconds, started) if self._log else None
         self._bar = Progress("train", config.steps, "steps", step, lines=self._log is not None)
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
@@ -166,7 +169,7 @@ class Report:
         self.tokens = tokens
         if self._log and self.goodput:
             self._log.close()
-            self._log = Log(self._config.run_folder, step)
+            self._log = Log(self._folder, step)
             self.goodput.lost(self._log.dropped_seconds)
         self._bar.set(step)
         self._pending, self.roll_back = None, False

@@ -30,7 +30,8 @@ from a3jax.data.tokenizer_files import FILES
 from a3jax.devices.agreement import barrier, together
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
-from a3jax.files.folders import hold, is_held, write_whole
+from a3jax.files.folders import unwritable, write_whole
+from a3jax.files.holding import held, is_held
 from a3jax.files.strict import flat, read, to_json
 from a3jax.train.direct import with_corpora
 from a3jax.train.metrics import EVENTS, METRICS
@@ -134,20 +135,17 @@ def _write(folder: Path, model: ModelConfig, codec: TextCodec) -> None:
         for name, content in codec.files.items():
             (folder / name).write_bytes(content)
     except OSError as error:
-        raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
+        raise unwritable(folder, error) from None
 
 
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Hold a run folder, made if need be. Raises `UserError` if another process does."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"run folder {folder} cannot be written: {error.strerror}") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            hold(lock, folder)
+            stack.enter_context(held(folder / LOCK, folder))
+        except OSError as error:
+            raise unwritable(folder, error) from None
         except UserError:
             raise _in_use(folder) from None
         yield

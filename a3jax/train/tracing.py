@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,10 +15,10 @@ from a3jax.train.metrics import EVENTS
 
 
 class Tracing:
-    """Records the steps of `profile.steps` into RUN/events, from the dispatch of the first to the end of the last."""
+    """Records the steps of `profile.steps` into a folder's events, from the dispatch of the first to the end of the last."""
 
-    def __init__(self, config: Config):
-        self._steps, self._folder = config.profile.range, config.run_folder / EVENTS
+    def __init__(self, config: Config, folder: Path):
+        self._steps, self._folder = config.profile.range, folder / EVENTS
         self._running = False
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec, codec_of, load_codec
 from a3jax.errors import UserError
-from a3jax.files.places import local
+from a3jax.files.places import place
 from a3jax.weights.source import Source, open_source
 
 
@@ -58,7 +58,7 @@ def pretrained(name: str | Path, step: int | None = None) -> Pretrained:
 
     Raises `UserError` for anything else, and for a `step` of what has none.
     """
-    path = local(name)
+    path = place(name)
     if not _is_theirs(path):
         return Pretrained(find(path, step))
     if step is not None:

@@ -10,7 +10,7 @@ from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
-from a3jax.files.places import local
+from a3jax.files.places import local_copy, local_folder, place
 
 
 class Source(ABC):
@@ -61,11 +61,11 @@ def open_source(name: str | Path) -> Source:
     from a3jax.weights.huggingface import HuggingFaceFolder
     from a3jax.weights.importer import check_source
 
-    path = local(name)
+    path = place(name)
     if path.is_dir():
-        source: Source = HuggingFaceFolder(path)
+        source: Source = HuggingFaceFolder(local_folder(path))
     elif path.suffix == ".gguf" and path.is_file():
-        source = GgufFile(path)
+        source = GgufFile(local_copy(path))
     elif path.exists():
         raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file")
     elif (model := hub.parse(str(name))) is not None:

@@ -1,4 +1,4 @@
-"""A URL where a path is wanted is refused in one line: by every command and option, every field, and from Python."""
+"""A URL that is no place is refused in one line: by every command and option, every field, and from Python."""
 
 import dataclasses
 import types
@@ -17,14 +17,14 @@ from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment.combine import product
 from a3jax.export.exporter import export_model
-from a3jax.files.places import local
+from a3jax.files.places import local, place
 from a3jax.show.describe import describe
 from a3jax.sweep.trials import make_sweep
 from a3jax.train.loop import train
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
-URL = "gs://bucket/x"
+URL = "az://bucket/x"
 EXPERIMENT = """
 from a3jax.config import Config
 from a3jax.experiment.combine import product
@@ -157,17 +157,21 @@ def test_from_python(model_folder, tiny, experiment):
         lambda place: make_sweep(Config("x", model=tiny()), product({"seed": [0]}), Path(place)),
     ]
     for call in calls:
-        for place in (URL, gone):
-            with pytest.raises(UserError, match=r"gs:/+bucket/x.* is a URL"):
-                call(place)
+        for each in (URL, gone):
+            with pytest.raises(UserError, match=r"az:/+bucket/x.* is a URL"):
+                call(each)
     assert list(Path.cwd().iterdir()) == []
 
 
 def test_what_is_a_path():
-    for place in ("a", "/a:b/c", "./x", "a/b:c", "owner/model@main", "C:/x"):
-        assert str(local(place)) == str(Path(place))
-    for place in ("s3://b", "file:///x", "http://h/x", "x/gs://b", "gs:/b/x"):
+    for name in ("a", "/a:b/c", "./x", "a/b:c", "owner/model@main", "C:/x"):
+        assert str(local(name)) == str(place(name)) == str(Path(name))
+    for name in ("file:///x", "http://h/x", "x/gs://b", "gs://", "gcs://b/x"):
         with pytest.raises(UserError, match="is a URL"):
-            local(place)
+            place(name)
+    for name in ("s3://b", "gs:/b/x"):
+        assert str(place(name)).startswith(("s3://b", "gs://b/x"))
+        with pytest.raises(UserError, match="is a URL, and this is read on this machine only"):
+            local(name)
     with pytest.raises(UserError, match="zero byte"):
-        local("a\0b")
+        place("a\0b")

@@ -23,6 +23,7 @@ from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import AdaptConfig, Config, MeshConfig
 from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
+from a3jax.files.places import place
 from a3jax.files.strict import to_json
 from a3jax.likelihood.held_out import ORDERS
 from a3jax.train.checkpoints import Checkpoints, Restored
@@ -43,7 +44,7 @@ def assert_same_run(a: str, b: str) -> None:
         np.testing.assert_array_equal(x, y)
     timing = ("seconds", "tokens_per_second", "predicted_tokens_per_second", "input_wait", "goodput")
     rows = [
-        [{k: v for k, v in row.items() if k not in timing and not k.startswith("time/")} for row in read(Path(run))]
+        [{k: v for k, v in row.items() if k not in timing and not k.startswith("time/")} for row in read(place(run))]
         for run in (a, b)
     ]
     assert rows[0] == rows[1]

@@ -1,0 +1,209 @@
+"""The whole road with every path in a bucket, against emulators, ends as it does in folders of this machine, bit for bit."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import emulators
+import jax
+import numpy as np
+import pytest
+from test_loop import assert_same_run, stop_at
+from typed import answer, fails
+
+from a3jax.checkpoint.folder import find, load_arrays, saved_steps
+from a3jax.data.corpus import TokenStream, read_manifest
+from a3jax.data.preparation import Preparation
+from a3jax.data.prepare import prepare
+from a3jax.errors import UserError
+from a3jax.experiment.combine import product
+from a3jax.files.folders import PARTS
+from a3jax.files.places import place, sizes
+from a3jax.files.strict import to_json
+from a3jax.sweep.schedule import run_sweep
+from a3jax.sweep.status import status
+from a3jax.sweep.trials import make_sweep, read_sweep
+from a3jax.train.loop import train
+
+
+@pytest.fixture(params=["gs", "s3"])
+def emulator(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of(request.param) as started:
+        started.root = f"{request.param}://bucket/{request.node.name.split('[')[0]}"
+        yield started
+
+
+def put(folder: Path, to: Path) -> None:
+    """Copy a folder into a bucket, as a user does."""
+    for name in sizes(folder):
+        (to / name).write_bytes((folder / name).read_bytes())
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    for x, y in zip(*(jax.tree.leaves(load_arrays(find(path))) for path in (a, b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_corpus(emulator, corpus):
+    root = place(emulator.root)
+    put(corpus.parent, root / "texts")
+    texts = {name for name in sizes(root / "texts") if "/" in name}
+    for name in texts:
+        (root / "texts" / name).unlink()
+    made = prepare([f"{root}/texts"], root / "corpus", Preparation("bytes", held_out=0.2, workers=1))
+    here = read_manifest(corpus)
+    assert (
+        dataclasses.replace(made, sources=here.sources, settings=here.settings)
+        == here
+        == dataclasses.replace(read_manifest(root / "corpus"), sources=here.sources, settings=here.settings)
+    )
+    for split in ("train", "held_out"):
+        streams = TokenStream(corpus, here, split), TokenStream(root / "corpus", made, split)
+        begin, end = np.array([0, 7]), np.array([len(streams[0]), 90])
+        for a, b in zip(*(stream.read(begin, end) for stream in streams), strict=True):
+            np.testing.assert_array_equal(a, b)
+    shard = root / "corpus" / made.train.shards[0].name
+    content = shard.read_bytes()
+    shard.write_bytes(bytes(len(content)))
+    stream = TokenStream(root / "corpus", made, "train")
+    with pytest.raises(UserError, match=rf"{shard} is damaged"):
+        stream.read(np.array([0]), np.array([5]))
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{shard.name} is damaged \({len(content) - 1:,} bytes"):
+        read_manifest(root / "corpus")
+
+
+def test_a_run_that_is_stopped_and_goes_on_elsewhere(emulator, corpus, experiment, whole_run, monkeypatch, tmp_path):
+    root = place(emulator.root)
+    put(corpus, root / "corpus")
+    config = dataclasses.replace(experiment(), run=f"{root}/run")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+    stop_at(5, monkeypatch)
+    summary = train(config)
+    assert (summary.steps, summary.stopped_by) == (5, signal.SIGTERM)
+    monkeypatch.undo()
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "another machine"))
+    assert train(config).steps == 8
+    assert_same_run(f"{root}/run", str(whole_run))
+    assert saved_steps(root / "run") == saved_steps(whole_run)
+    assert not (root / "run" / "lock").exists()
+    assert list((root / "run").glob("events/events*"))
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(UserError, match="holds a run with seed = 0, not 1"):
+        train(other)
+
+
+def test_every_command(emulator, corpus, whole_run, capsys, tmp_path):
+    root = emulator.root
+    put(whole_run, place(f"{root}/run"))
+    for name in saved_steps(whole_run):
+        (place(f"{root}/run/checkpoints/{name}") / PARTS).write_text('{"parts": {}}')
+    assert answer(capsys, "inspect", f"{root}/run")["step"] == answer(capsys, "inspect", whole_run)["step"]
+    answer(capsys, "export", f"{root}/run", f"{root}/exported")
+    answer(capsys, "import", f"{root}/exported", f"{root}/model")
+    assert_same_weights(whole_run, place(f"{root}/model"))
+    assert answer(capsys, "inspect", f"{root}/model")["what"] == "model folder"
+    text = ["--text", str(corpus.parent / "1.txt"), "--tasks", "likelihood", "--orders", "ar", "random_4"]
+    figures = []
+    for path, out in ((whole_run, tmp_path / "results"), (f"{root}/run", f"{root}/results")):
+        answer(capsys, "evaluate", path, *text, "--out", out)
+        figures.append(json.loads((place(out) / "results.json").read_text())["tasks"]["likelihood"]["tables"])
+        assert sizes(place(out)).keys() >= {"results.json", "likelihood.jsonl", "report.html"}
+    assert figures[0] == figures[1]
+    assert "exists already" in fails(capsys, "export", f"{root}/run", f"{root}/exported")
+    assert "does not exist" in fails(capsys, "inspect", f"{root}/nothing")
+    assert "no such bucket" in fails(capsys, "export", f"{root}/run", f"{root[:5]}no-such-bucket/exported")
+
+
+def start(config, tmp_path, scratch: str):
+    """Train in a process of its own, which has no other part of this one's machine than the bucket."""
+    here = dataclasses.replace(config, run=str(tmp_path / "unused"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A3JAX_SCRATCH", str(tmp_path / scratch))
+        file = here.run_folder.with_suffix(".json")
+        file.write_text(to_json(config))
+        environment = {
+            **os.environ,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+    command = [sys.executable, "-m", "a3jax.cli", "train", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.long
+def test_kills_at_ten_moments_and_two_writers(emulator, corpus, experiment, whole_run, tmp_path):
+    """Uploads are among the moments: a step is saved after each one, and the kills come as soon as one is begun."""
+    root = place(emulator.root)
+    put(corpus, root / "corpus")
+    config = dataclasses.replace(experiment(save_every=1), run=f"{root}/run")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+    moments = random.Random(0)
+    for kill in range(10):
+        process = start(config, tmp_path, f"machine-{kill % 2}")
+        before = set(sizes(root / "run" / "checkpoints"))
+        while process.poll() is None and set(sizes(root / "run" / "checkpoints")) <= before:
+            time.sleep(0.02)
+        if kill == 0 and process.poll() is None:
+            second = start(config, tmp_path, "third")
+            assert second.wait(120) == 2
+            assert "is being trained by another process" in second.stderr.read()
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+    train(config)
+    assert_same_weights(place(config.run), whole_run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("status", [429, 503, 0])
+def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, whole_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of("gs") as emulator:
+        root = place(f"gs://bucket/fails-{status}")
+        put(corpus, root / "corpus")
+        config = dataclasses.replace(experiment(), run=f"{root}/run")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+        until: list[float] = []
+
+        def trouble(method, path):
+            if not until and "checkpoints" in path and method == "POST":
+                until.append(time.monotonic() + 10)
+            return status if until and time.monotonic() < until[0] else None
+
+        emulator.trouble = trouble
+        try:
+            assert train(config).steps == 8
+        finally:
+            emulator.trouble = emulators.none
+        assert until
+        assert_same_run(str(root / "run"), str(whole_run))
+
+
+@pytest.mark.long
+def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
+    """Of two trials one fails, for its windows are too long; the other is what the same trial is here."""
+    root = place(emulator.root)
+    put(corpus, root / "corpus")
+    base = experiment()
+    trials = product({"seed": [1], "data.length": [32, 100]})
+    for folder, data in ((root / "sweep", root / "corpus"), (tmp_path / "sweep", corpus)):
+        config = dataclasses.replace(base, data=dataclasses.replace(base.data, path=str(data)), run=None)
+        assert run_sweep(make_sweep(config, trials, folder), folder, 1) == 0
+    ends = [
+        [(one.name, one.state, one.step) for one in status(f, read_sweep(f))] for f in (root / "sweep", tmp_path / "sweep")
+    ]
+    assert ends[0] == ends[1]
+    assert {state for _, state, _ in ends[0]} == {"done", "failed"}
+    (done,) = (name for name, state, _ in ends[0] if state == "done")
+    assert_same_weights(root / "sweep" / "runs" / done, tmp_path / "sweep" / "runs" / done)
+    (failed,) = (name for name, state, _ in ends[0] if state == "failed")
+    assert "data.length 100" in (root / "sweep" / "failed" / failed / "log.txt").read_text()
