@@ -165,6 +165,9 @@ class TrainConfig:
     """Evaluate at the end of every stage too, and log the NLL by rank and by what is visible; the runs of a sweep do."""
     stop_at: int | None = None
     """The step that ends the run for now; the learning rate goes on as if there were none."""
+    save: Literal["trained", "whole"] = "trained"
+    """What checkpoints hold of the weights: those that are trained, where the others lie unchanged in the run's `source`, of
+    which the run keeps the place and a SHA-256; or all."""
     save_every: int = 200
     keep: int = 2
     """Checkpoints kept besides the newest."""

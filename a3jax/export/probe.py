@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.checkpoint.folder import Checkpoint, load_arrays
+from a3jax.checkpoint.folder import Checkpoint
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.cached import plan
@@ -19,6 +19,7 @@ from a3jax.decode.settings import Decoding
 from a3jax.model.parameters import graph, shapes
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange
+from a3jax.weights import whole
 
 BATCH, LENGTH, GIVEN = 2, 96, 8
 GROUP_SIZES = (1, 3, 8)
@@ -100,7 +101,7 @@ def probe(checkpoint: Checkpoint, dtype: str, codec: TextCodec, fillable_V: np.n
 
 
 def _params(checkpoint: Checkpoint, dtype: str) -> nnx.State:
-    params, arrays = shapes(checkpoint.config), load_arrays(checkpoint)
+    params, arrays = shapes(checkpoint.config), whole.arrays(checkpoint)
     if arrays["embedding"].dtype.name != dtype:
         arrays = jax.tree.map(lambda array: array.astype(dtype), arrays)
     nnx.replace_by_pure_dict(params, jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), arrays))

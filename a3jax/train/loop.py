@@ -99,7 +99,7 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
             last_try(given_up(tries.begun_at))
         stack.enter_context(jax.set_mesh(mesh))
         compiled = stack.enter_context(CompiledSteps(config, run.model, mesh))
-        checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train))
+        checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train, run.frozen))
         batch_S = config.schedule.batch_S
         rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
         endless = config.guard.action == "rollback"  # which passes over batches, nobody knows how many
@@ -191,7 +191,8 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
             report.flush()  # a bad step is not saved
         if report.roll_back:
             checkpoints.wait()
-            before = checkpoints.restore(abstract_state(config, run.model, mesh))
+            kept = state.params
+            before = checkpoints.restore(abstract_state(config, run.model, mesh), lambda: kept)  # noqa: B023
             step, state, record, batches, standing = at_checkpoint(run, mesh, before, state.teacher, batches)
             rollbacks, saved = rollbacks.to(step, config.guard.limit), step
             report.rewind(step, record.tokens)

@@ -31,7 +31,7 @@ def begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> Po
     config = run.config
     batches = iter(training_batches(source, config.data.workers))
     teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
-    saved = checkpoints.restore(abstract_state(config, run.model, mesh))
+    saved = checkpoints.restore(abstract_state(config, run.model, mesh), lambda: _source_weights(run, mesh))
     if saved is not None:
         go_on_from(batches, saved.data, saved.step)
     return at_checkpoint(run, mesh, saved, teacher, batches)
@@ -46,8 +46,13 @@ def at_checkpoint(
     return Position(saved.step, saved.state._replace(teacher=teacher), saved.record, batches, saved.standing)
 
 
+def _source_weights(run: Run, mesh: Mesh) -> nnx.State:
+    assert run.source is not None
+    return run.source.load(mesh)
+
+
 def _first_state(run: Run, mesh: Mesh) -> State:
-    params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
+    params = _source_weights(run, mesh) if run.source else random_params(run.config, run.model, mesh)
     if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
         params = with_adapters(params, run.config, run.model, mesh)
     if run.config.adapt.query_seed == "normal":

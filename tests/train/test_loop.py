@@ -271,7 +271,7 @@ def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found_or_changes_nothing(u
 
     def restored() -> Restored:
         with Checkpoints(config.run_folder, config.train) as checkpoints:
-            return checkpoints.restore(abstract)
+            return checkpoints.restore(abstract, None)
 
     whole = {8: restored()}
     (folder / "8").rename(folder.parent / "8")
