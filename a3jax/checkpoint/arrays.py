@@ -117,13 +117,26 @@ class SavedParameter:
         """All of it, or one entry of the first axis."""
         return (self._store if layer is None else self._store[layer]).read().result()
 
+    def part(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of it, one slice an axis."""
+        return self._store[index].read().result()
+
+
+def saved_names(folder: Path) -> set[str]:
+    """The dotted paths of the parameters that Orbax saved in `folder`."""
+    return set(_described(for_orbax(folder)))
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return flat(checkpointer.metadata(epath.Path(folder)).item_metadata.tree)
+
 
 def saved_parameters(folder: Path) -> dict[str, SavedParameter]:
     """The parameters that Orbax saved in `folder`, by dotted path, none of them read."""
     folder = for_orbax(folder)
     packed = ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
-    with ocp.StandardCheckpointer() as checkpointer:
-        leaves = flat(checkpointer.metadata(epath.Path(folder)).item_metadata.tree)
+    leaves = _described(folder)
     # A chunk that spans layers stays in memory until another is read, not to be read again for each of them.
     largest = max(math.prod(leaf.storage.chunk_shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
     context = ts.Context({"cache_pool": {"total_bytes_limit": largest}})

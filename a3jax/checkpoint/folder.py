@@ -4,12 +4,14 @@
     record.json                        what happened to them
     params/                            the weights (Orbax)                    in a model folder, or
     checkpoints/STEP/params/           the same                               in a run folder, one per saved step
+    frozen.json                        which of them lie in the run's source, where a run saves what it trains alone
 
-Everything that takes a CHECKPOINT takes either. A model folder appears only when it is complete.
+Everything that takes a CHECKPOINT takes either. A model folder appears only when it is complete. What this module reads of a
+checkpoint are the weights that it holds itself; `a3jax.weights.whole` and `a3jax.weights.pretrained` add the others.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,23 @@ from a3jax.errors import UserError, first_line
 from a3jax.files.folders import PARTS, check_whole, complete_or_nothing, is_passing
 from a3jax.files.places import for_orbax, is_local, place
 from a3jax.files.strict import read, to_json
-from a3jax.model.parameters import shapes
+from a3jax.model.parameters import named, shapes
 
-MODEL, RECORD, PARAMS, STEPS = "model.json", "record.json", "params", "checkpoints"
+MODEL, RECORD, PARAMS, STEPS, FROZEN = "model.json", "record.json", "params", "checkpoints", "frozen.json"
 _WHOLE = ("commit_success.txt", PARTS)
 """In a bucket, where nothing is renamed, what Orbax or we write last into a step."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Weights that a run leaves as they are, and that its checkpoints therefore need not hold."""
+
+    source: str
+    """Where they lie: what the run started from."""
+    sha256: str
+    """Of all weights there (`a3jax.weights.pretrained.Pretrained.sha256`)."""
+    parameters: tuple[str, ...]
+    """Which they are, by dotted path."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,13 @@ class Checkpoint:
     params: Path
     config: ModelConfig
     record: Provenance
+    frozen: Frozen | None = None
+    """Of a run folder, what `params` may lack."""
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of a run, which is removed when others have come."""
+        return self.params.parent != self.folder
 
 
 def find(path: Path, step: int | None = None) -> Checkpoint:
@@ -64,7 +85,8 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
     if step is not None and step not in steps:
         raise UserError(f"{path} has no step {step}; it has {', '.join(map(str, steps))}")
     folder = path / STEPS / str(step or steps[-1])
-    return Checkpoint(path, folder / PARAMS, config, read(Provenance, folder / "record" / "metadata"))
+    frozen = read(Frozen, path / FROZEN) if (path / FROZEN).is_file() else None
+    return Checkpoint(path, folder / PARAMS, config, read(Provenance, folder / "record" / "metadata"), frozen)
 
 
 def saved_steps(run: Path) -> list[int]:
@@ -78,10 +100,9 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
-    """The weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
-    tree = shapes(checkpoint.config)
+    """Its weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
+    tree = nnx.filter_state(shapes(checkpoint.config), named(saved(checkpoint)))
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
-    saved(checkpoint)
     with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
         nnx.replace_by_pure_dict(
             tree, checkpointer.restore(str(for_orbax(checkpoint.params).resolve()), nnx.to_pure_dict(abstract))
@@ -97,24 +118,31 @@ def layout(tree: nnx.State, mesh: Mesh | None) -> nnx.State:
 
 
 def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The weights as a nested dict of numpy arrays, in the dtype in which they were saved. Raises as `load_params`."""
+    """Its weights as a nested dict of numpy arrays, in the dtype in which they were saved. Raises as `load_params`."""
     parameters = saved(checkpoint)
     with damage_named(checkpoint):
         return nested({name: parameter.read() for name, parameter in parameters.items()})
 
 
 def saved(checkpoint: Checkpoint) -> dict[str, SavedParameter]:
-    """The weights by dotted path, to be read one at a time inside `damage_named`. Raises as `load_params`."""
+    """Its weights by dotted path, to be read one at a time inside `damage_named`. Raises as `load_params`.
+
+    They are all of the model, or all but the frozen ones.
+    """
     with damage_named(checkpoint):
         parameters = saved_parameters(checkpoint.params)
-    if nested({name: parameter.shape for name, parameter in parameters.items()}) != _expected_shapes(checkpoint.config):
+    expected = {name: leaf.shape for name, leaf in flat(nnx.to_pure_dict(shapes(checkpoint.config))).items()}
+    frozen = checkpoint.frozen.parameters if checkpoint.frozen else ()
+    own = {name: shape for name, shape in expected.items() if name not in frozen}
+    if {name: parameter.shape for name, parameter in parameters.items()} not in (expected, own):
         model = checkpoint.folder / MODEL
         raise UserError(f"{checkpoint.params} does not hold the model of {model}; put the right one back")
     return parameters
 
 
-def _expected_shapes(config: ModelConfig) -> dict[str, Any]:
-    return jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(shapes(config)))
+def lacking(checkpoint: Checkpoint, own: Collection[str]) -> tuple[str, ...]:
+    """Which weights of a checkpoint that has its `own` lie elsewhere, by dotted path."""
+    return tuple(name for name in (checkpoint.frozen.parameters if checkpoint.frozen else ()) if name not in own)
 
 
 @contextlib.contextmanager

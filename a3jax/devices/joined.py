@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from a3jax.config import MeshConfig
-from a3jax.devices.processes import Processes, check_started, connect, is_alone, is_first, meeting_at
+from a3jax.devices.processes import Processes, connect, is_alone, is_first, meeting_at
 
 if TYPE_CHECKING:  # a process forks before it imports JAX
     from jax.sharding import Mesh
@@ -39,12 +39,13 @@ def joined(devices: Devices) -> "Iterator[Mesh | None]":
     """
     import jax
 
+    from a3jax.devices.accelerators import check_used
     from a3jax.devices.agreement import barrier
     from a3jax.devices.liveness import Heartbeat, Liveness
     from a3jax.devices.mesh import make_mesh
 
     connect(devices)
-    check_started()
+    check_used()
     config = devices.mesh
     with contextlib.ExitStack() as stack:
         if not is_alone():

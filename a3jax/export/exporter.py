@@ -10,8 +10,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
 
-from a3jax.checkpoint.arrays import SavedParameter
-from a3jax.checkpoint.folder import Checkpoint, damage_named, saved
+from a3jax.checkpoint.folder import Checkpoint, damage_named
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.data.tokenizer_files import FILES, put_before
@@ -28,6 +27,7 @@ from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor, write_safetensors
 from a3jax.weights.source import without_code
 from a3jax.weights.table import QUERY_SEED, Entry, entries
+from a3jax.weights.whole import Parameter, parameters
 
 TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "decoding_a3.py", "modeling_a3.py"))
 """The model in PyTorch, which stands alone."""
@@ -60,8 +60,8 @@ def export_model(
     if not both and style != config.family:
         hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
-    parameters = saved(checkpoint)
-    dtype_name = dtype or parameters["embedding"].dtype.name
+    found = parameters(checkpoint)
+    dtype_name = dtype or found["embedding"].dtype.name
     made_from = {"params": str(checkpoint.params.resolve()), "written": version(checkpoint.params)}
     made_from |= {"style": style, "dtype": dtype, "shard_bytes": shard_bytes}
     if both:
@@ -70,14 +70,14 @@ def export_model(
         settings = families.to_hf(config, dtype_name)
     kept = checkpoint.record.generation
     with resumable(out, made_from) as partial, damage_named(checkpoint):
-        _write_weights(partial, _shards(list(_tensors(checkpoint.config, parameters, dtype, both)), shard_bytes))
+        _write_weights(partial, _shards(list(_tensors(checkpoint.config, found, dtype, both)), shard_bytes))
         _write_json(partial / "config.json", settings | generation.padding(kept))
         _write_json(partial / generation.FILE, generation.to_hf(config, kept))
         for name, content in _tokenizer_files(checkpoint).items():
             (partial / name).write_bytes(content)
         (partial / "README.md").write_text(model_card(out.name, config, checkpoint.record, both))
         if checkpoint.record.mask_block is not None:
-            np.save(partial / MASK_VECTOR, parameters["query_seed"].read().astype(np.float32))
+            np.save(partial / MASK_VECTOR, found["query_seed"].read().astype(np.float32))
         if both:
             (partial / a3_folder.RECORD).write_text(to_json(dataclasses.replace(checkpoint.record, generation={})))
             for file in TWIN:
@@ -91,7 +91,7 @@ def _exported(config: ModelConfig, both: bool) -> ModelConfig:
 
 def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
     """Write the left-to-right view as one GGUF file; one that was stopped is begun anew."""
-    tensors = list(_tensors(checkpoint.config, saved(checkpoint), None, both=False))
+    tensors = list(_tensors(checkpoint.config, parameters(checkpoint), None, both=False))
     total = sum(tensor.bytes for tensor in tensors)
     with new_file(out) as partial, damage_named(checkpoint), Progress("export", total, "bytes") as progress:
         write_gguf(partial, checkpoint.config, tensors, _tokenizer_files(checkpoint), out.stem, dtype, progress.advance)
@@ -106,12 +106,12 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     )
 
 
-def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: str | None, both: bool) -> Iterator[Tensor]:
+def _tensors(config: ModelConfig, found: dict[str, Parameter], dtype: str | None, both: bool) -> Iterator[Tensor]:
     merge = set() if content_is_fixed(config) else set(adapted(config))
     for entry in entries(_exported(config, both)) + ((QUERY_SEED,) if both else ()):
-        parameter = parameters[entry.ours]
+        parameter = found[entry.ours]
         block, _, own = entry.ours.rpartition(".")
-        change = [parameters[f"{block}.{factor}"] for factor in factors(own)] if own in merge else []
+        change = [found[f"{block}.{factor}"] for factor in factors(own)] if own in merge else []
         shape = entry.their_shape(parameter.shape[1:] if entry.per_layer else parameter.shape)
         target = np.dtype(dtype or parameter.dtype)
         for i, name in enumerate(entry.names(config.layers)):
@@ -120,7 +120,7 @@ def _tensors(config: ModelConfig, parameters: dict[str, SavedParameter], dtype: 
 
 
 def _theirs(
-    parameter: SavedParameter, change: list[SavedParameter], layer: int | None, entry: Entry, name: str, dtype: np.dtype
+    parameter: Parameter, change: list[Parameter], layer: int | None, entry: Entry, name: str, dtype: np.dtype
 ) -> np.ndarray:
     """One tensor as it will be written, its adapter added in. Raises `UserError` if it is not finite."""
     own = parameter.read(layer)

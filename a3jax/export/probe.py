@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.folder import Checkpoint, load_params
+from a3jax.checkpoint.folder import Checkpoint
 from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.cached import plan
@@ -21,6 +21,7 @@ from a3jax.devices.mesh import check_mesh, fetched, filled_up
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange
+from a3jax.weights.pretrained import Pretrained
 
 BATCH, LENGTH, GIVEN = 2, 96, 8
 GROUP_SIZES = (1, 3, 8)
@@ -106,7 +107,7 @@ def probe(
 def _params(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> nnx.State:
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
-    params = load_params(checkpoint, mesh)
+    params = Pretrained(checkpoint).load(mesh)
     # In two programs: a compiler may leave out a rounding that is undone at once.
     return params if dtype == "float32" else jax.tree.map(lambda array: array.astype(dtype).astype(jnp.float32), params)
 

@@ -10,8 +10,8 @@ All that is true of some parameters only follows from their kinds: what decays (
 """
 
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -75,6 +75,11 @@ def shapes(config: ModelConfig) -> nnx.State:
 def declarations(config: ModelConfig) -> dict[str, Declared]:
     """What every parameter is, by its dotted path such as "blocks.query"."""
     return {".".join(map(str, path)): declared(leaf) for path, leaf in nnx.to_flat_state(_outline(config)[1])}
+
+
+def named(names: Collection[str]) -> Callable[[tuple, Any], bool]:
+    """An NNX filter of the parameters with these dotted paths."""
+    return lambda path, _: ".".join(map(str, path)) in names
 
 
 @functools.cache

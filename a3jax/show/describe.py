@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.checkpoint.folder import MODEL, PARAMS, STEPS, Checkpoint, find, saved, saved_steps
+from a3jax.checkpoint.folder import MODEL, PARAMS, STEPS, Checkpoint, find, lacking, saved, saved_steps
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import PlateauState
@@ -15,12 +15,14 @@ from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.errors import UserError
 from a3jax.files.places import local_copy, local_folder, place, sizes
 from a3jax.files.strict import read
+from a3jax.model.parameters import count
 from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder
 from a3jax.weights.gguf import GgufFile, open_gguf
 from a3jax.weights.huggingface import read_description, with_stored_head
+from a3jax.weights.pretrained import frozen_source
 from a3jax.weights.tensor_files import TensorFiles, read_json
 
 Facts = dict[str, Any]
@@ -140,7 +142,22 @@ def _network(config: ModelConfig) -> Facts:
 
 
 def _saved(checkpoint: Checkpoint) -> Facts:
-    return _stored(((array.shape, array.dtype.name) for array in saved(checkpoint).values()), sizes(checkpoint.params))
+    own = saved(checkpoint)
+    facts = _stored(((array.shape, array.dtype.name) for array in own.values()), sizes(checkpoint.params))
+    if not lacking(checkpoint, own):
+        return facts
+    assert checkpoint.frozen is not None
+    try:
+        frozen_source(checkpoint.frozen, checkpoint.folder)
+        rest = f"in {checkpoint.frozen.source}, as they were"
+    except UserError as error:
+        rest = str(error)
+    return {
+        "parameters": count(checkpoint.config),
+        "saved_parameters": facts.pop("parameters"),
+        **facts,
+        "other_weights": rest,
+    }
 
 
 def _sizes(files: Iterable[Path]) -> dict[str, int]:
@@ -165,5 +182,6 @@ def _history(record: Provenance) -> Facts:
         "tokens_seen": record.tokens,
         "objective": record.objective,
         "curriculum": " -> ".join(record.stages) or "none",
+        **({"trained_with": " -> ".join(record.trained_with)} if record.trained_with else {}),
         **({"blanks": "end by themselves where nothing says how long they are"} if record.blanks_end else {}),
     }

@@ -1,6 +1,6 @@
 """A run's checkpoints: parameters, optimizer, record and data iterator saved together, asynchronously, whole or not at all.
 
-    RUN/checkpoints/STEP/params/      what `a3jax.checkpoint.folder` finds
+    RUN/checkpoints/STEP/params/      what `a3jax.checkpoint.folder` finds: all weights, or those the source lacks
                          optimizer/   moments and counts
                          record/      `Provenance` as JSON: steps, tokens, curriculum stages
                          data/        where the data iterator stands, as JSON
@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -28,7 +28,8 @@ from etils import epath
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from a3jax.checkpoint.folder import STEPS
+from a3jax.checkpoint.arrays import flat, saved_names
+from a3jax.checkpoint.folder import PARAMS, STEPS, Frozen
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import TrainConfig
 from a3jax.curriculum.plateau import PlateauState
@@ -38,9 +39,11 @@ from a3jax.errors import UserError, first_line
 from a3jax.files.folders import is_forbidden, is_full_disk, is_passing, move, remove
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build
+from a3jax.model.parameters import named
 from a3jax.progress import console
 from a3jax.train.away import Away
 from a3jax.train.checksums import checksums
+from a3jax.train.pace import Pace
 from a3jax.train.state import State, with_counts
 
 T = TypeVar("T")
@@ -64,9 +67,13 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The steps saved in a run folder, and which of them stay."""
 
-    def __init__(self, run: Path, config: TrainConfig):
+    def __init__(self, run: Path, config: TrainConfig, frozen: Frozen | None = None):
+        """`frozen`, where the run has such weights, is left out of what is saved, unless `train.save` says otherwise."""
         self._away = Away(run / STEPS)
         self._folder = self._away.folder.resolve()
+        self._frozen = frozenset(frozen.parameters if frozen else ())
+        self._pace = Pace()
+        self._left_out = self._frozen if config.save == "trained" else frozenset()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy(config),
             best_fn=(lambda metrics: metrics[config.best_order]) if config.keep_best else None,
@@ -103,29 +110,33 @@ class Checkpoints:
         `nll` is the held-out NLL by order at this very step, if it was evaluated.
         """
         facts = {"record": dataclasses.asdict(record), "data": data, "standing": dataclasses.asdict(standing)}
+        params = _without(state.params, self._left_out)
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(
-                _plain(state.params), _plain(jax.tree.map(_by_layer, state.params, is_leaf=_is_variable))
-            ),
+            params=ocp.args.StandardSave(_plain(params), _plain(jax.tree.map(_by_layer, params, is_leaf=_is_variable))),
             optimizer=ocp.args.StandardSave(_plain(state.optimizer)),
             checksums=ocp.args.JsonSave(checksums(state, **facts)),
             **{name: ocp.args.JsonSave(fact) for name, fact in facts.items()},
         )
         with self._writing():
+            if self._manager.is_saving_in_progress():
+                self._pace.waited(self._manager.wait_until_finished)
+            self._pace.begins()
             self._manager.save(step, args=items, metrics=nll or None)
             self._away.send(self._manager)
 
-    def restore(self, abstract: State) -> Restored | None:
+    def restore(self, abstract: State, source: Callable[[], nnx.State]) -> Restored | None:
         """The newest step that can be read, laid out as `abstract` (shapes with shardings) says; None if there is none.
 
+        `source` gives, so laid out, the weights that a step lacks, among others; it is asked at most once, and not in vain.
         A step that is damaged for any of the processes is reported, set aside, and all take the one before it. Raises
         `UserError` where none is left but those set aside, `Passing` where it is not the files that keep a step from being
         read, and what JAX raises where it is another process.
         """
+        source = functools.cache(functools.partial(_loaded, source))
         while (step := self.newest) is not None:
             try:
                 saved = together(functools.partial(self._read, step, abstract))
-                return together(functools.partial(self._checked, step, saved, abstract))
+                return together(functools.partial(self._checked, step, saved, abstract, source))
             except Exception as error:  # a damaged file can fail anywhere inside Orbax
                 if isinstance(error, UserError) or from_runtime(error):  # of the file system, devices or other hosts
                     raise
@@ -148,12 +159,13 @@ class Checkpoints:
     def _read(self, step: int, abstract: State) -> dict[str, Any]:
         """This process's part of a step, without a word to the others, who may fail where this one does not."""
         facts = [name for name in (*_FACTS, "checksums") if (self._folder / str(step) / name).is_dir()]
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_plain(abstract.params)),
-            optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
-            **{name: ocp.args.JsonRestore() for name in facts},
-        )
         try:
+            held, lacking = self._split(abstract.params, saved_names(self._folder / str(step) / PARAMS))
+            items = ocp.args.Composite(
+                params=ocp.args.StandardRestore(_plain(held)),
+                optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
+                **{name: ocp.args.JsonRestore() for name in facts},
+            )
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
                 saved = handler.restore(epath.Path(str(self._folder / str(step))), args=items)
         except (OSError, ValueError, MemoryError) as error:
@@ -161,13 +173,22 @@ class Checkpoints:
                 where, kind = self._folder / str(step), Passing if passing else UserError
                 raise kind(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
             raise
-        return {name: saved[name] for name in items}
+        return {name: saved[name] for name in items} | {"lacking": lacking}
 
-    def _checked(self, step: int, saved: dict[str, Any], abstract: State) -> Restored:
+    def _split(self, params: nnx.State, names: Collection[str]) -> tuple[nnx.State, frozenset[str]]:
+        """What a step with these parameters holds of them all, and which it lacks. Raises `ValueError` if it may not."""
+        lacking = frozenset(flat(nnx.to_pure_dict(params))) - set(names)
+        if not lacking <= self._frozen:
+            raise ValueError(f"{min(lacking - self._frozen)} is missing")
+        return _without(params, lacking), lacking
+
+    def _checked(self, step: int, saved: dict[str, Any], abstract: State, source: Callable[[], nnx.State]) -> Restored:
         """What was read, if it is what was saved; all processes compute its checksums together."""
-        plain = (saved["params"], saved["optimizer"])
-        structure = jax.tree.structure((abstract.params, abstract.optimizer))
+        plain, lacking = (saved["params"], saved["optimizer"]), saved["lacking"]
+        structure = jax.tree.structure((_without(abstract.params, lacking), abstract.optimizer))
         params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
+        if lacking:
+            params = nnx.merge_state(params, nnx.filter_state(source(), named(lacking)))
         facts = {name: saved[name] for name in _FACTS if name in saved}
         standing = _built(PlateauState, facts.get("standing", {}), "standing")  # older runs have none
         state = with_counts(State(params, optimizer, abstract.step, abstract.skipped), step, standing.skipped)
@@ -232,6 +253,20 @@ class Checkpoints:
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         kind = Passing if is_passing(error) else UserError
         return kind(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+
+
+def _without(params: nnx.State, names: Collection[str]) -> nnx.State:
+    return nnx.filter_state(params, lambda *leaf: not named(names)(*leaf))
+
+
+def _loaded(source: Callable[[], nnx.State]) -> nnx.State:
+    """Weights of the source. Whatever is wrong with them, the step that lacks them is not damaged: raises `UserError`."""
+    try:
+        return source()
+    except Exception as error:
+        if isinstance(error, UserError) or from_runtime(error):
+            raise
+        raise UserError(f"the source's weights cannot be read ({first_line(error)}); run the same command again") from error
 
 
 def _built(kind: type[T], fact: Any, name: str) -> T:

@@ -62,12 +62,13 @@ class Hosts(Liveness[Heartbeat]):
         self._writer = threading.Thread(target=self._write_on, name="hosts", daemon=True)
 
     def __enter__(self) -> Self:
-        super().__enter__()
         if self.mine.process == 0:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{self._folder} cannot be made: {error.strerror}; make room for it") from None
+        super().__enter__()
+        if self.mine.process == 0:
             self._write()
             self._writer.start()
         return self

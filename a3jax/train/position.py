@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.pipeline import Batches, go_on_from, training_batches
+from a3jax.devices.accelerators import environment
 from a3jax.errors import UserError
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.run import Run
@@ -31,7 +32,7 @@ def begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> Po
     config = run.config
     batches = iter(training_batches(source, config.data.workers))
     teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
-    saved = checkpoints.restore(abstract_state(config, run.model, mesh))
+    saved = checkpoints.restore(abstract_state(config, run.model, mesh), lambda: _source_weights(run, mesh))
     if saved is not None:
         go_on_from(batches, saved.data, saved.step)
     return at_checkpoint(run, mesh, saved, teacher, batches)
@@ -42,12 +43,24 @@ def at_checkpoint(
 ) -> Position:
     """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
     if saved is None:
-        return Position(0, _first_state(run, mesh)._replace(teacher=teacher), run.record, batches, PlateauState())
-    return Position(saved.step, saved.state._replace(teacher=teacher), saved.record, batches, saved.standing)
+        record = _here(run.record)
+        return Position(0, _first_state(run, mesh)._replace(teacher=teacher), record, batches, PlateauState())
+    return Position(saved.step, saved.state._replace(teacher=teacher), _here(saved.record), batches, saved.standing)
+
+
+def _here(record: Provenance) -> Provenance:
+    """The record, with what computes from now on."""
+    with_this = (*record.trained_with, environment())
+    return record if with_this[-2:-1] == with_this[-1:] else dataclasses.replace(record, trained_with=with_this)
+
+
+def _source_weights(run: Run, mesh: Mesh) -> nnx.State:
+    assert run.source is not None
+    return run.source.load(mesh)
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
-    params = run.source.load(mesh) if run.source else random_params(run.config, run.model, mesh)
+    params = _source_weights(run, mesh) if run.source else random_params(run.config, run.model, mesh)
     if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
         params = with_adapters(params, run.config, run.model, mesh)
     if run.config.adapt.query_seed == "normal":

@@ -3,6 +3,7 @@
 RUN/
     config.json                       the experiment
     model.json, tokenizer.json, ...   as in a model folder, so that a run folder can be used as one
+    frozen.json                       where the weights lie that it leaves as they are, and that its checkpoints lack
     checkpoints/                      `a3jax.train.checkpoints`
     metrics.jsonl                     `a3jax.train.metrics`
     events/                           the same for TensorBoard
@@ -20,7 +21,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.folder import MODEL, PARAMS, RECORD, STEPS
+from a3jax.checkpoint.folder import FROZEN, MODEL, PARAMS, RECORD, STEPS, Frozen
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig, check_start, settled
 from a3jax.data.mixing import weights
@@ -34,19 +35,20 @@ from a3jax.files.folders import unwritable, write_whole
 from a3jax.files.holding import held, is_held
 from a3jax.files.strict import flat, read, to_json
 from a3jax.train.direct import with_corpora
+from a3jax.train.frozen import frozen_weights
 from a3jax.train.metrics import EVENTS, METRICS
 from a3jax.train.trained import changes, trained_model
 from a3jax.weights.pretrained import Pretrained, pretrained
 
 CONFIG, LOCK = "config.json", "lock"
-_WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, METRICS, EVENTS)
+_WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, FROZEN, METRICS, EVENTS)
 """What a run would write over, or a model folder has: such a folder without `CONFIG` is not a run's."""
 
 _FREE_TO_CHANGE = (
     *("name", "run", "mesh", "guard", "profile"),
     *(f"train.{name}" for name in ("attention", "remat", "loss_chunk", "executables", "log_every", "eval_every")),
     *(f"train.{name}" for name in ("eval_windows", "save_every", "keep", "keep_hours", "keep_best", "best_order")),
-    *(f"train.{name}" for name in ("eval_stages", "stop_at")),
+    *(f"train.{name}" for name in ("eval_stages", "stop_at", "save", "save_minutes")),
 )
 """Fields that a resumed run may set anew, since the steps stay the same steps."""
 
@@ -63,6 +65,8 @@ class Run:
     """Where the weights come from; None for random ones."""
     record: Provenance
     """What had happened to them before, and what they are trained for now."""
+    frozen: Frozen | None = None
+    """What its checkpoints need not hold; None where they hold all weights."""
 
 
 def open_run(config: Config, mesh: Mesh) -> Run:
@@ -105,7 +109,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         fim_tokens=config.fim.tokens,
         blanks_end=record.blanks_end or config.schedule.slack > 0,
     )
-    return Run(config, model, corpora, source, record)
+    return Run(config, model, corpora, source, record, together(lambda: frozen_weights(config, model, source)))
 
 
 @contextlib.contextmanager
@@ -124,6 +128,8 @@ def opened_folder(run: Run) -> Iterator[None]:
             codec = run.source.codec if run.source else load_codec(run.corpora[0].folder)
             write_whole(folder / CONFIG, to_json(config))  # first, as it says whose the folder is
             _write(folder, run.model, codec)
+            if run.frozen is not None:
+                write_whole(folder / FROZEN, to_json(run.frozen))
 
         together(lambda: write() if jax.process_index() == 0 else None)
         yield
@@ -208,6 +214,9 @@ def check_same(folder: Path, config: Config) -> None:
     before, now = (dict(flat(dataclasses.asdict(settled(one)))) for one in (read(Config, folder / CONFIG), config))
     bound = ("train.eval_every", "train.eval_windows") if config.schedule.may_end_early else ()
     for name in sorted(before.keys() | now.keys()):
+        # A source may have moved: that it is the same one is seen by its SHA-256 (`a3jax.train.frozen`).
+        if name == "source" and (folder / FROZEN).is_file():
+            continue
         free = name not in bound and any(name == field or name.startswith(f"{field}.") for field in _FREE_TO_CHANGE)
         if before.get(name) != now.get(name) and not free:
             raise UserError(

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from a3jax.errors import UserError
@@ -34,12 +35,27 @@ def check(expected: Mapping[Path, str]) -> None:
     """Read files and compare. Raises `UserError` naming the first whose sum is another."""
     with Progress("verify", sum(file.stat().st_size for file in expected), "bytes") as progress:
         for path, digest in expected.items():
-            found = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK):
-                    found.update(block)
-                    progress.advance(len(block))
-            if found.hexdigest() != digest:
+            if _sum(path, progress.advance) != digest:
                 raise UserError(
                     f"{path} is damaged: its SHA-256 is not the one expected, {digest[:12]}...; download it again"
                 )
+
+
+def of_all(files: Mapping[str, Path]) -> str:
+    """One sum of several files and their names, wherever they lie: that of the list that `sha256sum` would print of them.
+
+    Reads all of them, several at a time. Raises `OSError` for a file that cannot be read.
+    """
+    names, total = sorted(files), sum(file.stat().st_size for file in files.values())
+    with Progress("verify", total, "bytes") as progress, ThreadPoolExecutor() as readers:
+        sums = list(readers.map(lambda name: _sum(files[name], progress.advance), names))
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in zip(sums, names)).encode()).hexdigest()
+
+
+def _sum(path: Path, advance: Callable[[int], None]) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+            advance(len(block))
+    return found.hexdigest()

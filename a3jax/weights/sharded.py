@@ -40,7 +40,7 @@ def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32"
     leaves, shardings = flat(nnx.to_pure_dict(tree)), flat(nnx.to_pure_dict(layout(tree, mesh)))
     arrays: dict[str, jax.Array] = {}
     with Progress("load", len(leaves), "parameters", lines=jax.process_index() == 0) as progress:
-        for name, read in _readers(source, target):
+        for name, read in readers(source, target):
             # Wait, or parameters whose copy to the device is under way would add up.
             arrays[name] = _lay_out(leaves[name].shape, shardings[name], read).block_until_ready()
             progress.advance()
@@ -48,8 +48,8 @@ def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32"
     return tree
 
 
-def _readers(source: Source, dtype: np.dtype) -> Iterator[tuple[str, Callable[[Index], np.ndarray]]]:
-    """Every parameter, and what reads a part of it."""
+def readers(source: Source, dtype: np.dtype) -> Iterator[tuple[str, Callable[[Index], np.ndarray]]]:
+    """Every parameter by dotted path, and what reads a part of it in `dtype`."""
     tree, table = nnx.to_pure_dict(shapes(source.config)), table_of(source)
     for entry in table:
         yield entry.ours, functools.partial(_read, source, entry, entry.get(tree).shape, dtype)

@@ -1,0 +1,70 @@
+"""All weights of a checkpoint, read one at a time: those that it holds, and those that lie in its run's source."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from a3jax.checkpoint.arrays import SavedParameter, flat, nested
+from a3jax.checkpoint.folder import Checkpoint, damage_named, lacking, saved
+from a3jax.model.parameters import shapes
+from a3jax.weights.pretrained import Pretrained, frozen_source
+from a3jax.weights.sharded import readers
+
+
+class FrozenParameter:
+    """One that lies in the source, as the run has it: in float32."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]):
+        self.shape = shape
+        self._read = read
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        """All of it, or one entry of the first axis. Raises `UserError` if it cannot be read."""
+        if layer is None:
+            return self._read((slice(None),) * len(self.shape))
+        return self._read((slice(layer, layer + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
+
+
+Parameter = SavedParameter | FrozenParameter
+
+
+def parameters(checkpoint: Checkpoint) -> dict[str, Parameter]:
+    """All weights by dotted path, to be read inside `damage_named`.
+
+    Raises `UserError` as `saved` does, and where those that are not held have moved or changed.
+    """
+    own: dict[str, Parameter] = dict(saved(checkpoint))
+    missing = lacking(checkpoint, own)
+    if not missing:
+        return own
+    assert checkpoint.frozen is not None
+    frozen = _by_name(frozen_source(checkpoint.frozen, checkpoint.folder))
+    return own | {name: frozen[name] for name in missing}
+
+
+def arrays(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All weights as a nested dict of numpy arrays. Raises as `parameters`."""
+    found = parameters(checkpoint)
+    with damage_named(checkpoint):
+        return nested({name: parameter.read() for name, parameter in found.items()})
+
+
+def _by_name(source: Pretrained) -> dict[str, FrozenParameter]:
+    expected = flat(nnx.to_pure_dict(shapes(source.config)))
+    if isinstance(source.origin, Checkpoint):
+        read = {name: _reader(parameter, source.origin) for name, parameter in saved(source.origin).items()}
+    else:
+        read = dict(readers(source.origin, FrozenParameter.dtype))
+    return {name: FrozenParameter(expected[name].shape, of) for name, of in read.items()}
+
+
+def _reader(parameter: SavedParameter, origin: Checkpoint) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        with damage_named(origin):
+            return parameter.part(index).astype(FrozenParameter.dtype)
+
+    return read
