@@ -1,10 +1,13 @@
 """The YAML files in launch/, against the fields that JobSet, Kueue, Kubernetes and SkyPilot publish (launch_fields.yaml)."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from a3jax.plan.topology import CHIPS
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
@@ -164,3 +167,18 @@ def test_the_queue_admits_by_slices_of_its_own_shape_and_nodes_that_are_asked_fo
     wanted = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["nodeSelector"]
     assert all(wanted.items() <= each.items() for each in labels), "a run with a queue fits both kinds of nodes"
     assert labels[0]["cloud.google.com/gke-spot"] == labels[1]["cloud.google.com/gke-queued"] == "true"
+
+
+CORES_IN_NAMES = {"v4": 2, "v5p": 2, "tpu7x": 2, "v5e": 1, "v6e": 1}
+
+
+def test_names_of_slices_are_of_as_many_chips_and_hosts_as_their_topology():
+    page = (LAUNCH.parent / "docs" / "topologies.md").read_text()
+    rows = re.findall(r"^\| (\w+)-(\d+) \| (\w+):([\dx]+) \| (\d+) \| (\d+) \| ([\dx]+) \|$", page, re.MULTILINE)
+    assert {chip for _, _, chip, *_ in rows} == set(CHIPS)
+    for prefix, number, chip, topology, chips, hosts, label in rows:
+        assert prefix == {"v5e": "v5litepod"}.get(chip, chip)
+        assert topology == label
+        assert math.prod(map(int, topology.split("x"))) == int(chips) == 4 * int(hosts)
+        assert int(number) == int(chips) * CORES_IN_NAMES[chip]
+    assert ("v5p", "64", "v5p", "2x4x4", "32", "8", "2x4x4") in rows
