@@ -93,9 +93,9 @@ _STEP = ("seconds", "tokens/s", "MFU")
 
 def _step(bound: Roofline) -> tuple[str, ...]:
     """A step at both ends."""
-    seconds = bound.seconds, bound.serial_seconds
-    speeds = tuple(bound.tokens / each for each in seconds)
-    return _range(*seconds, ".3g"), _range(*speeds, ",.0f"), _range(bound.mfu, bound.serial_mfu, ".0%")
+    best, serial = bound.seconds, bound.serial_seconds
+    speeds = _range(bound.tokens / best, bound.tokens / serial, ",.0f")
+    return _range(best, serial, ".3g"), speeds, _range(bound.mfu, bound.serial_mfu, ".0%")
 
 
 def _range(first: float, last: float, form: str) -> str:

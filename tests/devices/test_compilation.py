@@ -117,5 +117,5 @@ def test_a_gradient_is_summed_to_those_who_keep_it(topology_name, devices):
     ideal = 2048 * 4096 * 2 * (devices - 1) // devices
     theirs, ours = sent(lambda weight: weight), sent(lambda weight: scattering(weight, ("D", "F")))
     assert theirs["all-reduce"] > 1.9 * ideal
-    assert ideal <= ours["reduce-scatter"] < 1.05 * ideal
-    assert ours["all-reduce"] < 0.05 * ideal
+    assert ours["reduce-scatter"] > 0.7 * ideal
+    assert sum(ours.values()) < 1.3 * ideal, ours
