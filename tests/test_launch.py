@@ -254,12 +254,21 @@ def test_what_tpu_vm_would_run_on_a_worker_starts_the_command_logs_its_status_an
     log_ends_with("exit status 143\n")
 
 
+CLUSTER = {
+    "ACCOUNT": "a3jax",
+    "QUEUE": "team",
+    "CAPACITY": 'cloud.google.com/gke-spot: "true"',
+    "CACHE": "/shared/xla",
+    "SHARED": "persistentVolumeClaim: {claimName: disk}",
+}
+
+
 def test_gke_sweep_runs_each_trial_by_its_own_number():
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     text = (LAUNCH / "gke_sweep.yaml").read_text()
     head = text.partition("\napiVersion")[0]
     command = "a3jax sweep run mine --out /shared/sweeps/mine --index $JOB_COMPLETION_INDEX"
-    chosen = {"NAME": "rates", "IMAGE": "i", "CLAIM": "disk", "ACCELERATOR": "tpu-v5-lite-podslice", "TOPOLOGY": "2x2"}
+    chosen = {"NAME": "rates", "IMAGE": "i", "ACCELERATOR": "tpu-v5-lite-podslice", "TOPOLOGY": "2x2", **CLUSTER}
     chosen |= {"CHIPS": "4", "TRIALS": "12", "AT_ONCE": "3", "COMMAND": command}
     assert all(f"{name}=" in head for name in chosen)
     assert f"COMMAND='{command}'" in head, "the pod's shell is to read the number"
@@ -277,7 +286,7 @@ def test_trials_of_several_hosts_are_jobsets_of_their_own(tmp_path):
     """The loop of docs/sweep.md, as it stands there."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     page = (LAUNCH.parent / "docs" / "sweep.md").read_text()
-    (loop,) = re.findall(r"^    export IMAGE=\S+ CLAIM=.*?^    done$", page, re.MULTILINE | re.DOTALL)
+    (loop,) = re.findall(r"^    export IMAGE=\S+ ACCOUNT=.*?^    done$", page, re.MULTILINE | re.DOTALL)
     substitute = "import os, string, sys; print(string.Template(sys.stdin.read()).substitute(os.environ))"
     fakes = {"envsubst": f'{shlex.quote(sys.executable)} -c "{substitute}"', "kubectl": "cat; printf '%s\\n' --- \"$@\" ---"}
     for name, command in fakes.items():
@@ -302,7 +311,10 @@ def test_gke_names_what_it_must_and_every_choice_stands_in_its_first_lines():
     chosen = {
         "NAME": "llama",
         "IMAGE": "eu-docker.pkg.dev/p/r/a3jax:1",
-        "CLAIM": "disk",
+        **CLUSTER,
+        "CAPACITY": "",
+        "HOST_NETWORK": "true",
+        "RESTARTS": "20",
         "COMMAND": "a3jax train x --run '/shared/x: #'",
         "ACCELERATOR": "tpu-v5-lite-podslice",
         "TOPOLOGY": "4x8",
@@ -317,7 +329,8 @@ def test_gke_names_what_it_must_and_every_choice_stands_in_its_first_lines():
         "llama",
     )
     assert jobset["metadata"]["annotations"] == {
-        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
+        "provreq.kueue.x-k8s.io/maxRunDurationSeconds": "604800",
     }
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
@@ -341,3 +354,80 @@ def test_gke_names_what_it_must_and_every_choice_stands_in_its_first_lines():
     assert [*container["command"], *container["args"]] == ["sh", "-c", f"exec {chosen['COMMAND']}"]
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
     assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
+
+
+REQUEST = ["gcloud", "compute", "tpus", "queued-resources", "create", "pod", "--zone=us-east5-a"]
+
+
+def requested(*arguments: str, **environment: str) -> list[str]:
+    status, said, errors = run(LAUNCH / "tpu_request.sh", *arguments, DRY_RUN="1", **environment)
+    assert (status, errors) == (0, "")
+    return shlex.split(said[0])
+
+
+def test_tpu_request_asks_for_one_slice_or_several_and_for_the_image_of_the_chip():
+    words = requested("pod", "us-east5-a", "v5p-128")
+    assert words[:7] == REQUEST
+    assert words[7:] == ["--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--node-id=pod"]
+    words = requested("pod", "us-east5-a", "v6e-16", SLICES="2", SPOT="1", ACCOUNT="a3jax@p.iam")
+    assert {"--node-count=2", "--node-prefix=pod", "--spot", "--service-account=a3jax@p.iam"} <= set(words)
+    assert "--runtime-version=v2-alpha-tpuv6e" in words
+    status, _, errors = run(LAUNCH / "tpu_request.sh", "pod", "z", "tpu7x-128")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "Cloud TPU has no newer ones: take GKE" in errors
+
+
+def test_tpu_vm_reaches_every_slice_of_a_request():
+    commands = tpu_vm("pod", "us-east5-a", "status", SLICES="2")
+    assert [command[5] for command in commands] == ["pod-0", "pod-1"]
+    copies = [command[6] for command in tpu_vm("pod", "us-east5-a", "a3jax", SLICES="2") if command[4] == "scp"]
+    assert copies == ["pod-0:a3jax.tar.gz", "pod-1:a3jax.tar.gz"]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """`tpu_request.sh` with a `gcloud` that answers as it is told: the states of the request one after the other, and what
+    the workers say of the command; returns the status, and what `gcloud` was asked.
+    """
+    fake = tmp_path / "gcloud"
+    fake.write_text(
+        f"""#!/bin/bash
+cd {shlex.quote(str(tmp_path))}
+next() {{ head -n 1 $1; if (($(wc -l <$1) > 1)); then sed -i 1d $1; fi; }}
+case "$4 $5" in
+    describe*) next states ;;
+    create*) echo request >>asked ;;
+    delete*) echo delete >>asked ;;
+    ssh*) case "$*" in
+        *run.pid*running*) next said ;;
+        *nohup*) echo start >>asked ;;
+        esac ;;
+esac
+"""
+    )
+    fake.chmod(0o755)
+
+    def keep(states: list[str], said: list[str], **environment: str) -> tuple[int, list[str]]:
+        (tmp_path / "states").write_text("".join(f"{line}\n" for line in states))
+        (tmp_path / "said").write_text("".join(f"{line}\n" for line in said))
+        (tmp_path / "asked").write_text("")
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        ended = run(LAUNCH / "tpu_request.sh", "pod", "z", "v5p-8", "a3jax", "train", PATH=path, EVERY="0", **environment)
+        return ended[0], (tmp_path / "asked").read_text().split()
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    ("states", "said", "status", "asked"),
+    [
+        (["", "PROVISIONING", "ACTIVE"], ["", "running", "exit status 0"], 0, ["request", "start"]),
+        (["ACTIVE"], ["exit status 0", "running", "exit status 0"], 0, ["start"]),  # the status before is an older command's
+        (["ACTIVE"], ["", "exit status 75", "running", "exit status 0"], 0, ["start", "start"]),
+        (["ACTIVE"], ["running", "exit status 2"], 2, []),
+        (["ACTIVE", "SUSPENDED", "", "ACTIVE"], ["", "", "exit status 0"], 0, ["start", "delete", "request", "start"]),
+        (["ACTIVE"], ["", "exit status 137"], 75, ["start"] * 3),
+    ],
+)
+def test_tpu_request_keeps_a_command_running_until_it_is_done_or_hopeless(states, said, status, asked, cloud):
+    assert cloud(states, said, RESTARTS="2") == (status, asked)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 from jax.sharding import Mesh
@@ -23,6 +23,7 @@ from a3jax.train.goodput import USEFUL, Goodput
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import Log
 from a3jax.train.step import Metrics
+from a3jax.train.tracker import Tracker
 
 
 class _Pending(NamedTuple):
@@ -58,6 +59,7 @@ class Report:
         self._peak = one * mesh.size if one else None
         self._folder = folder
         self._log = Log(folder, step) if jax.process_index() == 0 else None
+        self._tracker = Tracker(config, folder) if self._log else None
         self.goodput = Goodput(folder, self._log.dropped_seconds, started) if self._log else None
         self._bar = Progress("train", config.steps, "steps", step, lines=self._log is not None)
         self._pending: _Pending | None = None
@@ -78,8 +80,9 @@ class Report:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.__exit__(kind, error, trace)
-        if self._log and self.goodput:
+        if self._log and self._tracker and self.goodput:
             self._log.close()
+            self._tracker.close()
             self.goodput.save(at_once=True)
 
     @property
@@ -126,7 +129,7 @@ class Report:
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler
-            self._log.write(
+            self._write(
                 step=step,
                 stage=self._config.stage_name(stage),
                 loss=loss if math.isfinite(loss) else None,
@@ -144,9 +147,8 @@ class Report:
                 **self.goodput.facts(),
             )
             self.goodput.save()
-        self._bar.advance()
         share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
-        self._bar.note(f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
+        self._bar.advance(note=f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
         self._judge(step, loss, norm, bool(bad))
 
     def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
@@ -154,15 +156,21 @@ class Report:
         self.flush()
         with self.pause("evaluating"):
             found = evaluate()
-        if found and self._log:
+        if found:
             parts = {
                 f"{part}/{order}": value
                 for order, figures in found.items()
                 for part, value in figures._asdict().items()
                 if self._config.train.eval_stages or not part.startswith("nll_by")
             }
-            self._log.write(step=step, **parts)
+            self._write(step=step, **parts)
         return {order: nll.nll for order, nll in found.items()}
+
+    def _write(self, **values: Any) -> None:
+        """Record values of one step, in process 0."""
+        if self._log and self._tracker:
+            self._log.write(**values)
+            self._tracker.write(**values)
 
     def rewind(self, step: int, tokens: int) -> None:
         """Go on from an earlier step, and the tokens until then: what was logged after it is dropped."""
