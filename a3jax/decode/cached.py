@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     groups: int
     """How many groups are predicted in the sequence that has most of them."""
     prefill: int
-    """Content rows of the first pass, given tokens rounded up to a bucket."""
+    """Content rows of the first pass: given tokens that are not read yet, rounded up to a bucket."""
     rows: int
     """Tokens of the largest group."""
 
@@ -96,6 +96,15 @@ class Asked(NamedTuple):
     """The slot after the last one that is seen; 0 for a row that is not used."""
 
 
+class Beginning(NamedTuple):
+    """What texts begin with, read beforehand, so that each of them goes on from a copy (`a3jax.decode.beginning`)."""
+
+    cache: Cache
+    """N x B x C x K x E: of B beginnings."""
+    length_B: Array | np.ndarray
+    """Tokens of each, at most C."""
+
+
 class Kind(NamedTuple):
     """What is fixed when a pass is compiled."""
 
@@ -113,10 +122,12 @@ def plan(
     seeding: Seeding,
     allowed_BxV: Array,
     empty: Sequence[Sequence[bool]] | None = None,
+    read: int = 0,
 ) -> Plan:
     """Draw every sequence's order and bring the batch to one shape. Raises `UserError` under a mesh with `context`.
 
-    `empty` marks places that hold no token, in modes whose order is known beforehand.
+    `empty` marks places that hold no token, in modes whose order is known beforehand. So many given tokens of each sequence
+    are `read` already.
     """
     refuse("decoding")
     nothing = [None] * len(tokens) if empty is None else empty
@@ -138,28 +149,41 @@ def plan(
         allowed_BxV=allowed_BxV,
         threshold_B=jnp.asarray([d.threshold for d in decodings], jnp.float32),
         groups=max(len(np.unique(start)) for start in starts),
-        prefill=bucket(int(given_B.max())),
+        prefill=bucket(int(given_B.max()) - read),
         rows=min(parse_order(decodings[0].order)[1], bucket(max(map(len, starts)))),
     )
 
 
-def begin(config: ModelConfig, compute: Compute, plan: Plan, planned: bool, cached: bool = True) -> State:
-    """The state before the first pass: given tokens are decided and not yet read. Without `cached` the cache has no slots.
+def begin(
+    config: ModelConfig,
+    compute: Compute,
+    plan: Plan,
+    planned: bool,
+    cached: bool = True,
+    beginning: Beginning | None = None,
+) -> State:
+    """The state before the first pass: given tokens are decided and, but for those of a `beginning`, not yet read.
 
-    Where the order is `planned` all places have their slots; otherwise open ones get theirs when they are decided.
+    Without `cached` the cache has no slots. Where the order is `planned` all places have their slots; otherwise open ones
+    get theirs when they are decided. All sequences have the one beginning.
     """
     batch, length = plan.tokens_BxL.shape
     place_BxL = plan.order.token_index
     slot_BxL = jnp.argsort(place_BxL, axis=1).astype(jnp.int32)
     given_BxL = slot_BxL < plan.given_B[:, None]
+    if beginning is None:
+        cache, read_B = empty_cache(config, batch, length if cached else 0, compute), jnp.zeros(batch, jnp.int32)
+    else:
+        first_B = np.zeros(batch, np.int32)
+        cache, read_B = beginning.cache.copies(first_B, length), jnp.asarray(beginning.length_B, jnp.int32)[first_B]
     return State(
-        cache=empty_cache(config, batch, length if cached else 0, compute),
+        cache=cache,
         tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not
         log_probs_BxL=jnp.zeros((batch, length)),
         passes_BxL=jnp.where(given_BxL, 0, -1),
         slot_BxL=slot_BxL if planned else jnp.where(given_BxL, slot_BxL, length),
         place_BxL=jnp.copy(place_BxL),
-        read_B=jnp.zeros(batch, jnp.int32),
+        read_B=read_B,
         decided_B=jnp.copy(plan.given_B),
     )
 

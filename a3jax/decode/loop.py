@@ -9,7 +9,7 @@ from flax import nnx
 
 from a3jax.config import ModelConfig
 from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, speculative
-from a3jax.decode.cached import Kind, Plan, State, begin
+from a3jax.decode.cached import Beginning, Kind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
 from a3jax.devices.mesh import fetched
@@ -41,14 +41,21 @@ Observe = Callable[[Filled], bool]
 
 
 def decode(
-    params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding, observe: Observe | None = None
+    params: nnx.State,
+    config: ModelConfig,
+    compute: Compute,
+    plan: Plan,
+    decoding: Decoding,
+    observe: Observe | None = None,
+    beginning: Beginning | None = None,
 ) -> Filled:
     """Fill everything that is not given, as `decoding` says in what its sequences have in common.
 
-    Without `observe`, the passes of mode groups are dispatched one after another without waiting.
+    Without `observe`, the passes of mode groups are dispatched one after another without waiting. What is given may be read
+    up to a `beginning` of all sequences, where the decoding `reads_in_order`.
     """
     filled = None
-    for state in _passes(params, config, compute, plan, decoding):
+    for state in _passes(params, config, compute, plan, decoding, beginning):
         if observe is not None:
             filled = _read(state)
             if observe(filled):
@@ -56,12 +63,19 @@ def decode(
     return filled if filled is not None else _read(state)
 
 
-def _passes(params: nnx.State, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Iterator[State]:
+def _passes(
+    params: nnx.State,
+    config: ModelConfig,
+    compute: Compute,
+    plan: Plan,
+    decoding: Decoding,
+    beginning: Beginning | None,
+) -> Iterator[State]:
     """The state after each pass. It is the next pass's to change: read what is wanted before going on."""
     mode = MODES[decoding.mode]
     later = Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
     first = later if mode.anew else Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
-    state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached)
+    state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
     carry = mode.begin(len(plan.given_B), decoding, config)
     number, going = 0, True
     while going:

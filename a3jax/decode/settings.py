@@ -30,19 +30,22 @@ class _Rules(NamedTuple):
     """Whether the order is found while decoding, and none can be named."""
     predicted: str = "order"
     """The option that says how many tokens one pass predicts; all that are open where it is `mode`."""
+    prefills: bool = False
+    """Whether what is given is read once, before anything is predicted, where it stands and as `prefill` says."""
 
 
 _MODES: dict[str, _Rules] = {
-    "ar": _Rules(),
-    "groups": _Rules(),
+    "ar": _Rules(prefills=True),
+    "groups": _Rules(prefills=True),
     "dynamic": _Rules(
         options=("certainty", "threshold", "commit", "window"),
         program=("certainty", "commit", "window"),
         found=True,
         predicted="window",
+        prefills=True,
     ),
     "resample": _Rules(options=("certainty", "commit"), program=("certainty", "commit"), found=True, predicted="mode"),
-    "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts"),
+    "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts", prefills=True),
     "diffusion": _Rules(
         options=("certainty", "steps", "remask"),
         program=("certainty", "steps", "remask"),
@@ -203,6 +206,11 @@ class Decoding(DecodingOptions):
     def fills_to_ends(self) -> bool:
         """Whether a blank is filled from left to right, perhaps several tokens at once, so that it can end on the way."""
         return self.mode == "fim" or (self.mode in ("ar", "groups") and parse_order(self.order)[0] == "in_order")
+
+    @property
+    def reads_in_order(self) -> bool:
+        """Whether a given token is read seeing those before it alone, so that it depends on nothing that follows."""
+        return self.prefill == "ar" and _MODES[self.mode].prefills
 
     @property
     def finds_order(self) -> bool:

@@ -20,16 +20,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig, Seeding
+from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part
-from a3jax.decode.cached import Asked, Read, one_pass
+from a3jax.decode.beginning import read_beginnings
+from a3jax.decode.cached import Beginning
 from a3jax.decode.sampling import log_prob
 from a3jax.devices.context_parallel import refuse
 from a3jax.devices.mesh import fetched
 from a3jax.errors import UserError
+from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Cache, Compute, empty_cache
+from a3jax.model.two_stream import Compute
 from a3jax.ordering.sequence import bucket, draw
 from a3jax.weights.loading import Model
 
@@ -56,16 +58,6 @@ class Score(NamedTuple):
 
 Item = Sequence[Choice]
 """Choices that begin alike."""
-
-
-class Suffix(NamedTuple):
-    """What is read of R choices after what they share, R x M each, and what is asked."""
-
-    read: Read
-    target: np.ndarray
-    scored: np.ndarray
-    asked: Asked | None
-    """None where the content of a slot predicts the token of the next."""
 
 
 def longest(model: Model, order: str) -> int:
@@ -115,55 +107,30 @@ def shared(item: Item) -> int:
 
 def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> list[list[Score]]:
     """The scores of items that have as many choices each."""
-    length_B = np.array([shared(item) for item in items], np.int32)
-    prefix = bucket(int(length_B.max()), steps=4)
-    prefix_BxC = _stack(prefix, *(np.array(item[0].tokens[:length], np.int32) for item, length in zip(items, length_B)))
+    lengths = [shared(item) for item in items]
+    beginnings = [item[0].tokens[:length] for item, length in zip(items, lengths)]
     owner_R = np.repeat(np.arange(len(items)), len(items[0]))
-    two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
-    read = _one_stream if single_stream(model, order) else two_streams
-    each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
-    cache = _read(model.params, prefix_BxC, length_B, config=model.config, compute=model.compute)
+    each = [_suffix(model, choice, length, order, seed) for item, length in zip(items, lengths) for choice in item]
+    beginning = read_beginnings(model.params, model.config, model.compute, beginnings)
     found: dict[int, Score] = {}
     by_size = sorted(range(len(each)), key=lambda i: len(each[i].target))
     for begin in range(0, len(each), len(items)):
         chosen = by_size[begin : begin + len(items)]
         places = bucket(len(each[chosen[-1]].target), least=8, steps=4)
-        suffix = jax.tree.map(functools.partial(_stack, places), *(each[i] for i in chosen))
-        scores = _scores(
-            model.params,
-            cache,
-            length_B[owner_R[chosen]],
-            owner_R[chosen],
-            suffix,
-            config=model.config,
-            compute=model.compute,
-        )
+        suffix = stacked(places, [each[i] for i in chosen])
+        scores = _scores(model.params, beginning, owner_R[chosen], suffix, config=model.config, compute=model.compute)
         found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *fetched(scores))}
     in_order = (found[i] for i in range(len(each)))
     return [list(itertools.islice(in_order, len(item))) for item in items]
 
 
-def _stack(size: int, *rows: np.ndarray) -> np.ndarray:
-    """Rows of different lengths as one array, padded with zeros."""
-    return np.stack([np.pad(row, (0, size - len(row))) for row in rows])
-
-
-def _one_stream(choice: Choice, begin: int) -> Suffix:
-    """The content rows from slot `begin` up to the last token but one."""
-    slot = np.arange(begin, len(choice.tokens) - 1)
-    tokens = np.asarray(choice.tokens)
-    return Suffix(Read(tokens[slot], slot, slot + 1), tokens[slot + 1], slot + 1 >= choice.given, None)
-
-
-def _two_streams(choice: Choice, begin: int, order: str, seed: int, seeding: Seeding) -> Suffix:
-    """The rows of both streams from slot `begin` on."""
-    count, tokens = len(choice.tokens), np.asarray(choice.tokens)
-    given = np.arange(count) < choice.given
-    drawn = draw(seed_of(seed, choice), choice.tokens, given.tolist(), order, seeding)
-    slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin:count], drawn.order)
-    asked = Asked(tokens[np.maximum(slots.predecessor, 0)], slots.query, slots.group_start * slots.predicted)
-    own = tokens[slots.token_index]
-    return Suffix(Read(own, slots.position, slots.group_end), own, slots.predicted, asked)
+def _suffix(model: Model, choice: Choice, begin: int, order: str, seed: int) -> Suffix:
+    """What is read of a choice from slot `begin` on."""
+    if single_stream(model, order):
+        return one_stream(choice.tokens, choice.given, begin)
+    given = [i < choice.given for i in range(len(choice.tokens))]
+    drawn = draw(seed_of(seed, choice), choice.tokens, given, order, model.config.seeding)
+    return two_streams(choice.tokens, drawn.order, begin)
 
 
 def seed_of(seed: int, content: object) -> int:
@@ -172,24 +139,12 @@ def seed_of(seed: int, content: object) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _read(params: nnx.State, prefix_BxC: Array, length_B: Array, config: ModelConfig, compute: Compute) -> Cache:
-    """The first `length` tokens of every item, from left to right."""
-    network = nnx.merge(graph(config), params)
-    batch, count = prefix_BxC.shape
-    slot_BxC = jnp.broadcast_to(jnp.arange(count), (batch, count))
-    read = Read(prefix_BxC, slot_BxC, jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0))
-    return one_pass(network, read, None, empty_cache(config, batch, count, compute), 0, compute)[1]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _scores(
-    params: nnx.State, cache: Cache, length_R: Array, owner_R: Array, suffix: Suffix, config: ModelConfig, compute: Compute
+    params: nnx.State, beginning: Beginning, owner_R: Array, suffix: Suffix, config: ModelConfig, compute: Compute
 ) -> tuple[Array, Array]:
-    """Nats of every choice, and whether it is greedy, R each. `owner` is whose part of the cache is a choice's."""
+    """Nats of every choice, and whether it is greedy, R each. `owner` is whose beginning is a choice's."""
     network = nnx.merge(graph(config), params)
-    places = suffix.target.shape[1]
-    cache = jax.tree.map(lambda x: jnp.pad(x[:, owner_R], ((0, 0), (0, 0), (0, places), (0, 0), (0, 0))), cache)
-    hidden_RxMxD, _ = one_pass(network, suffix.read, suffix.asked, cache, length_R, compute)
+    hidden_RxMxD = hidden(network, beginning, owner_R, suffix, compute)
     head_VxD = network.output_matrix[...].astype(hidden_RxMxD.dtype)
 
     def one(hidden_MxD: Array, target_M: Array, scored_M: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from a3jax.decode import loop
-from a3jax.decode.cached import plan
+from a3jax.decode.cached import Beginning, plan
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Open, Range, Template, lay_out
 from a3jax.devices.mesh import filled_up
@@ -49,10 +49,12 @@ def fill_documents(
     decodings: Sequence[Decoding],
     observe: Observe | None = None,
     empty: Sequence[np.ndarray] | None = None,
+    beginning: Beginning | None = None,
 ) -> list[Tokens]:
     """Fill all that is not given, but for places that stay `empty`: bool arrays, one entry for each token of a document.
 
-    Where a decoding has ends, the document's last blank may; once all of them have, nothing more is predicted.
+    Where a decoding has ends, the document's last blank may; once all of them have, nothing more is predicted. Given tokens
+    that all documents begin with may have been read, as `a3jax.decode.loop.decode` says.
     """
     stays = [np.zeros(len(document.tokens), bool) for document in documents] if empty is None else list(empty)
 
@@ -81,9 +83,10 @@ def fill_documents(
         model.config.seeding,
         _allowed(model, [decoding for decoding, _, _ in rows]),
         None if empty is None else [none.tolist() for _, _, none in rows],
+        0 if beginning is None else int(beginning.length_B[0]),
     )
-    watched = observe is not None or any(decoding.ends for decoding in decodings)
-    return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look if watched else None))
+    look_on = look if observe is not None or any(decoding.ends for decoding in decodings) else None
+    return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look_on, beginning))
 
 
 class End(NamedTuple):

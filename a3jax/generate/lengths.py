@@ -1,19 +1,41 @@
-"""A blank's size chosen by likelihood: every one is tried, which any model can do, and costs a filling each."""
+"""A blank's size chosen by likelihood: every one is tried, which any model can do.
+
+What is given before the blank is the same for all sizes. Where it is read from left to right it depends on nothing behind it,
+and is read once; every size is filled from a copy of its keys and values, and so are the filled texts scored. What follows
+the blank is read for every size. Its places depend on the size: one could turn its keys, which rotate with their places, but
+its tokens have attended to what is before at other distances, so that from the second layer on nothing is the same.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import Array
 
+from a3jax.config import ModelConfig
+from a3jax.decode.beginning import read_beginnings
+from a3jax.decode.cached import Beginning
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Range, Template
+from a3jax.decode.template import Document, Range, Template
+from a3jax.devices.mesh import filled_up
+from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
 from a3jax.generate.filling import document_of
 from a3jax.generate.one_by_one import fill_blanks
-from a3jax.likelihood.scoring import token_log_likelihoods
+from a3jax.likelihood.forward import one_stream_is_enough
+from a3jax.likelihood.fused_loss import token_nll
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute
+from a3jax.ordering.sequence import bucket, draw
 from a3jax.weights.loading import Model
 
-CANDIDATES = 8
-"""Lengths of a blank that are tried in one batch."""
+CANDIDATES = 32
+"""Sizes of a blank that are tried in one batch at most."""
+HEADS_AT_ONCE = 1024
+"""Tokens whose logits are held at once."""
 
 
 def with_lengths(model: Model, template: Template, decoding: Decoding) -> Template:
@@ -23,23 +45,67 @@ def with_lengths(model: Model, template: Template, decoding: Decoding) -> Templa
     """
     for i, size in enumerate(template.sizes):
         if isinstance(size, Range):
-            lengths = range(size.least, size.most + 1)
             document_of(model, template)  # the largest must fit
-            scores = [score for n in range(0, len(lengths), CANDIDATES)
-                      for score in _score_lengths(model, template, i, lengths[n : n + CANDIDATES], decoding)]  # fmt: skip
+            lengths = range(size.least, size.most + 1)
+            scores = _scores(model, [document_of(model, _sized(template, i, length)) for length in lengths], i, decoding)
             template = _sized(template, i, lengths[int(np.argmax(scores))])
     return template
 
 
-def _score_lengths(model: Model, template: Template, i: int, lengths: Sequence[int], decoding: Decoding) -> list[float]:
-    """Nats per token of the text from blank i on, for each length. The batch is always as large, so as to compile once."""
-    padded = [*lengths, *[lengths[-1]] * (CANDIDATES - len(lengths))]
-    documents = [document_of(model, _sized(template, i, length)) for length in padded]
-    filled = [one.text for one in fill_blanks(model, documents, [decoding] * len(documents))]
-    tokens = [text.tokens.tolist() for text in filled]
-    given = [[at < document.blanks[i].start for at in range(len(document.tokens))] for document in documents]
-    return [score.total / len(score.tokens) for score in token_log_likelihoods(model, tokens, given)][: len(lengths)]
-
-
 def _sized(template: Template, i: int, size: int) -> Template:
     return dataclasses.replace(template, sizes=(*template.sizes[:i], size, *template.sizes[i + 1 :]))
+
+
+def _scores(model: Model, documents: Sequence[Document], i: int, decoding: Decoding) -> list[float]:
+    """Nats per token of the text from blank i on, once it is filled, for documents that differ in its size alone.
+
+    Batches are filled up to one of few sizes, so that few programs are compiled.
+    """
+    tokens, given, blanks = documents[0][:3]
+    known = [place for place in range(blanks[i].start) if given[place]]
+    beginning = read_beginnings(
+        model.params, model.config, model.compute, filled_up([[tokens[place] for place in known]]), filled_up([known])
+    )
+    scores: list[float] = []
+    for n in range(0, len(documents), CANDIDATES):
+        chosen = documents[n : n + CANDIDATES]
+        rows = [*chosen, *[chosen[-1]] * (bucket(len(chosen), least=8, steps=2) - len(chosen))]
+        read = beginning if decoding.reads_in_order else None
+        filled = fill_blanks(model, rows, [decoding] * len(rows), beginning=read)
+        texts = [one.text.tokens.tolist() for one in filled]
+        # The text is scored as it stands, so that of what was read only what precedes all blanks is of use.
+        found = _nats_per_token(model, beginning, texts, blanks[0].start, blanks[i].start)
+        scores += found[: len(chosen)]
+    return scores
+
+
+def _nats_per_token(
+    model: Model, beginning: Beginning, texts: Sequence[Sequence[int]], alike: int, given: int
+) -> list[float]:
+    """Log-likelihood per token of texts from left to right, but for the first `given` tokens; -inf where there are no more.
+
+    The first `alike` of all texts are those of the beginning.
+    """
+    config, compute = model.config, model.compute
+    begin = alike - 1  # the last one predicts the first that differs
+    if one_stream_is_enough(config, left_to_right=True):
+        each = [one_stream(text, given, begin) for text in texts]
+    else:
+        marks = [[place < given for place in range(len(text))] for text in texts]
+        orders = [draw(0, text, mark, "ar", config.seeding).order for text, mark in zip(texts, marks)]
+        each = [two_streams(text, order, begin) for text, order in zip(texts, orders)]
+    suffix = stacked(bucket(max(len(one.target) for one in each), least=8, steps=4), filled_up(each))
+    begun = beginning._replace(length_B=np.full_like(beginning.length_B, begin))
+    nats_RxM = np.asarray(_log_probs(model.params, begun, suffix, config=config, compute=compute))
+    counts = [len(text) - given for text in texts]
+    return [float(nats_M.sum(dtype=np.float64)) / n if n else -np.inf for nats_M, n in zip(nats_RxM, counts)]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _log_probs(params: nnx.State, beginning: Beginning, suffix: Suffix, config: ModelConfig, compute: Compute) -> Array:
+    """Of every target, R x M; 0 where it is not scored."""
+    network = nnx.merge(graph(config), params)
+    owner_R = jnp.zeros(len(suffix.target), jnp.int32)
+    hidden_RxMxD = hidden(network, beginning, owner_R, suffix, compute)
+    nll_RxM = token_nll(hidden_RxMxD, network.output_matrix[...], jnp.asarray(suffix.target), HEADS_AT_ONCE)
+    return jnp.where(suffix.scored, -nll_RxM, 0.0)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from a3jax.decode.cached import Beginning
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document
 from a3jax.generate.filling import End, Observe, Tokens, end_of, fill_documents
@@ -35,12 +36,17 @@ def fill_blanks(
     decodings: Sequence[Decoding],
     observe: Observe | None = None,
     open_blanks: Sequence[frozenset[int]] | None = None,
+    beginning: Beginning | None = None,
 ) -> list[Filled]:
-    """Fill a batch of documents. `open_blanks` are the numbers of the blanks of each whose lengths are unknown."""
+    """Fill a batch of documents. `open_blanks` are the numbers of the blanks of each whose lengths are unknown.
+
+    Where there are none, a `beginning` of all documents may have been read, as `a3jax.decode.loop.decode` says.
+    """
     if decodings[0].mode == "fim" or (open_blanks and any(open_blanks)):
         return _one_by_one(model, documents, decodings, observe, open_blanks or [frozenset()] * len(documents))
     filled = []
-    for document, decoding, text in zip(documents, decodings, fill_documents(model, documents, decodings, observe)):
+    texts = fill_documents(model, documents, decodings, observe, beginning=beginning)
+    for document, decoding, text in zip(documents, decodings, texts):
         end = end_of(model, document, decoding, text)
         ends = {} if end is None else {len(document.blanks) - 1: end}
         empty_L = np.arange(len(document.tokens)) >= (len(document.tokens) if end is None else end.tokens)

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -70,6 +71,15 @@ class Cache(NamedTuple):
         where = (layer, jnp.arange(batch)[:, None], offset_B[:, None] + jnp.arange(rows))
         key, value = (x.at[where].set(new, mode="drop") for x, new in zip(self, (key_BxCxKxE, value_BxCxKxE)))
         return Cache(key, value)
+
+    def copies(self, owner_R: Array | np.ndarray, slots: int) -> "Cache":
+        """Caches of R sequences with room for `slots` tokens, whose beginnings are those of the sequences `owner`."""
+
+        def copy(x: Array) -> Array:
+            more = max(0, slots - x.shape[2])
+            return jnp.pad(x[:, owner_R, :slots], ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
+
+        return Cache(*map(copy, self))
 
 
 class Compute(NamedTuple):

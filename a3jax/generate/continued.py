@@ -1,0 +1,59 @@
+"""Texts that go on from copies of what they begin with: the rows that a pass reads of each, and what it predicts.
+
+From left to right one stream is enough, where it predicts as the query stream does; in any other order the texts are read
+and predicted by both.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from a3jax.decode.beginning import padded
+from a3jax.decode.cached import Asked, Beginning, Read, one_pass
+from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.ordering import Order
+
+
+class Suffix(NamedTuple):
+    """What is read of a text after its beginning, M each or, of R texts, R x M; and what is asked."""
+
+    read: Read
+    target: np.ndarray
+    scored: np.ndarray
+    asked: Asked | None
+    """None where the content of a slot predicts the token of the next."""
+
+
+def one_stream(tokens: Sequence[int], given: int, begin: int) -> Suffix:
+    """The content rows from slot `begin` up to the last token but one; the first `given` tokens are not scored."""
+    slot, token_L = np.arange(begin, len(tokens) - 1), np.asarray(tokens)
+    return Suffix(Read(token_L[slot], slot, slot + 1), token_L[slot + 1], slot + 1 >= given, None)
+
+
+def two_streams(tokens: Sequence[int], order: Order, begin: int) -> Suffix:
+    """The rows of both streams from slot `begin` on."""
+    token_L = np.asarray(tokens)
+    slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin : len(tokens)], order)
+    asked = Asked(token_L[np.maximum(slots.predecessor, 0)], slots.query, slots.group_start * slots.predicted)
+    own = token_L[slots.token_index]
+    return Suffix(Read(own, slots.position, slots.group_end), own, slots.predicted, asked)
+
+
+def stacked(places: int, suffixes: Sequence[Suffix]) -> Suffix:
+    """The rows of R texts, R x `places` each."""
+    return jax.tree.map(lambda *rows: padded(places, *rows), *suffixes)
+
+
+def hidden(network: TwoStream, beginning: Beginning, owner_R: Array, suffix: Suffix, compute: Compute) -> Array:
+    """The normalized last hidden state of every row that predicts a target, R x M x D.
+
+    Text i goes on from a copy of the beginning `owner` i.
+    """
+    slots = beginning.cache.key.shape[2] + suffix.target.shape[1]
+    cache = beginning.cache.copies(owner_R, slots)
+    length_R = jnp.asarray(beginning.length_B)[owner_R]
+    return one_pass(network, suffix.read, suffix.asked, cache, length_R, compute)[0]
