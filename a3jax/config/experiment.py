@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from a3jax.config.check import check_names, check_objective, check_options, check_sections, check_sizes, check_stages
-from a3jax.config.model import ModelConfig, Seeding
+from a3jax.config.model import Content, ModelConfig, Seeding
 from a3jax.config.sections import (
     AdaptConfig,
     DataConfig,
@@ -41,6 +41,8 @@ class Config:
     """The shape of random weights; beside a source its own shape, from which `a3jax plan` works before it is there."""
     seeding: Seeding | None = None
     """How queries start; None keeps the source's (`successor` after import)."""
+    content: Content | None = None
+    """Up to where content rows see; None keeps the source's (`group` after import)."""
     run: str | None = None
     seed: int = 0
     objective: Objective = "a3"

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig, Seeding
+from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part
 from a3jax.decode.cached import Asked, Read, one_pass
 from a3jax.decode.sampling import log_prob
@@ -118,7 +118,7 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
     prefix = bucket(int(length_B.max()), steps=4)
     prefix_BxC = _stack(prefix, *(np.array(item[0].tokens[:length], np.int32) for item, length in zip(items, length_B)))
     owner_R = np.repeat(np.arange(len(items)), len(items[0]))
-    two_streams = functools.partial(_two_streams, order=order, seed=seed, seeding=model.config.seeding)
+    two_streams = functools.partial(_two_streams, order=order, seed=seed, config=model.config)
     read = _one_stream if single_stream(model, order) else two_streams
     each = [read(choice, int(length)) for item, length in zip(items, length_B) for choice in item]
     cache = _read(model.params, prefix_BxC, length_B, config=model.config, compute=model.compute)
@@ -154,15 +154,15 @@ def _one_stream(choice: Choice, begin: int) -> Suffix:
     return Suffix(Read(tokens[slot], slot, slot + 1), tokens[slot + 1], slot + 1 >= choice.given, None)
 
 
-def _two_streams(choice: Choice, begin: int, order: str, seed: int, seeding: Seeding) -> Suffix:
+def _two_streams(choice: Choice, begin: int, order: str, seed: int, config: ModelConfig) -> Suffix:
     """The rows of both streams from slot `begin` on."""
     count, tokens = len(choice.tokens), np.asarray(choice.tokens)
     given = np.arange(count) < choice.given
-    drawn = draw(seed_of(seed, choice), choice.tokens, given.tolist(), order, seeding)
+    drawn = draw(seed_of(seed, choice), choice.tokens, given.tolist(), order, config.seeding)
     slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin:count], drawn.order)
     asked = Asked(tokens[np.maximum(slots.predecessor, 0)], slots.query, slots.group_start * slots.predicted)
     own = tokens[slots.token_index]
-    return Suffix(Read(own, slots.position, slots.group_end), own, slots.predicted, asked)
+    return Suffix(Read(own, slots.position, slots.content_end(config.content)), own, slots.predicted, asked)
 
 
 def seed_of(seed: int, content: object) -> int:
