@@ -74,7 +74,7 @@ class Config:
         check_sizes(dataclasses.asdict(self))
         check_sections(self.seed, self.data, self.optimizer, self.adapt, self.train, self.guard, self.profile)
         check_stages(self.schedule, self.train, self.guard)
-        check_objective(self.objective, self.schedule, self.ar_share, self.seeding, self.adapt, self.train)
+        check_objective(self.objective, self.schedule, self.ar_share, self.seeding, self.content, self.adapt, self.train)
         check_options(self.objective, self.diffusion, self.fim, self.data)
 
     @functools.cached_property
