@@ -60,15 +60,15 @@ class Options:
     json: bool = False
 
 
-def prompts(options: Options, model: a3jax.Model) -> list[str]:
-    """A piece of each source, as text."""
+def pieces(model: a3jax.Model, sources: list[Path], tokens: int) -> list[str]:
+    """So many tokens from the middle of each file, as text."""
     found = []
-    for path in options.source:
+    for path in sources:
         ids = model.codec.encode(path.read_text())
-        if len(ids) < options.prompt:
-            raise UserError(f"{path} has {len(ids)} tokens; a prompt needs {options.prompt}")
-        begin = (len(ids) - options.prompt) // 2
-        found.append(model.codec.decode(ids[begin : begin + options.prompt]))
+        if len(ids) < tokens:
+            raise UserError(f"{path} has {len(ids)} tokens; a prompt needs {tokens}")
+        begin = (len(ids) - tokens) // 2
+        found.append(model.codec.decode(ids[begin : begin + tokens]))
     return found
 
 
@@ -99,7 +99,7 @@ def _whole_pass(
 def main(options: Options) -> None:
     """Both tables."""
     model = a3jax.load(options.checkpoint)
-    texts = [Template((text, ""), (options.new,)) for text in prompts(options, model)]
+    texts = [Template((text, ""), (options.new,)) for text in pieces(model, options.source, options.prompt)]
     rows = [compare_with_recomputing(options, model, texts[0], batch) for batch in options.batches]
     show("Groups with the cache, and recomputing everything for each", rows, options.json)
     modes = [Decoding()]

@@ -15,10 +15,12 @@ def document_start(segments):
     return np.array([next(i for i in range(len(segments)) if segments[i] == s) for s in segments])
 
 
-def masks(groups, segments):
-    """L x L: what content and what query of row t see at column s."""
+def masks(groups, segments, content="group"):
+    """L x L: what content and what query of row t see at column s; `content` is that of the model."""
     same = (segments[:, None] == segments[None]) & (segments[:, None] != 0)
-    return same & (groups[None] <= groups[:, None]), same & (groups[None] < groups[:, None])
+    earlier, own = same & (groups[None] < groups[:, None]), same & (groups[None] == groups[:, None])
+    left = np.arange(len(groups))[None] <= np.arange(len(groups))[:, None]
+    return earlier | (own & left if content == "slot" else own), earlier
 
 
 def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
@@ -27,7 +29,7 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
     length = len(tokens)
     ahead = np.arange(length)[None] < np.arange(length)[:, None]
     position = np.arange(length) - document_start(segments)
-    content_mask, query_mask = masks(groups, segments)
+    content_mask, query_mask = masks(groups, segments, config.content)
     content, query, query_position = [], [], []
     for t in range(length):
         content.append(params["embedding"][tokens[t]])

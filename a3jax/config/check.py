@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from a3jax.config.model import Seeding
+from a3jax.config.model import Content, Seeding
 from a3jax.config.sections import (
     MASKED,
     AdaptConfig,
@@ -141,6 +141,7 @@ def check_objective(
     schedule: Schedule,
     ar_share: float,
     seeding: Seeding | None,
+    content: Content | None,
     adapt: AdaptConfig,
     train: TrainConfig,
 ) -> None:
@@ -165,6 +166,8 @@ def check_objective(
         raise UserError(f"ar_share is {ar_share}, which belongs to objective a3, and the objective is {objective}")
     if seeding == "learned":
         raise UserError(f"seeding is learned, but objective {objective} predicts from the token before; leave seeding out")
+    if content is not None:
+        raise UserError(f"content is {content}, but objective {objective} has no groups; leave content out")
     if adapt.rank and adapt.stream == "query":
         what = f"adapt.rank is {adapt.rank} (query), but objective {objective} has one stream"
         raise UserError(f"{what}; give adapt.stream both, or adapt.rank 0 to train all weights")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from a3jax.config.check import check_names, check_objective, check_options, check_sections, check_sizes, check_stages
-from a3jax.config.model import ModelConfig, Seeding
+from a3jax.config.model import Content, ModelConfig, Seeding
 from a3jax.config.sections import (
     AdaptConfig,
     DataConfig,
@@ -42,6 +42,8 @@ class Config:
     """The shape of random weights; beside a source its own shape, from which `a3jax plan` works before it is there."""
     seeding: Seeding | None = None
     """How queries start; None keeps the source's (`successor` after import)."""
+    content: Content | None = None
+    """Up to where content rows see; None keeps the source's (`group` after import)."""
     run: str | None = None
     seed: int = 0
     objective: Objective = "a3"
@@ -73,7 +75,7 @@ class Config:
         check_sizes(dataclasses.asdict(self))
         check_sections(self.seed, self.data, self.optimizer, self.adapt, self.train, self.guard, self.profile)
         check_stages(self.schedule, self.train, self.guard)
-        check_objective(self.objective, self.schedule, self.ar_share, self.seeding, self.adapt, self.train)
+        check_objective(self.objective, self.schedule, self.ar_share, self.seeding, self.content, self.adapt, self.train)
         check_options(self.objective, self.diffusion, self.fim, self.data)
 
     @functools.cached_property

@@ -6,6 +6,7 @@ from typing import Literal
 from a3jax.errors import UserError, check_count, check_positive, check_token
 
 Seeding = Literal["successor", "learned"]
+Content = Literal["group", "slot"]
 AdapterStream = Literal["query", "both"]
 
 
@@ -55,6 +56,8 @@ class ModelConfig:
     post_norm: bool = False
     """Normalize the outputs of attention and MLP instead of their inputs (OLMo 2)."""
     seeding: Seeding = "successor"
+    content: Content = "group"
+    """Up to where a content row sees: the end of its `group`, as in the paper, or its own `slot`, as in the source model."""
     adapter_rank: int = 0
     """Inner width A of low-rank changes to the weights (Hu et al., arXiv 2106.09685); 0: there are none."""
     adapter_stream: AdapterStream = "query"

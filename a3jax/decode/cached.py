@@ -198,7 +198,7 @@ def predict(
     network = nnx.merge(graph(kind.config), params)
     slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
     place_BxC = at(state.place_BxL, slot_BxC)
-    sees_BxC = slot_BxC + 1 if kind.causal else until_B[:, None]
+    sees_BxC = slot_BxC + 1 if kind.causal or kind.config.content == "slot" else until_B[:, None]
     read = Read(at(state.tokens_BxL, place_BxC), place_BxC, jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0))
 
     before_BxS = jnp.maximum(place_BxS - 1, 0)

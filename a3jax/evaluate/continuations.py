@@ -130,7 +130,7 @@ def _suffix(model: Model, choice: Choice, begin: int, order: str, seed: int) -> 
         return one_stream(choice.tokens, choice.given, begin)
     given = [i < choice.given for i in range(len(choice.tokens))]
     drawn = draw(seed_of(seed, choice), choice.tokens, given, order, model.config.seeding)
-    return two_streams(choice.tokens, drawn.order, begin)
+    return two_streams(choice.tokens, drawn.order, begin, model.config.content)
 
 
 def seed_of(seed: int, content: object) -> int:

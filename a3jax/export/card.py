@@ -58,6 +58,7 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
         "Parameters": f"{count(config) - (0 if both else config.width):,}",
         "Context": f"{config.context:,} tokens",
         "Query seeding": config.seeding,
+        "Content sees up to": f"the end of its {config.content}",
         "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "none",
         "Objective": record.objective,
         "Curriculum": " → ".join(record.stages) or "none",

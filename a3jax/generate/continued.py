@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from a3jax.config import Content
 from a3jax.decode.beginning import padded
 from a3jax.decode.cached import Asked, Beginning, Read, one_pass
 from a3jax.model.two_stream import Compute, TwoStream
@@ -34,13 +35,13 @@ def one_stream(tokens: Sequence[int], given: int, begin: int) -> Suffix:
     return Suffix(Read(token_L[slot], slot, slot + 1), token_L[slot + 1], slot + 1 >= given, None)
 
 
-def two_streams(tokens: Sequence[int], order: Order, begin: int) -> Suffix:
-    """The rows of both streams from slot `begin` on."""
+def two_streams(tokens: Sequence[int], order: Order, begin: int, content: Content) -> Suffix:
+    """The rows of both streams from slot `begin` on, content rows as `ModelConfig.content` has them."""
     token_L = np.asarray(tokens)
     slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin : len(tokens)], order)
     asked = Asked(token_L[np.maximum(slots.predecessor, 0)], slots.query, slots.group_start * slots.predicted)
     own = token_L[slots.token_index]
-    return Suffix(Read(own, slots.position, slots.group_end), own, slots.predicted, asked)
+    return Suffix(Read(own, slots.position, slots.content_end(content)), own, slots.predicted, asked)
 
 
 def stacked(places: int, suffixes: Sequence[Suffix]) -> Suffix:

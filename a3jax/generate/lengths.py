@@ -93,7 +93,7 @@ def _nats_per_token(
     else:
         marks = [[place < given for place in range(len(text))] for text in texts]
         orders = [draw(0, text, mark, "ar", config.seeding).order for text, mark in zip(texts, marks)]
-        each = [two_streams(text, order, begin) for text, order in zip(texts, orders)]
+        each = [two_streams(text, order, begin, model.config.content) for text, order in zip(texts, orders)]
     suffix = stacked(bucket(max(len(one.target) for one in each), least=8, steps=4), filled_up(each))
     begun = beginning._replace(length_B=np.full_like(beginning.length_B, begin))
     nats_RxM = np.asarray(_log_probs(model.params, begun, suffix, config=config, compute=compute))

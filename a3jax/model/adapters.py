@@ -6,7 +6,8 @@ seeding so is every query that sees the tokens before its own and no others (`Or
 
 From left to right, one token at a time, such a model therefore predicts what the source model does. In other orders it need
 not, not even for causal queries: where groups hold several tokens, the content of an earlier group has seen ahead within that
-group, as the source model's never does, and the causal query that begins the next group reads keys made of it.
+group, as the source model's never does, and the causal query that begins the next group reads keys made of it. Where content
+sees no further than its own slot (`ModelConfig.content`), they do in every order from left to right.
 """
 
 import dataclasses

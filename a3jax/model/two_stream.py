@@ -145,7 +145,8 @@ class TwoStream(nnx.Module):
 
     def _content(self, token_BxL: Array, order: Order, compute: Compute) -> Stream:
         token_BxL = sort(token_BxL, order.token_index)
-        return self.content_stream(token_BxL, order.position, order.start, order.group_end, compute)
+        end_BxL = order.content_end(self.config.content)
+        return self.content_stream(token_BxL, order.position, order.start, end_BxL, compute)
 
     def content_stream(self, token: Array, position: Array, start: Array, end: Array, compute: Compute) -> Stream:
         """Content rows that read tokens; all B x R."""

@@ -6,6 +6,7 @@ a token's place in that order is its *slot*. In slot order every visibility rule
 of keys, so that no L x L mask is ever built:
 
     content row i sees slots [start_i, group_end_i)      its own group included, so that it knows its own token
+                             [start_i, i + 1)            or no further than itself (`ModelConfig.content`)
     query row i   sees slots [start_i, group_start_i)    only the groups before its own
 
 Given tokens (the first of every document, and a prompt) are groups of one in their original order that come first and

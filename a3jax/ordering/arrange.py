@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.config import Seeding
+from a3jax.config import Content, Seeding
 from a3jax.ordering.layout import Layout, as_it_stands
 from a3jax.ordering.windows import PADDING, changes, order_by, padding_last, segment_bounds
 
@@ -30,6 +30,8 @@ class Order(NamedTuple):
     """First slot of the document."""
     group_start: Array
     group_end: Array
+    slot_end: Array
+    """The slot after its own; of padding, as `group_end`, its start."""
     causal: Array
     """`Query.causal`."""
     predicted: Array
@@ -41,6 +43,10 @@ class Order(NamedTuple):
         """The tokens of windows, B x L in window order, with the first of the model's end tokens where a blank ends."""
         is_end_BxL = jnp.take_along_axis(self.is_end, jnp.argsort(self.token_index, axis=1), axis=1)
         return jnp.where(is_end_BxL, end_tokens[0], token_BxL)
+
+    def content_end(self, content: Content) -> Array:
+        """The slot after the last one that every content row sees, as `ModelConfig.content` has it."""
+        return self.group_end if content == "group" else self.slot_end
 
     @property
     def query(self) -> "Query":
@@ -127,6 +133,7 @@ def arrange(
         start=slot_start_L,
         group_start=jnp.where(padding_L, slot_start_L, group_start_L),
         group_end=jnp.where(padding_L, slot_start_L, group_end_L),
+        slot_end=jnp.where(padding_L, slot_start_L, index_L + 1),
         causal=query.causal,
         predicted=~given_L[token_L] & ~padding_L,
         is_end=is_end_L[token_L],

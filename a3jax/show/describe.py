@@ -137,6 +137,7 @@ def _network(config: ModelConfig) -> Facts:
         "context": config.context,
         "rope_base": f"{config.rope_theta:,.0f}{scaling}",
         "query_seeding": config.seeding,
+        "content_sees_up_to": f"the end of its {config.content}",
         "adapters": f"rank {config.adapter_rank}, {config.adapter_stream}" if config.adapter_rank else "none",
     }
 

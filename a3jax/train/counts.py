@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 from jax import Array
 
+from a3jax.config import Content
 from a3jax.ordering import Masking, Order
 
 Number = TypeVar("Number", Array, float)
@@ -32,14 +33,14 @@ class Counts(NamedTuple, Generic[Number]):
     """Keys that content rows see where the same windows are read from left to right, as a model to learn from reads them."""
 
 
-def counted(order: Order, segment_BxL: Array) -> Counts[Array]:
+def counted(order: Order, segment_BxL: Array, content: Content) -> Counts[Array]:
     """The counts of windows, B x L, that are read in `order`; `segment` is theirs in window order (`a3jax.data.packing`)."""
     real_BxL = order.group_end > order.start
     return Counts(
         tokens=jnp.sum(segment_BxL > 0),
         predicted=jnp.sum(order.predicted),
         content=jnp.sum(real_BxL),
-        content_keys=_sum(order.group_end - order.start),
+        content_keys=_sum(order.content_end(content) - order.start),
         query_keys=_sum(jnp.where(order.predicted, order.group_start - order.start, 0)),
         causal_keys=_sum(jnp.where(real_BxL, order.position + 1, 0)),
     )

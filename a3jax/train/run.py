@@ -175,7 +175,7 @@ def check_folder(config: Config) -> None:
 def _check_model(expected: ModelConfig, source: Pretrained) -> None:
     for field in dataclasses.fields(ModelConfig):
         here, there = getattr(expected, field.name), getattr(source.config, field.name)
-        if here != there and field.name not in ("seeding", "adapter_rank", "adapter_stream"):
+        if here != there and field.name not in ("seeding", "content", "adapter_rank", "adapter_stream"):
             raise UserError(f"model.{field.name} is {here}, but {source.folder} has {there}; correct the experiment's model")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.config import ModelConfig, Seeding
+from a3jax.config import Content, ModelConfig, Seeding
 from a3jax.errors import UserError, check_count
 from a3jax.weights import families
 
@@ -22,13 +22,15 @@ _SILENT = dict.fromkeys(("bos_token_id", "eos_token_id", "sliding_window"))
 def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     """A `ModelConfig` from a parsed `config.json` of ours; `where` names the file in errors."""
     seeding: Any = config.get("seeding")
-    if seeding not in (known := typing.get_args(Seeding)):
-        raise UserError(f"{where}: seeding is {seeding!r}; it must be one of {', '.join(known)}")
+    content: Any = config.get("content", ModelConfig.content)
+    for name, value, known in [("seeding", seeding, Seeding), ("content", content, Content)]:
+        if value not in typing.get_args(known):
+            raise UserError(f"{where}: {name} is {value!r}; it must be one of {', '.join(typing.get_args(known))}")
     family = families.from_hf(_SILENT | config | {"model_type": config.get("a3_family"), "rope_scaling": None}, where)
     rank = config.get("adapter_rank", 0)
     if rank != 0 or isinstance(rank, bool):
         check_count(f"{where}: adapter_rank", rank)
-    return dataclasses.replace(family, seeding=seeding, adapter_rank=rank)
+    return dataclasses.replace(family, seeding=seeding, content=content, adapter_rank=rank)
 
 
 def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
         "query_key_norm": config.query_key_norm,
         "post_norm": config.post_norm,
         "seeding": config.seeding,
+        "content": config.content,
         "adapter_rank": config.adapter_rank,
         "unfillable": [] if fillable_V is None else _ranges(~np.asarray(fillable_V)),
     }

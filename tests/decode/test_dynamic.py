@@ -56,10 +56,15 @@ def test_greedy_choices_equal_recomputation_without_a_cache(certainty, threshold
     assert threshold == 0 or len({*sizes}) > 1  # the threshold did decide
 
 
-@pytest.mark.parametrize("certainty", ["confidence", "entropy", "margin", "random"])
-@pytest.mark.parametrize("seeding", ["successor", "learned"])
-def test_chain_rule(certainty, seeding, tiny, network):
-    net = network(tiny(layers=2, seeding=seeding, context=256))
+@pytest.mark.parametrize(
+    ("certainty", "changes"),
+    [
+        *itertools.product(["confidence", "entropy", "margin", "random"], [{}, {"seeding": "learned"}]),
+        ("confidence", {"content": "slot"}),
+    ],
+)
+def test_chain_rule(certainty, changes, tiny, network):
+    net = network(tiny(layers=2, context=256, **changes))
     documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [120, 9, 30, 14, 3])]
     options = {"certainty": certainty, "threshold": 0.0 if certainty == "random" else 0.2, "commit": 4}
     _, filled = fill(net, documents, "ar", mode="dynamic", seed=1, temperature=1.0, **options)

@@ -29,6 +29,7 @@ def window_groups(order, b=0):
     [
         ("random_4", {"tied_head": True, "query_key_norm": "full", "post_norm": True}),
         ("in_order_3", {"seeding": "learned", "qkv_bias": True}),
+        ("random_4", {"content": "slot"}),
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
@@ -59,11 +60,12 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
 
 
 @pytest.mark.parametrize(
-    ("order", "seeding"),
-    [(order, "successor") for order in ORDERS] + [(order, "learned") for order in ("random_4", "spans_4")],
+    ("order", "changes"),
+    [(order, {}) for order in ORDERS]
+    + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})],
 )
-def test_chain_rule(order, seeding, tiny, network):
-    net = network(tiny(layers=2, seeding=seeding, context=256))
+def test_chain_rule(order, changes, tiny, network):
+    net = network(tiny(layers=2, context=256, **changes))
     # Several blanks of sizes that no group size divides; one blank to the end; a full window; more keys than one block.
     documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [200, 9, 30, 14, 3])]
     drawn, filled = fill(net, documents, order, seed=1, temperature=1.0)

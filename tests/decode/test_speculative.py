@@ -90,7 +90,7 @@ def test_samples_have_the_distribution_of_one_by_one_decoding(order, drafts, opt
     assert saved > 0.2 * counts.sum()
 
 
-def sample(net, one, order, seed, noise, **options):
+def sample(net, one, order, seed, noise, allowed=None, **options):
     """Many samples of one document in one batch: the order of `seed`, each with noise of its own."""
     import jax
     from flax import nnx
@@ -100,7 +100,8 @@ def sample(net, one, order, seed, noise, **options):
     from a3jax.decode.settings import Decoding
 
     decoding = Decoding(order=order, seed=seed, **options)
-    drawn = plan([decoding], [one[0]], [one[1]], net.config.seeding, jnp.ones((1, net.config.vocab), bool))
+    allowed = np.ones(net.config.vocab, bool) if allowed is None else allowed
+    drawn = plan([decoding], [one[0]], [one[1]], net.config.seeding, jnp.asarray(allowed)[None])
     many = jax.tree.map(lambda x: jnp.repeat(x, SAMPLES, axis=0) if isinstance(x, jax.Array) else x, drawn)
     many = many._replace(keys_B=jax.random.split(jax.random.key(noise), SAMPLES))
     return decode(nnx.state(net, nnx.Param), net.config, HOW, many, decoding)

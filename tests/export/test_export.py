@@ -50,9 +50,11 @@ def test_a_family_folder_is_the_source_bit_for_bit(case, dtype, pretrained, impo
     np.testing.assert_array_equal(torch_logits(tmp_path / "out", ids), torch_logits(pretrained(case, dtype), ids))
 
 
-@pytest.mark.parametrize(("case", "seeding"), [(case, "successor") for case in CASES] + [("olmo2", "learned")])
-def test_the_twin_computes_both_streams(case, seeding, pretrained, imported, tmp_path):
-    checkpoint = _adapted(imported(case), tmp_path / "model", seeding=seeding)
+@pytest.mark.parametrize(
+    ("case", "changes"), [(case, {}) for case in CASES] + [("olmo2", {"seeding": "learned"}), ("llama", {"content": "slot"})]
+)
+def test_the_twin_computes_both_streams(case, changes, pretrained, imported, tmp_path):
+    checkpoint = _adapted(imported(case), tmp_path / "model", **changes)
     export_model(checkpoint, tmp_path / "out")
     ids = tokens()
     np.testing.assert_allclose(torch_logits(tmp_path / "out", ids), torch_logits(pretrained(case), ids), atol=1e-4, rtol=0)
@@ -63,7 +65,7 @@ def test_the_twin_computes_both_streams(case, seeding, pretrained, imported, tmp
 
 @pytest.mark.parametrize("case", ["llama3", "qwen2", "olmo2"])
 def test_a_two_stream_folder_imports_again_bit_for_bit(case, imported, tmp_path):
-    checkpoint = _adapted(imported(case, "bfloat16"), tmp_path / "model", seeding="learned")
+    checkpoint = _adapted(imported(case, "bfloat16"), tmp_path / "model", seeding="learned", content="slot")
     export_model(checkpoint, tmp_path / "out")
     import_model(open_source(tmp_path / "out"), tmp_path / "again")
     again = find(tmp_path / "again")

@@ -10,12 +10,12 @@ from a3jax.export.exporter import export_model
 
 @pytest.fixture(scope="module")
 def twins(imported, tmp_path_factory):
-    """An exported model in both seedings."""
+    """An exported model in both seedings, and with content up to its slot."""
     folder = tmp_path_factory.mktemp("twin") / "out"
     export_model(imported("llama"), folder)
-    successor, learned = load(folder), load(folder)
-    learned.config.seeding = "learned"
-    return {"successor": successor, "learned": learned}
+    successor, learned, slot = load(folder), load(folder), load(folder)
+    learned.config.seeding, slot.config.content = "learned", "slot"
+    return {"successor": successor, "learned": learned, "slot": slot}
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ BLANK[0, [0, 3, 4, 5, 11, 12, 19]] = True  # rows differ in how many they blank,
 BLANK[1, 6:10] = True
 
 
-@pytest.mark.parametrize("seeding", ["successor", "learned"])
+@pytest.mark.parametrize("which", ["successor", "learned", "slot"])
 @pytest.mark.parametrize("order", ["in_order", "random"])
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_infill_equals_teacher_forcing(seeding, order, size, twins):
-    ids, model = torch.from_numpy(tokens(20)), twins[seeding]
+def test_infill_equals_teacher_forcing(which, order, size, twins):
+    ids, model = torch.from_numpy(tokens(20)), twins[which]
     rank = np.stack([np.random.default_rng(row).permutation(20) for row in range(2)]) * 0.5 - 3
     ranks = torch.from_numpy(rank) if order == "random" else order
     filled = model.infill(ids, torch.from_numpy(BLANK), size, ranks, fillable=torch.ones(300, dtype=torch.bool))

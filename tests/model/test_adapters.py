@@ -1,5 +1,7 @@
 """Adapters change what they are to change, and nothing else; `test_two_stream` holds their values against the brute force."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,31 @@ def test_causal_queries_are_the_source_models_only_where_content_has_not_seen_ah
     difference = np.abs(grouped - alone)[first].max(axis=-1)  # in order, a slot holds the same token whatever the groups
     assert (difference > 1e-2).mean() > 0.5, "most read keys that saw ahead"
     assert (difference < 1e-4).any(), "those of second groups, behind a given first token, do not"
+
+
+def test_with_content_up_to_its_slot_every_causal_query_of_an_order_from_left_to_right_is_the_source_models(
+    tiny, network, packed, without_adapters
+):
+    net = network(tiny(layers=2, adapter_rank=3, content="slot"))
+    source = without_adapters(net)
+    tokens = np.random.default_rng(0).integers(0, net.config.vocab, packed.shape)
+
+    @functools.partial(jax.jit, static_argnames="stream")
+    def hidden(net, order, stream):
+        return getattr(net, f"{stream}_hidden")(tokens, order, HOW)
+
+    one_by_one = draw_order(example_keys(0, 0, len(packed)), packed, "in_order", 1, 0.0, "successor")
+    for size in (3, 8):
+        order = draw_order(example_keys(0, 0, len(packed)), packed, "in_order", size, 0.0, "successor")
+        np.testing.assert_array_equal(order.token_index, one_by_one.token_index)
+        content = (hidden(one, which, "content") for one, which in ((net, order), (source, one_by_one)))
+        np.testing.assert_array_equal(*content)  # and so are the keys and values that a cache keeps
+        ours, theirs = hidden(net, order, "query"), hidden(source, one_by_one, "query")
+        first = np.asarray(order.causal & order.predicted)
+        np.testing.assert_allclose(ours[first], theirs[first], atol=1e-5)
+        assert first.sum() > 5
+        others = np.asarray(~order.causal & order.predicted)
+        assert np.abs(ours - theirs)[others].max(-1).min() > 1e-2
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

@@ -24,6 +24,8 @@ OPTIONS = {
     "learned seed": {"seeding": "learned"},
     "everything": {"tied_head": True, "qkv_bias": True, "query_key_norm": "full", "post_norm": True, "seeding": "learned"},
     "one layer": {"layers": 1},
+    "content up to its slot": {"content": "slot"},
+    "content up to its slot, adapters": {"content": "slot", "adapter_rank": 3},
     "adapters": {"adapter_rank": 3},
     "adapters in both streams, tied": {"adapter_rank": 3, "adapter_stream": "both", "tied_head": True},
 }

@@ -58,9 +58,11 @@ def check_order(order, groups, is_given, segments, seeding):
     token = order.token_index
     np.testing.assert_array_equal(np.sort(token), np.arange(L))
     content, query = brute_force.masks(groups, segments)
+    to_the_slot, _ = brute_force.masks(groups, segments, "slot")
     start = brute_force.document_start(segments)
     for slot, t in enumerate(token):
         assert set(token[order.start[slot] : order.group_end[slot]]) == set(np.flatnonzero(content[t]))
+        assert set(token[order.start[slot] : order.slot_end[slot]]) == set(np.flatnonzero(to_the_slot[t]))
         assert set(token[order.start[slot] : order.group_start[slot]]) == set(np.flatnonzero(query[t]))
         assert order.predicted[slot] == (segments[t] != 0 and not is_given[t])
         assert order.position[slot] == t - start[t]
@@ -71,7 +73,7 @@ def check_order(order, groups, is_given, segments, seeding):
             assert order.causal[slot] == (t > start[t] and set(np.flatnonzero(query[t])) == set(range(start[t], t)))
         else:
             assert slot >= np.count_nonzero(segments), "padding comes last"
-            assert order.group_end[slot] == order.start[slot], "padding sees nothing"
+            assert order.group_end[slot] == order.slot_end[slot] == order.start[slot], "padding sees nothing"
 
 
 @settings(max_examples=300, deadline=None)

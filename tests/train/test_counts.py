@@ -21,8 +21,9 @@ PACKED = np.array(
 """One document; three; two and padding; one whose first five tokens are repeated as context, and padding."""
 
 
+@pytest.mark.parametrize("content", ["group", "slot"])
 @pytest.mark.parametrize(("family", "size"), [("in_order", 1), ("in_order", 4), ("random", 4), ("infill", 3), ("spans", 5)])
-def test_counts_equal_an_enumeration_of_visible_pairs(family, size, draw):
+def test_counts_equal_an_enumeration_of_visible_pairs(family, size, content, draw):
     total = np.zeros(len(Counts._fields))
     orders = []
     for row, segment_L in enumerate(PACKED):
@@ -32,18 +33,20 @@ def test_counts_equal_an_enumeration_of_visible_pairs(family, size, draw):
         orders.append(order)
         for i in np.flatnonzero(segment_L):
             mates = np.flatnonzero(np.abs(segment_L) == abs(segment_L[i]))
-            seen, known = (group_L[mates] <= group_L[i]).sum(), (group_L[mates] < group_L[i]).sum()
+            known = (group_L[mates] < group_L[i]).sum()
+            own = mates[group_L[mates] == group_L[i]]
+            seen = known + (len(own) if content == "group" else (own <= i).sum())
             predicted = not given_L[i]
             total += [segment_L[i] > 0, predicted, 1, seen, known * predicted, (mates <= i).sum()]
     order = jax.tree.map(lambda *rows: np.stack(rows), *orders)
-    np.testing.assert_array_equal([float(x) for x in counted(order, PACKED)], total)
+    np.testing.assert_array_equal([float(x) for x in counted(order, PACKED, content)], total)
 
 
 def test_a_full_window_is_counted_as_plans_count_it(draw):
     length = 512
     segments = np.ones(length, np.int32)
     order = jax.tree.map(lambda x: x[None], draw(0, segments, "random", 4, given=0.0)[2])
-    found, planned = counted(order, segments[None]), full_window(length)
+    found, planned = counted(order, segments[None], "group"), full_window(length)
     np.testing.assert_allclose([float(x) for x in found], planned, rtol=0.01)
 
 

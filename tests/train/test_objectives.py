@@ -291,6 +291,7 @@ SMALL = ModelConfig("llama", 48, 16, 24, 1, 2, 1, 8, 64)
     [
         ({"curriculum": direct(10)}, r"curriculum.0 \(random_4\) draws orders, and objective diffusion has none"),
         ({"ar_share": 0.5}, "ar_share is 0.5, which belongs to objective a3"),
+        ({"content": "slot"}, "content is slot, but objective diffusion has no groups"),
         ({"seeding": "learned"}, "seeding is learned, but objective diffusion predicts from the token before"),
         ({"adapt": AdaptConfig(rank=4)}, "give adapt.stream both, or adapt.rank 0"),
         ({"adapt": AdaptConfig(distill=0.5)}, "objective diffusion has no teacher"),

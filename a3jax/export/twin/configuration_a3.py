@@ -31,6 +31,7 @@ class A3Config(PretrainedConfig):
         query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
         post_norm: bool = False,  # normalize the outputs of attention and MLP instead of their inputs
         seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
+        content: str = "group",  # up to where content sees: the end of its "group", or its own "slot"
         adapter_rank: int = 0,  # inner width of low-rank changes to the query stream's weights; 0: there are none
         unfillable: list[list[int]] | None = None,  # [first, last] ranges of tokens that never stand in a blank
         **kwargs: Any,
@@ -51,5 +52,6 @@ class A3Config(PretrainedConfig):
         self.query_key_norm = query_key_norm
         self.post_norm = post_norm
         self.seeding = seeding
+        self.content = content
         self.adapter_rank = adapter_rank
         self.unfillable = unfillable or []

@@ -102,8 +102,9 @@ class A3Decoding:
             new, (C, Q) = content >= 0, (content.shape[1], query.shape[1])
             known, seen = torch.cat([known, new], 1), torch.cat([seen, position.gather(1, content.clamp(min=0))], 1)
             visible = known[:, None].repeat(1, C + Q, 1)
-            if not cache:  # the given tokens are groups of one; every later group sees itself whole
-                visible[:, :C] &= torch.ones(C, C, dtype=torch.bool, device=tokens.device).tril()
+            # Given tokens are groups of one. A later group sees itself whole, or each of its tokens what is on its left.
+            if not cache or self.config.content == "slot":
+                visible[:, :C, -C:] &= torch.ones(C, C, dtype=torch.bool, device=tokens.device).tril()
             at, before = query.clamp(min=0), (query - 1).clamp(min=0)
             follows = (query > 0) & committed.gather(1, before)
             seeds, seed_position = self.model.queries(tokens.gather(1, before), follows, position.gather(1, at))

@@ -246,6 +246,8 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel):
         position = (real.cumsum(-1) - 1).clamp(min=0)
         order = position if groups is None else groups
         visible = (order[:, :, None] >= order[:, None, :]) & real[:, None]
+        if self.config.content == "slot":  # of its own group, what stands before it
+            visible &= (order[:, :, None] > order[:, None, :]) | (position[:, :, None] >= position[:, None, :])
         embedding = self.model.embed_tokens(input_ids)
         if groups is None:
             logits = self.logits(self.model(embedding, position, visible, real[:, :0]))

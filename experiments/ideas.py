@@ -1,0 +1,273 @@
+"""Small changes to the method, each tried against the same run without it (docs/ideas.md).
+
+python experiments/ideas.py run                  # after the commands of experiments/duel_base.py
+python experiments/ideas.py table
+python experiments/ideas.py zero_shot models/smollm2 demo/run    # both rules of content on other models, untrained by them
+
+Every arm adapts the base of the duel with the same windows, the same draws of orders and the same number of steps, at the
+learning rate that is best of `RATES` for the arm without changes. What comes of it is NLL on files of packages that the base
+has not seen, by order. Two of the changes are tried here alone, since neither was worth a place in the trainer:
+
+*A free loss.* A content row at t knows x_t and is, if it sees nothing of x_{t+1}, a query for it. Its last layer and its
+logits are computed too, and their loss is added.
+
+*A two-sided seed.* Where x_{t+1} is decided and x_t is predicted, W times the embedding of x_{t+1} is added to what the query
+starts from; W is zero at first. Such a query is not causal, so nothing from left to right changes.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import random
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+import a3jax
+from a3jax.checkpoint.folder import find, load_params
+from a3jax.config import AdaptConfig, Content, DataConfig, ModelConfig, OptimizerConfig
+from a3jax.curriculum.stage import Part
+from a3jax.data.pipeline import Batches, open_corpora
+from a3jax.data.tokenizer import load_codec
+from a3jax.likelihood.fused_loss import nll_sum, token_nll
+from a3jax.model.adapters import content_is_fixed
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute, TwoStream, sort
+from a3jax.ordering import Order, draw_mixture, example_keys
+from a3jax.train.optimizer import make_optimizer, schedule
+from a3jax.train.trained import changes
+
+BASE, CORPUS = Path("runs/duel_base"), "data/duel/train"
+RESULTS = Path(__file__).with_name("results") / "ideas.jsonl"
+STEPS, BATCH, WINDOWS, CHUNK = 200, 4, 48, 1024
+RATES = (1e-3, 3e-3)
+ORDERS = ("ar", "in_order_4", "random_1", "random_4", "infill_4")
+HOW = Compute(attention="dense")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is changed of an adaptation in random groups of 4."""
+
+    rank: int = 0
+    """Of adapters; 0 trains all weights."""
+    content: Content = "group"
+    given: float = 0.0
+    free: float = 0.0
+    """The weight of the free loss."""
+    two_sided: bool = False
+
+
+ARMS = {
+    f"{what}{change}": dataclasses.replace(arm, **changed)
+    for what, arm in (("adapters", Arm(rank=16)), ("all weights", Arm()))
+    for change, changed in {
+        "": {},
+        ", content up to its slot": {"content": "slot"},
+        ", two-sided seed": {"two_sided": True},
+        ", given up to 0.9": {"given": 0.9},
+        ", free loss": {"free": 1.0},
+    }.items()
+    if not (arm.rank and "free" in changed)  # a fixed content stream has nothing to learn
+}
+
+
+class Rows(NamedTuple):
+    """Hidden states of rows and the tokens that they predict, B x R, with the weight of each."""
+
+    hidden: Array
+    target: Array
+    weight: Array
+
+
+def predictions(
+    net: TwoStream, right_DxD: Array, arm: Arm, tokens_BxL: Array, segment_BxL: Array, order: Order
+) -> tuple[Rows, Rows | None]:
+    """Those of queries, and of content rows where there is a free loss; in slot order."""
+    (length,) = tokens_BxL.shape[1:]
+    read_BxL, end_BxL = sort(tokens_BxL, order.token_index), order.content_end(arm.content)
+    content = net.content_stream(read_BxL, order.position, order.start, end_BxL, HOW)
+    predecessor_BxL = sort(tokens_BxL, jnp.maximum(order.predecessor, 0))
+    queries = net.query_stream(predecessor_BxL, order.query, order.start, order.group_start, HOW)
+    next_BxL = jnp.minimum(order.token_index + 1, length - 1)
+    follows_BxL = (next_BxL > order.token_index) & (sort(segment_BxL, next_BxL) == sort(segment_BxL, order.token_index))
+    next_slot_BxL = sort(jnp.argsort(order.token_index, axis=1), next_BxL)
+    next_token_BxL = sort(tokens_BxL, next_BxL)
+    if arm.two_sided:
+        added_BxLxD = net.embed(next_token_BxL, HOW) @ right_DxD
+        known_BxL = follows_BxL & (next_slot_BxL < order.group_start)
+        queries = queries._replace(embedding=queries.embedding + jnp.where(known_BxL[..., None], added_BxLxD, 0))
+    if content_is_fixed(net.config):
+        hidden_BxLxD = net.run_queries(queries, jax.lax.stop_gradient(net.run_content(content, HOW)), HOW)
+    else:
+        hidden_BxLxD = net.run(content, queries, HOW)
+    asked = Rows(hidden_BxLxD, read_BxL, order.predicted.astype(jnp.float32))
+    if not arm.free:
+        return asked, None
+    unseen_BxL = follows_BxL & (next_slot_BxL >= end_BxL)
+    weight_BxL = arm.free * unseen_BxL * sort(order.predicted, next_slot_BxL)
+    # The content stream is run once more, for its last layer alone: simple, and no matter here.
+    return asked, Rows(net.run(content, None, HOW), next_token_BxL, weight_BxL)
+
+
+def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """What an arm comes to before its first step and after its last."""
+    base = find(BASE)
+    adapt = AdaptConfig(rank=arm.rank)
+    model = dataclasses.replace(base.config, content=arm.content, adapter_rank=arm.rank)
+    net = TwoStream(model, nnx.Rngs(seed))
+    nnx.update(net, load_params(base))
+    changed, frozen = nnx.split_state(nnx.state(net, nnx.Param), changes(adapt, model), ...)
+    trained = (changed, jnp.zeros((model.width, model.width)))
+    data = DataConfig(path=CORPUS, length=model.context, batch=BATCH)
+    batches = Batches(open_corpora(data), data, STEPS, seed)
+    part = Part(family="random", group_size=4, given=arm.given)
+    settings = OptimizerConfig(warmup=20)
+    optimizer = make_optimizer(settings, schedule(settings, rate, STEPS))
+
+    def rows(trained: Any, batch: dict[str, Array], order: Order) -> tuple[Rows, Rows | None, Array]:
+        net = nnx.merge(graph(model), nnx.merge_state(trained[0], frozen))
+        return *predictions(net, trained[1], arm, batch["tokens"], batch["segments"], order), net.output_matrix[...]
+
+    @jax.jit
+    def step(trained: Any, moments: Any, batch: dict[str, Array], number: Array) -> tuple[Any, Any]:
+        order = draw_mixture(example_keys(seed, number, BATCH), batch["segments"], (part,), model.seeding)
+
+        def loss(trained: Any) -> Array:
+            *every, head_VxD = rows(trained, batch, order)
+            total = sum(nll_sum(one.hidden, head_VxD, one.target, one.weight, CHUNK) for one in every if one is not None)
+            return total / jnp.maximum(1, order.predicted.sum())
+
+        updates, moments = optimizer.update(jax.grad(loss)(trained), moments, trained)
+        return optax.apply_updates(trained, updates), moments
+
+    def figures(done: int) -> dict[str, Any]:
+        return {
+            "steps": done,
+            "nll": {name: _held_out(functools.partial(rows, trained), model, name) for name in ORDERS},
+        }
+
+    if arm in (Arm(rank=arm.rank), Arm(rank=arm.rank, content="slot")):  # others begin as one of these
+        yield figures(0)
+    moments = optimizer.init(trained)
+    for number in range(STEPS):
+        trained, moments = step(trained, moments, batches[number], jnp.int32(number))
+    yield figures(STEPS)
+
+
+def _held_out(rows: Callable, model: ModelConfig, name: str) -> list[list[float]]:
+    """Nats and predicted tokens of every dev window in an order."""
+    tokens_WxL = dev_windows(model.context)
+    segment_WxL, keys_W = jnp.ones_like(tokens_WxL), example_keys(0, 0, len(tokens_WxL))
+
+    @jax.jit
+    def one(batch: dict[str, Array], keys_B: Array) -> tuple[Array, Array]:
+        order = draw_mixture(keys_B, batch["segments"], (Part.named(name),), model.seeding)
+        queries, _, head_VxD = rows(batch, order)
+        nll_BxL = token_nll(queries.hidden, head_VxD, queries.target, CHUNK)
+        return (nll_BxL * queries.weight).sum(1), queries.weight.sum(1)
+
+    found = []
+    for begin in range(0, WINDOWS, 16):
+        here = slice(begin, begin + 16)
+        found += np.stack(one({"tokens": tokens_WxL[here], "segments": segment_WxL[here]}, keys_W[here]), axis=1).tolist()
+    return found
+
+
+@functools.cache
+def dev_windows(length: int) -> Array:
+    """A window from the middle of each of `WINDOWS` files of the duel's dev packages, W x L."""
+    folders = runpy.run_path(str(Path(__file__).with_name("duel_base.py")))["folders"]
+    codec = load_codec(BASE)
+    files = sorted(file for folder in folders("dev") for file in Path(folder).rglob("*.py"))
+    texts = (codec.encode(file.read_text(errors="replace")) for file in random.Random(0).sample(files, len(files)))
+    long = itertools.islice((text for text in texts if len(text) >= length), WINDOWS)
+    return jnp.array([[codec.start, *text[(len(text) - length) // 2 :][: length - 1]] for text in long])
+
+
+def run() -> None:
+    """Every arm that is not there yet, the ones without changes first, which choose the learning rates."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    for name, arm in ARMS.items():
+        plain = name.partition(",")[0]
+        for rate in RATES if name == plain else [chosen(plain)]:
+            if (name, rate) in {(line["arm"], line["rate"]) for line in lines()}:
+                continue
+            for figures in adapted(arm, rate):
+                with RESULTS.open("a") as file:
+                    print(json.dumps({"arm": name, "rate": rate, **figures}), file=file)
+            print(name, rate, {order: round(_nll(figures, order), 4) for order in ORDERS}, flush=True)
+
+
+def lines() -> list[dict[str, Any]]:
+    """All figures that are there."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+
+
+def chosen(plain: str) -> float:
+    """The learning rate of arms like this one."""
+    after = [line for line in lines() if line["arm"] == plain and line["steps"]]
+    return min(after, key=lambda line: _nll(line, "random_4"))["rate"]
+
+
+def _nll(figures: dict[str, Any], order: str) -> float:
+    nats, tokens = np.sum(figures["nll"][order], axis=0)
+    return float(nats / tokens)
+
+
+def table() -> None:
+    """A row for each arm: NLL, and behind it how far it is from the arm without changes, with the standard error of that."""
+    print(f"| nats per token after {STEPS} steps | {' | '.join(ORDERS)} |\n|{'---|' * (1 + len(ORDERS))}")
+    for steps in (0, STEPS):
+        for name in ARMS:
+            plain = name.partition(",")[0]
+            found = {line["arm"]: line for line in lines() if line["steps"] == steps and line["rate"] == chosen(plain)}
+            if name in found and plain in found:
+                cells = [_cell(found[name], found[plain], order) for order in ORDERS]
+                print(f"| {name}{', step 0' if not steps else ''} | {' | '.join(cells)} |")
+
+
+def _cell(one: dict[str, Any], other: dict[str, Any], order: str) -> str:
+    """Windows are pairs, and what is given of them may be drawn; each counts with its tokens."""
+    if one["arm"] == other["arm"]:
+        return f"{_nll(one, order):.3f}"
+    nats, tokens = (
+        (np.array(one["nll"][order]) - [1, 0] * np.array(other["nll"][order]))[:, 0],
+        np.array(one["nll"][order])[:, 1],
+    )
+    mean = nats.sum() / tokens.sum()
+    error = np.sqrt(np.square(nats - mean * tokens).sum()) / tokens.sum()
+    return f"{mean:+.3f} ± {error:.3f}"
+
+
+def zero_shot(*models: str) -> None:
+    """NLL of pieces of this package's own source, by what content rows see, in models that were not trained for that."""
+    print("| nats per token | order | content to its group's end | to its slot |\n|---|---|---|---|")
+    for path in models:
+        model = a3jax.load(path)
+        files = sorted(Path("a3jax").rglob("*.py"), key=lambda file: file.stat().st_size)[-12:]
+        texts = [model.codec.encode(file.read_text())[:256] for file in files]
+        given = [[i == 0 for i in range(len(text))] for text in texts]
+        for order in ("in_order_2", "in_order_4", "random_1", "random_4", "random_8"):
+            found = []
+            for content in get_args(Content):
+                changed = dataclasses.replace(model, config=dataclasses.replace(model.config, content=content))
+                scores = a3jax.token_log_likelihoods(changed, texts, given, order=order)
+                found.append(np.array([(-score.total, len(score.tokens)) for score in scores]))
+            group, slot = ({"arm": rule, "nll": {order: nll.tolist()}} for rule, nll in zip(get_args(Content), found))
+            print(f"| {path} | {order} | {_cell(group, group, order)} | {_cell(slot, group, order)} |", flush=True)
+
+
+if __name__ == "__main__":
+    {"run": run, "table": table, "zero_shot": zero_shot}[sys.argv[1]](*sys.argv[2:])
