@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,20 +123,19 @@ def test_every_command(emulator, corpus, whole_run, capsys, tmp_path):
     assert "no such bucket" in fails(capsys, "export", f"{root}/run", f"{root[:5]}no-such-bucket/exported")
 
 
-def start(config, tmp_path, scratch: str):
+def start(config, tmp_path, scratch: str, *options: str):
     """Train in a process of its own, which has no other part of this one's machine than the bucket."""
-    here = dataclasses.replace(config, run=str(tmp_path / "unused"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("A3JAX_SCRATCH", str(tmp_path / scratch))
-        file = here.run_folder.with_suffix(".json")
-        file.write_text(to_json(config))
-        environment = {
-            **os.environ,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-    command = [sys.executable, "-m", "a3jax.cli", "train", str(file)]
+    file = tmp_path / f"{scratch}.json"
+    file.write_text(to_json(config))
+    environment = {
+        **os.environ,
+        "A3JAX_SCRATCH": str(tmp_path / scratch),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "a3jax.cli", "train", str(file), *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -207,3 +207,28 @@ def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
     assert_same_weights(root / "sweep" / "runs" / done, tmp_path / "sweep" / "runs" / done)
     (failed,) = (name for name, state, _ in ends[0] if state == "failed")
     assert "data.length 100" in (root / "sweep" / "failed" / failed / "log.txt").read_text()
+
+
+@pytest.mark.long
+def test_two_processes_that_are_killed_and_go_on(corpus, experiment, tmp_path):
+    with emulators.of("gs"):
+        root = place("gs://bucket/two")
+        put(corpus, root / "corpus")
+        runs = []
+        for folder, data, kill in ((root / "run", root / "corpus", True), (tmp_path / "run", corpus, False)):
+            base = experiment(save_every=2)
+            config = dataclasses.replace(base, run=str(folder), data=dataclasses.replace(base.data, path=str(data)))
+            for killed in (True, False) if kill else (False,):
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", 0))
+                    together = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--processes", "2", "--process"]
+                both = [start(config, tmp_path, f"host{i}", *together, str(i)) for i in range(2)]
+                while killed and not saved_steps(folder):
+                    assert [process.poll() for process in both] == [None, None]
+                    time.sleep(0.1)
+                for process in both if killed else ():
+                    process.kill()
+                ends = [process.wait(200) for process in both]
+                assert killed or ends == [0, 0], [process.stderr.read() for process in both]
+            runs.append(folder)
+        assert_same_weights(*runs)
