@@ -52,7 +52,8 @@ class AgreedStop:
         placed = jax.make_array_from_callback(flags.shape, self._split, lambda index: flags[index])
         before, self._pending = self._pending, self._largest(placed, step)
         if before is not None:
-            signal, self.due = divmod(int(before), 2)
+            signal, due = divmod(int(before), 2)
+            self.due = bool(due)
             self.agreed = self.agreed or signal
         return self.agreed
 

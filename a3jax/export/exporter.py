@@ -62,7 +62,7 @@ def export_model(
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
     found = parameters(checkpoint)
     dtype_name = dtype or found["embedding"].dtype.name
-    made_from = {"params": str(checkpoint.params.resolve()), "written": version(checkpoint.params)}
+    made_from: dict[str, Any] = {"params": str(checkpoint.params.resolve()), "written": version(checkpoint.params)}
     made_from |= {"style": style, "dtype": dtype, "shard_bytes": shard_bytes}
     if both:
         settings = a3_folder.to_hf(config, dtype_name, fillable(load_codec(checkpoint.folder), config))

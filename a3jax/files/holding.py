@@ -162,7 +162,7 @@ class _Object:
     def write(self, content: bytes | None, expected: bytes) -> bytes:
         """Write it, or remove it, if its generation is still the expected one. Its new one, empty if it was another."""
         with self._errors(writing=True):
-            return self._store.write(self._file.name, content, if_equal=expected).result().generation  # type: ignore[no-any-return]
+            return self._store.write(self._file.name, content, if_equal=expected).result().generation
 
     @contextlib.contextmanager
     def _errors(self, writing: bool = False) -> Iterator[None]:

@@ -23,7 +23,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 import fsspec
@@ -330,7 +330,7 @@ def _settle() -> None:
 
 
 @contextlib.contextmanager
-def _as_a_disk(path: Path, writing: bool = False) -> Iterator[Any]:
+def _as_a_disk(path: PurePath, writing: bool = False) -> Iterator[Any]:
     """The file system of a bucket, whose errors become those that a disk has."""
     assert isinstance(path, BucketPath)
     try:
@@ -341,7 +341,7 @@ def _as_a_disk(path: Path, writing: bool = False) -> Iterator[Any]:
         raise as_a_disk(error, path, writing) from None
 
 
-def as_a_disk(error: Exception, path: Path, writing: bool = False) -> OSError:
+def as_a_disk(error: Exception, path: PurePath, writing: bool = False) -> OSError:
     """An error of a bucket's library, as a disk would raise it. What is not known may pass."""
     why, kind = first_line(error), type(error).__name__
     status = str(getattr(error, "code", ""))

@@ -21,7 +21,7 @@ from a3jax.decode.beginning import read_beginnings
 from a3jax.decode.cached import Beginning
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Range, Template
-from a3jax.devices.mesh import filled_up
+from a3jax.devices.mesh import fetched, filled_up
 from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
 from a3jax.generate.filling import document_of
 from a3jax.generate.one_by_one import fill_blanks
@@ -96,7 +96,7 @@ def _nats_per_token(
         each = [two_streams(text, order, begin, model.config.content) for text, order in zip(texts, orders)]
     suffix = stacked(bucket(max(len(one.target) for one in each), least=8, steps=4), filled_up(each))
     begun = beginning._replace(length_B=np.full_like(beginning.length_B, begin))
-    nats_RxM = np.asarray(_log_probs(model.params, begun, suffix, config=config, compute=compute))
+    nats_RxM = fetched(_log_probs(model.params, begun, suffix, config=config, compute=compute))
     counts = [len(text) - given for text in texts]
     return [float(nats_M.sum(dtype=np.float64)) / n if n else -np.inf for nats_M, n in zip(nats_RxM, counts)]
 

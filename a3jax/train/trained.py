@@ -27,8 +27,8 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
 
     Raises `UserError` where the source has other adapters, and for a stage that would train nothing.
     """
-    asked = {"seeding": config.seeding, "content": config.content}
-    model = dataclasses.replace(source, **{name: value for name, value in asked.items() if value is not None})
+    seeding, content = config.seeding or source.seeding, config.content or source.content
+    model = dataclasses.replace(source, seeding=seeding, content=content)
     if config.adapt.distill and source.adapter_rank:
         raise UserError("adapt.distill is given, but the source has adapters; only a model without can be learned from")
     rank, stream = config.adapt.rank, config.adapt.stream
