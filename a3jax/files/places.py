@@ -304,8 +304,9 @@ def send(file: Path, to: Path) -> str:
 
 def copy_inside(folder: Path, to: Path) -> None:
     """Copy all that is below a folder of a bucket to another name in it, and then remove it there."""
+    names = sizes(folder)
     with _as_a_disk(to, writing=True) as files:
-        for name in sizes(folder):
+        for name in names:
             files.cp_file(str(folder / name), str(to / name))
     remove(folder)
 

@@ -268,3 +268,16 @@ def test_trouble_that_passes(status, tmp_path, monkeypatch):
         check_whole(out)
         assert (out / "small").read_text() == "1"
         assert sizes(out)["large"] == 6 * 2**20
+
+
+def test_no_right_to_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of("gs") as emulator:
+        monkeypatch.setattr(emulator, "trouble", lambda method, path: None if method == "GET" else 403)
+        out = place("gs://bucket/theirs/out")
+        for write in (lambda: write_whole(out, "1"), lambda: resumable(out, {}).__enter__()):
+            with pytest.raises(UserError, match=r"gs://bucket/theirs/out.* cannot be written: no right to it"):
+                write()
+        monkeypatch.setattr(emulator, "trouble", lambda method, path: 403)
+        with pytest.raises(PermissionError, match="no right to it"):
+            out.exists()
