@@ -44,16 +44,17 @@ fi
 
 say() { echo "launch/tpu_request.sh: $*" >&2; }
 state() { gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' 2>/dev/null; }
-last='' begun='' restarts=0
+last='' seen='' begun='' restarts=0
 while true; do
     now=$(state)
     [[ $now == "$last" ]] || say "$name is ${now:-not asked for yet}"
     last=$now
     case $now in
         ACTIVE) ;;
-        '') "${request[@]}" || exit ;;
-        FAILED | SUSPENDED) gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet || exit ;;
+        '') "${request[@]}" || [[ $seen ]] || exit ;; # there is none, or it could not be asked
+        FAILED | SUSPENDED) gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet ;;
     esac
+    [[ $now ]] && seen=1
     if [[ $now == ACTIVE ]]; then
         (($#)) || exit 0
         found=$("$here/tpu_vm.sh" "$name" "$zone" status) || found=running # a worker that cannot be reached: look again
