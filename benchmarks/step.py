@@ -32,6 +32,8 @@ class Options:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"
     attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
+    block: int | None = None
+    """Of `splash`."""
     repeats: int = 3
     torch: bool = False
     """Also the same model in plain PyTorch (CPU): the code of our exports, with dense masks and AdamW."""
@@ -46,7 +48,9 @@ def ours(options: Options, stage: Stage) -> float:
         model=model,
         data=DataConfig(length=options.length, batch=options.batch),
         curriculum=(stage,),
-        train=TrainConfig(compute_dtype=options.dtype, remat=options.remat, attention=options.attention),
+        train=TrainConfig(
+            compute_dtype=options.dtype, remat=options.remat, attention=options.attention, attention_block=options.block
+        ),
     )
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):

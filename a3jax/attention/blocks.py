@@ -6,6 +6,22 @@ from jax import Array
 ATTENTION = "attention"
 """What rematerialization calls the result of a path and the log-sum-exp beside it: all that its backward pass needs."""
 
+BLOCK = 512
+"""Rows and keys of a block of Splash, of all three kernels, but for long windows."""
+
+
+def splash_block(length: int, width: int, context: int = 1) -> int:
+    """Rows and keys of a block of Splash for windows of `length` tokens and heads `width` wide, split over `context` devices.
+
+    Larger blocks take fewer steps of the kernel's grid, each of which has a price, and compute more keys that no row sees:
+    of a window of one document (1 + block / length) / 2 of all, where half is needed. So a window has eight blocks or more.
+    Heads wider than 128 would not fit VMEM in larger ones. Under `context` no larger block of rows spans both of a device's
+    pieces of a window (`a3jax.devices.context_parallel`). What is fastest is for a chip to say, and was not measured.
+    """
+    larger = 2 * BLOCK
+    return larger if length >= 8 * larger and width <= 128 and length // (2 * context) % larger == 0 else BLOCK
+
+
 Range = tuple[Array, Array]
 """The first key of each row's range and the one after its last; int32, of the shape of rows."""
 

@@ -1,5 +1,6 @@
 """The one attention interface, and the choice of implementation."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Literal, cast
@@ -8,7 +9,7 @@ import jax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from a3jax.attention.blocks import Range
+from a3jax.attention.blocks import Range, splash_block
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
 from a3jax.devices.context_parallel import gathered
@@ -31,10 +32,12 @@ def attend(
     end_BxR: Array,
     implementation: Implementation = "auto",
     own: Range | None = None,
+    block: int | None = None,
 ) -> Array:
     """Softmax attention of each row over keys [start, end), scaled by E**-0.5; a row with an empty range gives zero.
 
-    `own` is a second range of each row, behind the first, which block diffusion has: the kernels do not know it.
+    `own` is a second range of each row, behind the first, which block diffusion has: the kernels do not know it. `block` is
+    that of `splash`, which otherwise follows from the shapes.
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
@@ -49,9 +52,11 @@ def attend(
         if implementation != "auto":
             raise UserError(f"train.attention is '{implementation}', which knows one range of keys a row; give auto")
         implementation = "dense" if key_BxLxKxE.shape[1] <= DENSE_KEYS else "chunked"
-    function = _function(choose(implementation, platform(), key_BxLxKxE.shape[1]))
-    ranges = (start_BxR, end_BxR) if own is None else (start_BxR, end_BxR, own)
     mesh = jax.sharding.get_abstract_mesh()
+    length, width = key_BxLxKxE.shape[1], key_BxLxKxE.shape[3]
+    block = block or splash_block(length, width, 1 if mesh.empty else mesh.shape["context"])
+    function = _function(choose(implementation, platform(), length), block)
+    ranges = (start_BxR, end_BxR) if own is None else (start_BxR, end_BxR, own)
     if mesh.empty:
         return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, *ranges)
 
@@ -100,12 +105,12 @@ def compute_capability() -> str | None:
     return str(jax.local_devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 
-def _function(chosen: Implementation) -> Callable[..., Array]:
+def _function(chosen: Implementation, block: int) -> Callable[..., Array]:
     # The kernels bring Pallas along, which only those who run them should wait for.
     if chosen == "splash":
         from a3jax.attention.splash import splash_attention
 
-        return splash_attention
+        return functools.partial(splash_attention, block=block)
     if chosen == "flash":
         from a3jax.attention.flash import flash_attention
 

@@ -15,11 +15,10 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from a3jax.attention.blocks import ATTENTION, visible_keys
+from a3jax.attention.blocks import ATTENTION, BLOCK, visible_keys
 
-BLOCK = 512
-"""Rows and keys per block, of all three kernels; shorter inputs take the next multiple of `LANES`."""
 LANES = 128
+"""Blocks are multiples of it; inputs shorter than a block take the next one."""
 
 
 def splash_attention(
@@ -28,11 +27,15 @@ def splash_attention(
     value_BxLxKxE: Array,
     start_BxR: Array,
     end_BxR: Array,
+    block: int = BLOCK,
     interpret: bool = False,
 ) -> Array:
-    """See `a3jax.attention.attend`. Ranges of one example that start at different keys must not overlap."""
+    """See `a3jax.attention.attend`. Ranges of one example that start at different keys must not overlap.
+
+    `block` rows and keys are a block, of all three kernels.
+    """
     rows, width = query_BxRxHxE.shape[1], query_BxRxHxE.shape[3]
-    r, k = _block(rows), _block(key_BxLxKxE.shape[1])
+    r, k = _block(rows, block), _block(key_BxLxKxE.shape[1], block)
     sizes = splash.BlockSizes(r, k, block_q_dkv=r, block_kv_dkv=k, block_q_dq=r, block_kv_dq=k)
 
     def example(inputs: tuple[Array, ...]) -> Array:
@@ -57,9 +60,9 @@ def splash_attention(
         return cast(Array, kernel(query_HxRxE, key_KxLxE, value_KxLxE, segments))
 
     scaled = (query_BxRxHxE * width**-0.5).astype(query_BxRxHxE.dtype)
-    query, key, value = (_pad(x).swapaxes(1, 2) for x in (scaled, key_BxLxKxE, value_BxLxKxE))
+    query, key, value = (_pad(x, size).swapaxes(1, 2) for x, size in ((scaled, r), (key_BxLxKxE, k), (value_BxLxKxE, k)))
     # One example after the other, which is how a TPU runs them anyhow: the grid's tables cannot differ within one call.
-    out_BxHxRxE = jax.lax.map(example, (query, key, value, _pad(start_BxR), _pad(end_BxR)))
+    out_BxHxRxE = jax.lax.map(example, (query, key, value, _pad(start_BxR, r), _pad(end_BxR, r)))
     out_BxRxHxE = out_BxHxRxE.swapaxes(1, 2)[:, :rows]
     # Splash gives a row that sees nothing the mean of keys that it may not see: a leak, and a gradient into them.
     return jnp.where((end_BxR > start_BxR)[..., None, None], out_BxRxHxE, 0)
@@ -108,10 +111,10 @@ def _key_starts(start_R: Array, end_R: Array, slots: int) -> Array:
     return jnp.where(begins, start_R[:, None], 0).max(0)
 
 
-def _block(length: int) -> int:
-    return min(BLOCK, -(-length // LANES) * LANES)
+def _block(length: int, block: int) -> int:
+    return min(block, -(-length // LANES) * LANES)
 
 
-def _pad(x: Array) -> Array:
+def _pad(x: Array, block: int) -> Array:
     """Axis 1 rounded up to whole blocks; padded rows have an empty range, and no range reaches padded keys."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _block(x.shape[1]))) + ((0, 0),) * (x.ndim - 2))
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))

@@ -103,6 +103,8 @@ def check_sections(
     for name, number in [("optimizer.eps", optimizer.eps), ("optimizer.clip", optimizer.clip)]:
         if not (number > 0 and math.isfinite(number)):
             raise UserError(f"{name} is {number}; it must be above 0")
+    if train.attention_block is not None and (train.attention_block < 128 or train.attention_block % 128):
+        raise UserError(f"train.attention_block is {train.attention_block}; it must be a multiple of 128")
     if adapt.rank is not None and adapt.rank < 0:
         raise UserError(f"adapt.rank is {adapt.rank}; it must be at least 0")
 

@@ -149,6 +149,8 @@ class TrainConfig:
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
     """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
+    attention_block: int | None = None
+    """Rows and keys of a block of `splash`, a multiple of 128; None: 1024 for windows from 8192 tokens on, otherwise 512."""
     remat: Literal["auto", "none", "dots", "offload", "full"] = "auto"
     """What the forward pass keeps (`a3jax.train.remat`); `auto` is `dots` where that fits into memory, else `full`."""
     accumulate: int = 1
@@ -173,6 +175,8 @@ class TrainConfig:
     keep_best: int = 0
     """Beyond those, so many with the lowest held-out NLL in the order `best_order` stay."""
     best_order: HeldOutFigure = "random_4"
+    wandb: str | None = None
+    """A project of Weights & Biases that is shown the metrics too."""
 
 
 @dataclass(frozen=True)

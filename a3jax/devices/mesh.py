@@ -10,6 +10,7 @@ A parameter's width is split over `context` too: devices along it compute differ
 so they can share one copy of the weights, and whoever splits windows has no memory to spare for more of them.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -118,7 +119,7 @@ def filled_up(batch: Sequence[T]) -> list[T]:
     return [*batch, *[batch[-1]] * (-len(batch) % parts_in_use())]
 
 
-def width_parts(mesh: Mesh) -> int:
+def width_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the width of a parameter is split."""
     return math.prod(mesh.shape[axis] for axis in WIDTH)
 
@@ -146,6 +147,68 @@ def lay(x: Array, *parts: str | tuple[str, ...] | None) -> Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, P(*parts))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scattering(weight: Array, axes: tuple[str, ...]) -> Array:
+    """A weight with the given letters as it is, whose gradient is summed over devices so that each has its part of the sum.
+
+    What the compiler makes of a sum of which every device keeps a part is its own choice. Over more devices than lie along
+    two axes of a torus, libtpu gives all of it to all, which sends twice as much; so its sum is asked for in two steps, the
+    first over some of the devices, the second over the others, each of which it does scatter.
+    """
+    return weight
+
+
+def _scattered(axes: tuple[str, ...], _: None, gradient: Array) -> tuple[Array]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or _platform(mesh) == "gpu":
+        return (gradient,)
+    first, then = two_steps(width_parts(mesh))
+    # The same devices in the same order, with those that a width is split over divided into two axes.
+    sizes = {axis: mesh.shape[axis] for axis in BATCH[:2]} | {"first": first, "then": then, "tensor": mesh.shape["tensor"]}
+    view = AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
+    spec = P(*("first" if RULES[letter] == WIDTH else RULES[letter] for letter in axes))
+    return (lay(jax.lax.with_sharding_constraint(gradient, NamedSharding(view, spec)), *partition(axes)),)
+
+
+scattering.defvjp(lambda weight, axes: (weight, None), _scattered)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered_whole(weight: Array, axes: tuple[str, ...]) -> Array:
+    """A weight that every device has the whole width of, and whose gradient is as `scattering` makes it."""
+    return constrain(weight, "x".join(axes))
+
+
+gathered_whole.defvjp(lambda weight, axes: (gathered_whole(weight, axes), None), _scattered)
+
+
+def sum_scattered(x: Array, axis: str) -> Array:
+    """Inside `shard_map`: the sum of all devices' `x` along a mesh axis, of whose first axis each keeps its part.
+
+    In the two steps of `scattering`.
+    """
+    first, then = two_steps(jax.sharding.get_abstract_mesh().shape[axis])
+    if _platform(jax.sharding.get_abstract_mesh()) == "gpu":
+        return jax.lax.psum_scatter(x, axis, tiled=True)
+    for groups in (
+        [[i * then + j for i in range(first)] for j in range(then)],
+        [[i * then + j for j in range(then)] for i in range(first)],
+    ):
+        if len(groups[0]) > 1:
+            x = jax.lax.psum_scatter(x, axis, tiled=True, axis_index_groups=groups)
+    return x
+
+
+def two_steps(devices: int) -> tuple[int, int]:
+    """Two factors of a number of devices, as equal as can be, the larger first."""
+    smaller = max(size for size in range(1, math.isqrt(devices) + 1) if devices % size == 0)
+    return devices // smaller, smaller
+
+
+def _platform(mesh: AbstractMesh) -> str | None:
+    return mesh.abstract_device.platform if mesh.abstract_device else None
 
 
 def parameter_shardings(parameters: nnx.State, mesh: Mesh) -> nnx.State:

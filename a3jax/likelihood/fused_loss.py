@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from a3jax.devices.mesh import BATCH, WIDTH
+from a3jax.devices.mesh import BATCH, WIDTH, sum_scattered
 
 _ROWS = P(BATCH, "context")
 _HEAD = P("tensor")
@@ -181,8 +181,8 @@ def _own_sums(own: _Inputs, chunk: int, share: float, trained_head: bool, axes: 
     if not trained_head:
         d_head_DxV = None
     else:
-        width = tuple(axis for axis in axes.rows if axis in WIDTH)
-        d_head_DxV = jax.lax.psum_scatter(d_head_DxV, width, tiled=True) if width else d_head_DxV
+        for axis in axes.rows:
+            d_head_DxV = sum_scattered(d_head_DxV, axis) if axis in WIDTH else d_head_DxV
         d_head_DxV = jax.lax.psum(d_head_DxV, tuple(axis for axis in axes.rows if axis not in WIDTH))
     return jax.lax.psum(total, axes.rows), d_hidden, d_head_DxV
 

@@ -14,9 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.attention import attend
 from a3jax.attention.blocks import Range
-from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
@@ -103,13 +101,13 @@ class Block(nnx.Module):
             key, value = key + self.key_bias, value + self.value_bias
         return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
 
-    def attend_and_mlp(self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attention: Implementation) -> Array:
+    def attend_and_mlp(self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attend: Callable[..., Array]) -> Array:
         """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see."""
         query = self._project(rows.normed, "query", rows)
         if self.config.qkv_bias:
             query += self.query_bias
         query = rotate(self._per_head(query, "query_norm"), rows.cos, rows.sin)
-        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, attention, rows.own)
+        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, own=rows.own)
         x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_norm")
 
         normed = self._before(x_BxRxD, "mlp_norm")

@@ -26,15 +26,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.attention import ATTENTION
+from a3jax.attention import ATTENTION, attend
 from a3jax.attention.blocks import Range
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import streams
-from a3jax.devices.mesh import constrain
+from a3jax.devices.mesh import constrain, gathered_whole, scattering
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows, rms_norm
-from a3jax.model.parameters import parameter
+from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
 from a3jax.ordering import MaskedRows, Order, Query
@@ -78,6 +78,13 @@ class Compute(NamedTuple):
     dtype: jnp.dtype = jnp.dtype("float32")
     attention: Implementation = "auto"
     remat: Remat = "none"
+    attention_block: int | None = None
+    """Of `splash`; None: by the shapes."""
+
+    @property
+    def attend(self) -> Callable[..., Array]:
+        """`a3jax.attention.attend` as it is to be done here."""
+        return functools.partial(attend, implementation=self.attention, block=self.attention_block)
 
 
 class TwoStream(nnx.Module):
@@ -142,7 +149,7 @@ class TwoStream(nnx.Module):
 
     def embed(self, token: Array, compute: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
-        return constrain(self.embedding[...], "VxD")[token].astype(compute.dtype)
+        return gathered_whole(self.embedding[...], ("V", "D"))[token].astype(compute.dtype)
 
     def embed_queries(self, predecessor: Array, known: Array, compute: Compute) -> Array:
         """What queries start from: x_{t-1} where it is known and seeds them, else the learned vector; ... x D."""
@@ -162,7 +169,7 @@ class TwoStream(nnx.Module):
             block = block_of(parameters)
             here = block.enter(rows, x_BxRxD)
             key, value = block.keys_values(here.content)
-            return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attention), None
+            return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attend), None
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
         x_BxRxD, _ = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], parameters))
@@ -177,7 +184,7 @@ class TwoStream(nnx.Module):
             block = block_of(parameters)
             here = block.enter(rows, x_BxLxD)
             key, value = block.keys_values(here)
-            return block.attend_and_mlp(here, key, value, compute.attention), (key, value)
+            return block.attend_and_mlp(here, key, value, compute.attend), (key, value)
 
         keys_values = jax.lax.scan(layer, rows.x, parameters)[1]
         return Cache(*(constrain(x, "NxBxLxKxE") for x in keys_values))
@@ -189,7 +196,7 @@ class TwoStream(nnx.Module):
         def layer(x_BxLxD: Array, xs: tuple[nnx.State, Cache]) -> tuple[Array, None]:
             parameters, (key, value) = xs
             block = block_of(parameters)
-            return block.attend_and_mlp(block.enter(rows, x_BxLxD), key, value, compute.attention), None
+            return block.attend_and_mlp(block.enter(rows, x_BxLxD), key, value, compute.attend), None
 
         return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (parameters, known))[0], compute)
 
@@ -210,7 +217,7 @@ class TwoStream(nnx.Module):
             block = block_of(parameters)
             here = block.enter(rows, x_BxRxD)
             cache = cache.write(layer, offset_B, *block.keys_values(here.content))
-            return (block.attend_and_mlp(here, cache.key[layer], cache.value[layer], compute.attention), cache), None
+            return (block.attend_and_mlp(here, cache.key[layer], cache.value[layer], compute.attend), cache), None
 
         (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (parameters, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
@@ -228,10 +235,22 @@ class TwoStream(nnx.Module):
     def _layers(self, compute: Compute) -> tuple[Callable[[nnx.State], Block], nnx.State]:
         """What makes a layer of its parameters, and the parameters of all N, in the type in which they are computed with."""
         graph, parameters = nnx.split(self.blocks)
-        return functools.partial(nnx.merge, graph), jax.tree.map(lambda p: p.astype(compute.dtype), parameters)
+
+        def layer(parameters: nnx.State) -> Block:
+            return nnx.merge(
+                graph, jax.tree.map(_of_a_layer, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+            )
+
+        return layer, jax.tree.map(lambda p: p.astype(compute.dtype), parameters)
 
     def _normalize(self, x_BxRxD: Array, compute: Compute) -> Array:
         return rms_norm(x_BxRxD, self.final_norm[...].astype(compute.dtype), self.config.norm_eps)
+
+
+def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
+    """A parameter of one layer, whose gradient every device keeps its part of; vectors are not worth it."""
+    _, *axes = declared(parameter).axes
+    return parameter.replace(scattering(parameter[...], tuple(axes))) if len(axes) > 1 and "D" in axes else parameter
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, compute: Compute) -> Cache:

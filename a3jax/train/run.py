@@ -43,9 +43,9 @@ _WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, METRICS, EVENTS)
 
 _FREE_TO_CHANGE = (
     *("name", "run", "mesh", "guard", "profile"),
-    *(f"train.{name}" for name in ("attention", "remat", "loss_chunk", "executables", "log_every", "eval_every")),
-    *(f"train.{name}" for name in ("eval_windows", "save_every", "keep", "keep_hours", "keep_best", "best_order")),
-    *(f"train.{name}" for name in ("eval_stages", "stop_at")),
+    *(f"train.{name}" for name in ("attention", "attention_block", "remat", "loss_chunk", "executables", "log_every")),
+    *(f"train.{name}" for name in ("eval_every", "eval_windows", "eval_stages", "save_every", "stop_at")),
+    *(f"train.{name}" for name in ("keep", "keep_hours", "keep_best", "best_order", "wandb")),
 )
 """Fields that a resumed run may set anew, since the steps stay the same steps."""
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from a3jax.attention import attend, interface
+from a3jax.attention import attend, interface, splash
+from a3jax.attention.blocks import splash_block
 from a3jax.attention.interface import Implementation, choose
 from a3jax.config import TrainConfig
 from a3jax.errors import UserError
@@ -68,6 +69,34 @@ def test_the_platform_is_that_of_the_mesh():
     )
     with jax.sharding.use_abstract_mesh(mesh):
         assert interface.platform() == "tpu"
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "context", "block"),
+    [
+        (2048, 128, 1, 512),
+        (4096, 128, 1, 512),
+        (8192, 128, 1, 1024),
+        (8192, 256, 1, 512),
+        (8192, 128, 4, 1024),  # pieces of 1024 rows
+        (8192, 128, 8, 512),
+        (32768, 64, 8, 1024),
+        (9000, 128, 1, 512),
+    ],
+)
+def test_splash_takes_larger_blocks_where_a_window_has_eight_and_no_piece_of_it_is_less(length, width, context, block):
+    assert splash_block(length, width, context) == block
+    assert (1 + splash_block(length, width, context) / length) / 2 <= 0.625
+
+
+@pytest.mark.parametrize("given", [None, 256])
+def test_a_block_that_is_given_is_taken(given, monkeypatch):
+    taken = []
+    monkeypatch.setattr(interface, "platform", lambda: "tpu")
+    monkeypatch.setattr(splash, "splash_attention", lambda query, *_, block: taken.append(block) or query)
+    heads, ranges = jnp.zeros((1, 8192, 1, 128)), jnp.zeros((1, 8192), jnp.int32)
+    attend(heads, heads, heads, ranges, ranges, block=given)
+    assert taken == [given or 1024]
 
 
 def test_the_configuration_offers_what_there_is():

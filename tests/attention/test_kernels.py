@@ -163,6 +163,13 @@ def test_blocks_that_no_row_sees_are_never_touched(value_and_gradients, kernel, 
         np.testing.assert_array_equal(finite, ~poisoned)
 
 
+def test_splash_in_other_blocks_computes_the_same(value_and_gradients, monkeypatch):
+    monkeypatch.setattr(interface, "splash_block", lambda *_: 256)
+    compiled.cache_clear()
+    check(value_and_gradients, "splash", *drawn(4))
+    compiled.cache_clear()
+
+
 def blocks_between_the_first_and_the_last_seen(start_R, end_R, rows, keys):
     """By brute force: rows / `rows` x L / `keys` bool."""
     slot = np.arange(L)

@@ -18,7 +18,7 @@ from mesh_process import BATCH, MESHES, MODEL, L
 
 from a3jax.config import MeshConfig
 from a3jax.devices import mesh as meshes
-from a3jax.devices.mesh import AXES, check_mesh, constrain, make_mesh, parameter_shardings, partition
+from a3jax.devices.mesh import AXES, check_mesh, constrain, make_mesh, parameter_shardings, partition, scattering, two_steps
 from a3jax.errors import UserError
 from a3jax.model.parameters import shapes
 
@@ -279,6 +279,28 @@ def test_activations_are_split_by_batch_and_rows_and_keep_their_width():
         assert equation.params["sharding"].spec == spec
         with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * 5, AXES)):
             assert not jax.make_jaxpr(lambda x, axes=axes: constrain(x, axes))(x_BxRxF).eqns
+
+
+@pytest.mark.parametrize(
+    ("devices", "steps"), [(1, (1, 1)), (2, (2, 1)), (5, (5, 1)), (6, (3, 2)), (8, (4, 2)), (64, (8, 8)), (128, (16, 8))]
+)
+def test_a_sum_over_devices_is_made_in_two_steps_as_equal_as_can_be(devices, steps):
+    assert two_steps(devices) == steps
+
+
+def test_the_gradient_of_a_weight_is_divided_in_two_steps_into_the_weights_own_layout():
+    """A first step over 8 of 16 devices, which is not seen in the mesh; that sums are right, the meshes above show."""
+
+    def loss(weight_DxF):
+        return scattering(weight_DxF, ("D", "F")).sum()
+
+    weight_DxF = np.zeros((32, 4), np.float32)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 2, 8, 2, 2), AXES)):
+        equations = jax.make_jaxpr(jax.grad(loss))(weight_DxF).eqns
+    laid = [one.params["sharding"] for one in equations if one.primitive.name == "sharding_constraint"]
+    assert [one.spec for one in laid] == [P("first", "tensor"), P(("fsdp", "context"), "tensor")]
+    assert laid[0].mesh.shape == {"slices": 1, "data": 2, "first": 4, "then": 4, "tensor": 2}
+    assert not [one for one in jax.make_jaxpr(jax.grad(loss))(weight_DxF).eqns if one.primitive.name == "sharding_constraint"]
 
 
 def test_every_parameter_has_a_layout(tiny):

@@ -41,4 +41,5 @@ class Objective(Protocol):
 
 def compute_of(config: Config) -> Compute:
     """How this experiment computes a forward pass that nothing is differentiated through."""
-    return Compute(jnp.dtype(config.train.compute_dtype), config.train.attention)
+    train = config.train
+    return Compute(jnp.dtype(train.compute_dtype), train.attention, attention_block=train.attention_block)
