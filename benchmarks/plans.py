@@ -20,7 +20,7 @@ PLANS = (
     "llama_8b v5e:2x4",
 )
 """Experiment, topology, and options where the experiment's own do not suit."""
-HEAD = ("experiment", "chips", "mesh", "remat", "GiB a device", "stage", "seconds", "bound by", "MFU", "tokens/s", "hours")
+HEAD = ("experiment", "chips", "mesh", "remat", "GiB a device", "stage", "seconds", "bound by", "MFU", "hours")
 GIB = 2**30
 
 
@@ -48,11 +48,12 @@ def rows(answer: dict[str, Any]) -> list[list[str]]:
         used = f"{sum(stage['memory'].values()) / GIB:.1f} of {answer['hbm_bytes'] / GIB:.0f}"
         row = [mesh, answer["remat"], used, stage["name"]]
         if stage["fits"]:
-            row += [f"{stage['seconds']:.3g}", stage["bound_by"], f"{stage['mfu']:.0%}"]
-            row += [f"{stage['tokens'] / stage['seconds']:,.0f}"]
+            row += [f"{stage['seconds']:.3g} to {stage['serial_seconds']:.3g}", stage["bound_by"]]
+            row += [f"{stage['mfu']:.0%} to {stage['serial_mfu']:.0%}"]
         else:
-            row += ["", f"{stage['bytes_over']:,} bytes over", "", ""]
-        found.append([*row, f"{answer['seconds'] / 3600:.3g}" if stage is stages[-1] and answer["fits"] else ""])
+            row += ["", f"{stage['bytes_over']:,} bytes over", ""]
+        hours = f"{answer['seconds'] / 3600:.3g} to {answer['serial_seconds'] / 3600:.3g}" if answer["fits"] else ""
+        found.append([*row, hours if stage is stages[-1] else ""])
     return found
 
 

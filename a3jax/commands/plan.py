@@ -1,5 +1,6 @@
 """a3jax plan: whether a run fits chips that are not here, and how fast it can be."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from a3jax.commands.commandline import Json
 from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config
+from a3jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,15 @@ class PlanOptions:
     """How many a search compiles."""
     save: Path | None = None
     """A folder for the compiled steps."""
+    price: float | None = None
+    """Of a chip for an hour, in whatever currency: the plan then tells what the run costs."""
     json: Json = False
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise UserError(f"--price is {self.price}; it must be that of a chip for an hour, 0 or more")
+        if self.price is not None and self.search:
+            raise UserError("--price is of a plan, and --search makes none; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -60,18 +70,18 @@ class Plan:
             return {"topology": chips.name, "fits": any(not one.bytes_over for one in found), "ranked": ranked}
         planned = plan(self.config, chips, options.save)
         if not options.json:
-            show_plan(planned)
+            show_plan(planned, options.price)
             return {"saved": str(options.save) if options.save else None, "fits": planned.fits}
-        return planned.as_dict()
+        return planned.as_dict(options.price)
 
 
-_PLAN_HELP = """usage: a3jax plan EXPERIMENT --topology CHIP:AxB[xC] [--save FOLDER] [--field value ...] [--json]
+_PLAN_HELP = """usage: a3jax plan EXPERIMENT --topology CHIP:AxB[xC] [--price N] [--save FOLDER] [--field value ...] [--json]
        a3jax plan EXPERIMENT --topology CHIP:AxB[xC] --search [--batches N ...] [--limit N] [--field value ...] [--json]
 
 Whether a run fits a TPU topology, and how fast it can be. The step of every stage is compiled as it would be on the chips
 (v4, v5e, v5p, v6e, tpu7x); this needs libtpu, not a TPU. Exit status 1 if it does not fit.
 
-    a3jax plan llama_8b --topology v5p:4x4x4
+    a3jax plan llama_8b --topology v5p:4x4x4 --price 4.2        # of a chip for an hour
 
     a3jax plan llama_1b --topology v5e:4x4 --search --batches 64 128
 

@@ -1,7 +1,9 @@
-"""How fast a step can be at best: the slowest of its arithmetic, its memory traffic and its communication.
+"""How fast a step can be: from its arithmetic, its memory traffic and its communication, between two ends.
 
-Each is taken at the full rate of the data sheet, as if the three overlapped perfectly: a bound, never a forecast.
-Communication has all links of a device to itself; a collective along one axis of the torus reaches only that axis's.
+Each is taken at the full rate of the data sheet. If the three overlap perfectly, a step takes as long as the slowest: a
+bound, never a forecast. If nothing overlaps, it takes as long as all of them one after the other. Products that do not run
+at peak make it slower still, at either end. Communication has all links of a device to itself; a collective along one axis
+of the torus reaches only that axis's.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ Resource = Literal["compute", "memory", "communication"]
 
 @dataclass(frozen=True)
 class Roofline:
-    """One step of a stage at its bound."""
+    """One step of a stage, from perfect overlap (its bound) to none."""
 
     flops: float
     """Useful FLOPs of a step over all devices, as MFU counts them, of windows that one document fills."""
@@ -56,6 +58,20 @@ class Roofline:
     def seconds(self) -> float:
         """Of a step at the bound."""
         return max(self.compute_seconds, self.memory_seconds, self.communication_seconds)
+
+    @property
+    def serial_seconds(self) -> float:
+        """Of a step in which nothing overlaps."""
+        return self.compute_seconds + self.memory_seconds + self.communication_seconds
+
+    @property
+    def serial_mfu(self) -> float:
+        """`mfu` if nothing overlaps."""
+        return self.mfu * self.seconds / self.serial_seconds
+
+    def ends(self) -> dict[str, float]:
+        """What follows from the two ends, for JSON."""
+        return {"seconds": self.seconds, "serial_seconds": self.serial_seconds, "serial_mfu": self.serial_mfu}
 
 
 def read_costs(compiled: jax.stages.Compiled) -> Costs:

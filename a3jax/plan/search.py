@@ -49,7 +49,7 @@ class Candidate:
         }
         if (bound := self.bound) is not None:
             speed = bound.tokens / bound.seconds
-            facts |= {"seconds": bound.seconds, "bound_by": bound.bound_by, "tokens_per_second": speed, "mfu": bound.mfu}
+            facts |= {**bound.ends(), "bound_by": bound.bound_by, "tokens_per_second": speed, "mfu": bound.mfu}
         return facts
 
 
@@ -160,8 +160,7 @@ def _rank(candidate: Candidate) -> tuple[float, ...]:
     bound = candidate.bound
     if bound is None:
         return 1, candidate.bytes_over
-    together = bound.compute_seconds + bound.memory_seconds + bound.communication_seconds
-    return 0, bound.seconds / bound.tokens, together / bound.tokens
+    return 0, bound.seconds / bound.tokens, bound.serial_seconds / bound.tokens
 
 
 def _name(mesh: MeshConfig) -> str:

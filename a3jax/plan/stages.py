@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from a3jax.attention.blocks import splash_block
+from a3jax.attention.interface import choose
 from a3jax.config import Config, ModelConfig, Stage, settled
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import count as parameter_count
@@ -44,7 +47,7 @@ class StagePlan:
         facts |= {"fits": not self.bytes_over, "memory": dataclasses.asdict(self.memory)}
         if self.bound is not None:
             facts |= dataclasses.asdict(self.bound)
-            facts |= {"seconds": self.bound.seconds, "bound_by": self.bound.bound_by}
+            facts |= {**self.bound.ends(), "bound_by": self.bound.bound_by}
         return facts
 
 
@@ -57,6 +60,8 @@ class Plan:
     parameters: int
     remat: str
     """What the forward pass keeps (`a3jax.train.remat`): the experiment's choice, or that made for the chip's memory."""
+    attention: str
+    """The path, and the blocks that it computes in."""
     stages: tuple[StagePlan, ...]
 
     @property
@@ -70,29 +75,56 @@ class Plan:
         return max(stage.bytes_over for stage in self.stages)
 
     @property
+    def steps(self) -> int:
+        """Of the whole curriculum."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
     def seconds(self) -> float | None:
         """Of the whole curriculum at its bound; None if it does not fit."""
-        bounds = [(stage.steps, stage.bound) for stage in self.stages]
-        return None if not self.fits else sum(steps * bound.seconds for steps, bound in bounds if bound is not None)
+        return self._of_all(lambda bound: bound.seconds)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON. `seconds` is of the whole curriculum at its bound, None if it does not fit; sizes are of one device."""
+    @property
+    def serial_seconds(self) -> float | None:
+        """Of the whole curriculum if nothing overlaps; None if it does not fit."""
+        return self._of_all(lambda bound: bound.serial_seconds)
+
+    def _of_all(self, seconds: Callable[[Roofline], float]) -> float | None:
+        bounds = [(stage.steps, stage.bound) for stage in self.stages]
+        return None if not self.fits else sum(steps * seconds(bound) for steps, bound in bounds if bound is not None)
+
+    def chip_hours(self) -> tuple[float, float] | None:
+        """Of all chips together, at both ends; None if it does not fit."""
+        if self.seconds is None or self.serial_seconds is None:
+            return None
+        return self.topology.chips * self.seconds / 3600, self.topology.chips * self.serial_seconds / 3600
+
+    def as_dict(self, price: float | None = None) -> dict[str, Any]:
+        """For JSON. `seconds` and `serial_seconds` are of the whole curriculum, None if it does not fit; so is its cost, at a
+        `price` of a chip for an hour. Sizes are of one device.
+        """
         largest = max(self.stages, key=lambda stage: stage.memory.total)
-        return {
+        facts = {
             "fits": self.fits,
             "topology": self.topology.name,
             "devices": len(self.topology.devices),
+            "chips": self.topology.chips,
             "mesh": self.mesh,
             "parameters": self.parameters,
             "remat": self.remat,
+            "attention": self.attention,
             "hbm_bytes": self.topology.chip.hbm_bytes,
             "bytes_per_chip": largest.memory.total,
             "bytes_over": self.bytes_over,
             "seconds": self.seconds,
+            "serial_seconds": self.serial_seconds,
             "stages": [stage.as_dict() for stage in self.stages],
             "jax": jax.__version__,
             "libtpu": executable.libtpu_version(),
         }
+        if price is not None and (hours := self.chip_hours()):
+            facts |= {"cost": price * hours[0], "serial_cost": price * hours[1]}
+        return facts
 
 
 def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
@@ -128,7 +160,16 @@ def plan(config: Config, topology: Topology, save: Path | None = None) -> Plan:
             result = compiled[kind(stage)].result()
             stages.append(dataclasses.replace(result, name=stage.name, steps=stage.length))
             bar.advance()
-    return Plan(topology, dict(mesh.shape), parameter_count(model), config.train.remat, tuple(stages))
+    return Plan(
+        topology, dict(mesh.shape), parameter_count(model), config.train.remat, _attention(config, model), tuple(stages)
+    )
+
+
+def _attention(config: Config, model: ModelConfig) -> str:
+    """The path of the steps on TPUs, with its blocks where there is a choice of them."""
+    path = choose(config.train.attention, "tpu", config.data.length)
+    block = config.train.attention_block or splash_block(config.data.length, model.head_width, max(1, config.mesh.context))
+    return f"{path} in blocks of {block}" if path == "splash" and config.mask_block is None else path
 
 
 def _compiled(

@@ -25,6 +25,8 @@ class Chip:
     """What a device can send over all its links together; data sheets give both directions together, twice this."""
     options: tuple[tuple[str, str], ...] = ()
     """What libtpu must be told to show devices as they are on real machines."""
+    devices: int = 1
+    """Into how many devices a chip is divided: what is sold, and counted in names, is whole chips."""
 
 
 CHIPS = {
@@ -32,7 +34,7 @@ CHIPS = {
     "v5e": Chip(16 * GIB, 819e9, 200e9),
     "v5p": Chip(95 * GIB, 2765e9, 600e9),
     "v6e": Chip(32 * GIB, 1638e9, 400e9),
-    "tpu7x": Chip(192 * GIB // 2, 7380e9 / 2, 600e9 / 2),
+    "tpu7x": Chip(192 * GIB // 2, 7380e9 / 2, 600e9 / 2, devices=2),
 }
 """From the data sheets at cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), and the links of v4 from Jouppi et al.,
 arXiv 2304.01433. FLOP/s stand in `a3jax.train.flops`, which trains report by too."""
@@ -45,6 +47,11 @@ class Topology:
     name: str
     chip: Chip
     devices: tuple[jax.Device, ...]
+
+    @property
+    def chips(self) -> int:
+        """Their number."""
+        return len(self.devices) // self.chip.devices
 
     @property
     def flops_per_second(self) -> float:

@@ -121,7 +121,7 @@ def test_tables_for_people(planned, capsys):
     printed = capsys.readouterr().out
     assert "0.01 B parameters on v5e:2x2: 4 devices, fsdp 2 x tensor 2" in printed
     assert "memory of a device, GiB of 16" in printed
-    assert "fits; the whole curriculum takes at least" in printed
+    assert "fits; its 45 steps take " in printed
     show_plan(
         dataclasses.replace(planned, stages=(dataclasses.replace(planned.stages[0], bytes_over=3 * 2**29, bound=None),))
     )
@@ -199,6 +199,8 @@ def test_the_command(tmp_path, capsys):
         (["--topology", "v5e:2x2", "--data.batch", "6"], "the batch of one micro-batch = 6 is not divisible"),
         ([], "--topology"),
         (["--topology", "v5e:2x2", "--data.bach", "6"], "did you mean '--data.batch'"),
+        (["--topology", "v5e:2x2", "--price", "-1"], "--price is -1.0; it must be that of a chip for an hour, 0 or more"),
+        (["--topology", "v5e:2x2", "--price", "4", "--search"], "--price is of a plan, and --search makes none"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(options, message, tmp_path, capsys):

@@ -39,6 +39,9 @@ def test_the_slowest_decides(flops_done, hbm, sent, slowest, seconds, tiny):
     useful = 8 * flops.per_window(config.model, STAGE, 32)
     assert found.flops == useful
     assert found.mfu == pytest.approx(useful / (seconds * 4 * PEAK))
+    one_after_the_other = flops_done / PEAK + hbm / 1e12 + sum(sent.values()) / 1e11
+    assert found.serial_seconds == pytest.approx(one_after_the_other)
+    assert found.serial_mfu == pytest.approx(useful / (one_after_the_other * 4 * PEAK))
     assert found.tokens == 8 * 32
 
 

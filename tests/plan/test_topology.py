@@ -1,6 +1,7 @@
 """Names of topologies and what is known of their chips; the shapes themselves are libtpu's to judge."""
 
 import importlib.util
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
 def test_devices_are_those_of_real_machines(name, devices):
     found = topology(name)
     assert len(found.devices) == devices  # two a chip on tpu7x, one on the others
+    assert found.chips == math.prod(map(int, name.partition(":")[2].split("x")))
     assert found.devices[0].platform == "tpu"
     assert found.flops_per_second > 100e12
 
