@@ -44,10 +44,13 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def advance(self, amount: int = 1) -> None:
-        """Add to what is done."""
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Add to what is done, and say of it what `note` says."""
         self._bar.advance(self._task, amount)
-        self._tell()
+        if note is None:
+            self._tell()
+        else:
+            self.note(note)
 
     def note(self, text: str) -> None:
         """Replace the text beside the bar."""

@@ -39,6 +39,14 @@ def test_a_line_now_and_then(clock, capsys):
     assert told(capsys) == []
 
 
+def test_a_line_says_of_the_work_that_it_counts(clock, capsys):
+    with Progress("train", 100, "steps") as bar:
+        bar.advance(note="loss 5")
+        clock.seconds += 40
+        bar.advance(note="loss 4")
+    assert told(capsys) == ["a3jax: train: 2 of 100 steps, 3 a minute, about 33 min left; loss 4"]
+
+
 def test_bytes_and_what_has_no_end(clock, capsys):
     with Progress("import", 5 * 10**9, "bytes") as bar, Progress("generate", None, "texts") as other:
         clock.seconds += 40

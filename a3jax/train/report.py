@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +22,7 @@ from a3jax.train.goodput import USEFUL, Goodput
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import Log
 from a3jax.train.step import Metrics
+from a3jax.train.tracker import Tracker
 
 
 class _Pending(NamedTuple):
@@ -55,6 +56,7 @@ class Report:
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
         self._log = Log(config.run_folder, step) if jax.process_index() == 0 else None
+        self._tracker = Tracker(config) if self._log else None
         self.goodput = Goodput(config.run_folder, self._log.dropped_seconds, started) if self._log else None
         self._bar = Progress("train", config.steps, "steps", step, lines=self._log is not None)
         self._pending: _Pending | None = None
@@ -75,8 +77,9 @@ class Report:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.__exit__(kind, error, trace)
-        if self._log and self.goodput:
+        if self._log and self._tracker and self.goodput:
             self._log.close()
+            self._tracker.close()
             self.goodput.save(at_once=True)
 
     @property
@@ -123,7 +126,7 @@ class Report:
             facts["mfu"] = needed / seconds / self._peak
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler
-            self._log.write(
+            self._write(
                 step=step,
                 stage=self._config.stage_name(stage),
                 loss=loss if math.isfinite(loss) else None,
@@ -141,9 +144,8 @@ class Report:
                 **self.goodput.facts(),
             )
             self.goodput.save()
-        self._bar.advance()
         share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
-        self._bar.note(f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
+        self._bar.advance(note=f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
         self._judge(step, loss, norm, bool(bad))
 
     def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
@@ -151,15 +153,21 @@ class Report:
         self.flush()
         with self.pause("evaluating"):
             found = evaluate()
-        if found and self._log:
+        if found:
             parts = {
                 f"{part}/{order}": value
                 for order, figures in found.items()
                 for part, value in figures._asdict().items()
                 if self._config.train.eval_stages or not part.startswith("nll_by")
             }
-            self._log.write(step=step, **parts)
+            self._write(step=step, **parts)
         return {order: nll.nll for order, nll in found.items()}
+
+    def _write(self, **values: Any) -> None:
+        """Record values of one step, in process 0."""
+        if self._log and self._tracker:
+            self._log.write(**values)
+            self._tracker.write(**values)
 
     def rewind(self, step: int, tokens: int) -> None:
         """Go on from an earlier step, and the tokens until then: what was logged after it is dropped."""
