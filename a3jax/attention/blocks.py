@@ -15,8 +15,9 @@ def splash_block(length: int, width: int, context: int = 1) -> int:
 
     Larger blocks take fewer steps of the kernel's grid, each of which has a price, and compute more keys that no row sees:
     of a window of one document (1 + block / length) / 2 of all, where half is needed. So a window has eight blocks or more.
-    Heads wider than 128 would not fit VMEM in larger ones. Under `context` no larger block of rows spans both of a device's
-    pieces of a window (`a3jax.devices.context_parallel`). What is fastest is for a chip to say, and was not measured.
+    Heads wider than 128 keep the smaller ones, which take less of VMEM. Under `context` no larger block of rows spans both of
+    a device's pieces of a window (`a3jax.devices.context_parallel`). What is fastest is for a chip to say, and was not
+    measured.
     """
     larger = 2 * BLOCK
     return larger if length >= 8 * larger and width <= 128 and length // (2 * context) % larger == 0 else BLOCK

@@ -175,15 +175,6 @@ def _scattered(axes: tuple[str, ...], _: None, gradient: Array) -> tuple[Array]:
 scattering.defvjp(lambda weight, axes: (weight, None), _scattered)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered_whole(weight: Array, axes: tuple[str, ...]) -> Array:
-    """A weight that every device has the whole width of, and whose gradient is as `scattering` makes it."""
-    return constrain(weight, "x".join(axes))
-
-
-gathered_whole.defvjp(lambda weight, axes: (gathered_whole(weight, axes), None), _scattered)
-
-
 def sum_scattered(x: Array, axis: str) -> Array:
     """Inside `shard_map`: the sum of all devices' `x` along a mesh axis, of whose first axis each keeps its part.
 

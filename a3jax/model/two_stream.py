@@ -31,7 +31,7 @@ from a3jax.attention.blocks import Range
 from a3jax.attention.interface import Implementation
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import streams
-from a3jax.devices.mesh import constrain, gathered_whole, scattering
+from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows, rms_norm
 from a3jax.model.parameters import declared, parameter
@@ -149,7 +149,7 @@ class TwoStream(nnx.Module):
 
     def embed(self, token: Array, compute: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
-        return gathered_whole(self.embedding[...], ("V", "D"))[token].astype(compute.dtype)
+        return constrain(self.embedding[...], "VxD")[token].astype(compute.dtype)
 
     def embed_queries(self, predecessor: Array, known: Array, compute: Compute) -> Array:
         """What queries start from: x_{t-1} where it is known and seeds them, else the learned vector; ... x D."""
