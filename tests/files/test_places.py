@@ -61,7 +61,7 @@ NO_PLACES = {
     "serve": {"host", "trusted_proxy"},
     "train": {"coordinator"},
     "plan": {"topology"},
-    Config: {"model.family", "data.path", "data.mixture.path", "adapt.frozen", "profile.steps"},
+    Config: {"model.family", "data.path", "data.mixture.path", "adapt.frozen", "profile.steps", "train.wandb"},
 }
 """Texts that are none, and the sources of texts, which can be URLs."""
 
