@@ -40,6 +40,7 @@ class Board:
 
     def take(self, topic: str, name: str) -> str:
         """A note, waited for as long as it takes. Raises as `put`; for several processes only."""
+        assert self._client is not None
         while True:
             try:
                 return self._client.blocking_key_value_get(f"{_OURS}/{topic}/{name}", _WAIT_MS)
@@ -49,6 +50,7 @@ class Board:
 
     def remove(self, topic: str) -> None:
         """Remove all notes of a topic; for several processes only."""
+        assert self._client is not None
         self._client.key_value_delete(f"{_OURS}/{topic}/")
 
 

@@ -113,7 +113,7 @@ def parts_in_use() -> int:
     return 1 if mesh.empty else batch_parts(mesh)
 
 
-def fetched(tree: T) -> T:
+def fetched(tree: Any) -> Any:
     """Arrays of the mesh in use as NumPy's, whole in every process; where they lie in parts on several hosts all call it."""
 
     def fetch(array: Any) -> Any:
