@@ -41,11 +41,6 @@ def by_first(work: Callable[[], T]) -> T:
 def growing_by_first(out: Path | BinaryIO, what: str, *begins: str, holds: tuple[str, ...] = ()) -> Iterator[Lines]:
     """`growing` in process 0; in others a file without lines, and what is added to it goes nowhere."""
     with contextlib.ExitStack() as held:
-        file: Lines | None = None
-
-        def open_file() -> None:
-            nonlocal file
-            file = held.enter_context(growing(out, what, *begins, holds=holds))
-
-        by_first(open_file)
-        yield file or held.enter_context(growing(held.enter_context(open(os.devnull, "wb")), what))
+        files: list[Lines] = []
+        by_first(lambda: files.append(held.enter_context(growing(out, what, *begins, holds=holds))))
+        yield files[0] if files else held.enter_context(growing(held.enter_context(open(os.devnull, "wb")), what))

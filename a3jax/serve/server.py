@@ -90,19 +90,15 @@ def serve(
     _check_proxy(trusted_proxy)
     connections = room(limits.max_connections)
     with contextlib.ExitStack() as opened:
-        listening: socket.socket | None = None
-
-        def listen() -> None:
-            nonlocal listening
-            listening = opened.enter_context(_listen(host, port))
-
-        by_first(listen)  # before the model is loaded, which may take long
+        sockets: list[socket.socket] = []
+        # Before the model is loaded, which may take long.
+        by_first(lambda: sockets.append(opened.enter_context(_listen(host, port))))
         model, name = load(checkpoint, dtype, step, mesh), checkpoint.resolve().name
-        if listening is None:
+        if not sockets:
             return {"batches": follow(model)}
         opened.callback(tell_end)
         batcher = Batcher(model, limits, mesh)
-        app = Guard(Service(model, name, batcher).app(), _hosts(name, listening))
+        app = Guard(Service(model, name, batcher).app(), _hosts(name, sockets[0]))
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -119,7 +115,7 @@ def serve(
             timeout_keep_alive=limits.max_client_seconds,  # type: ignore[arg-type]  # whole seconds or not
             timeout_graceful_shutdown=limits.max_stop_seconds + READING_SECONDS,  # type: ignore[arg-type]
         )
-        Server(config, batcher).run(sockets=[listening])
+        Server(config, batcher).run(sockets=sockets)
     return {"texts": batcher.texts, "batches": batcher.batches}
 
 

@@ -145,7 +145,7 @@ def test_a_service_of_two_processes_answers_as_one_and_both_end_when_the_first_i
     expected = [a3jax.complete(model, [prompt], tokens=6)[0] for prompt in ("for i in", "a = ")]
     assert [choice["text"] for choice in body["choices"]] == ["".join(b.text for b in one.blanks) for one in expected]
     first.process.send_signal(signal.SIGTERM)
-    assert first.process.wait(60) == 128 + signal.SIGTERM
+    assert first.process.wait(60) == 0
     assert second.wait(60) == 0
 
 
