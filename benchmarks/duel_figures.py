@@ -116,9 +116,8 @@ def done(folder: Path) -> list[Run]:
 
 def files(split: str) -> list[Text]:
     """All files of the packages of a split, in an order drawn once."""
-    found = [
-        Text(name, path.read_text("utf-8", errors="replace").replace("\r\n", "\n")) for name, path in BASE["files"](split)
-    ]
+    texts = {name: path.read_text("utf-8", errors="replace").replace("\r\n", "\n") for name, path in BASE["files"](split)}
+    found = [Text(name, text.rstrip("\n") + "\n") for name, text in texts.items()]
     random.Random(0).shuffle(found)
     return found
 
@@ -181,7 +180,7 @@ def rates(options: Options) -> dict[str, Any]:
     """Of every arm that was searched completely: nats by learning rate, and the rate with the fewest."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for one in done(options.sweep):
-        if one.budget == "2%" and one.seed == 0 and one.rate in DUEL["RATES"]:
+        if one.budget == "2%" and one.seed == 0 and one.rate in DUEL["rates"](one.arm):
             model = load(one.path)
             objective = model.record.objective
             name = f"dev/{one.path.name}"
@@ -197,7 +196,7 @@ def rates(options: Options) -> dict[str, Any]:
     return {
         arm: {"chosen": float(min(each, key=lambda rate: each[rate])), "nats": each}
         for arm, each in found.items()
-        if len(each) == len(DUEL["RATES"])
+        if len(each) == len(DUEL["rates"](arm))
     }
 
 

@@ -41,10 +41,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def rates(found: dict[str, Found]) -> str:
     """Nats on dev files by learning rate, the chosen one bold."""
-    tried = [repr(rate) for rate in DUEL["RATES"]]
+    tried = sorted({rate for each in found.values() for rate in each["nats"]}, key=float)
     rows = []
     for arm, each in found.items():
-        cells = [f"{each['nats'][rate]:.3f}" for rate in tried]
+        cells = [f"{each['nats'][rate]:.3f}" if rate in each["nats"] else "" for rate in tried]
         rows.append([arm, *(f"**{cell}**" if float(rate) == each["chosen"] else cell for rate, cell in zip(tried, cells))])
     return markdown(["arm", *tried], rows)
 

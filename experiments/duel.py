@@ -9,7 +9,7 @@ python benchmarks/duel_tables.py                   # the tables of docs/duel.md
 
 Two budgets, 2% and 20% of what the base was pretrained with. Arms differ in what a token costs them, so they take different
 numbers of steps: as many as the budget has of useful FLOPs (`a3jax.train.flops`), of full windows of one document each. A
-curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of the `RATES`;
+curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of its `rates`;
 then seed 0 of every arm at both budgets, then seed 1, then seed 2, so that the table fills up evenly.
 
 The plan, as `python experiments/duel.py` prints it: PLAN
@@ -35,7 +35,6 @@ PRETRAINED = _BASE["TOKENS"] / LENGTH * flops.per_window(BASE, Stage(1), LENGTH)
 """FLOPs of the base."""
 BUDGETS = {"2%": 0.02 * PRETRAINED, "20%": 0.2 * PRETRAINED}
 
-RATES = [1e-3, 3e-3, 1e-2]
 SEEDS = 3
 FIGURES = Path(__file__).with_name("results") / "duel"
 """What `benchmarks/duel_figures.py` keeps."""
@@ -57,16 +56,16 @@ def left_to_right(steps: int) -> tuple[Stage, ...]:
 
 
 ARMS: dict[str, tuple[Curriculum, Arm]] = {
-    "paper, learned seeds": (paper, {"seeding": "learned"}),
-    "paper, successor seeds": (paper, {}),
     "direct": (direct, {}),
-    "adapters 1 to 32": (direct, {"adapt.rank": 4}),
-    "adapters 1 to 8": (direct, {"adapt.rank": 16}),
-    "adapters 1 to 2": (direct, {"adapt.rank": 64}),
+    "paper, successor seeds": (paper, {}),
     "diffusion": (left_to_right, {"objective": "diffusion"}),
-    "block diffusion 4": (left_to_right, {"objective": "block_diffusion"}),
+    "adapters 1 to 2": (direct, {"adapt.rank": 64}),
     "fim": (left_to_right, {"objective": "fim", "fim.tokens": FimConfig(tokens=(2, 3, 4)).tokens}),
+    "block diffusion 4": (left_to_right, {"objective": "block_diffusion"}),
     "ar": (left_to_right, {"objective": "ar"}),
+    "paper, learned seeds": (paper, {"seeding": "learned"}),
+    "adapters 1 to 8": (direct, {"adapt.rank": 16}),
+    "adapters 1 to 32": (direct, {"adapt.rank": 4}),
 }
 """Each with its curriculum over so many steps, and what else it changes. Adapters are named by their rank to the width."""
 
@@ -82,6 +81,11 @@ def experiment() -> Config:
         optimizer=OptimizerConfig(warmup=10),
         train=TrainConfig(compute_dtype="float32", remat="none", eval_every=10_000, save_every=200, eval_windows=8),
     )
+
+
+def rates(name: str) -> list[float]:
+    """Those that an arm is tried with; adapters stand higher ones (docs/study.md)."""
+    return [3e-3, 1e-2] if "adapt.rank" in ARMS[name][1] else [1e-3, 3e-3]
 
 
 def steps(curriculum: Curriculum, arm: Arm, budget: float) -> int:
@@ -101,24 +105,25 @@ def steps(curriculum: Curriculum, arm: Arm, budget: float) -> int:
     return low
 
 
-def trials(name: str, budget: str, rates: list[float], seed: int) -> Trials:
+def trials(name: str, budget: str, at: list[float], seed: int) -> Trials:
     """An arm at a budget, at each of the rates."""
     curriculum, arm = ARMS[name]
     stages = curriculum(steps(curriculum, arm, BUDGETS[budget]))
     changes = {path: {str(value): value} for path, value in arm.items()}
-    return product({"curriculum": {f"{name}, {budget}": stages}}, changes, {"optimizer.peak_lr": rates}, {"seed": [seed]})
+    return product({"curriculum": {f"{name}, {budget}": stages}}, changes, {"optimizer.peak_lr": at}, {"seed": [seed]})
 
 
 def sweep() -> Trials:
     """The search for learning rates and, once these are chosen, the duel itself."""
-    search = [trials(name, "2%", RATES, 0) for name in ARMS]
-    rates = chosen()
-    duel = [trials(name, budget, [rates[name]], seed) for seed in range(SEEDS) for budget in BUDGETS for name in rates]
+    search = [trials(name, "2%", rates(name), 0) for name in ARMS]
+    best = chosen()
+    settings = [(name, budget) for budget in BUDGETS for name in ARMS if name in best]
+    duel = [trials(name, budget, [best[name]], seed) for seed in range(SEEDS) for name, budget in settings]
     return chain(*search, *duel)
 
 
 if __name__ == "__main__":
-    search, seed = len(ARMS) * len(RATES) * BUDGETS["2%"], len(ARMS) * sum(BUDGETS.values())
+    search, seed = sum(len(rates(name)) for name in ARMS) * BUDGETS["2%"], len(ARMS) * sum(BUDGETS.values())
     print(f"base {PRETRAINED:.2e} FLOPs, search {search:.2e}, each seed of the duel {seed:.2e}")
     for budget, total in BUDGETS.items():
         for name, (curriculum, arm) in ARMS.items():

@@ -34,7 +34,7 @@ PACKAGES = {
 EXCLUDED = ("site-packages/*", "*/tests/*", "*/_vendor/*", "*/test_*")
 """Of every package, by the path inside of it; of the standard library, what is installed beside it."""
 VOCAB, LENGTH, BATCH = 2048, 256, 16
-TOKENS = 8_000_000
+TOKENS = 6_000_000
 MARKS = ("<|start|>", "<|end|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 """The first five ids."""
 
@@ -55,7 +55,7 @@ MODEL = ModelConfig(
 
 
 def experiment() -> Config:
-    """Eight million tokens, less than an epoch."""
+    """Six million tokens, a seventh of what there is."""
     return Config(
         name="duel_base",
         model=MODEL,
