@@ -43,8 +43,8 @@ BASE = runpy.run_path(str(EXPERIMENTS / "duel_base.py"))
 KEPT: Path = DUEL["FIGURES"]
 EXCERPT, CONTEXT = 700, BASE["LENGTH"]
 """Characters of a file that are read, and tokens of a window."""
-FILES = {"dev": 60, "test": 150}
-LINES = {"dev": 60, "test": 200}
+FILES = {"dev": 40, "test": 100}
+LINES = {"dev": 32, "test": 100}
 PROMPTS, PROMPT, NEW = 32, 64, 64
 """Of what is judged, in tokens."""
 BATCH, DRAWS = 8, 2000
@@ -71,6 +71,8 @@ class Options:
     base: Path = Path("runs/duel_base")
     out: Path = Path("results/duel")
     """Folder of the results item by item."""
+    lines: tuple[str, ...] = ("20%",)
+    """Budgets whose runs fill in lines."""
     judge: Path | None = None
     """Checkpoint that judges what is written; without it nothing is written."""
 
@@ -208,13 +210,17 @@ def figures(options: Options) -> dict[str, Any]:
         if chosen.get(one.arm) == one.rate:
             settings[one.arm, one.budget].append(one)
     base = load(options.base)
-    shares = {("base", ""): [on_test(options, "base", base)]}
-    for setting, each in settings.items():
-        shares[setting] = [on_test(options, one.path.name, load(one.path)) for one in each]
+    shares = {("base", ""): [on_test(options, "base", base, True)]}
+    for (arm, budget), each in settings.items():
+        shares[arm, budget] = [on_test(options, one.path.name, load(one.path), budget in options.lines) for one in each]
     best = {setting: best_decoder(each) for setting, each in shares.items()}
     for setting, each in shares.items():
         for one in each:
-            one |= {f"best/{column}": one[f"lines/{best[setting]}/{column}"] for column in COLUMNS}
+            one |= (
+                {}
+                if best[setting] is None
+                else {f"best/{column}": one[f"lines/{best[setting]}/{column}"] for column in COLUMNS}
+            )
     found = {}
     for (arm, budget), each in shares.items():
         runs = settings.get((arm, budget), [])
@@ -224,27 +230,27 @@ def figures(options: Options) -> dict[str, Any]:
     return found
 
 
-def best_decoder(seeds: list[Shares]) -> str:
-    """Of most exact lines on dev files; of equal ones that of larger ROUGE-L there."""
+def best_decoder(seeds: list[Shares]) -> str | None:
+    """Of most exact lines on dev files; of equal ones that of larger ROUGE-L there. None where no lines were filled in."""
 
     def on_dev(name: str, column: str) -> float:
         return _value(_sums([each[f"dev lines/{name}/{column}"] for each in seeds]), column)
 
     names = [name.split("/")[1] for name in seeds[0] if name.startswith("dev lines/") and name.endswith("/exact")]
-    return max(names, key=lambda name: (on_dev(name, "exact"), on_dev(name, "ROUGE-L")))
+    return max(names, key=lambda name: (on_dev(name, "exact"), on_dev(name, "ROUGE-L")), default=None)
 
 
-def on_test(options: Options, name: str, model: Model) -> Shares:
+def on_test(options: Options, name: str, model: Model, with_lines: bool) -> Shares:
     """All that is measured of a model on test files; how its decoders do on dev files chooses the best of them."""
-    found = measured(options, f"test/{name}", model, [likelihood(model, "test", orders_of(model)), lines(model, "test")])
-    on_dev = measured(options, f"dev/{name}", model, [lines(model, "dev")])
-    found |= {
-        f"dev {figure}": each for figure, each in on_dev.items() if figure.endswith("/exact") or figure.endswith("/ROUGE-L")
-    }
+    found = measured(options, f"test/{name}", model, [likelihood(model, "test", orders_of(model))])
+    if with_lines:
+        found |= measured(options, f"test/{name}", model, [lines(model, "test")])
+        on_dev = measured(options, f"dev/{name}", model, [lines(model, "dev")])
+        found |= {f"dev {figure}": each for figure, each in on_dev.items() if figure.endswith(("/exact", "/ROUGE-L"))}
     if model.record.mask_block in (None, 0):
         order = BOUND if model.record.mask_block == 0 else "random_1"
         found["any order"] = found[f"{SUMMARY}/{order}/nats per token"]
-    if options.judge is not None:
+    if with_lines and options.judge is not None:
         judge = load(options.judge)
         for way, decoding in writing(model).items():
             task = Judged(
