@@ -12,8 +12,8 @@ numbers of steps: as many as the budget has of useful FLOPs (`a3jax.train.flops`
 curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of its `rates`;
 then seed 0 of every arm at both budgets, then seed 1, then seed 2, so that the table fills up evenly.
 
-The plan, as `python experiments/duel.py` prints it: 4.2e13 FLOPs for the base, 1.7e13 for the
-search and 9.3e13 for each seed of the duel; in all 3.4e14, at 2e10 to 4e10 FLOP/s of one core some three to five hours with
+The plan, as `python experiments/duel.py` prints it: 4.2e13 FLOPs for the base, 2.5e13 for the
+search and 9.3e13 for each seed of the duel; in all 3.5e14, at 2e10 to 4e10 FLOP/s of one core some three to five hours with
 starting, compiling and measuring. It is this small so that such a core can do it: docs/duel.md.
 """
 
@@ -87,7 +87,7 @@ def experiment() -> Config:
 
 def rates(name: str) -> list[float]:
     """Those that an arm is tried with; adapters stand higher ones (docs/study.md)."""
-    return [3e-3, 1e-2] if "adapt.rank" in ARMS[name][1] else [1e-3, 3e-3]
+    return [1e-3, 3e-3, 1e-2] if "adapt.rank" in ARMS[name][1] else [3e-4, 1e-3, 3e-3]
 
 
 def steps(curriculum: Curriculum, arm: Arm, budget: float) -> int:
