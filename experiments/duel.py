@@ -1,20 +1,24 @@
 """The duel: any-order prediction against masked diffusion, block diffusion, filling in the middle and left to right, all from
 the same base and at the same FLOPs.
 
-a3jax sweep run duel --at-once 1         # after the commands of experiments/duel_base.py
-a3jax sweep report sweeps/duel --order random_1
+a3jax sweep run duel --at-once 1                   # after the commands of experiments/duel_base.py: the search
+python benchmarks/duel_figures.py rates            # on dev files, which learning rate is each arm's
+a3jax sweep run duel --at-once 1                   # the same command goes on with the duel
+python benchmarks/duel_figures.py figures          # what it came to on test files, at any time
+python benchmarks/duel_tables.py                   # the tables of docs/duel.md
 
 Two budgets, 2% and 20% of what the base was pretrained with. Arms differ in what a token costs them, so they take different
 numbers of steps: as many as the budget has of useful FLOPs (`a3jax.train.flops`), of full windows of one document each. A
-curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of the `RATES`;
-the rate that is best on dev files then goes into `CHOSEN`, and the same command goes on with three seeds of both budgets.
+curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of its `rates`;
+then seed 0 of every arm at both budgets, then seed 1, then seed 2, so that the table fills up evenly.
 
-The plan, as `python experiments/duel.py` prints it: 2.2e15 FLOPs for the base, 4.5e13 and 4.5e14 for a run, 1.3e15 for the
-search and 1.5e16 for the duel; in all 1.8e16, or 51 hours at 1e11 FLOP/s. Half of that is the price of a base that was
-pretrained with half of the tokens (`TOKENS` of duel_base.py).
+The plan, as `python experiments/duel.py` prints it: 4.2e13 FLOPs for the base, 2.5e13 for the
+search and 9.3e13 for each seed of the duel; in all 3.5e14, at 2e10 to 4e10 FLOP/s of one core some three to five hours with
+starting, compiling and measuring. It is this small so that such a core can do it: docs/duel.md.
 """
 
 import dataclasses
+import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -22,20 +26,27 @@ from typing import Any
 
 from a3jax.config import AdaptConfig, Config, DataConfig, FimConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.curriculum import direct, paper
-from a3jax.sweep import Trials, chain, product, seeds
+from a3jax.sweep import Trials, chain, product
 from a3jax.train import flops
 
 _BASE = runpy.run_path(str(Path(__file__).with_name("duel_base.py")))
 BASE: ModelConfig = _BASE["MODEL"]
 """The shape of runs/duel_base."""
-LENGTH, BATCH = _BASE["LENGTH"], 8
+LENGTH, BATCH = _BASE["LENGTH"], 4
 PRETRAINED = _BASE["TOKENS"] / LENGTH * flops.per_window(BASE, Stage(1), LENGTH)
 """FLOPs of the base."""
 BUDGETS = {"2%": 0.02 * PRETRAINED, "20%": 0.2 * PRETRAINED}
 
-RATES = [3e-4, 1e-3, 3e-3]
-CHOSEN: dict[str, float] = {}
-"""The learning rate of each arm, by dev files; none before the search is done."""
+SEEDS = 3
+FIGURES = Path(__file__).with_name("results") / "duel"
+"""What `benchmarks/duel_figures.py` keeps."""
+
+
+def chosen() -> dict[str, float]:
+    """The learning rate of each arm, by dev files; none before the search is done."""
+    file = FIGURES / "rates.json"
+    return {arm: found["chosen"] for arm, found in json.loads(file.read_text()).items()} if file.is_file() else {}
+
 
 Arm = dict[str, Any]
 Curriculum = Callable[[int], tuple[Stage, ...]]
@@ -47,16 +58,16 @@ def left_to_right(steps: int) -> tuple[Stage, ...]:
 
 
 ARMS: dict[str, tuple[Curriculum, Arm]] = {
-    "paper, learned seeds": (paper, {"seeding": "learned"}),
-    "paper, successor seeds": (paper, {}),
     "direct": (direct, {}),
-    "adapters 1 to 32": (direct, {"adapt.rank": 6}),
-    "adapters 1 to 8": (direct, {"adapt.rank": 24}),
-    "adapters 1 to 2": (direct, {"adapt.rank": 96}),
+    "paper, successor seeds": (paper, {}),
     "diffusion": (left_to_right, {"objective": "diffusion"}),
-    "block diffusion 4": (left_to_right, {"objective": "block_diffusion"}),
+    "adapters 1 to 2": (direct, {"adapt.rank": 64}),
     "fim": (left_to_right, {"objective": "fim", "fim.tokens": FimConfig(tokens=(2, 3, 4)).tokens}),
+    "block diffusion 4": (left_to_right, {"objective": "block_diffusion"}),
     "ar": (left_to_right, {"objective": "ar"}),
+    "paper, learned seeds": (paper, {"seeding": "learned"}),
+    "adapters 1 to 8": (direct, {"adapt.rank": 16}),
+    "adapters 1 to 32": (direct, {"adapt.rank": 4}),
 }
 """Each with its curriculum over so many steps, and what else it changes. Adapters are named by their rank to the width."""
 
@@ -69,9 +80,14 @@ def experiment() -> Config:
         data=DataConfig(path="data/duel/train", length=LENGTH, batch=BATCH),
         curriculum=direct(steps(direct, {}, BUDGETS["2%"])),
         adapt=AdaptConfig(rank=0),
-        optimizer=OptimizerConfig(warmup=20),
-        train=TrainConfig(compute_dtype="float32", remat="none", eval_every=500, save_every=500, eval_windows=64),
+        optimizer=OptimizerConfig(warmup=10),
+        train=TrainConfig(compute_dtype="float32", remat="none", eval_every=10_000, save_every=200, eval_windows=8),
     )
+
+
+def rates(name: str) -> list[float]:
+    """Those that an arm is tried with; adapters stand higher ones (docs/study.md)."""
+    return [1e-3, 3e-3, 1e-2] if "adapt.rank" in ARMS[name][1] else [3e-4, 1e-3, 3e-3]
 
 
 def steps(curriculum: Curriculum, arm: Arm, budget: float) -> int:
@@ -91,26 +107,27 @@ def steps(curriculum: Curriculum, arm: Arm, budget: float) -> int:
     return low
 
 
-def trials(name: str, budget: str, rates: list[float], count: int) -> Trials:
-    """An arm at a budget, at each of the rates, with so many seeds."""
+def trials(name: str, budget: str, at: list[float], seed: int) -> Trials:
+    """An arm at a budget, at each of the rates."""
     curriculum, arm = ARMS[name]
     stages = curriculum(steps(curriculum, arm, BUDGETS[budget]))
     changes = {path: {str(value): value} for path, value in arm.items()}
-    return product({"curriculum": {f"{name}, {budget}": stages}}, changes, {"optimizer.peak_lr": rates}, seeds(count))
+    return product({"curriculum": {f"{name}, {budget}": stages}}, changes, {"optimizer.peak_lr": at}, {"seed": [seed]})
 
 
 def sweep() -> Trials:
     """The search for learning rates and, once these are chosen, the duel itself."""
-    search = [trials(name, "2%", RATES, 1) for name in ARMS]
-    duel = [trials(name, budget, [CHOSEN[name]], 3) for budget in BUDGETS for name in ARMS if name in CHOSEN]
+    search = [trials(name, "2%", rates(name), 0) for name in ARMS]
+    best = chosen()
+    settings = [(name, budget) for budget in BUDGETS for name in ARMS if name in best]
+    duel = [trials(name, budget, [best[name]], seed) for seed in range(SEEDS) for name, budget in settings]
     return chain(*search, *duel)
 
 
 if __name__ == "__main__":
-    runs = len(ARMS) * (len(RATES) * BUDGETS["2%"] + 3 * sum(BUDGETS.values()))
-    print(f"base {PRETRAINED:.2e} FLOPs, search and duel {runs:.2e}")
+    search, seed = sum(len(rates(name)) for name in ARMS) * BUDGETS["2%"], len(ARMS) * sum(BUDGETS.values())
+    print(f"base {PRETRAINED:.2e} FLOPs, search {search:.2e}, each seed of the duel {seed:.2e}")
     for budget, total in BUDGETS.items():
         for name, (curriculum, arm) in ARMS.items():
-            print(
-                f"{budget:>4} {name:24} {steps(curriculum, arm, total):6} steps of {BATCH * LENGTH} tokens, {total:.2e} FLOPs"
-            )
+            count = steps(curriculum, arm, total)
+            print(f"{budget:>4} {name:24} {count:6} steps of {BATCH * LENGTH} tokens, {total:.2e} FLOPs")
