@@ -27,6 +27,8 @@ from a3jax.files.strict import flat
 
 LARGEST = 2**31 - 1
 """Of a number that counts anything but tokens: such sizes are int32 on a device."""
+SLOWEST = 0.99
+"""Decay of second moments in bfloat16, which has 8 bits: at 0.999 they could only grow, as 1/1000 less is rounded away."""
 LONGEST_NAME = 200
 """Bytes: file systems have room for 255, and something is put behind it."""
 
@@ -85,6 +87,7 @@ def check_sections(
         ("train.keep", train.keep, None),
         ("train.keep_best", train.keep_best, None),
         ("train.keep_hours", train.keep_hours or 0, None),
+        ("train.save_minutes", train.save_minutes or 0, None),
         ("guard.spike", guard.spike or 0, None),
         ("optimizer.peak_lr", optimizer.peak_lr or 0, None),
         ("optimizer.warmup", optimizer.warmup, None),
@@ -100,6 +103,11 @@ def check_sections(
     for name, number in [("optimizer.b1", optimizer.b1), ("optimizer.b2", optimizer.b2)]:
         if not 0 <= number < 1:
             raise UserError(f"{name} is {number}; it must be at least 0 and below 1")
+    if optimizer.moments == "bfloat16" and optimizer.name == "adafactor":
+        raise UserError("optimizer.moments is bfloat16, but adafactor keeps no moments of elements; leave it out")
+    if optimizer.moments == "bfloat16" and optimizer.b2 > SLOWEST and optimizer.name != "lion":
+        what = f"optimizer.b2 is {optimizer.b2}, whose small steps would be rounded away in optimizer.moments bfloat16"
+        raise UserError(f"{what}; it must be at most {SLOWEST}, or moments float32")
     for name, number in [("optimizer.eps", optimizer.eps), ("optimizer.clip", optimizer.clip)]:
         if not (number > 0 and math.isfinite(number)):
             raise UserError(f"{name} is {number}; it must be above 0")

@@ -83,9 +83,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up. By default the learning rate of all weights, the weight decay and the steps of warm-up are those of
-    arXiv 2601.13228; the learning rate of adapters, the schedule, the betas and the clipping are ours."""
+    """AdamW, or another, with warm-up. By default the learning rate of all weights, the weight decay and the steps of warm-up
+    are those of arXiv 2601.13228; the learning rate of adapters, the schedule, the betas and the clipping are ours."""
 
+    name: Literal["adamw", "adafactor", "muon", "lion"] = "adamw"
+    """Those of Optax: `adafactor` keeps next to nothing beside the weights, `lion` and `muon` one moment in place of two. The
+    learning rate means the same for `muon` and `adafactor`; for `lion` take a third to a tenth."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """How moments are kept; they are computed in float32."""
     peak_lr: float | None = None
     """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
@@ -169,6 +174,8 @@ class TrainConfig:
     """What checkpoints hold of the weights: those that are trained, where the others lie unchanged in the run's `source`, of
     which the run keeps the place and a SHA-256; or all."""
     save_every: int = 200
+    save_minutes: float | None = None
+    """Besides, save when so many minutes have gone by since the last time."""
     keep: int = 2
     """Checkpoints kept besides the newest."""
     keep_hours: float | None = None

@@ -26,6 +26,8 @@ from a3jax.plan.topology import Topology
 from a3jax.progress import Progress
 from a3jax.train import flops, remat
 from a3jax.train.compiled import lower
+from a3jax.train.optimizer import moment_bytes
+from a3jax.train.trained import count_trained
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Se
 
 
 def _least_bytes(config: Config, model: ModelConfig) -> int:
-    """Of a device: parameters and two moments, and what every layer leaves for the backward pass."""
+    """Of a device: parameters and moments, and what every layer leaves for the backward pass."""
     mesh = config.mesh
-    state = 3 * jnp.dtype("float32").itemsize * count(model) // (mesh.fsdp * mesh.context * mesh.tensor)
+    held = jnp.dtype("float32").itemsize * count(model) + moment_bytes(config.optimizer) * count_trained(config, model)
+    state = held // (mesh.fsdp * mesh.context * mesh.tensor)
     return state + model.layers * _rows(config, model) * model.width * jnp.dtype(config.train.compute_dtype).itemsize
 
 

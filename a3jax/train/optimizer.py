@@ -1,4 +1,5 @@
-"""AdamW (Loshchilov & Hutter, arXiv 1711.05101) with clipping, warm-up and a schedule, from parts of Optax.
+"""Optimizers with clipping, warm-up and a schedule, from parts of Optax: AdamW (Loshchilov & Hutter, arXiv 1711.05101) and
+others by name (`a3jax.train.scaling`).
 
 Two parts are our own, equal to Optax's in what they compute and in their states, for what the compiler makes of them: a
 step that is one pass over gradients, moments and parameters, each moment overwritten in place and no gradient copied.
@@ -16,6 +17,7 @@ from jax import Array
 
 from a3jax.config import OptimizerConfig
 from a3jax.model.parameters import Kind, declared
+from a3jax.train import scaling
 
 DECAYING: frozenset[Kind] = frozenset(("matrix", "embedding", "head", "adapter"))
 """Kinds of parameters that weight decay acts on. An adapter's two factors are matrices as others are, and PEFT with PyTorch's
@@ -56,7 +58,7 @@ def schedule(config: OptimizerConfig, peak: float, steps: int) -> optax.Schedule
 
 
 def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Clipped AdamW at a learning rate by step; matrices decay (`DECAYING`), not norms, biases and the query seed."""
+    """The experiment's, clipped, at a learning rate by step; matrices decay (`DECAYING`), not norms, biases and the seed."""
 
     def decays(params: optax.Params) -> optax.Params:
         return jax.tree.map(_decays, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -64,11 +66,29 @@ def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.Gradi
     return optax.chain(
         _clip(config.clip),
         optax.chain(
-            _adam(config.b1, config.b2, config.eps),
+            _scaling(config),
             optax.add_decayed_weights(config.weight_decay, decays),
             optax.scale_by_learning_rate(rate),
         ),
     )
+
+
+def _scaling(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """From gradients to updates of a learning rate of -1. Every leaf of a state that goes with a parameter is declared."""
+    dtype = jnp.dtype(config.moments)
+    adam = _adam(config.b1, config.b2, config.eps, dtype)
+    if config.name == "adamw":
+        return adam
+    if config.name == "lion":
+        return scaling.unless_bad(optax.scale_by_lion(config.b1, config.b2, dtype))
+    if config.name == "muon":
+        return scaling.muon(adam, config.eps, dtype)
+    return scaling.adafactor()
+
+
+def moment_bytes(config: OptimizerConfig) -> int:
+    """Bytes a trained parameter that an optimizer keeps at least, but for what does not grow with their number."""
+    return {"adamw": 2, "lion": 1, "muon": 1, "adafactor": 0}[config.name] * jnp.dtype(config.moments).itemsize
 
 
 def _decays(leaf: nnx.Variable | Array) -> nnx.Variable | bool:
@@ -86,22 +106,28 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """Adam, whose moments stay where the step is `bad`.
+def _adam(b1: float, b2: float, eps: float, dtype: jnp.dtype) -> optax.GradientTransformationExtraArgs:
+    """Adam with moments of a dtype, which stay where the step is `bad`; all arithmetic is in float32.
 
     What the update is made of are the moments as they will be kept: made of others, old and new ones would both be needed
     at once, and copied.
     """
 
+    def init(params: Any) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *(optax.tree.zeros_like(params, dtype=dtype) for _ in "mv"))
+
+    def kept(moment: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(dtype), moment)
+
     def update(grads: Any, state: Any, params: Any = None, *, bad: Array | bool = False, **_: Any) -> tuple[Any, Any]:
-        mean = optax.tree.where(bad, state.mu, optax.tree.update_moment(grads, state.mu, b1, 1))
-        square = optax.tree.where(bad, state.nu, optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2))
+        mean = optax.tree.where(bad, state.mu, kept(optax.tree.update_moment(grads, state.mu, b1, 1)))
+        square = optax.tree.where(bad, state.nu, kept(optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)))
         count = optax.safe_increment(state.count)
         updates = jax.tree.map(
             lambda m, v: m / (jnp.sqrt(v) + eps),
-            optax.tree.bias_correction(mean, b1, count),
-            optax.tree.bias_correction(square, b2, count),
+            optax.tree.bias_correction(optax.tree.cast(mean, jnp.float32), b1, count),
+            optax.tree.bias_correction(optax.tree.cast(square, jnp.float32), b2, count),
         )
         return updates, optax.ScaleByAdamState(count, mean, square)
 
-    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -12,15 +12,15 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig
 from a3jax.devices.mesh import batch_parts, width_parts
 from a3jax.errors import UserError
-from a3jax.model.parameters import count, shapes
+from a3jax.model.parameters import count
 from a3jax.model.two_stream import Remat
-from a3jax.train.trained import changes
+from a3jax.train.optimizer import moment_bytes
+from a3jax.train.trained import count_trained
 
 SHARE = 0.8
 """Of the device's memory; the rest is for logits, attention and what the estimate leaves out."""
@@ -46,10 +46,11 @@ def chosen(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -
 
 
 def state_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
-    """Float32 on one device: parameters, gradients and both moments of those that are trained, a source to learn from."""
-    changed = sum(leaf.size for leaf in jax.tree.leaves(nnx.filter_state(shapes(model), changes(config.adapt, model))))
+    """On one device: parameters, gradients and moments of those that are trained, a source to learn from."""
+    changed = count_trained(config, model)
     held = count(model) * (2 if config.adapt.distill else 1)
-    return 4 * (held + 3 * changed) // (width_parts(mesh) * mesh.shape["tensor"])
+    moments = moment_bytes(config.optimizer) * changed
+    return (4 * (held + changed) + moments) // (width_parts(mesh) * mesh.shape["tensor"])
 
 
 def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
