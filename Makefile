@@ -1,13 +1,14 @@
 # make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
 # make test     all tests but the longest, ~15 minutes       make check   formatting, lint, types
 # make test-long  real weights, and processes that are started and killed for minutes
+# make test-latest  the core's tests on the newest versions that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 export HF_HUB_OFFLINE ?= 1
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: all test test-long check demo tiny clean
+.PHONY: all test test-long test-latest check demo tiny clean
 all: .venv/ready $(SMOLLM2)
 
 # --no-compile: the byte code of what is never imported is not needed, and set-up takes a fraction of the time.
@@ -35,6 +36,16 @@ test: all
 test-long: all
 	$(PYTEST) -m long
 
+# The newest JAX needs a newer Python than the oldest that we support: the newest that is here.
+NEWEST_PYTHON ?= $(firstword $(foreach version,3.14 3.13 3.12,$(shell command -v python$(version))) $(PYTHON))
+CORE := tests/attention tests/curriculum tests/likelihood tests/model tests/ordering tests/checkpoint \
+    tests/train/test_loop.py tests/train/test_step.py tests/train/test_optimizer.py tests/train/test_scaling.py
+test-latest:
+	$(NEWEST_PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --no-compile --upgrade --upgrade-strategy eager -e . pytest pytest-xdist hypothesis
+	.venv-latest/bin/python -c "from a3jax.devices.accelerators import environment; print(environment())"
+	.venv-latest/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not long" $(CORE)
+
 check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,4 +60,4 @@ tiny: .venv/ready
 	$(BIN)/a3jax train tiny
 
 clean:
-	rm -rf .venv .cache demo data/tiny runs/tiny
+	rm -rf .venv .venv-latest .cache demo data/tiny runs/tiny

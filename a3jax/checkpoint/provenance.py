@@ -29,5 +29,7 @@ class Provenance:
     """Of objective fim, the tokens before prefix, suffix and middle."""
     blanks_end: bool = False
     """Whether they were trained on blanks of unknown length, which end with the model's end token."""
+    trained_with: tuple[str, ...] = ()
+    """Versions and devices of each start that went on from the one before with others, oldest first."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults and the padding token, as the source's `generation_config.json` has them; exports have them too."""

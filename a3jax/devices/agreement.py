@@ -16,10 +16,16 @@ T = TypeVar("T")
 
 
 class AgreedStop:
-    """Turns what signals each process has caught into one answer, read a step late, as the metrics are."""
+    """Turns what signals each process has caught into one answer, read a step late, as the metrics are.
 
-    def __init__(self, mesh: Mesh, caught: Callable[[], int]):
+    So it does with `due`, by which process 0 says that it is time to save; once, for that step alone.
+    """
+
+    def __init__(self, mesh: Mesh, caught: Callable[[], int], due: Callable[[], bool] = lambda: False):
         self._caught, self.alone = caught, jax.process_count() == 1
+        self._due = due if jax.process_index() == 0 else lambda: False
+        self.due = False
+        """Whether process 0 had said so."""
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._size = mesh.size
         together = NamedSharding(mesh, PartitionSpec())
@@ -40,12 +46,14 @@ class AgreedStop:
     def after(self, step: Array) -> int:
         """The same without a wait: what was known when the step before was dispatched. `step` is any result of this one."""
         if self.alone:
+            self.due = self._due()
             return self.now()
-        flags = np.full(self._size, self._caught(), np.int32)
+        flags = np.full(self._size, 2 * self._caught() + self._due(), np.int32)
         placed = jax.make_array_from_callback(flags.shape, self._split, lambda index: flags[index])
         before, self._pending = self._pending, self._largest(placed, step)
         if before is not None:
-            self.agreed = self.agreed or int(before)
+            signal, self.due = divmod(int(before), 2)
+            self.agreed = self.agreed or signal
         return self.agreed
 
 

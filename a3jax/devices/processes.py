@@ -83,15 +83,6 @@ def is_first() -> bool:
     return not distributed.global_state.process_id
 
 
-def check_started() -> None:
-    """Raise `Passing` where a machine has TPUs, and JAX has gone on without them: it trains on the CPU sooner than say so."""
-    import jax
-
-    platforms: str = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
-    if jax.default_backend() == "cpu" and "cpu" not in platforms.split(",") and _chips():
-        raise Passing("the TPUs of this machine did not start; run the same command again, on the CPU with JAX_PLATFORMS=cpu")
-
-
 def leave() -> None:
     """Wait until the others leave too, so that none of them takes this process for lost; at once if it is alone."""
     import jax

@@ -176,5 +176,6 @@ def _history(record: Provenance) -> Facts:
         "tokens_seen": record.tokens,
         "objective": record.objective,
         "curriculum": " -> ".join(record.stages) or "none",
+        **({"trained_with": " -> ".join(record.trained_with)} if record.trained_with else {}),
         **({"blanks": "end by themselves where nothing says how long they are"} if record.blanks_end else {}),
     }

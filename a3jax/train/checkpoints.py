@@ -42,6 +42,7 @@ from a3jax.files.strict import build
 from a3jax.model.parameters import named
 from a3jax.progress import console
 from a3jax.train.checksums import checksums
+from a3jax.train.pace import Pace
 from a3jax.train.state import State, with_counts
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Checkpoints:
         """`frozen`, where the run has such weights, is left out of what is saved, unless `train.save` says otherwise."""
         self._folder = (run / STEPS).resolve()
         self._frozen = frozenset(frozen.parameters if frozen else ())
+        self._pace = Pace()
         self._left_out = self._frozen if config.save == "trained" else frozenset()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy(config),
@@ -113,6 +115,9 @@ class Checkpoints:
             **{name: ocp.args.JsonSave(fact) for name, fact in facts.items()},
         )
         with self._writing():
+            if self._manager.is_saving_in_progress():
+                self._pace.waited(self._manager.wait_until_finished)
+            self._pace.begins()
             self._manager.save(step, args=items, metrics=nll or None)
 
     def restore(self, abstract: State, source: Callable[[], nnx.State]) -> Restored | None:

@@ -10,7 +10,6 @@ compiler got it, which covers this package's own code too. Loading one runs what
 
 import dataclasses
 import hashlib
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage
+from a3jax.devices.accelerators import libtpu_version
 from a3jax.errors import UserError, first_line
 from a3jax.files.strict import flat, read, to_json
 
@@ -50,14 +50,6 @@ def fingerprint(config: Config, model: ModelConfig, lowered: jax.stages.Lowered,
         program=_sha256(lowered.as_text()),
         config=dataclasses.replace(config, model=model),
     )
-
-
-def libtpu_version() -> str:
-    """Of the TPU compiler; "none" where it is not installed."""
-    try:
-        return importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 def save(folder: Path, stage: Stage, facts: Fingerprint, compiled: jax.stages.Compiled) -> Path:

@@ -19,18 +19,21 @@ from a3jax.config import Config, settled
 from a3jax.curriculum.plateau import PlateauState, judge
 from a3jax.data.pipeline import Batches, held_out_windows
 from a3jax.devices import mesh as meshes
+from a3jax.devices.accelerators import check_used, environment
 from a3jax.devices.agreement import AgreedStop, barrier
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.passing import Passing, may_pass
-from a3jax.devices.processes import Processes, check_started, connect, is_first, last_try, meeting_at
+from a3jax.devices.processes import Processes, connect, is_first, last_try, meeting_at
 from a3jax.errors import first_line
 from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
+from a3jax.progress import console
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.hosts import Hosts
 from a3jax.train.metrics import last_nll
 from a3jax.train.objectives import compute_of
+from a3jax.train.pace import Interval
 from a3jax.train.position import Position, Rollbacks, after, at_checkpoint, begin
 from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run, opened_folder
@@ -88,8 +91,10 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
     """`train`, of processes that have found each other."""
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
-        check_started()
-        stop = AgreedStop(mesh, caught)
+        check_used()
+        if is_first():
+            console.print(f"computing with {environment()}", soft_wrap=True)
+        stop = AgreedStop(mesh, caught, Interval(config.train.save_minutes).passed)
         run = open_run(config, mesh)
         stack.enter_context(opened_folder(run))
         hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
@@ -187,7 +192,8 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
             if step + standing.skipped > position + 1:  # the stage ends here
                 state = with_counts(state, step, standing.skipped)
                 ending |= step == _end(config, standing)
-        if ending or step % settings.save_every == 0:
+        saving = ending or stop.due or step % settings.save_every == 0
+        if saving:
             report.flush()  # a bad step is not saved
         if report.roll_back:
             checkpoints.wait()
@@ -197,7 +203,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
             rollbacks, saved = rollbacks.to(step, config.guard.limit), step
             report.rewind(step, record.tokens)
             continue
-        if ending or step % settings.save_every == 0:
+        if saving:
             save(nll)
             saved = step
         if ending:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.pipeline import Batches, go_on_from, training_batches
+from a3jax.devices.accelerators import environment
 from a3jax.errors import UserError
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.run import Run
@@ -42,8 +43,15 @@ def at_checkpoint(
 ) -> Position:
     """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
     if saved is None:
-        return Position(0, _first_state(run, mesh)._replace(teacher=teacher), run.record, batches, PlateauState())
-    return Position(saved.step, saved.state._replace(teacher=teacher), saved.record, batches, saved.standing)
+        record = _here(run.record)
+        return Position(0, _first_state(run, mesh)._replace(teacher=teacher), record, batches, PlateauState())
+    return Position(saved.step, saved.state._replace(teacher=teacher), _here(saved.record), batches, saved.standing)
+
+
+def _here(record: Provenance) -> Provenance:
+    """The record, with what computes from now on."""
+    with_this = (*record.trained_with, environment())
+    return record if with_this[-2:-1] == with_this[-1:] else dataclasses.replace(record, trained_with=with_this)
 
 
 def _source_weights(run: Run, mesh: Mesh) -> nnx.State:

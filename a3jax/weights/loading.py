@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import TextCodec, fillable
+from a3jax.devices.accelerators import check_used
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
 from a3jax.model.network import Network
@@ -36,6 +37,7 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype '{dtype}' is unknown; choose float32 or bfloat16")
+    check_used()
     checkpoint = pretrained(path, step)
     codec = checkpoint.codec
     if codec.vocab > checkpoint.config.vocab:

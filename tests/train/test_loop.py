@@ -435,3 +435,17 @@ def test_damaged_figures_of_a_checkpoint_that_is_kept_as_the_best_stop_nothing(e
 def test_metrics_of_a_cut_off_line_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert read(tmp_path) == [{"step": 1}]
+
+
+def test_checkpoints_come_by_the_clock_too_and_one_that_is_late_is_told_of(experiment, monkeypatch, capsys):
+    config = experiment("clock", save_every=100, save_minutes=1.0, keep=20, eval_every=100)
+    now = iter(range(0, 10_000, 25))  # seconds, each time that somebody asks
+    monkeypatch.setattr("a3jax.train.pace.time", Mock(monotonic=lambda: next(now)))
+    monkeypatch.setattr(ocp.CheckpointManager, "is_saving_in_progress", Mock(side_effect=[False, True, True, *[False] * 9]))
+    train(config)
+    steps = sorted(int(path.name) for path in (config.run_folder / "checkpoints").glob("[0-9]*"))
+    assert len(steps) > 2
+    assert steps[-1] == 8
+    assert set(steps) < set(range(1, 9))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("so steps wait; set train.save_every or train.save_minutes higher") == 1
