@@ -2,6 +2,8 @@
 
 python experiments/blanks.py                       # a base, three adaptations of it, and a table: runs/blanks/results.json
 python experiments/blanks.py --base 300 --steps 60 --lines 40          # the same, smaller
+python experiments/blanks.py --source runs/duel_base --data data/duel/train --marks 2 3 4 --length 192 \
+    --held-out $(python -c 'import networkx; print(networkx.__path__[0])')     # from another base, of what it has not read
 
 A model of 0.8 million parameters reads the standard library from left to right, byte by byte. From it three models are
 adapted, each for the same number of steps with the same batch and rate:
@@ -14,8 +16,9 @@ Spans of the first two are of up to an eighth of a window, those of fim of any p
 `left only`, up to the line's end; `suffix first`, which reads what follows, a line's end, and then what is before; and
 `slack, untrained`, a gap before what follows in a model that never saw one.
 
-The lines are of idlelib, which no model has read, and have 4 to 31 bytes without their indentation, which is given. Passes
-and rows are counted until a blank has its text: a row is one token's prediction, or its reading in a score.
+The lines are of idlelib, which no model has read, and have 4 to 31 bytes without their indentation, which is given; there is
+room for 32 tokens. Passes and rows are counted until a blank has its text: a row is one token's prediction, or its reading in
+a score.
 """
 
 import argparse
@@ -79,15 +82,35 @@ def experiment(steps: int = 1500) -> Config:
     )
 
 
-def adapted(name: str, steps: int) -> Config:
+class Base(NamedTuple):
+    """What is adapted."""
+
+    run: Path
+    data: Path
+    marks: tuple[int, ...]
+    """Tokens before prefix, suffix and middle, which it has not read."""
+    held_out: Path
+    """Python that it has not read."""
+    length: int = 256
+    """Tokens of a window; with a gap behind them they must fit its context."""
+
+
+OWN = Base(OUT / "base", OUT / "data", MARKS, LIBRARY / "idlelib")
+
+
+def adapted(name: str, steps: int, base: Base = OWN) -> Config:
     """One of `ARMS`, all weights trained."""
     arm = dict(ARMS[name])
     stage = dataclasses.replace(arm.pop("stage"), steps=steps)
+    if "fim" in arm:
+        arm["fim"] = FimConfig(tokens=base.marks)
+    own = experiment(steps)
     return dataclasses.replace(
-        experiment(steps),
+        own,
         run=str(OUT / name),
         model=None,
-        source=str(OUT / "base"),
+        source=str(base.run),
+        data=dataclasses.replace(own.data, path=str(base.data), length=base.length),
         curriculum=(stage,),
         adapt=AdaptConfig(rank=0),
         optimizer=OptimizerConfig(peak_lr=1e-3, warmup=5),
@@ -103,10 +126,12 @@ class Line(NamedTuple):
     after: str
 
 
-def lines(count: int) -> list[Line]:
-    """Lines drawn evenly from all of the files that are held out."""
+def lines(count: int, folder: Path = OWN.held_out) -> list[Line]:
+    """Lines drawn evenly from all files of a folder."""
     found = []
-    for file in sorted((LIBRARY / "idlelib").glob("*.py")):
+    for file in sorted(folder.rglob("*.py")):
+        if "test" in file.relative_to(folder).as_posix():
+            continue
         text = file.read_text()
         if not text.isascii():
             continue
@@ -167,7 +192,7 @@ def fim(model: a3jax.Model, line: Line) -> Found:
     """What is around comes before."""
     filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="fim")
     document = lay_out((line.before, line.after), [line.truth], model.codec)
-    moved = middle_last(document, document.tokens, 0, MARKS)
+    moved = middle_last(document, document.tokens, 0, model.record.fim_tokens)
     score = token_log_likelihood(model, [*moved.tokens, model.config.end_tokens[0]], [*moved.given, False])
     passes = len(filled.blanks[0].tokens) + (filled.finished == "stop")
     return Found(filled.blanks[0].text, passes, passes, -score.total)
@@ -221,7 +246,6 @@ def row(found: list[Found], asked: list[Line], slack_nats: list[float | None]) -
     return {
         "exact": Figures.of([float(one.text.strip() == line.truth) for one, line in zip(found, asked)]),
         "length_error": Figures.of([float(abs(len(one.text) - len(line.truth))) for one, line in zip(found, asked)]),
-        "ended": statistics.fmean(len(one.text) < GAP for one in found),
         "nats": Figures.of(nats) if nats else None,
         "nats_above_slack": Figures.of(above) if above else None,
         "passes": statistics.fmean(one.passes for one in found),
@@ -235,20 +259,30 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=1500, help="steps of the base")
     parser.add_argument("--steps", type=int, default=300, help="steps of each adaptation")
     parser.add_argument("--lines", type=int, default=200)
+    parser.add_argument("--source", type=Path, help="a base that is there, a run; --base is then not trained")
+    parser.add_argument("--data", type=Path, help="with --source: what is adapted on")
+    parser.add_argument("--marks", type=int, nargs=3, help="with --source: tokens before prefix, suffix and middle")
+    parser.add_argument("--held-out", type=Path, help="with --source: a folder of Python that it has not read")
+    parser.add_argument("--length", type=int, default=256, help="with --source: tokens of a window")
     asked = parser.parse_args()
-    if not (OUT / "data").exists():
+    other = asked.source, asked.data, asked.marks, asked.held_out
+    if any(other) and not all(other):
+        parser.error("--source, --data, --marks and --held-out belong together")
+    base = Base(asked.source, asked.data, tuple(asked.marks), asked.held_out, asked.length) if all(other) else OWN
+    if base is OWN and not (OUT / "data").exists():
         left_out = ("site-packages/*", "*test*", "idlelib/*", "lib2to3/*", "encodings/*")
         prepare([str(LIBRARY)], OUT / "data", Preparation("bytes", include=("*.py",), exclude=left_out, held_out=0.02))
-    for config in (experiment(asked.base), *(adapted(name, asked.steps) for name in ARMS)):
+    for config in (*([experiment(asked.base)] if base is OWN else []), *(adapted(name, asked.steps, base) for name in ARMS)):
         train(config)
-    models = {name: a3jax.load(OUT / name) for name in ("base", *ARMS)}
-    held_out = lines(asked.lines)
+    models = {"base": a3jax.load(base.run), **{name: a3jax.load(OUT / name) for name in ARMS}}
+    held_out = lines(asked.lines, base.held_out)
     found = {name: [way(models[which], line) for line in held_out] for name, (which, way) in WAYS.items()}
     results = {name: row(each, held_out, [one.nats for one in found["slack"]]) for name, each in found.items()}
     for name, figures in results.items():
         print(name, json.dumps(figures))
     texts = [line._asdict() | {name: each[i].text for name, each in found.items()} for i, line in enumerate(held_out)]
-    (OUT / "results.json").write_text(json.dumps({"asked": vars(asked), "ways": results, "texts": texts}, indent=1) + "\n")
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
+    (OUT / "results.json").write_text(json.dumps({"asked": told, "ways": results, "texts": texts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
