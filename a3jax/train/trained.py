@@ -24,7 +24,7 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
 
     Raises `UserError` where the source has other adapters, and for a stage that would train nothing.
     """
-    asked = {"seeding": config.seeding, "content": config.content}
+    asked: dict[str, Any] = {"seeding": config.seeding, "content": config.content}
     model = dataclasses.replace(source, **{name: value for name, value in asked.items() if value is not None})
     if config.adapt.distill and source.adapter_rank:
         raise UserError("adapt.distill is given, but the source has adapters; only a model without can be learned from")
