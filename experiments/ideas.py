@@ -69,16 +69,17 @@ class Arm:
     two_sided: bool = False
 
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "": {},
+    ", content up to its slot": {"content": "slot"},
+    ", two-sided seed": {"two_sided": True},
+    ", given up to 0.9": {"given": 0.9},
+    ", free loss": {"free": 1.0},
+}
 ARMS = {
     f"{what}{change}": dataclasses.replace(arm, **changed)
     for what, arm in (("adapters", Arm(rank=16)), ("all weights", Arm()))
-    for change, changed in {
-        "": {},
-        ", content up to its slot": {"content": "slot"},
-        ", two-sided seed": {"two_sided": True},
-        ", given up to 0.9": {"given": 0.9},
-        ", free loss": {"free": 1.0},
-    }.items()
+    for change, changed in CHANGES.items()
     if not (arm.rank and "free" in changed)  # a fixed content stream has nothing to learn
 }
 
@@ -145,8 +146,11 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
         order = draw_mixture(example_keys(seed, number, BATCH), batch["segments"], (part,), model.seeding)
 
         def loss(trained: Any) -> Array:
-            *every, head_VxD = rows(trained, batch, order)
-            total = sum(nll_sum(one.hidden, head_VxD, one.target, one.weight, CHUNK) for one in every if one is not None)
+            asked, free, head_VxD = rows(trained, batch, order)
+            total = jnp.zeros(())
+            for one in (asked, free):
+                if one is not None:
+                    total += nll_sum(one.hidden, head_VxD, one.target, one.weight, CHUNK)
             return total / jnp.maximum(1, order.predicted.sum())
 
         updates, moments = optimizer.update(jax.grad(loss)(trained), moments, trained)
@@ -270,4 +274,5 @@ def zero_shot(*models: str) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "table": table, "zero_shot": zero_shot}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., None]] = {"run": run, "table": table, "zero_shot": zero_shot}
+    commands[sys.argv[1]](*sys.argv[2:])
