@@ -225,7 +225,7 @@ def figures(options: Options) -> dict[str, Any]:
     for (arm, budget), each in shares.items():
         runs = settings.get((arm, budget), [])
         facts = {"rate": runs[0].rate, "steps": runs[0].steps, "seeds": [one.seed for one in runs]} if runs else {}
-        own = figures_of(each, shares.get((REFERENCE, budget)), shares["base", ""])
+        own = figures_of(each, shares.get((REFERENCE, budget)), shares["base", ""][0])
         found[f"{arm}, {budget}" if budget else arm] = {**facts, "decoder": best[arm, budget], "figures": own}
     return found
 

@@ -12,9 +12,9 @@ numbers of steps: as many as the budget has of useful FLOPs (`a3jax.train.flops`
 curriculum of several stages keeps its proportions. First every arm is trained at the small budget with each of its `rates`;
 then seed 0 of every arm at both budgets, then seed 1, then seed 2, so that the table fills up evenly.
 
-The plan, as `python experiments/duel.py` prints it: 4.2e13 FLOPs for the base, 2.5e13 for the
-search and 9.3e13 for each seed of the duel; in all 3.5e14, at 2e10 to 4e10 FLOP/s of one core some three to five hours with
-starting, compiling and measuring. It is this small so that such a core can do it: docs/duel.md.
+The plan, as `python experiments/duel.py` prints it: 4.2e13 FLOPs for the base, 2.5e13 for the search and 9.3e13 for each seed
+of the duel; in all 3.5e14, which is two and a half to five hours at the 2e10 to 4e10 FLOP/s of one core, and some two more
+for starting, compiling and measuring. It is this small so that such a core can do it: docs/duel.md.
 """
 
 import dataclasses
