@@ -126,7 +126,7 @@ def files(split: str) -> list[Text]:
 
 def excerpts(split: str, count: int) -> list[Text]:
     """So many files of a split, of each some lines from a place drawn by its name."""
-    found = []
+    found: list[Text] = []
     for file in files(split):
         if len(file.text) > EXCERPT and len(found) < count:
             begin = random.Random(file.id).randrange(len(file.text) - EXCERPT)
