@@ -86,11 +86,6 @@ class OptimizerConfig:
     """AdamW, or another, with warm-up. By default the learning rate of all weights, the weight decay and the steps of warm-up
     are those of arXiv 2601.13228; the learning rate of adapters, the schedule, the betas and the clipping are ours."""
 
-    name: Literal["adamw", "adafactor", "muon", "lion"] = "adamw"
-    """Those of Optax: `adafactor` keeps next to nothing beside the weights, `lion` and `muon` one moment in place of two. The
-    learning rate means the same for `muon` and `adafactor`; for `lion` take a third to a tenth."""
-    moments: Literal["float32", "bfloat16"] = "float32"
-    """How moments are kept; they are computed in float32."""
     peak_lr: float | None = None
     """None: 2e-5 where all weights are trained, 2e-4 for adapters."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
@@ -110,6 +105,11 @@ class OptimizerConfig:
     per_stage: bool = False
     """Every stage of the curriculum begins with moments of zero and a warm-up of its own, and its schedule ends where it
     does, as if each were a run that goes on from the weights of the one before."""
+    name: Literal["adamw", "adafactor", "muon", "lion"] = "adamw"
+    """Those of Optax: `adafactor` keeps next to nothing beside the weights, `lion` and `muon` one moment in place of two. The
+    learning rate means the same for `muon` and `adafactor`; for `lion` take a third to a tenth."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """How moments are kept; they are computed in float32."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange
 from a3jax.weights.pretrained import Pretrained
+from a3jax.weights.whole import parameters
 
 BATCH, LENGTH, GIVEN = 2, 96, 8
 GROUP_SIZES = (1, 3, 8)
@@ -108,8 +109,10 @@ def _params(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> nnx.State:
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
     params = Pretrained(checkpoint).load(mesh)
+    if parameters(checkpoint)["embedding"].dtype.name == dtype:  # nothing is rounded, of several dtypes either
+        return params
     # In two programs: a compiler may leave out a rounding that is undone at once.
-    return params if dtype == "float32" else jax.tree.map(lambda array: array.astype(dtype).astype(jnp.float32), params)
+    return jax.tree.map(lambda array: array.astype(dtype).astype(jnp.float32), params)
 
 
 def _groups(draw: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ import hashlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath, PurePosixPath
@@ -275,7 +276,7 @@ def kvstore(path: Path) -> dict[str, Any]:
 def fetch(file: Path, copy: Path) -> None:
     """Copy a file here; it appears whole."""
     copy.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = copy.with_name(f"{copy.name}.{os.getpid()}.new")
+    unfinished = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:8]}.new")  # threads may fetch the same
     try:
         with _as_a_disk(file) as files:
             files.get_file(str(file), str(unfinished))

@@ -94,11 +94,11 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
         check_used()
-        if is_first():
-            console.print(f"computing with {environment()}", soft_wrap=True)
         stop = AgreedStop(mesh, caught, Interval(config.train.save_minutes).passed)
         run = open_run(config, mesh)
         stack.enter_context(opened_folder(run))
+        if is_first():
+            console.print(f"computing with {environment()}", soft_wrap=True)
         hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
         meeting_at(hosts.first, AGAIN)

@@ -25,10 +25,11 @@ from a3jax.train.state import abstract_state, init_state, random_params
 
 MODEL = ModelConfig("llama", 128, 128, 256, 2, 4, 2, 32, 64, tied_head=True)
 OPTIMIZERS = {
-    "adamw": OptimizerConfig(moments="bfloat16"),
+    "adamw": OptimizerConfig(),
     "adafactor": OptimizerConfig(name="adafactor"),
     "muon": OptimizerConfig(name="muon"),
-    "lion": OptimizerConfig(name="lion", moments="bfloat16"),
+    "lion": OptimizerConfig(name="lion"),
+    "adamw in bfloat16": OptimizerConfig(moments="bfloat16"),
 }
 
 

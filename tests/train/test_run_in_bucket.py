@@ -83,9 +83,9 @@ def test_a_corpus(emulator, corpus):
 
 def test_a_run_that_is_stopped_and_goes_on_elsewhere(emulator, corpus, experiment, whole_run, monkeypatch, tmp_path):
     root = place(emulator.root)
-    put(corpus, root / "corpus")
+    put(corpus, root / corpus.name)  # by which its epochs are called
     config = dataclasses.replace(experiment(), run=f"{root}/run")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
     stop_at(5, monkeypatch)
     summary = train(config)
     assert (summary.steps, summary.stopped_by) == (5, signal.SIGTERM)
@@ -93,7 +93,7 @@ def test_a_run_that_is_stopped_and_goes_on_elsewhere(emulator, corpus, experimen
     monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "another machine"))
     assert train(config).steps == 8
     assert_same_run(f"{root}/run", str(whole_run))
-    assert saved_steps(root / "run") == saved_steps(whole_run)
+    assert saved_steps(root / "run")[-2:] == saved_steps(whole_run)[-2:] == [6, 8]
     assert not (root / "run" / "lock").exists()
     assert list((root / "run").glob("events/events*"))
     other = dataclasses.replace(config, seed=1)

@@ -84,8 +84,9 @@ def test_devices_that_do_not_start_are_75_and_too_little_memory_is_2(experiment)
         assert (status, lines[-1][: len(said)]) == (expected, said), lines
     status, lines = start(config, BROKEN.format(step=2, what=MEMORY))
     assert status == 2, lines
-    assert len(lines) == 1
-    assert lines[0].startswith("a3jax: there is too little memory (RESOURCE_EXHAUSTED: ")
+    assert lines[0].startswith("computing with JAX ")
+    assert len(lines) == 2
+    assert lines[1].startswith("a3jax: there is too little memory (RESOURCE_EXHAUSTED: ")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Small changes to the method, each tried against the same run without it (docs/ideas.md).
 
-python experiments/ideas.py run                  # after the commands of experiments/duel_base.py
-python experiments/ideas.py table
-python experiments/ideas.py zero_shot models/smollm2 demo/run    # both rules of content on other models, untrained by them
+python benchmarks/ideas.py run                  # after the commands of experiments/duel_base.py
+python benchmarks/ideas.py table
+python benchmarks/ideas.py zero_shot models/smollm2 demo/run    # both rules of content on other models, untrained by them
 
 Every arm adapts the base of the duel with the same windows, the same draws of orders and the same number of steps, at the
 learning rate that is best of `RATES` for the arm without changes. What comes of it is NLL on files of packages that the base
@@ -49,7 +49,8 @@ from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.trained import changes
 
 BASE, CORPUS = Path("runs/duel_base"), "data/duel/train"
-RESULTS = Path(__file__).with_name("results") / "ideas.jsonl"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+RESULTS = EXPERIMENTS / "results" / "ideas.jsonl"
 STEPS, BATCH, WINDOWS, CHUNK = 200, 4, 48, 1024
 RATES = (1e-3, 3e-3)
 ORDERS = ("ar", "in_order_4", "random_1", "random_4", "infill_4")
@@ -192,7 +193,7 @@ def _held_out(rows: Callable, model: ModelConfig, name: str) -> list[list[float]
 @functools.cache
 def dev_windows(length: int) -> Array:
     """A window from the middle of each of `WINDOWS` files of the duel's dev packages, W x L."""
-    folders = runpy.run_path(str(Path(__file__).with_name("duel_base.py")))["folders"]
+    folders = runpy.run_path(str(EXPERIMENTS / "duel_base.py"))["folders"]
     codec = load_codec(BASE)
     files = sorted(file for folder in folders("dev") for file in Path(folder).rglob("*.py"))
     texts = (codec.encode(file.read_text(errors="replace")) for file in random.Random(0).sample(files, len(files)))
