@@ -195,7 +195,7 @@ def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
     put(corpus, root / corpus.name)
     base = experiment()
     trials = product({"seed": [1], "data.length": [32, 100]})
-    for folder, data in ((root / "sweep", root / "corpus"), (tmp_path / "sweep", corpus)):
+    for folder, data in ((root / "sweep", root / corpus.name), (tmp_path / "sweep", corpus)):
         config = dataclasses.replace(base, data=dataclasses.replace(base.data, path=str(data)), run=None)
         assert run_sweep(make_sweep(config, trials, folder), folder, 1) == 0
     ends = [
@@ -215,7 +215,7 @@ def test_two_processes_that_are_killed_and_go_on(corpus, experiment, tmp_path):
         root = place("gs://bucket/two")
         put(corpus, root / corpus.name)
         runs = []
-        for folder, data, kill in ((root / "run", root / "corpus", True), (tmp_path / "run", corpus, False)):
+        for folder, data, kill in ((root / "run", root / corpus.name, True), (tmp_path / "run", corpus, False)):
             base = experiment(save_every=2)
             config = dataclasses.replace(base, run=str(folder), data=dataclasses.replace(base.data, path=str(data)))
             for killed in (True, False) if kill else (False,):
