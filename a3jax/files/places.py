@@ -21,6 +21,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ SCHEMES = ("gs", "s3")
 _BUCKET = re.compile(r"^(gs|s3):/+(?=[^/])")
 """Also one that was made a `Path`, which takes a slash from it."""
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/|://")
+_FETCHING = threading.Lock()
 _AT_ONCE = 16
 """Files that are sent or fetched at a time."""
 
@@ -216,8 +218,9 @@ def local_copy(file: Path) -> Path:
     if is_local(file):
         return file
     copy = scratch(file.parent) / f".{version(file)}" / file.name
-    if not copy.is_file():
-        fetch(file, copy)
+    with _FETCHING:  # threads that read one shard, say, fetch it once
+        if not copy.is_file():
+            fetch(file, copy)
     return copy
 
 

@@ -143,9 +143,9 @@ def start(config, tmp_path, scratch: str, *options: str):
 def test_kills_at_ten_moments_and_two_writers(emulator, corpus, experiment, whole_run, tmp_path):
     """Uploads are among the moments: a step is saved after each one, and the kills come as soon as one is begun."""
     root = place(emulator.root)
-    put(corpus, root / "corpus")
+    put(corpus, root / corpus.name)
     config = dataclasses.replace(experiment(save_every=1), run=f"{root}/run")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
     moments = random.Random(0)
     for kill in range(10):
         process = start(config, tmp_path, f"machine-{kill % 2}")
@@ -169,9 +169,9 @@ def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, wh
     monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
     with emulators.of("gs") as emulator:
         root = place(f"gs://bucket/fails-{status}")
-        put(corpus, root / "corpus")
+        put(corpus, root / corpus.name)
         config = dataclasses.replace(experiment(), run=f"{root}/run")
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/corpus"))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
         until: list[float] = []
 
         def trouble(method, path):
@@ -192,10 +192,10 @@ def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, wh
 def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
     """Of two trials one fails, for its windows are too long; the other is what the same trial is here."""
     root = place(emulator.root)
-    put(corpus, root / "corpus")
+    put(corpus, root / corpus.name)
     base = experiment()
     trials = product({"seed": [1], "data.length": [32, 100]})
-    for folder, data in ((root / "sweep", root / "corpus"), (tmp_path / "sweep", corpus)):
+    for folder, data in ((root / "sweep", root / corpus.name), (tmp_path / "sweep", corpus)):
         config = dataclasses.replace(base, data=dataclasses.replace(base.data, path=str(data)), run=None)
         assert run_sweep(make_sweep(config, trials, folder), folder, 1) == 0
     ends = [
@@ -213,9 +213,9 @@ def test_a_sweep(emulator, corpus, experiment, tmp_path, capsys):
 def test_two_processes_that_are_killed_and_go_on(corpus, experiment, tmp_path):
     with emulators.of("gs"):
         root = place("gs://bucket/two")
-        put(corpus, root / "corpus")
+        put(corpus, root / corpus.name)
         runs = []
-        for folder, data, kill in ((root / "run", root / "corpus", True), (tmp_path / "run", corpus, False)):
+        for folder, data, kill in ((root / "run", root / corpus.name, True), (tmp_path / "run", corpus, False)):
             base = experiment(save_every=2)
             config = dataclasses.replace(base, run=str(folder), data=dataclasses.replace(base.data, path=str(data)))
             for killed in (True, False) if kill else (False,):
