@@ -7,6 +7,9 @@ import jax
 
 from a3jax.progress import console
 
+WORTH_TELLING = 1.0
+"""Seconds of waiting for a save, below which nobody needs to change anything."""
+
 
 class Interval:
     """Says, once every so many minutes, that it is time; never, where there are none."""
@@ -38,10 +41,11 @@ class Pace:
         """A save is due and the one before it not written yet: wait for it."""
         due = time.monotonic()
         until_written()
-        if self._begun is None or self._told or jax.process_index() != 0:
+        written = time.monotonic()
+        if self._begun is None or self._told or jax.process_index() != 0 or written - due < WORTH_TELLING:
             return
         self._told = True
-        took, between = time.monotonic() - self._begun, due - self._begun
+        took, between = written - self._begun, due - self._begun
         what = f"a checkpoint took {took:.1f} s to be written, and the next one was due after {between:.1f} s, so steps wait"
         console.print(
             f"{what}; set train.save_every or train.save_minutes higher, or write to faster storage", soft_wrap=True
