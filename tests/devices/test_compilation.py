@@ -1,11 +1,6 @@
 """The compiler's options: known to the compilers they are for, and none where there is nothing to hide."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,48 +93,6 @@ def test_weights_are_gathered_while_arithmetic_runs(name):
     assert "calls=%async_collective_fusion" in text
     gathered = 2 * width * inner * 2 // mesh.size * (mesh.size - 1)
     assert layers * gathered <= count(Program(text)).sent_bytes["all-gather"] <= (layers + 1) * gathered
-
-
-SHARED = """
-import sys
-import jax
-from jax.sharding import NamedSharding, PartitionSpec
-from a3jax.devices.compilation import keep_compiled_programs
-hits = []
-jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("/cache_hits") else None)
-keep_compiled_programs()
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-place = NamedSharding(jax.make_mesh((2,), ("x",)), PartitionSpec("x"))
-program = jax.jit(lambda x: (x * 3).sum()).lower(jax.ShapeDtypeStruct((2,), "float32", sharding=place))
-hits.clear()
-program.compile()
-print(len(hits))
-jax.distributed.shutdown()
-"""
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_processes_share_their_programs_where_they_share_the_folder(tmp_path):
-    """JAX writes from process 0 alone: another process finds a program if it looks where that one wrote."""
-
-    def started(folders: list[Path]) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        processes = []
-        for i, folder in enumerate(folders):
-            own = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            environment = {**os.environ, **own, "JAX_PLATFORMS": "cpu"}
-            command = [sys.executable, "-c", SHARED, address, str(i)]
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-        return [int(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
-
-    together, apart = [tmp_path / "shared"] * 2, [tmp_path / "0", tmp_path / "1"]
-    started(together)
-    assert started(together) == [1, 1]
-    started(apart)
-    assert started(apart) == [1, 0]
 
 
 @pytest.mark.slow
