@@ -27,7 +27,8 @@ from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import PARTS, check_whole, complete_or_nothing, is_passing
+from a3jax.files.folders import complete_or_nothing, is_passing
+from a3jax.files.parts import PARTS, check_whole
 from a3jax.files.places import for_orbax, is_local, place
 from a3jax.files.strict import read, to_json
 from a3jax.model.parameters import named, shapes

@@ -24,8 +24,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import check_whole
 from a3jax.files.outside_json import NotJson, read_object
+from a3jax.files.parts import check_whole
 from a3jax.files.places import for_array_record, local_copy, place, sizes
 from a3jax.files.strict import build, to_json
 

@@ -22,7 +22,7 @@ from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange
 from a3jax.weights.pretrained import Pretrained
-from a3jax.weights.whole import parameters
+from a3jax.weights.whole import dtype_name
 
 BATCH, LENGTH, GIVEN = 2, 96, 8
 GROUP_SIZES = (1, 3, 8)
@@ -109,7 +109,7 @@ def _params(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None) -> nnx.State:
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
     params = Pretrained(checkpoint).load(mesh)
-    if parameters(checkpoint)["embedding"].dtype.name == dtype:  # nothing is rounded, of several dtypes either
+    if dtype_name(checkpoint) == dtype:  # nothing is rounded, of several dtypes either
         return params
     # In two programs: a compiler may leave out a rounding that is undone at once.
     return jax.tree.map(lambda array: array.astype(dtype).astype(jnp.float32), params)

@@ -4,7 +4,6 @@ They are sent every half minute, when asked, and at the end. What is there is wh
 """
 
 import contextlib
-import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from a3jax.files.holding import here, is_gone
 from a3jax.files.places import fetch, is_local, remove, scratch, send
 
 SEND_SECONDS = 30.0
@@ -28,7 +28,7 @@ class Desk:
     def __init__(self, place: Path, *names: str, failed: Callable[[OSError], None] | None = None):
         """`names` of files or folders; `place` may be one file alone, which then is the only one."""
         self._place, self._names, self._failed = place, names, failed
-        self.folder = place if is_local(place) else scratch(place) / _DESKS / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.folder = place if is_local(place) else scratch(place) / _DESKS / f"{here()}:{uuid.uuid4().hex[:8]}"
         self._sent: dict[str, tuple[int, int]] = {}
         self._stop, self._sending = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._send_on, name="desk", daemon=True)
@@ -37,7 +37,7 @@ class Desk:
         if self.folder is not self._place:
             self.folder.mkdir(parents=True)
             for left in self.folder.parent.iterdir():  # by a process that was killed: what it has sent counts
-                if not _runs(int(left.name.split("-")[0])):
+                if is_gone(left.name):
                     remove(left)
             for name in self._names:
                 if (self._place / name).is_file():
@@ -66,7 +66,9 @@ class Desk:
         with self._sending:
             for name in self._names:
                 found = self.folder / name
-                for file in sorted(found.rglob("*")) if found.is_dir() else [found] if found.is_file() else []:
+                for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
+                    if not file.is_file():
+                        continue
                     inside = str(file.relative_to(self.folder))
                     try:
                         if self._sent.get(inside) != (state := _state(file)):
@@ -80,8 +82,6 @@ class Desk:
 
     def _send_one(self, file: Path, inside: str) -> None:
         """As it is now: it may grow meanwhile, by whole lines."""
-        if file.is_dir():
-            return
         copy = file.with_name(f"{file.name}.sending")
         try:
             copy.write_bytes(file.read_bytes())
@@ -89,16 +89,6 @@ class Desk:
         finally:
             with contextlib.suppress(OSError):
                 copy.unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def _state(file: Path) -> tuple[int, int]:

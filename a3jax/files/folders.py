@@ -1,10 +1,7 @@
 """Folders that are complete or absent: nothing half-written under their name, nothing overwritten.
 
 On this machine a folder is written beside its place and renamed. For a place in a bucket, which cannot rename, it is
-written on this machine (`a3jax.files.places.scratch`) and then sent whole:
-
-    OUT/a3jax.parts.json              while it is sent, a lease (`a3jax.files.holding`); in the end, written last, the MD5
-                                      and size of every part
+written on this machine (`a3jax.files.places.scratch`) and then sent whole (`a3jax.files.parts`).
 """
 
 import contextlib
@@ -14,19 +11,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from a3jax.errors import UserError
 from a3jax.files import places
-from a3jax.files.holding import Lease, hold, is_lease
-from a3jax.files.outside_json import parse_object
-from a3jax.files.places import is_local, place, scratch, send, sizes
+from a3jax.files.holding import Lease, hold
+from a3jax.files.parts import PARTS, is_begun, send_parts
+from a3jax.files.places import is_local, place, scratch, send
 from a3jax.outside_text import say
-
-PARTS = "a3jax.parts.json"
-_SENT_AT_ONCE = 8
 
 _MADE_FROM = ".made_from"
 _OURS = {"written_by": "a3jax"}
@@ -99,46 +92,8 @@ def _rename(folder: Path, out: Path) -> None:
 
 def _send_whole(folder: Path, out: Path, lease: Lease) -> None:
     """Send the parts, then say what they are, and the folder is there."""
-    lease.finish(send_parts(folder, out))
+    lease.finish(send_parts(folder, out, _MADE_FROM))
     remove(folder)
-
-
-def send_parts(folder: Path, out: Path) -> bytes:
-    """Send all of a folder, what an earlier try has sent too, and return what is to stand in `PARTS`."""
-    names = [name for name in sizes(folder) if name not in (_MADE_FROM, PARTS)]
-    with ThreadPoolExecutor(_SENT_AT_ONCE) as pool:
-        sums = list(pool.map(lambda name: send(folder / name, out / name), names))
-    for name in sizes(out).keys() - {*names, PARTS}:  # of a try that was made from something else
-        (out / name).unlink()
-    parts = {name: {"bytes": (folder / name).stat().st_size, "md5": md5} for name, md5 in zip(names, sums)}
-    return json.dumps({"parts": parts}, indent=1).encode()
-
-
-def is_there(folder: Path) -> bool:
-    """Whether a folder is there, and not still to be finished."""
-    return folder.is_dir() and not (not is_local(folder) and _is_begun(folder))
-
-
-def _is_begun(folder: Path) -> bool:
-    """Whether a folder in a bucket is being written, or was until a kill."""
-    return (folder / PARTS).is_file() and is_lease((folder / PARTS).read_bytes())
-
-
-def check_whole(folder: Path) -> None:
-    """Raise `UserError` for a folder in a bucket that is being written, or of which parts are gone or other than they were.
-
-    One that was copied there by other means says nothing of its parts, and passes.
-    """
-    if is_local(folder) or not (manifest := folder / PARTS).is_file():
-        return
-    content = manifest.read_bytes()
-    if is_lease(content):
-        raise UserError(f"{folder} is not whole: it is being written, or was until a kill; write it with the same command")
-    parts, there = parse_object(content, str(manifest)).get("parts", {}), sizes(folder)
-    for name, part in parts.items():
-        if there.get(name) != part["bytes"]:
-            what = "is missing" if name not in there else f"is damaged ({there[name]:,} bytes, not {part['bytes']:,})"
-            raise UserError(f"{folder / name} {what}; write the folder again")
 
 
 @contextlib.contextmanager
@@ -303,7 +258,7 @@ def check_new(out: Path) -> None:
 def _check_new_object(out: Path) -> None:
     """The same in a bucket, where an earlier try may have left parts."""
     try:
-        if not out.exists() or _is_begun(out):
+        if not out.exists() or is_begun(out):
             return
     except OSError as error:
         raise unwritable(out, error) from None

@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from a3jax.errors import UserError
-from a3jax.files.places import as_a_disk, is_local, kvstore
+from a3jax.files.bucket import disk_error
+from a3jax.files.places import is_local, kvstore
 from a3jax.outside_text import say
 
 BEAT_SECONDS = 5.0
@@ -85,7 +86,7 @@ class Lease:
 
     def __init__(self, file: Path, written: Path):
         self._object, self._written = _Object(file), written
-        self._name, self._beat = f"{_here()}:{uuid.uuid4().hex[:8]}", 0
+        self._name, self._beat = f"{here()}:{uuid.uuid4().hex[:8]}", 0
         self._generation = b""
         self._stop, self._renewing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -151,7 +152,7 @@ class _Object:
 
     def cannot_be_made(self) -> OSError:
         """For an object that is not there and cannot be written either."""
-        return as_a_disk(FileNotFoundError(), self._file, writing=True)
+        return disk_error(FileNotFoundError(), self._file, writing=True)
 
     def read(self) -> tuple[bytes | None, bytes]:
         """What it is, None if it is not there, and its generation."""
@@ -169,7 +170,7 @@ class _Object:
         try:
             yield
         except ValueError as error:  # of TensorStore, for everything
-            raise as_a_disk(FileNotFoundError() if "NOT_FOUND" in str(error) else error, self._file, writing) from None
+            raise disk_error(FileNotFoundError() if "NOT_FOUND" in str(error) else error, self._file, writing) from None
 
 
 def _free(found: _Object) -> bytes | None:
@@ -187,7 +188,7 @@ def _changes(found: _Object) -> str | None:
     content, _ = found.read()
     if content is None or (name := _holder(content)) is None:
         return None
-    if _is_gone(name):
+    if is_gone(name):
         return None
     until = time.monotonic() + LOST_SECONDS
     told = False
@@ -210,12 +211,12 @@ def _holder(content: bytes) -> str | None:
         return None
 
 
-def _here() -> str:
+def here() -> str:
     """This process, by a name that no other ever has on any machine."""
     return f"{socket.gethostname()}:{_boot()}:{os.getpid()}:{_began(os.getpid())}"
 
 
-def _is_gone(name: str) -> bool:
+def is_gone(name: str) -> bool:
     """Whether a process was of this machine, and is no more."""
     host, boot, pid, began, *_ = [*name.split(":"), "", "", "", ""]
     return (host, boot) == (socket.gethostname(), _boot()) and pid.isdigit() and _began(int(pid)) != began

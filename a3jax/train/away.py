@@ -10,7 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from a3jax.errors import UserError
-from a3jax.files.folders import PARTS, check_whole, remove, send_parts
+from a3jax.files.folders import remove
+from a3jax.files.parts import PARTS, check_whole, send_parts
 from a3jax.files.places import local_folder, scratch, sizes, takes_orbax
 
 _STEPS = ("[0-9]*", "damaged/*")

@@ -13,7 +13,7 @@ from a3jax.config import Config, DataConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
-from a3jax.files.folders import is_there
+from a3jax.files.parts import is_there
 from a3jax.files.places import place
 from a3jax.progress import console
 from a3jax.weights.pretrained import pretrained

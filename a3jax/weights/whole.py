@@ -1,12 +1,11 @@
 """All weights of a checkpoint, read one at a time: those that it holds, and those that lie in its run's source."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from a3jax.checkpoint.arrays import SavedParameter, flat, nested
+from a3jax.checkpoint.arrays import SavedParameter, flat
 from a3jax.checkpoint.folder import Checkpoint, damage_named, lacking, saved
 from a3jax.model.parameters import shapes
 from a3jax.weights.pretrained import Pretrained, frozen_source
@@ -46,11 +45,9 @@ def parameters(checkpoint: Checkpoint) -> dict[str, Parameter]:
     return own | {name: frozen[name] for name in missing}
 
 
-def arrays(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All weights as a nested dict of numpy arrays. Raises as `parameters`."""
-    found = parameters(checkpoint)
-    with damage_named(checkpoint):
-        return nested({name: parameter.read() for name, parameter in found.items()})
+def dtype_name(checkpoint: Checkpoint) -> str:
+    """In which dtype a model's embedding is kept, known without reading its source. Raises as `saved`."""
+    return saved(checkpoint).get("embedding", FrozenParameter).dtype.name
 
 
 def _by_name(source: Pretrained) -> dict[str, FrozenParameter]:

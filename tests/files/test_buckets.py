@@ -13,11 +13,12 @@ import emulators
 import pytest
 
 from a3jax.errors import UserError
-from a3jax.files import desk, folders, holding
+from a3jax.files import desk, holding, parts
 from a3jax.files.desk import Desk
-from a3jax.files.folders import PARTS, check_whole, complete_or_nothing, move, new_file, resumable, write_whole
+from a3jax.files.folders import complete_or_nothing, move, new_file, resumable, write_whole
 from a3jax.files.holding import held, is_held
 from a3jax.files.jsonl import growing
+from a3jax.files.parts import PARTS, check_whole
 from a3jax.files.places import local_copy, local_folder, place, sizes
 
 
@@ -115,13 +116,13 @@ def killed(work, *args: object) -> None:
 def write_and_be_killed(out: str, after: int) -> None:
     sent = []
 
-    def send(file, to, real=folders.send):
+    def send(file, to, real=parts.send):
         sent.append(real(file, to))
         if len(sent) == after:
             os.kill(os.getpid(), signal.SIGKILL)
         return sent[-1]
 
-    folders.send = send
+    parts.send = send
     with resumable(place(out), {"of": 1}) as partial:
         for i in range(3):
             if not (partial / f"{i}").exists():

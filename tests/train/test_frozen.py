@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import a3jax
-from a3jax.checkpoint.folder import find, load_arrays, save_model
+from a3jax.checkpoint.arrays import nested
+from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
 from a3jax.config import AdaptConfig, Config, GuardConfig, Stage
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
@@ -17,7 +18,11 @@ from a3jax.export.exporter import export_model
 from a3jax.show.describe import describe
 from a3jax.train.loop import train
 from a3jax.train.report import Report
-from a3jax.weights import whole
+from a3jax.weights.whole import parameters
+
+
+def whole_arrays(checkpoint: Checkpoint) -> dict:
+    return nested({name: parameter.read() for name, parameter in parameters(checkpoint).items()})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def adapted(experiment, tmp_path):
 
 
 def assert_same(a: Path, b: Path) -> None:
-    for x, y in zip(*(jax.tree.leaves(whole.arrays(find(run))) for run in (a, b)), strict=True):
+    for x, y in zip(*(jax.tree.leaves(whole_arrays(find(run))) for run in (a, b)), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -87,7 +92,7 @@ def test_a_rollback_keeps_the_weights_that_no_checkpoint_holds(adapted, model_fo
     monkeypatch.setattr(Report, "flush", bad_once)
     train(dataclasses.replace(config, guard=GuardConfig("rollback")))
     assert done
-    base, after = load_arrays(find(model_folder))["blocks"], whole.arrays(find(config.run_folder))["blocks"]
+    base, after = load_arrays(find(model_folder))["blocks"], whole_arrays(find(config.run_folder))["blocks"]
     for name, array in base.items():
         np.testing.assert_array_equal(after[name], array)
 
@@ -137,5 +142,5 @@ def test_steps_of_a_run_are_no_source_to_rely_on_but_its_own_source_is(adapted, 
     found = find(second.run_folder)
     assert found.frozen.source == str(model_folder)
     assert "gate" not in load_arrays(found)["blocks"]
-    np.testing.assert_array_equal(whole.arrays(found)["embedding"], load_arrays(find(model_folder))["embedding"])
+    np.testing.assert_array_equal(whole_arrays(found)["embedding"], load_arrays(find(model_folder))["embedding"])
     a3jax.load(second.run_folder)

@@ -24,7 +24,7 @@ from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
 from a3jax.errors import UserError
 from a3jax.experiment.combine import product
-from a3jax.files.folders import PARTS
+from a3jax.files.parts import PARTS
 from a3jax.files.places import place, sizes
 from a3jax.files.strict import to_json
 from a3jax.sweep.schedule import run_sweep
