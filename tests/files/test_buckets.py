@@ -19,7 +19,7 @@ from a3jax.files.folders import complete_or_nothing, move, new_file, resumable, 
 from a3jax.files.holding import held, is_held
 from a3jax.files.jsonl import growing
 from a3jax.files.parts import PARTS, check_whole
-from a3jax.files.places import local_copy, local_folder, place, sizes
+from a3jax.files.places import local_copy, local_folder, place, scratch, sizes
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
@@ -180,6 +180,17 @@ def test_a_folder_of_files_that_grow(at, tmp_path):
     here = tmp_path / "run"
     with Desk(here, "log.txt") as third:
         assert third.folder == here
+
+
+def test_what_grows_for_another_process_is_left_alone_and_that_of_a_gone_one_removed(at):
+    """Two hosts can have one scratch folder, and one process number."""
+    host, boot, pid, _ = holding.here().split(":")
+    desks = scratch(at) / ".desks"
+    for left in (gone := f"{host}:{boot}:{pid}:1:x", of_another := f"other:boot:{pid}:1:x"):
+        (desks / left).mkdir(parents=True)
+    with Desk(at, "log.txt"):
+        assert not (desks / gone).exists()
+        assert (desks / of_another).exists()
 
 
 def hold_until_killed(lock: str, ready, beat: float) -> None:
