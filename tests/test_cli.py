@@ -23,7 +23,7 @@ from a3jax.config import Config, DataConfig, OptimizerConfig, Stage, TrainConfig
 
 def experiment():
     return Config(
-        name="road", source="{0}/model", run="{0}/run", data=DataConfig("{0}/corpus", length=32, batch=2),
+        name="road", source="model", run="run", data=DataConfig("corpus", length=32, batch=2),
         curriculum=(Stage(2, "in_order", 2), Stage(2, "random", 4)), optimizer=OptimizerConfig(peak_lr=1e-3, warmup=1),
         train=TrainConfig(compute_dtype="float32", remat="none", eval_windows=2),
     )
@@ -53,37 +53,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts").mkdir()
     for i in range(30):
         (folder / "texts" / f"{i}.txt").write_text(f"The number {i} is followed by the number {i + 1}.\n")
-    (folder / "road.py").write_text(EXPERIMENT.format(folder))
+    (folder / "road.py").write_text(EXPERIMENT)
     return folder
 
 
 @pytest.mark.slow
-def test_the_whole_road_in_json(folder, capsys):
+def test_the_whole_road_in_json(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)  # as people do, paths are given from where they are
     answer = functools.partial(typed.answer, capsys)
-    imported = answer("import", folder / "source", folder / "model")
+    imported = answer("import", "source", "model")
     assert imported["family"] == "llama"
-    corpus = answer("prepare", folder / "texts", folder / "corpus", "--tokenizer", folder / "model", "--held-out", "0.3")
+    corpus = answer("prepare", "texts", "corpus", "--tokenizer", "model", "--held-out", "0.3")
     assert corpus["train"]["documents"] + corpus["held_out"]["documents"] == 30
-    trained = answer("train", folder / "road.py", "--seed", "3")
+    trained = answer("train", "road.py", "--seed", "3")
     assert trained["steps"] == 4
     assert set(trained["nll"]) == {"ar", "in_order_4", "random_1", "random_4", "random_8"}
-    filled = answer("generate", folder / "run", "--text", "The number [[3]] is [[2]].", "--order", "random_2")
+    filled = answer("generate", "run", "--text", "The number [[3]] is [[2]].", "--order", "random_2")
     assert filled["text"].startswith("The number ")
     assert [len(blank["tokens"]) for blank in filled["blanks"]] == [3, 2]
     assert all(blank["log_prob"] < 0 for blank in filled["blanks"])
     assert filled["forwards"] == 3
-    assert answer("export", folder / "run", folder / "exported", "--verify")["max_logit_difference"] < 1e-4
-    assert answer("export", folder / "run", folder / "llama", "--as", "llama", "--verify")["max_logit_difference"] < 1e-4
-    again = answer("import", folder / "exported", folder / "again")
+    assert answer("export", "run", "exported", "--verify")["max_logit_difference"] < 1e-4
+    assert answer("export", "run", "llama", "--as", "llama", "--verify")["max_logit_difference"] < 1e-4
+    again = answer("import", "exported", "again")
     assert again["parameters"] > imported["parameters"], "adapters come along"
-    assert answer("generate", folder / "again", "--text", "The number [[3]].")["blanks"]
+    assert answer("generate", "again", "--text", "The number [[3]].")["blanks"]
 
-    run("generate", folder / "run", "--text", "The number [[3]].")
+    run("generate", "run", "--text", "The number [[3]].")
     assert "⟦" in capsys.readouterr().out
-    assert "--as qwen2" not in fails(capsys, "export", folder / "run", folder / "other", "--as", "qwen2")
-    assert "exists already" in fails(capsys, "import", folder / "source", folder / "model")
-    assert "context" in fails(capsys, "generate", folder / "run", "--text", "a [[60]] b [[60]]")
-    assert "seed = 3, not 4" in fails(capsys, "train", folder / "road.py", "--seed", "4")
+    assert "--as qwen2" not in fails(capsys, "export", "run", "other", "--as", "qwen2")
+    assert "exists already" in fails(capsys, "import", "source", "model")
+    assert "context" in fails(capsys, "generate", "run", "--text", "a [[60]] b [[60]]")
+    assert "seed = 3, not 4" in fails(capsys, "train", "road.py", "--seed", "4")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

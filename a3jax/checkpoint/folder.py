@@ -106,7 +106,7 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
     with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
         nnx.replace_by_pure_dict(
-            tree, checkpointer.restore(str(for_orbax(checkpoint.params).resolve()), nnx.to_pure_dict(abstract))
+            tree, checkpointer.restore(str(for_orbax(checkpoint.params)), nnx.to_pure_dict(abstract))
         )
     return tree
 

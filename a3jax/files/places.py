@@ -107,8 +107,8 @@ def for_array_record(file: Path) -> str:
 
 
 def for_orbax(folder: Path) -> Path:
-    """What Orbax and TensorStore read a folder from."""
-    return folder if _has(folder, "gs") else local_folder(folder).resolve()
+    """What Orbax and TensorStore read a folder from, which must begin at the root."""
+    return (folder if _has(folder, "gs") else local_folder(folder)).resolve()
 
 
 def takes_orbax(folder: Path) -> bool:
