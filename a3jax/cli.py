@@ -135,7 +135,10 @@ def _end_with(error: UserError) -> NoReturn:
 def _in_words(error: Exception) -> UserError | None:
     """What any command can run into, and what to do; None for anything else, which is a defect."""
     if may_pass(error):
-        return Passing(f"{first_line(error)}; this may pass: run the same command again")
+        what = first_line(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            what = f"{error.filename}: {error.strerror}"
+        return Passing(f"{what}; this may pass: run the same command again")
     if needs_memory(error):
         return UserError(
             f"there is too little memory ({first_line(error)}); take a smaller batch, or see with a3jax plan what a run needs"

@@ -105,9 +105,7 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
     tree = nnx.filter_state(shapes(checkpoint.config), named(saved(checkpoint)))
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
     with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
-        nnx.replace_by_pure_dict(
-            tree, checkpointer.restore(str(for_orbax(checkpoint.params)), nnx.to_pure_dict(abstract))
-        )
+        nnx.replace_by_pure_dict(tree, checkpointer.restore(str(for_orbax(checkpoint.params)), nnx.to_pure_dict(abstract)))
     return tree
 
 

@@ -6,6 +6,7 @@ Libraries come from the extra `buckets`, and are imported when a bucket is first
 import contextlib
 import errno
 import functools
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -162,6 +163,9 @@ def settle() -> None:
     """How buckets are opened, by Orbax too: what others write is seen at once, and trouble that passes is waited for."""
     import fsspec
 
+    for library in map(logging.getLogger, ("gcsfs", "s3fs")):  # they log each failure with its traceback, and raise it too
+        library.addHandler(logging.NullHandler())
+        library.propagate = False
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask another service for every bucket
     again = {"retries": {"mode": "standard", "max_attempts": 10}}
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
