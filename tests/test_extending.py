@@ -20,7 +20,7 @@ from a3jax.curriculum.stage import parse_order
 from a3jax.data.tokenizer import byte_codec
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import draw_groups
-from a3jax.weights.families import from_hf, to_hf
+from a3jax.weights.configuration import from_hf, to_hf
 from flax import nnx
 
 family, size = parse_order("outside_in_1")

@@ -16,6 +16,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from a3jax.attention.blocks import ATTENTION, Range, visible, visible_keys
+from a3jax.attention.cap import cap_slope, capped
 
 ROW_BLOCK = 256
 KEY_BLOCK = 256
@@ -37,17 +38,22 @@ def chunked_attention(
     start_BxR: Array,
     end_BxR: Array,
     own: Range | None = None,
+    cap: float | None = None,
 ) -> Array:
     """See `a3jax.attention.attend`. Holds B x H x ROW_BLOCK x KEY_BLOCK float32 scores at a time."""
-    return _attention(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR, own)
+    return _attention(cap, query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR, own)
 
 
-@jax.custom_vjp
-def _attention(query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None) -> Array:
-    return _forward(query, key, value, start, end, own)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(
+    cap: float | None, query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None
+) -> Array:
+    return _forward(cap, query, key, value, start, end, own)[0]
 
 
-def _forward(query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None) -> tuple[Array, tuple]:
+def _forward(
+    cap: float | None, query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None
+) -> tuple[Array, tuple]:
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
 
     def row_block(blocks: _Blocks) -> tuple[Array, Array]:
@@ -56,7 +62,7 @@ def _forward(query: Array, key: Array, value: Array, start: Array, end: Array, o
         def key_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             j = number(i)
             top, total, output = carry
-            scores = _scores(blocks, _take(key_BxKxLxE, j), j)
+            scores = _scores(blocks, _take(key_BxKxLxE, j), j, cap)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             weights = jnp.where(scores > _HIDDEN, jnp.exp(scores - new_top), 0.0)
             shrink = jnp.exp(top - new_top)
@@ -77,7 +83,7 @@ def _forward(query: Array, key: Array, value: Array, start: Array, end: Array, o
     return output_BxRxHxE, (query, key, value, start, end, own, output_BxRxHxE, lse)
 
 
-def _backward(saved: tuple, d_output: Array) -> tuple:
+def _backward(cap: float | None, saved: tuple, d_output: Array) -> tuple:
     query, key, value, start, end, own, output, lse = saved
     kv_heads = key.shape[2]
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
@@ -93,9 +99,10 @@ def _backward(saved: tuple, d_output: Array) -> tuple:
             j = number(i)
             d_query, d_key, d_value = carry
             key_block, value_block = _take(key_BxKxLxE, j), _take(value_BxKxLxE, j)
-            scores = _scores(blocks, key_block, j)
+            scores = _scores(blocks, key_block, j, cap)
             weights = jnp.exp(scores - lse)  # zero where hidden
-            d_scores = (weights * (_matmul(d_out, value_block.mT) - delta)).astype(key.dtype)
+            slope = jnp.where(scores > _HIDDEN, cap_slope(scores, cap), 0)
+            d_scores = (weights * (_matmul(d_out, value_block.mT) - delta) * slope).astype(key.dtype)
             weights = weights.astype(value.dtype)
             d_query += _matmul(d_scores, key_block)
             d_key = _add(d_key, _matmul(d_scores.mT, blocks.query), j)
@@ -120,13 +127,13 @@ _attention.defvjp(_forward, _backward)
 _HIDDEN = -1e30
 
 
-def _scores(blocks: _Blocks, key_block: Array, j: Array) -> Array:
+def _scores(blocks: _Blocks, key_block: Array, j: Array, cap: float | None) -> Array:
     """Scores of one block of rows against key block j: B x K x (G r) x l float32, hidden ones at `_HIDDEN`."""
     index_l = j * KEY_BLOCK + jnp.arange(KEY_BLOCK)
     visible_Bxrxl = visible(index_l, blocks.start, blocks.end, blocks.own)
     groups = blocks.query.shape[2] // blocks.start.shape[1]
     mask = jnp.tile(visible_Bxrxl, (1, groups, 1))[:, None]
-    return jnp.where(mask, _matmul(blocks.query, key_block.mT), _HIDDEN)
+    return jnp.where(mask, capped(_matmul(blocks.query, key_block.mT), cap), _HIDDEN)
 
 
 def _key_blocks(blocks: _Blocks) -> tuple[Array, Callable[[Array], Array]]:

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from a3jax.attention.blocks import ATTENTION, visible_keys
+from a3jax.attention.cap import cap_slope, capped
 
 BLOCK = 128
 """The largest block of rows or keys; inputs are padded to whole ones, or to a power of two below."""
@@ -45,19 +46,27 @@ class Tiles(NamedTuple):
     stages: int
 
 
+class Scores(NamedTuple):
+    """What becomes of the products of queries and keys, in base 2."""
+
+    scale: float
+    cap: float | None
+
+
 def flash_attention(
     query_BxRxHxE: Array,
     key_BxLxKxE: Array,
     value_BxLxKxE: Array,
     start_BxR: Array,
     end_BxR: Array,
+    cap: float | None = None,
     interpret: bool = False,
 ) -> Array:
     """See `a3jax.attention.attend`. Blocks of scores live in registers only."""
     rows, width = query_BxRxHxE.shape[1], query_BxRxHxE.shape[3]
-    scale = math.log2(math.e) * width**-0.5
+    of_scores = Scores(math.log2(math.e) * width**-0.5, None if cap is None else math.log2(math.e) * cap)
     heads = (_pad(_pad(x, 1), 3) for x in (query_BxRxHxE, key_BxLxKxE, value_BxLxKxE))
-    return _attention(scale, interpret, *heads, _pad(start_BxR, 1), _pad(end_BxR, 1))[:, :rows, :, :width]
+    return _attention(of_scores, interpret, *heads, _pad(start_BxR, 1), _pad(end_BxR, 1))[:, :rows, :, :width]
 
 
 def forward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
@@ -81,19 +90,19 @@ def backward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(scale: float, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
-    return _forward(scale, interpret, query, key, value, start, end)[0]
+def _attention(how: Scores, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
+    return _forward(how, interpret, query, key, value, start, end)[0]
 
 
 def _forward(
-    scale: float, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array
+    how: Scores, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array
 ) -> tuple[Array, tuple]:
     (B, R, H, E), L = query.shape, key.shape[1]
     tiles = _fit(forward_tiles(E, query.dtype), R, L)
     first, last = visible_keys(start, end, tiles.rows, tiles.keys)
     spec = _RowSpecs(query, key, tiles)
     out, lse = pl.pallas_call(
-        functools.partial(_forward_kernel, scale=scale, tiles=tiles),
+        functools.partial(_forward_kernel, how=how, tiles=tiles),
         grid=spec.grid,
         in_specs=[spec.block, spec.keys, spec.keys, spec.range, spec.range, spec.bound, spec.bound],
         out_specs=[spec.block, spec.statistic],
@@ -104,7 +113,7 @@ def _forward(
     return out, (query, key, value, start, end, out, lse)
 
 
-def _backward(scale: float, interpret: bool, saved: tuple, d_out: Array) -> tuple:
+def _backward(how: Scores, interpret: bool, saved: tuple, d_out: Array) -> tuple:
     query, key, value, start, end, out, lse = saved
     (_, R, _, E), (_, L, K, _) = query.shape, key.shape
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
@@ -112,7 +121,7 @@ def _backward(scale: float, interpret: bool, saved: tuple, d_out: Array) -> tupl
     first, last = visible_keys(start, end, tiles.rows, tiles.keys)
     spec = _RowSpecs(query, key, tiles)
     d_query = pl.pallas_call(
-        functools.partial(_d_query_kernel, scale=scale, tiles=tiles),
+        functools.partial(_d_query_kernel, how=how, tiles=tiles),
         grid=spec.grid,
         in_specs=[
             *(spec.block, spec.keys, spec.keys, spec.range, spec.range, spec.bound, spec.bound),
@@ -130,7 +139,7 @@ def _backward(scale: float, interpret: bool, saved: tuple, d_out: Array) -> tupl
     ranges = pl.BlockSpec((None, R), lambda j, k, b: (b, 0))
     statistic = pl.BlockSpec((None, groups, R), lambda j, k, b: (b, k, 0))
     d_key, d_value = pl.pallas_call(
-        functools.partial(_d_key_kernel, scale=scale, tiles=tiles, groups=groups),
+        functools.partial(_d_key_kernel, how=how, tiles=tiles, groups=groups),
         grid=(L // tiles.keys, K, query.shape[0]),
         in_specs=[
             *(rows, block, block, ranges, ranges),
@@ -168,7 +177,7 @@ class _RowSpecs:
         self.statistic = pl.BlockSpec((None, None, tiles.rows), lambda i, h, b: (b, h, i))
 
 
-def _forward_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
+def _forward_kernel(*refs: Ref, how: Scores, tiles: Tiles) -> None:
     query_ref, key_ref, value_ref, start_ref, end_ref, first_ref, last_ref, out_ref, lse_ref = refs
     query, start, end = query_ref[...], start_ref[...], end_ref[...]
 
@@ -176,7 +185,7 @@ def _forward_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
         top, total, out = carry
         keys = pl.ds(j * tiles.keys, tiles.keys)
         value = value_ref[keys, :]
-        scores = _scores(query, key_ref[keys, :], start, end, j * tiles.keys, scale)
+        scores = _scores(query, key_ref[keys, :], start, end, j * tiles.keys, how)
         new_top = jnp.maximum(top, scores.max(1))
         weights = jnp.exp2(scores - new_top[:, None])
         shrink = jnp.exp2(top - new_top)
@@ -191,7 +200,7 @@ def _forward_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
     lse_ref[...] = top + jnp.log2(total)
 
 
-def _d_query_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
+def _d_query_kernel(*refs: Ref, how: Scores, tiles: Tiles) -> None:
     query_ref, key_ref, value_ref, start_ref, end_ref, first_ref, last_ref, d_out_ref, lse_ref, delta_ref, d_query_ref = refs
     query, d_out, start, end = query_ref[...], d_out_ref[...], start_ref[...], end_ref[...]
     lse, delta = lse_ref[...], delta_ref[...]
@@ -199,16 +208,17 @@ def _d_query_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
     def key_block(j: Array, d_query: Array) -> Array:
         keys = pl.ds(j * tiles.keys, tiles.keys)
         key = key_ref[keys, :]
-        scores = _scores(query, key, start, end, j * tiles.keys, scale)
+        scores = _scores(query, key, start, end, j * tiles.keys, how)
         weights = jnp.exp2(scores - lse[:, None])
         d_scores = weights * (_dot(d_out, value_ref[keys, :], trans_b=True) - delta[:, None])
+        d_scores *= _slope(scores, how)
         return d_query + _dot(d_scores.astype(key.dtype), key)
 
     d_query = jax.lax.fori_loop(first_ref[...], last_ref[...], key_block, jnp.zeros(query.shape, jnp.float32))
-    d_query_ref[...] = (d_query * (scale * math.log(2))).astype(d_query_ref.dtype)
+    d_query_ref[...] = (d_query * (how.scale * math.log(2))).astype(d_query_ref.dtype)
 
 
-def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
+def _d_key_kernel(*refs: Ref, how: Scores, tiles: Tiles, groups: int) -> None:
     query_ref, key_ref, value_ref, start_ref, end_ref, blocks_ref, count_ref, *refs = refs
     d_out_ref, lse_ref, delta_ref, d_key_ref, d_value_ref = refs
     key, value = key_ref[...], value_ref[...]
@@ -219,10 +229,11 @@ def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
             d_key, d_value = carry
             rows = pl.ds(blocks_ref[n] * tiles.rows, tiles.rows)
             query, d_out = query_ref[rows, g, :], d_out_ref[rows, g, :]
-            scores = _scores(query, key, start_ref[rows], end_ref[rows], offset, scale)
+            scores = _scores(query, key, start_ref[rows], end_ref[rows], offset, how)
             weights = jnp.exp2(scores - lse_ref[g, rows][:, None])
             d_value += _dot(weights.astype(d_out.dtype), d_out, trans_a=True)
             d_scores = weights * (_dot(d_out, value, trans_b=True) - delta_ref[g, rows][:, None])
+            d_scores *= _slope(scores, how)
             d_key += _dot(d_scores.astype(query.dtype), query, trans_a=True)
             return d_key, d_value
 
@@ -230,15 +241,20 @@ def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
 
     zero = jnp.zeros(key.shape, jnp.float32)
     d_key, d_value = jax.lax.fori_loop(0, groups, query_head, (zero, zero))
-    d_key_ref[...] = (d_key * (scale * math.log(2))).astype(d_key_ref.dtype)
+    d_key_ref[...] = (d_key * (how.scale * math.log(2))).astype(d_key_ref.dtype)
     d_value_ref[...] = d_value.astype(d_value_ref.dtype)
 
 
-def _scores(query: Array, key: Array, start: Array, end: Array, offset: Array, scale: float) -> Array:
+def _scores(query: Array, key: Array, start: Array, end: Array, offset: Array, how: Scores) -> Array:
     """Rows x keys float32 in base 2, `_HIDDEN` outside the rows' ranges; the keys' slots begin at `offset`."""
     slot = offset + jnp.arange(key.shape[0], dtype=jnp.int32)[None]
     visible = (slot >= start[:, None]) & (slot < end[:, None])
-    return jnp.where(visible, _dot(query, key, trans_b=True) * scale, _HIDDEN)
+    return jnp.where(visible, capped(_dot(query, key, trans_b=True) * how.scale, how.cap), _HIDDEN)
+
+
+def _slope(scores: Array, how: Scores) -> Array | float:
+    """By how much visible scores move with products."""
+    return 1.0 if how.cap is None else jnp.where(scores > _HIDDEN, cap_slope(scores, how.cap), 0.0)
 
 
 def _options(name: str, tiles: Tiles, interpret: bool) -> dict:

@@ -33,11 +33,12 @@ def attend(
     implementation: Implementation = "auto",
     own: Range | None = None,
     block: int | None = None,
+    cap: float | None = None,
 ) -> Array:
     """Softmax attention of each row over keys [start, end), scaled by E**-0.5; a row with an empty range gives zero.
 
     `own` is a second range of each row, behind the first, which block diffusion has: the kernels do not know it. `block` is
-    that of `splash`, which otherwise follows from the shapes.
+    that of `splash`, which otherwise follows from the shapes. Scores are bent to stay within `cap` (`a3jax.attention.cap`).
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
@@ -55,7 +56,7 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     length, width = key_BxLxKxE.shape[1], key_BxLxKxE.shape[3]
     block = block or splash_block(length, width, 1 if mesh.empty else mesh.shape["context"])
-    function = _function(choose(implementation, platform(), length), block)
+    function = functools.partial(_function(choose(implementation, platform(), length), block), cap=cap)
     ranges = (start_BxR, end_BxR) if own is None else (start_BxR, end_BxR, own)
     if mesh.empty:
         return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, *ranges)

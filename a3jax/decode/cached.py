@@ -208,8 +208,7 @@ def predict(
     asked = Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
 
     hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute)
-    head_VxD = network.output_matrix[...].astype(hidden_BxSxD.dtype)
-    return jnp.einsum("bsd,vd->bsv", hidden_BxSxD, head_VxD, preferred_element_type=jnp.float32), cache
+    return network.logits(hidden_BxSxD), cache
 
 
 def one_pass(

@@ -29,12 +29,14 @@ from jax import Array
 
 from a3jax.attention import ATTENTION, attend
 from a3jax.attention.blocks import Range
+from a3jax.attention.cap import capped
 from a3jax.attention.interface import Implementation
-from a3jax.config import ModelConfig
+from a3jax.config import LayerKind, ModelConfig
 from a3jax.devices.context_parallel import streams
 from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
-from a3jax.model.block import Block, Rows, rms_norm
+from a3jax.model.block import Block, Rows
+from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
@@ -97,6 +99,14 @@ class Compute(NamedTuple):
         return functools.partial(attend, implementation=self.attention, block=self.attention_block)
 
 
+class Layer(NamedTuple):
+    """One layer, or with an axis N before all others, all of them."""
+
+    parameters: nnx.State
+    kind: Array
+    """Which of the model's kinds of layers it is of."""
+
+
 class TwoStream(nnx.Module):
     """Embedding, N layers, final norm, head, and the learned vector that seeds queries."""
 
@@ -106,7 +116,7 @@ class TwoStream(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         self.embedding = declare("VxD", "embedding", normal)
         self.blocks = Block(config, rngs)
-        self.final_norm = declare("D", "norm", nnx.initializers.ones)
+        self.final_norm = norm_weight(config, "D", rngs)
         self.query_seed = declare("D", "seed", nnx.initializers.zeros)
         if not config.tied_head:
             self.head = declare("VxD", "head", normal)
@@ -115,6 +125,13 @@ class TwoStream(nnx.Module):
     def output_matrix(self) -> nnx.Param:
         """V x D: the head, or the embedding where they are tied."""
         return self.embedding if self.config.tied_head else self.head
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits of hidden states that a pass returns, ... x D to ... x V float32."""
+        head_VxD = self.output_matrix[...].astype(hidden.dtype)
+        return capped(
+            jnp.einsum("...d,vd->...v", hidden, head_VxD, preferred_element_type=jnp.float32), self.config.logit_cap
+        )
 
     def query_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's query, B x L x D in slot order.
@@ -160,56 +177,58 @@ class TwoStream(nnx.Module):
 
     def embed(self, token: Array, compute: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
-        return constrain(self.embedding[...], "VxD")[token].astype(compute.dtype)
+        return self._scaled(constrain(self.embedding[...], "VxD")[token].astype(compute.dtype))
 
     def embed_queries(self, predecessor: Array, known: Array, compute: Compute) -> Array:
         """What queries start from: x_{t-1} where it is known and seeds them, else the learned vector; ... x D."""
-        seed = self.query_seed[...].astype(compute.dtype)
+        seed = self._scaled(self.query_seed[...].astype(compute.dtype))
         if self.config.seeding == "learned":
             return jnp.broadcast_to(seed, (*predecessor.shape, self.config.width))
         return jnp.where(known[..., None], self.embed(predecessor, compute), seed)
+
+    def _scaled(self, embedding: Array) -> Array:
+        scale = self.config.embedding_scale
+        return embedding if scale == 1 else embedding * jnp.asarray(scale, embedding.dtype)
 
     def run(self, content: Stream, queries: Stream | None, compute: Compute) -> Array:
         """Both streams, or content alone, through all layers; slot i is content row i.
 
         Returns the normalized last hidden states of the queries, or of the content where there are none.
         """
-        rows, (block_of, parameters) = self._rows(content, queries), self._layers(compute)
+        rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
 
-        def layer(x_BxRxD: Array, parameters: nnx.State, last: bool) -> tuple[Array, None]:
-            block = block_of(parameters)
-            here = block.enter(rows, x_BxRxD)
+        def layer(x_BxRxD: Array, own: Layer, last: bool) -> tuple[Array, None]:
+            block, here = enter(own, rows, x_BxRxD)
             key, value = block.keys_values(here.content)
             return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attend), None
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
-        x_BxRxD, _ = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], parameters))
-        x_BxRxD, _ = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], parameters))
+        x_BxRxD, _ = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], layers))
+        x_BxRxD, _ = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], layers))
         return self._normalize(x_BxRxD, compute)
 
     def run_content(self, content: Stream, compute: Compute) -> Cache:
         """The keys and values of all slots, for queries that come without content; slot i is content row i."""
-        rows, (block_of, parameters) = self._rows(content, None), self._layers(compute)
+        rows, (enter, layers) = self._rows(content, None), self._layers(compute)
 
-        def layer(x_BxLxD: Array, parameters: nnx.State) -> tuple[Array, tuple[Array, Array]]:
-            block = block_of(parameters)
-            here = block.enter(rows, x_BxLxD)
+        def layer(x_BxLxD: Array, own: Layer) -> tuple[Array, tuple[Array, Array]]:
+            block, here = enter(own, rows, x_BxLxD)
             key, value = block.keys_values(here)
             return block.attend_and_mlp(here, key, value, compute.attend), (key, value)
 
-        keys_values = jax.lax.scan(layer, rows.x, parameters)[1]
+        keys_values = jax.lax.scan(layer, rows.x, layers)[1]
         return Cache(*(constrain(x, "NxBxLxKxE") for x in keys_values))
 
     def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> Array:
         """The normalized last hidden states of queries alone, from the keys and values of all slots."""
-        rows, (block_of, parameters) = self._rows(None, queries), self._layers(compute)
+        rows, (enter, layers) = self._rows(None, queries), self._layers(compute)
 
-        def layer(x_BxLxD: Array, xs: tuple[nnx.State, Cache]) -> tuple[Array, None]:
-            parameters, (key, value) = xs
-            block = block_of(parameters)
-            return block.attend_and_mlp(block.enter(rows, x_BxLxD), key, value, compute.attend), None
+        def layer(x_BxLxD: Array, xs: tuple[Layer, Cache]) -> tuple[Array, None]:
+            own, (key, value) = xs
+            block, here = enter(own, rows, x_BxLxD)
+            return block.attend_and_mlp(here, key, value, compute.attend), None
 
-        return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (parameters, known))[0], compute)
+        return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known))[0], compute)
 
     def run_cached(
         self, content: Stream, queries: Stream | None, cache: Cache, offset_B: Array | int, compute: Compute
@@ -218,19 +237,18 @@ class TwoStream(nnx.Module):
 
         Nothing is differentiated through it.
         """
-        rows, (block_of, parameters) = self._rows(content, queries), self._layers(compute)
+        rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
         offset_B = jnp.broadcast_to(offset_B, len(rows.x))
 
         # The cache is carried, so that it is updated in place. The last layer is not set apart: cutting it off would
         # copy all other layers' weights at every call, and a step of decoding does little else than read them.
-        def step(carry: tuple[Array, Cache], xs: tuple[nnx.State, Array]) -> tuple[tuple[Array, Cache], None]:
-            (x_BxRxD, cache), (parameters, layer) = carry, xs
-            block = block_of(parameters)
-            here = block.enter(rows, x_BxRxD)
-            cache = cache.write(layer, offset_B, *block.keys_values(here.content))
-            return (block.attend_and_mlp(here, cache.key[layer], cache.value[layer], compute.attend), cache), None
+        def step(carry: tuple[Array, Cache], xs: tuple[Layer, Array]) -> tuple[tuple[Array, Cache], None]:
+            (x_BxRxD, cache), (own, number) = carry, xs
+            block, here = enter(own, rows, x_BxRxD)
+            cache = cache.write(number, offset_B, *block.keys_values(here.content))
+            return (block.attend_and_mlp(here, cache.key[number], cache.value[number], compute.attend), cache), None
 
-        (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (parameters, jnp.arange(self.config.layers)))
+        (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
 
     def _rows(self, content: Stream | None, queries: Stream | None) -> Rows:
@@ -241,21 +259,34 @@ class TwoStream(nnx.Module):
         content_rows = 0 if content is None else content.position.shape[1]
         changed = None if queries is None else queries.changed
         own = None if content is None else content.own
-        return Rows(x_BxRxD, x_BxRxD, *angles(self.config, position), start, end, content_rows, changed, own)
+        turns = angles(self.config, tuple(kind.rope for kind in self._kinds), position)
+        return Rows(x_BxRxD, x_BxRxD, *turns, start, end, content_rows, changed, own)
 
-    def _layers(self, compute: Compute) -> tuple[Callable[[nnx.State], Block], nnx.State]:
-        """What makes a layer of its parameters, and the parameters of all N, in the type in which they are computed with."""
+    @property
+    def _kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers that there are, each once."""
+        return tuple(dict.fromkeys(self.config.layer_kinds))
+
+    def _layers(self, compute: Compute) -> tuple[Callable[[Layer, Rows, Array], tuple[Block, Rows]], Layer]:
+        """What takes rows into a layer, and all N layers, their parameters in the type in which they are computed with."""
         graph, parameters = nnx.split(self.blocks)
+        kinds = self._kinds
 
-        def layer(parameters: nnx.State) -> Block:
-            return nnx.merge(
-                graph, jax.tree.map(_of_a_layer, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-            )
+        def enter(layer: Layer, rows: Rows, x_BxRxD: Array) -> tuple[Block, Rows]:
+            own = jax.tree.map(_of_a_layer, layer.parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+            block = nnx.merge(graph, own)
+            if len(kinds) > 1:
+                cos, sin = (jax.lax.dynamic_slice_in_dim(turn, layer.kind, 1, axis=2) for turn in (rows.cos, rows.sin))
+                rows = rows._replace(cos=cos, sin=sin)
+            return block, block.enter(rows, x_BxRxD)
 
-        return layer, jax.tree.map(lambda p: p.astype(compute.dtype), parameters)
+        kind_N = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds])
+        return enter, Layer(jax.tree.map(lambda p: p.astype(compute.dtype), parameters), kind_N)
 
     def _normalize(self, x_BxRxD: Array, compute: Compute) -> Array:
-        return rms_norm(x_BxRxD, self.final_norm[...].astype(compute.dtype), self.config.norm_eps)
+        """What the head takes: logits' divisor divides here, where there are fewer numbers."""
+        divisor, normed_BxRxD = self.config.logit_divisor, normalize(self.config, x_BxRxD, self.final_norm)
+        return normed_BxRxD if divisor == 1 else normed_BxRxD / divisor
 
 
 def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:

@@ -27,7 +27,7 @@ def window_groups(order, b=0):
 @pytest.mark.parametrize(
     ("order", "options"),
     [
-        ("random_4", {"tied_head": True, "query_key_norm": "full", "post_norm": True}),
+        ("random_4", {"tied_head": True, "query_key_norm": "full", "pre_norm": False, "post_norm": True}),
         ("in_order_3", {"seeding": "learned", "qkv_bias": True}),
         ("random_4", {"content": "slot"}),
         ("ar", {}),

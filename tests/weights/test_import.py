@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 from small_models import CASES, LLAMA3, query_logits, tokens, torch_logits
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import RopeScaling
+from a3jax.config import Llama3Scaling
 from a3jax.errors import UserError
-from a3jax.weights import families, huggingface
+from a3jax.weights import configuration, families, huggingface
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
@@ -53,15 +53,15 @@ def test_both_dialects_of_config_json_say_the_same(case, pretrained):
     rest = {k: v for k, v in new.items() if k not in ("rope_parameters", "rope_theta", "rope_scaling")}
     scaling = {k: v for k, v in rope.items() if k != "rope_theta"} if rope.get("rope_type") == "llama3" else None
     old = rest | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
-    config = families.from_hf(rest | {"rope_parameters": rope}, "config.json")
-    assert config == families.from_hf(old, "config.json")
-    assert config == families.from_hf(families.to_hf(config, "float32"), "config.json")
-    assert config.rope_scaling == (RopeScaling(8.0, 1.0, 4.0, 32) if case == "llama3" else None)
+    config = configuration.from_hf(rest | {"rope_parameters": rope}, "config.json")
+    assert config == configuration.from_hf(old, "config.json")
+    assert config == configuration.from_hf(configuration.to_hf(config, "float32"), "config.json")
+    assert config.rope_scaling == (Llama3Scaling(8.0, 1.0, 4.0, 32) if case == "llama3" else None)
 
 
 def test_a_sliding_window_limits_the_context(pretrained):
     raw = json.loads((pretrained("mistral") / "config.json").read_text())
-    assert families.from_hf(raw | {"sliding_window": 64}, "config.json").context == 64
+    assert configuration.from_hf(raw | {"sliding_window": 64}, "config.json").context == 64
 
 
 def test_pytorch_files_import_too(pretrained, imported, tmp_path):
@@ -346,7 +346,7 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
     sizes = {"vocab_size": 60000, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 2}
     stated = {"model_type": family, "num_attention_heads": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 9000, **sizes}
     theirs = transformers.AutoConfig.for_model(**stated)
-    ours = families.from_hf(stated, "config.json")
+    ours = configuration.from_hf(stated, "config.json")
     window = getattr(theirs, "sliding_window", None)
     ends = theirs.eos_token_id
     assert ours == dataclasses.replace(
@@ -366,7 +366,7 @@ def test_sliding_windows_are_those_that_transformers_uses():
     stated = sizes | {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 9000}
 
     def context(family, **fields):
-        return families.from_hf(stated | {"model_type": family} | fields, "config.json").context
+        return configuration.from_hf(stated | {"model_type": family} | fields, "config.json").context
 
     assert context("mistral", sliding_window=None) == context("qwen2", sliding_window=64) == 9000
     assert context("mistral", sliding_window=64, use_sliding_window=False) == 64
@@ -423,7 +423,7 @@ def test_no_suggestion_takes_one_family_for_another():
 def test_what_a_llama_writes_is_not_taken_for_what_is_missing():
     written = transformers.LlamaConfig(rope_scaling=LLAMA3).to_dict() | {"model_type": "other", "head_dim": 8}
     with pytest.raises(UserError, match="'other' is not supported; supported are"):
-        families.from_hf(written, "config.json")
+        configuration.from_hf(written, "config.json")
 
 
 ODD = st.one_of(
