@@ -52,8 +52,10 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
         for_query = with_adapters(weights)
         w = for_query if config.adapter_stream == "both" else weights
         keys, values = _keys_values(config, w, content, position, n)
-        plain, query = (_layer(config, w, query, query_position, query_mask, keys, values, n) for w in (weights, for_query))
-        content = _layer(config, w, content, position, content_mask, keys, values, n)
+        plain, query = (
+            _layer(config, w, query, query_position, query_mask, keys, values, position, n) for w in (weights, for_query)
+        )
+        content = _layer(config, w, content, position, content_mask, keys, values, position, n)
         query = np.where(source_asks[:, None], plain, query)
     return tuple(_logits(config, params, x) for x in (content, query))
 
@@ -69,7 +71,7 @@ def masked_stream(config: ModelConfig, params: dict, tokens, masked, sees=None):
     sees = np.ones((len(tokens), len(tokens)), bool) if sees is None else sees
     for n in range(config.layers):
         w = with_adapters({k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()})
-        x = _layer(config, w, x, position, sees, *_keys_values(config, w, x, position, n), n)
+        x = _layer(config, w, x, position, sees, *_keys_values(config, w, x, position, n), position, n)
     return _logits(config, params, x)
 
 
@@ -111,16 +113,18 @@ def _bent(x, cap):
     return x if cap is None else cap * np.tanh(x / cap)
 
 
-def _layer(config, w, x, position, mask, keys, values, number):
+def _layer(config, w, x, position, mask, keys, values, key_position, number):
     inputs = _norm(config, x, w.get("attention_norm")) if config.pre_norm else x
     out = np.zeros_like(x) + w.get("output_bias", 0.0)
     queries = np.einsum("td,dhe->the", inputs, w["query"]) + w.get("query_bias", 0.0)
     queries = _rope(config, _head_norm(config, queries, w.get("query_norm")), position, number)
+    window = config.layer_kinds[number].window
     scale = 1 / math.sqrt(config.head_width) if config.attention_scale is None else config.attention_scale
     for head in range(config.query_heads):
         shared = head // (config.query_heads // config.kv_heads)
         for t in range(len(x)):
-            seen = np.flatnonzero(mask[t])
+            near = True if window is None else abs(key_position - position[t]) < window
+            seen = np.flatnonzero(mask[t] & near)
             if len(seen) == 0:
                 continue
             scores = _bent(keys[seen, shared] @ queries[t, head] * scale, config.attention_cap)

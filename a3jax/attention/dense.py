@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.attention.blocks import Range, visible
+from a3jax.attention.blocks import Local, Range, near, visible
 from a3jax.attention.cap import capped
 
 
@@ -16,6 +16,7 @@ def dense_attention(
     end_BxR: Array,
     own: Range | None = None,
     cap: float | None = None,
+    local: Local | None = None,
 ) -> Array:
     """See `a3jax.attention.attend`. Holds B x H x R x L float32 scores."""
     B, R, H, E = query_BxRxHxE.shape
@@ -23,6 +24,8 @@ def dense_attention(
     query_BxRxKxGxE = query_BxRxHxE.reshape(B, R, K, H // K, E)
     scores = jnp.einsum("brkge,blke->bkgrl", query_BxRxKxGxE, key_BxLxKxE, preferred_element_type=jnp.float32) * E**-0.5
     mask = visible(jnp.arange(L), start_BxR, end_BxR, own)[:, None, None]
+    if local is not None:
+        mask &= near(local.position[:, None], local.low, local.high)[:, None, None]
     # Finite, so that a row that sees nothing has no NaN in its gradient either; its uniform weights become zero below.
     weights = jax.nn.softmax(jnp.where(mask, capped(scores, cap), -1e30), axis=-1)
     weights = jnp.where(mask, weights, 0.0).astype(value_BxLxKxE.dtype)

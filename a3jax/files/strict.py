@@ -101,6 +101,10 @@ def check_types(made: Any) -> None:
         build(hint, plain(getattr(made, name)), name)
 
 
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+
+
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -138,7 +142,7 @@ def build(expected: Any, value: Any, where: str) -> Any:
         kinds = [a for a in arguments if a is not type(None)]
         written = [a for a in kinds if type(value) is (list if typing.get_origin(a) is tuple else a)]
         if isinstance(value, dict):
-            kinds = sorted(kinds, key=lambda a: len(_hints(a).keys() ^ value.keys()) if dataclasses.is_dataclass(a) else 99)
+            kinds = sorted(kinds, key=lambda kind: len(_fields(kind) ^ value.keys()))
         return build((written or kinds)[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.attention.blocks import Range
+from a3jax.attention.blocks import Local, Range
 from a3jax.config import Activation, ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
@@ -37,9 +37,11 @@ class Rows(NamedTuple):
     sin: Array
     start: Array  # B x R
     end: Array
+    position: Array  # B x R, RoPE position
     content_rows: int
     changed: Array | None  # B x query rows
     own: Range | None = None  # B x R each, a second range of slots that is seen
+    window: Array | None = None  # in a model with local attention, within how many tokens a layer's rows see
 
     @property
     def content(self) -> "Rows":
@@ -57,9 +59,17 @@ class Rows(NamedTuple):
         return self if self.content_rows == self.x.shape[1] else self.queries
 
     def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
-        x, normed, cos, sin, start, end = (cut(array, self.content_rows) for array in self[:6])
+        x, normed, cos, sin, start, end, position = (cut(array, self.content_rows) for array in self[:7])
         own = None if self.own is None else (cut(self.own[0], self.content_rows), cut(self.own[1], self.content_rows))
-        return Rows(x, normed, cos, sin, start, end, content_rows, changed, own)
+        return Rows(x, normed, cos, sin, start, end, position, content_rows, changed, own, self.window)
+
+
+class Keys(NamedTuple):
+    """What rows of a layer may see: keys and values of slots, and where these stand."""
+
+    key: Array  # B x L x K x E
+    value: Array
+    position: Array  # B x L
 
 
 class Block(nnx.Module):
@@ -107,13 +117,14 @@ class Block(nnx.Module):
         key, value = (self._project(content.normed, name, content) for name in ("key", "value"))
         return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
 
-    def attend_and_mlp(self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attend: Callable[..., Array]) -> Array:
+    def attend_and_mlp(self, rows: Rows, known: Keys, attend: Callable[..., Array]) -> Array:
         """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see."""
         query = rotate(self._per_head(self._project(rows.normed, "query", rows), "query_norm"), rows.cos, rows.sin)
         if (scale := self.config.attention_scale) is not None:
             query *= scale * self.config.head_width**0.5  # `attend` divides by the root
-        cap = self.config.attention_cap
-        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, own=rows.own, cap=cap)
+        local = None if rows.window is None else Local.within(rows.window, rows.position, known.position)
+        how = {"own": rows.own, "cap": self.config.attention_cap, "local": local}
+        seen = attend(query, known.key, known.value, rows.start, rows.end, **how)
         x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_post_norm")
         out_BxRxD = self._mlp(self._before(x_BxRxD, "mlp_norm"), rows)
         return constrain(x_BxRxD + self._after(out_BxRxD, "mlp_post_norm"), "BxRxD")

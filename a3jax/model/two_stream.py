@@ -28,14 +28,14 @@ from flax import nnx
 from jax import Array
 
 from a3jax.attention import ATTENTION, attend
-from a3jax.attention.blocks import Range
+from a3jax.attention.blocks import EVERYWHERE, Range
 from a3jax.attention.cap import capped
 from a3jax.attention.interface import Implementation
 from a3jax.config import LayerKind, ModelConfig
 from a3jax.devices.context_parallel import streams
 from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
-from a3jax.model.block import Block, Rows
+from a3jax.model.block import Block, Keys, Rows
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
@@ -66,22 +66,31 @@ class Cache(NamedTuple):
 
     key: Array  # N x B x L x K x E
     value: Array  # N x B x L x K x E
+    position: Array  # B x L
+
+    def placed(self, offset_B: Array, position_BxC: Array) -> "Cache":
+        """The cache with the positions of new content rows from slot `offset` on."""
+        return self._replace(position=_put(self.position, offset_B, position_BxC))
+
+    def layer(self, number: Array) -> Keys:
+        """What rows of one layer may see."""
+        return Keys(self.key[number], self.value[number], self.position)
 
     def write(self, layer: Array, offset_B: Array, key_BxCxKxE: Array, value_BxCxKxE: Array) -> "Cache":
         """The cache with new content rows of one layer from slot `offset` on; those beyond its end are dropped."""
-        batch, rows = key_BxCxKxE.shape[:2]
-        where = (layer, jnp.arange(batch)[:, None], offset_B[:, None] + jnp.arange(rows))
-        key, value = (x.at[where].set(new, mode="drop") for x, new in zip(self, (key_BxCxKxE, value_BxCxKxE)))
-        return Cache(key, value)
+        key, value = (_put(x, offset_B, new, layer) for x, new in zip(self, (key_BxCxKxE, value_BxCxKxE)))
+        return self._replace(key=key, value=value)
 
     def copies(self, owner_R: Array | np.ndarray, slots: int) -> "Cache":
         """Caches of R sequences with room for `slots` tokens, whose beginnings are those of the sequences `owner`."""
 
-        def copy(x: Array) -> Array:
-            more = max(0, slots - x.shape[2])
-            return jnp.pad(x[:, owner_R, :slots], ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
+        def copy(x_NxBxLx: Array) -> Array:
+            x_NxRxLx = x_NxBxLx[:, owner_R, :slots]
+            return jnp.pad(
+                x_NxRxLx, [(0, max(0, slots - x_NxRxLx.shape[2]) if axis == 2 else 0) for axis in range(x_NxRxLx.ndim)]
+            )
 
-        return Cache(*map(copy, self))
+        return Cache(copy(self.key), copy(self.value), copy(self.position[None])[0])
 
 
 class Compute(NamedTuple):
@@ -199,8 +208,8 @@ class TwoStream(nnx.Module):
 
         def layer(x_BxRxD: Array, own: Layer, last: bool) -> tuple[Array, None]:
             block, here = enter(own, rows, x_BxRxD)
-            key, value = block.keys_values(here.content)
-            return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attend), None
+            known = Keys(*block.keys_values(here.content), here.content.position)
+            return block.attend_and_mlp(here.wanted if last else here, known, compute.attend), None
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
         x_BxRxD, _ = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], layers))
@@ -214,21 +223,21 @@ class TwoStream(nnx.Module):
         def layer(x_BxLxD: Array, own: Layer) -> tuple[Array, tuple[Array, Array]]:
             block, here = enter(own, rows, x_BxLxD)
             key, value = block.keys_values(here)
-            return block.attend_and_mlp(here, key, value, compute.attend), (key, value)
+            return block.attend_and_mlp(here, Keys(key, value, here.position), compute.attend), (key, value)
 
-        keys_values = jax.lax.scan(layer, rows.x, layers)[1]
-        return Cache(*(constrain(x, "NxBxLxKxE") for x in keys_values))
+        keys, values = (constrain(x, "NxBxLxKxE") for x in jax.lax.scan(layer, rows.x, layers)[1])
+        return Cache(keys, values, rows.position)
 
     def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> Array:
         """The normalized last hidden states of queries alone, from the keys and values of all slots."""
         rows, (enter, layers) = self._rows(None, queries), self._layers(compute)
 
-        def layer(x_BxLxD: Array, xs: tuple[Layer, Cache]) -> tuple[Array, None]:
-            own, (key, value) = xs
+        def layer(x_BxLxD: Array, xs: tuple[Layer, tuple[Array, Array]]) -> tuple[Array, None]:
+            own, keys_values = xs
             block, here = enter(own, rows, x_BxLxD)
-            return block.attend_and_mlp(here, key, value, compute.attend), None
+            return block.attend_and_mlp(here, Keys(*keys_values, known.position), compute.attend), None
 
-        return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known))[0], compute)
+        return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))[0], compute)
 
     def run_cached(
         self, content: Stream, queries: Stream | None, cache: Cache, offset_B: Array | int, compute: Compute
@@ -239,6 +248,7 @@ class TwoStream(nnx.Module):
         """
         rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
         offset_B = jnp.broadcast_to(offset_B, len(rows.x))
+        cache = cache.placed(offset_B, content.position)
 
         # The cache is carried, so that it is updated in place. The last layer is not set apart: cutting it off would
         # copy all other layers' weights at every call, and a step of decoding does little else than read them.
@@ -246,7 +256,7 @@ class TwoStream(nnx.Module):
             (x_BxRxD, cache), (own, number) = carry, xs
             block, here = enter(own, rows, x_BxRxD)
             cache = cache.write(number, offset_B, *block.keys_values(here.content))
-            return (block.attend_and_mlp(here, cache.key[number], cache.value[number], compute.attend), cache), None
+            return (block.attend_and_mlp(here, cache.layer(number), compute.attend), cache), None
 
         (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
@@ -260,7 +270,7 @@ class TwoStream(nnx.Module):
         changed = None if queries is None else queries.changed
         own = None if content is None else content.own
         turns = angles(self.config, tuple(kind.rope for kind in self._kinds), position)
-        return Rows(x_BxRxD, x_BxRxD, *turns, start, end, content_rows, changed, own)
+        return Rows(x_BxRxD, x_BxRxD, *turns, start, end, position, content_rows, changed, own)
 
     @property
     def _kinds(self) -> tuple[LayerKind, ...]:
@@ -271,6 +281,9 @@ class TwoStream(nnx.Module):
         """What takes rows into a layer, and all N layers, their parameters in the type in which they are computed with."""
         graph, parameters = nnx.split(self.blocks)
         kinds = self._kinds
+        windows = None
+        if self.config.local_layers:
+            windows = jnp.array([EVERYWHERE if kind.window is None else kind.window for kind in kinds])
 
         def enter(layer: Layer, rows: Rows, x_BxRxD: Array) -> tuple[Block, Rows]:
             own = jax.tree.map(_of_a_layer, layer.parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -278,6 +291,8 @@ class TwoStream(nnx.Module):
             if len(kinds) > 1:
                 cos, sin = (jax.lax.dynamic_slice_in_dim(turn, layer.kind, 1, axis=2) for turn in (rows.cos, rows.sin))
                 rows = rows._replace(cos=cos, sin=sin)
+            if windows is not None:
+                rows = rows._replace(window=windows[layer.kind])
             return block, block.enter(rows, x_BxRxD)
 
         kind_N = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds])
@@ -298,7 +313,14 @@ def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
 def empty_cache(config: ModelConfig, batch: int, slots: int, compute: Compute) -> Cache:
     """Room for `slots` committed tokens in each of `batch` sequences."""
     shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
-    return Cache(*(constrain(jnp.zeros(shape, compute.dtype), "NxBxLxKxE") for _ in range(2)))
+    keys, values = (constrain(jnp.zeros(shape, compute.dtype), "NxBxLxKxE") for _ in range(2))
+    return Cache(keys, values, jnp.zeros((batch, slots), jnp.int32))
+
+
+def _put(x: Array, offset_B: Array, new_BxCx: Array, *before: Array) -> Array:
+    """An array of slots with new ones from slot `offset` on, behind indices of its axes before; what is beyond is dropped."""
+    batch, rows = new_BxCx.shape[:2]
+    return x.at[(*before, jnp.arange(batch)[:, None], offset_B[:, None] + jnp.arange(rows))].set(new_BxCx, mode="drop")
 
 
 def sort(x_BxL: Array, index_BxL: Array) -> Array:

@@ -85,7 +85,7 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
     }
     made |= _biases(fields, family) | _numbers(fields, family) | _layers(fields, family, made["layers"])
     fields.needed("max_position_embeddings")
-    made |= rope.from_hf(config, family, head_width, where) | family.features
+    made |= rope.from_hf(config, family, head_width, where) | dict(family.features)
     if not made["local_layers"]:
         made["local_rope"] = None
     return ModelConfig(family.name, vocab, width, query_heads=heads, kv_heads=kv_heads, head_width=head_width, **made)
@@ -173,9 +173,8 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "num_attention_heads": config.query_heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm_eps,
-        **rope.to_hf(config),
+        **rope.to_hf(config, family),
         "tie_word_embeddings": config.tied_head,
         "hidden_act": activation,
         "hidden_activation": activation,
@@ -194,8 +193,10 @@ def _layers_to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
     if family.unrotated_every is not None:
         result["no_rope_layers"] = [int(i not in config.unrotated_layers) for i in range(config.layers)]
     if family.slides:
-        kinds = [rope.LOCAL if i in config.local_layers else rope.FULL for i in range(config.layers)]
-        result |= {"sliding_window": config.local_window, "layer_types": kinds}
+        result["sliding_window"] = config.local_window
+        if family.full_layers is not None or family.window_on_request or 0 < len(config.local_layers) < config.layers:
+            kinds = [rope.LOCAL if i in config.local_layers else rope.FULL for i in range(config.layers)]
+            result["layer_types"] = kinds
     if family.window_on_request:
         result["use_sliding_window"] = bool(config.local_layers)
     return result

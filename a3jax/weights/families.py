@@ -85,7 +85,7 @@ _OLMO_2 = {"pre_norm": False, "post_norm": True, "query_key_norm": "full"}
 _GEMMA: dict[str, Any] = {"biases": (ATTENTION_BIAS,), "scaled_embedding": True, "activation": "gelu_pytorch_tanh"}
 _GEMMA |= {"head_width": 256, "tied_head": True, "start_token": 2, "end_token": 1}
 _GEMMA_2 = {"norm": "rms_offset", "post_norm": True}
-_PER_QUERY = Number("query_pre_attn_scalar", "attention_scale", 256, lambda x: x**-0.5, lambda scale: round(scale**-2, 6))
+_PER_QUERY = Number("query_pre_attn_scalar", "attention_scale", 256, lambda x: x**-0.5, lambda scale: round(scale**-2))
 _ATTENTION_CAP = Number("attn_logit_softcapping", "attention_cap", 50)
 _LOGIT_CAP = Number("final_logit_softcapping", "logit_cap", 30)
 _GRANITE = (
@@ -157,9 +157,11 @@ FAMILIES = (
 
 _MISSING = {
     "gemma3": "images beside the text; import a folder of its text model, whose model_type is gemma3_text",
+    "gemma3n_text": "embeddings of its own in every layer",
     "mixtral": "a mixture of experts",
     "qwen2_moe": "a mixture of experts",
     "qwen3_moe": "a mixture of experts",
+    "olmoe": "a mixture of experts",
     "gpt2": "learned position embeddings and LayerNorm",
     "llava": "images beside the text",
     "mllama": "images beside the text",

@@ -20,7 +20,7 @@ class Part(NamedTuple):
     begin: int
     rows: int
 
-    def index(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    def within(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         """Where a part of the matrix lies in the whole."""
         rows = range(self.begin, self.begin + self.rows)[index[0]]
         return (slice(rows.start, rows.stop), *index[1:])

@@ -107,7 +107,7 @@ class HuggingFaceFolder(Source):
     def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """See `Source`."""
         part = self._parts.get(name)
-        stored = self._tensors.read(name, index) if part is None else self._tensors.read(part.whole, part.index(index))
+        stored = self._tensors.read(name, index) if part is None else self._tensors.read(part.whole, part.within(index))
         return stored.astype(self.dtype(name), copy=False)
 
     def dtype(self, name: str) -> np.dtype:

@@ -121,7 +121,8 @@ def _dynamic(rope: Mapping[str, Any], original: int, context: int) -> RopeScalin
 
 
 def _llama3(rope: Mapping[str, Any], original: int, context: int) -> RopeScaling:
-    return Llama3Scaling(*(_number(rope, name) for name in ("factor", "low_freq_factor", "high_freq_factor")), original)
+    factor, low, high = (_number(rope, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    return Llama3Scaling(factor, low, high, original)
 
 
 def _yarn(rope: Mapping[str, Any], original: int, context: int) -> RopeScaling:
@@ -161,9 +162,14 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any], int, int],
 """By `rope_type`: what must be there, and what makes a scaling of an object, the original context and the context."""
 
 
-def to_hf(config: ModelConfig) -> dict[str, Any]:
+def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
     """The fields of `config.json`, in the dialect that every version of transformers reads."""
-    result: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_scaling": scaling_to_hf(config.rope_scaling)}
+    scaling = config.rope_scaling
+    context = scaling.original_context if isinstance(scaling, DynamicScaling) else config.context
+    result: dict[str, Any] = {"max_position_embeddings": context}
+    result |= {"rope_theta": config.rope_theta, "rope_scaling": scaling_to_hf(scaling)}
+    if family.original_context is not None:
+        result[_ORIGINAL] = scaling.original_context if isinstance(scaling, LongScaling) else family.original_context
     if config.rotary_width is not None:
         result[_PARTIAL] = partial_factor(config)
     if config.local_rope is not None:

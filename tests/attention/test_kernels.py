@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from a3jax.attention import attend, flash, interface, splash
-from a3jax.attention.blocks import visible_keys
+from a3jax.attention.blocks import Local, visible_keys
 from a3jax.devices.mesh import AXES
 from a3jax.ordering import arrange, draw_order, example_keys
 
@@ -213,11 +213,19 @@ def test_splash_computes_just_the_blocks_between_the_first_and_the_last_seen_and
 
 
 @pytest.mark.parametrize(
-    ("length", "heads", "kv_heads", "width", "dtype"),
-    [(4096, 32, 8, 128, "bfloat16"), (1000, 9, 3, 64, "bfloat16"), (600, 4, 4, 80, "float32"), (150, 2, 1, 256, "float32")],
+    ("length", "heads", "kv_heads", "width", "dtype", "near"),
+    [
+        (4096, 32, 8, 128, "bfloat16", False),
+        (1000, 9, 3, 64, "bfloat16", True),
+        (600, 4, 4, 80, "float32", False),
+        (150, 2, 1, 256, "float32", True),
+    ],
 )
-def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_heads, width, dtype):
-    """Three Triton kernels, forward and backward, and keys that are never repeated for the query heads that share them."""
+def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_heads, width, dtype, near):
+    """Three Triton kernels, forward and backward, and keys that are never repeated for the query heads that share them.
+
+    The same under local attention with soft caps.
+    """
     monkeypatch.undo()  # not in interpret mode
     shapes = [(2, 2 * length, heads, width), (2, length, kv_heads, width), (2, length, kv_heads, width)]
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
@@ -226,10 +234,12 @@ def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_h
     mesh = AbstractMesh((1,) * 5, AXES, (AxisType.Auto,) * 5, abstract_device=device)
 
     def loss(*args):
-        return attend(*args).astype(jnp.float32).sum()
+        local = Local.within(100, args[3], args[5]) if near else None
+        return attend(*args[:5], cap=50.0 if near else None, local=local).astype(jnp.float32).sum()
 
+    positions = jax.ShapeDtypeStruct((2, length), jnp.int32)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, *ranges)
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, *ranges, positions)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton") == 3
     if heads != kv_heads:

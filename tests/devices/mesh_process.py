@@ -48,7 +48,8 @@ IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
 THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
-MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
+LOCAL = {"local_layers": (0,), "local_window": 7, "attention_cap": 3.0, "logit_cap": 5.0, "output_bias": True}
+MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full", post_norm=True, **LOCAL)
 BATCH, L = 8, 32
 MIXTURE = (
     Part(2.0, "random", 4, 0.5),

@@ -45,7 +45,7 @@ def test_frequencies_are_those_of_transformers(name, stretched):
     np.testing.assert_allclose(frequencies(config, own), expected.numpy(), rtol=1e-5)
     assert attention_factor(own) == pytest.approx(factor, rel=1e-6)
     again = configuration.from_hf(configuration.to_hf(config, "float32"), "config.json")
-    assert again.rope_scaling == config.rope_scaling
+    assert (again.rope_theta, again.rope_scaling) == (config.rope_theta, config.rope_scaling)
 
 
 def test_what_does_not_turn_stays(tiny):

@@ -8,11 +8,12 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked
-from a3jax.config import Llama3Scaling, LongScaling, ModelConfig
+from a3jax.config import Llama3Scaling, LongScaling, ModelConfig, Rope
 from a3jax.model.parameters import count, shapes
 from a3jax.model.two_stream import Compute, TwoStream
 from a3jax.ordering import arrange, draw_order, example_keys
 
+LOCAL = {"local_layers": (0,), "local_window": 5}
 GEMMA = {"norm": "rms_offset", "post_norm": True, "activation": "gelu_tanh", "embedding_scale": 4.0, "attention_scale": 0.5}
 GEMMA |= {"attention_cap": 2.0, "logit_cap": 3.0}
 OPTIONS = {
@@ -25,6 +26,7 @@ OPTIONS = {
     "gemma 2": GEMMA,
     "granite": {"embedding_scale": 3.0, "residual_scale": 0.4, "attention_scale": 0.2, "logit_divisor": 2.0},
     "smollm 3, biases": {"unrotated_layers": (1,), "qkv_bias": True, "output_bias": True, "mlp_bias": True},
+    "gemma 3": {**GEMMA, "query_key_norm": "head", **LOCAL, "local_rope": Rope(50.0)},
     "phi": {"rotary_width": 4, "rope_scaling": LongScaling((1.0, 1.5), (2.0, 9.0), 16, 1.2)},
     "one key-value head": {"kv_heads": 1, "norm_eps": 1e-3},
     "as many key-value heads": {"kv_heads": 4},
@@ -63,7 +65,7 @@ def test_both_streams_equal_the_brute_force(name, tiny, network, packed, monkeyp
     monkeypatch.setattr(chunked, "ROW_BLOCK", 8)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
     config = tiny(**{"layers": 2, **OPTIONS[name]})
-    net, how = network(config), Compute(attention="chunked" if name in ("llama", "everything") else "dense")
+    net, how = network(config), Compute(attention="chunked" if name in ("llama", "gemma 3", "everything") else "dense")
     tokens, groups, order = random_batch(packed, config, seed=1)
 
     @jax.jit

@@ -115,6 +115,7 @@ class A3Decoding:
                 torch.cat([self.model.embed(tokens.gather(1, here)), seeds], 1),
                 torch.cat([position.gather(1, here), seed_position], 1),
                 visible,
+                seen,
                 causal,
                 cache,
             )

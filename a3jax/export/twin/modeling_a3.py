@@ -57,13 +57,15 @@ class A3Kind(NamedTuple):
     visible: Tensor  # B x R x S, which keys each row sees
 
 
-def kinds_of(config: A3Config, position: Tensor, visible: Tensor) -> list[A3Kind]:
-    """Rows at `position` (B x R) that see what is `visible`, as every kind of layers takes them."""
+def kinds_of(config: A3Config, position: Tensor, visible: Tensor, key_position: Tensor) -> list[A3Kind]:
+    """Rows at `position` (B x R) that see what is `visible` of keys at theirs (B x S), as every kind of layers takes them."""
     result = []
     for kind in config.layer_kinds:
         rates = torch.tensor(kind["frequencies"], device=position.device)
         angle, factor = position[:, None, :, None].float() * rates, kind["attention_factor"]
-        result.append(A3Kind(angle.cos() * factor, angle.sin() * factor, visible))
+        distance = (position[:, :, None] - key_position[:, None, :]).abs()
+        near = visible if kind["window"] is None else visible & (distance < kind["window"])
+        result.append(A3Kind(angle.cos() * factor, angle.sin() * factor, near))
     return result
 
 
@@ -214,13 +216,20 @@ class A3Model(nn.Module):
         return embedding, (position - 1).clamp(min=0)
 
     def forward(
-        self, embedding: Tensor, position: Tensor, visible: Tensor, causal: Tensor, cache: A3Cache | None = None
+        self,
+        embedding: Tensor,
+        position: Tensor,
+        visible: Tensor,
+        key_position: Tensor,
+        causal: Tensor,
+        cache: A3Cache | None = None,
     ) -> Tensor:
         """Last hidden states of rows, B x R x D; the last Q of them are query rows, the others enter the cache.
 
-        `causal`, B x Q, says which queries see the tokens before their own and no others.
+        `visible`, B x R x S, says which keys rows see, before any window; `key_position`, B x S, where these stand, and
+        `causal`, B x Q, which queries see the tokens before their own and no others.
         """
-        kinds, x = kinds_of(self.config, position, visible), embedding
+        kinds, x = kinds_of(self.config, position, visible, key_position), embedding
         changed = ~causal[..., None] if self.config.seeding == "successor" else torch.ones_like(causal[..., None])
         for layer, number in zip(self.layers, self.config.kind_of_layer):
             x = layer(x, changed, kinds[number], cache)
@@ -285,7 +294,7 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel):
             visible &= (order[:, :, None] > order[:, None, :]) | (position[:, :, None] >= position[:, None, :])
         embedding = self.model.embed(input_ids)
         if groups is None:
-            logits = self.logits(self.model(embedding, position, visible, real[:, :0]))
+            logits = self.logits(self.model(embedding, position, visible, position, real[:, :0]))
             predictions, labels = logits[:, :-1], None if labels is None else labels[:, 1:]
         else:
             query_visible = (groups[:, :, None] > groups[:, None, :]) & real[:, None]
@@ -299,6 +308,7 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel):
                 torch.cat([embedding, query], 1),
                 torch.cat([position, query_position], 1),
                 torch.cat([visible, query_visible], 1),
+                position,
                 causal,
             )
             logits = predictions = self.logits(hidden[:, T:])

@@ -1,5 +1,6 @@
 """The left-to-right view of a model as a GGUF file, as llama.cpp's converter would write it, one tensor at a time."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def write_gguf(
     finite in `dtype`.
     """
     check_writable(config)
+    if config.local_window is not None:  # within which what llama.cpp computes, full attention, is the same
+        config = dataclasses.replace(config, context=min(config.context, config.local_window))
     architecture, tensors = architecture_of(config.family), list(tensors)
     tokenizer = to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
