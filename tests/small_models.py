@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import transformers
 from flax import nnx
@@ -37,6 +38,12 @@ CASES = {
     "phi3": ("Phi3", {"partial_rotary_factor": 0.75, "sliding_window": 16, "rope_parameters": LONG, **ORIGINAL}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "rope_scaling": LINEAR}),
 }
+
+
+def few(*changes: dict) -> list:
+    """Parameters of a test of all cases; two that have nothing that no other has are left to the long tests."""
+    known = ("gemma", "mistral_local")
+    return [pytest.param(case, *changes, marks=[pytest.mark.long] if case in known else []) for case in CASES]
 
 
 def tokens(length: int = 48) -> np.ndarray:

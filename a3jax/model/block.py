@@ -19,6 +19,7 @@ from a3jax.config import Activation, ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
 from a3jax.model.adapters import adapted, factor_axes, factors, has_adapter
+from a3jax.model.cache import Keys
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import project
@@ -62,14 +63,6 @@ class Rows(NamedTuple):
         x, normed, cos, sin, start, end, position = (cut(array, self.content_rows) for array in self[:7])
         own = None if self.own is None else (cut(self.own[0], self.content_rows), cut(self.own[1], self.content_rows))
         return Rows(x, normed, cos, sin, start, end, position, content_rows, changed, own, self.window)
-
-
-class Keys(NamedTuple):
-    """What rows of a layer may see: keys and values of slots, and where these stand."""
-
-    key: Array  # B x L x K x E
-    value: Array
-    position: Array  # B x L
 
 
 class Block(nnx.Module):

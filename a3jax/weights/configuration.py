@@ -14,6 +14,8 @@ from a3jax.weights.generation import end_tokens, special_tokens, start_token
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 assert set(_ACTIVATIONS.values()) == set(get_args(Activation))
+_MOST_LAYERS = 10_000
+"""Of families whose layers are of several kinds."""
 _REFUSED = {
     "quantization_config": "quantization_config (quantized weights; import the unquantized model)",
     "transformers_weights": "transformers_weights (weights in a file of another name)",
@@ -86,7 +88,7 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
     made |= _biases(fields, family) | _numbers(fields, family) | _layers(fields, family, made["layers"])
     fields.needed("max_position_embeddings")
     made |= rope.from_hf(config, family, head_width, where) | dict(family.features)
-    if not made["local_layers"]:
+    if not made.get("local_layers"):
         made["local_rope"] = None
     return ModelConfig(family.name, vocab, width, query_heads=heads, kv_heads=kv_heads, head_width=head_width, **made)
 
@@ -117,6 +119,9 @@ def _numbers(fields: _Fields, family: Family) -> dict[str, float | None]:
 
 def _layers(fields: _Fields, family: Family, layers: int) -> dict[str, Any]:
     """Which layers see a window only, and which do not turn."""
+    if not family.slides and family.unrotated_every is None:
+        return {}
+    fields.refuse(layers > _MOST_LAYERS, f"num_hidden_layers {layers}")  # before they are listed
     unrotated: tuple[int, ...] = ()
     if family.unrotated_every is not None:
         if fields.get("no_rope_layers") is not None:  # it lists those that have one
@@ -130,8 +135,6 @@ def _layers(fields: _Fields, family: Family, layers: int) -> dict[str, Any]:
 
 def _local(fields: _Fields, family: Family, layers: int) -> tuple[tuple[int, ...], int | None]:
     """The layers whose attention slides, and their window."""
-    if not family.slides:
-        return (), None
     kinds = fields.get("layer_types")
     asked = not family.window_on_request or fields.flag("use_sliding_window")
     window = fields.settings.get("sliding_window", family.window) if asked else None

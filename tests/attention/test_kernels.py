@@ -34,17 +34,17 @@ def interpreted(monkeypatch):
 def value_and_gradients(monkeypatch):
     """Of the sum of the output times a factor with respect to queries, keys and values."""
 
-    def run(implementation, heads, start, end, factor):
+    def run(implementation, heads, start, end, factor, cap=None):
         monkeypatch.setattr(interface, "platform", lambda: KERNELS.get(implementation, "cpu"))
-        return compiled(implementation)(*heads, jnp.asarray(start), jnp.asarray(end), factor)
+        return compiled(implementation, cap)(*heads, jnp.asarray(start), jnp.asarray(end), factor)
 
     return run
 
 
 @functools.cache
-def compiled(implementation):
+def compiled(implementation, cap):
     def weighted(query, key, value, start, end, factor):
-        out = attend(query, key, value, start, end, implementation)
+        out = attend(query, key, value, start, end, implementation, cap=cap)
         return (out.astype(jnp.float32) * factor).sum(), out
 
     return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
@@ -67,11 +67,11 @@ def drawn(group_size, family="random", given=0.3):
     return both_streams(draw_order(example_keys(0, 0, 2), SEGMENTS, family, group_size, given, "successor"))
 
 
-def check(run, kernel, start, end, dtype=jnp.float32, value=5e-6, gradient=2e-5):
+def check(run, kernel, start, end, dtype=jnp.float32, value=5e-6, gradient=2e-5, cap=None):
     heads, factor = inputs(start.shape[1], dtype)
-    (_, out), gradients = run(kernel, heads, start, end, factor)
+    (_, out), gradients = run(kernel, heads, start, end, factor, cap)
     exact = [x.astype(jnp.float32) for x in heads]
-    (_, expected), expected_gradients = run("dense", exact, start, end, factor)
+    (_, expected), expected_gradients = run("dense", exact, start, end, factor, cap)
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(dtype)}
     np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=value)
     for a, b in zip(gradients, expected_gradients, strict=True):
@@ -107,6 +107,11 @@ def test_rows_need_not_be_both_streams(value_and_gradients, kernel, rows):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16(value_and_gradients, kernel):
     check(value_and_gradients, kernel, *drawn(8), jnp.bfloat16, value=0.03, gradient=0.03)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_soft_caps(value_and_gradients, kernel):
+    check(value_and_gradients, kernel, *drawn(4), cap=1.0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

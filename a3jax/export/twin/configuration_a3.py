@@ -10,7 +10,7 @@ class A3Config(PretrainedConfig):
 
     `layer_kinds` says what kinds of layers there are, and `kind_of_layer` of which each is. A kind has a `window`, within
     which its rows see (None: all), and the rotary embedding's `frequencies` (those of the first numbers of a head; 0 where
-    nothing turns) and `attention_factor`. How they were made is in the family's own fields, which are kept beside these.
+    nothing turns) and `attention_factor`. How they were made is in `rope_parameters`.
     """
 
     model_type = "a3"
@@ -26,6 +26,7 @@ class A3Config(PretrainedConfig):
         head_dim: int = 128,
         max_position_embeddings: int = 2048,
         rms_norm_eps: float = 1e-5,
+        rope_parameters: dict[str, Any] | None = None,
         layer_kinds: list[dict[str, Any]] | None = None,
         kind_of_layer: list[int] | None = None,
         tie_word_embeddings: bool = False,
@@ -60,8 +61,8 @@ class A3Config(PretrainedConfig):
         self.head_dim = head_dim
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
-        half = head_dim // 2
-        rates = [10_000.0 ** (-i / half) for i in range(half)]
+        self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": 10_000.0}
+        rates = [10_000.0 ** (-2 * i / head_dim) for i in range(head_dim // 2)]
         self.layer_kinds = layer_kinds or [{"window": None, "frequencies": rates, "attention_factor": 1.0}]
         self.kind_of_layer = kind_of_layer or [0] * num_hidden_layers
         self.a3_family = a3_family
