@@ -85,7 +85,7 @@ def test_a_step_has_the_gradients_of_pytorch(case, imported, tmp_path):
     gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
 
     config, params = checkpoint.config, load_params(checkpoint)
-    order = jax.vmap(lambda group: arrange(group, given, np.ones(48, int), config.seeding))(groups)
+    order = jax.vmap(lambda group: arrange(group, jnp.asarray(given), jnp.ones(48, int), config.seeding))(jnp.asarray(groups))
 
     @jax.jit
     def loss(params):
