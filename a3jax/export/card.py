@@ -49,6 +49,30 @@ Blocks of {block} tokens come from left to right: a row sees the blocks before i
 """
 
 
+_USE_ADAPTERS = """\
+    a3jax import SOURCE models/{name} --adapters {name}
+    a3jax generate models/{name} --text "def area(r): return [[..16]] * r"
+
+`SOURCE` is {source}, as a Hugging Face folder, a GGUF file or a hub name. From left to right the model is the source, bit for
+bit: the adapters change the predictions of queries in other orders alone.
+"""
+
+
+def adapter_card(name: str, config: ModelConfig, record: Provenance) -> str:
+    """Markdown for a folder called `name` that holds adapters alone."""
+    facts = {
+        "Source": f"{record.source} ({'dequantized to ' if record.dequantized else ''}{record.dtype})",
+        "Adapters": f"rank {config.adapter_rank}, of the query stream",
+        "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens",
+        "Curriculum": " → ".join(record.stages) or "none",
+    }
+    head = ["---", "library_name: a3jax", "tags: [a3, any-order, infilling, adapters]", "---"]
+    what = "Adapters that make a left-to-right language model an any-order one (A3, arXiv 2601.13228), trained with a3jax."
+    table = ["| | |", "| --- | --- |"] + [f"| {key} | {value} |" for key, value in facts.items()]
+    use = _USE_ADAPTERS.format(name=name, source=record.source)
+    return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", use])
+
+
 def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -> str:
     """Markdown for a folder called `name`, of both streams or of the family's own class."""
     source = f"{record.source} ({'dequantized to ' if record.dequantized else ''}{record.dtype})"
