@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import MODELS, matmul_peak, run, seconds
-from flax import nnx
 from jax import Array
 from step import step_seconds
 
@@ -165,7 +164,9 @@ def steps(options: Options, found: dict[str, Any]) -> Iterator[tuple[str, Callab
         yield "tiny", partial(_step, options, found, "tiny", 2, 128, "random", 0, "none")
         return
     for rank, family in ((64, "random"), (0, "random"), (0, "in_order")):
-        what = f"{'adapters of rank 64' if rank else 'all weights'}, {'one stream' if family == 'in_order' else 'two streams'}"
+        what = (
+            f"{'adapters of rank 64' if rank else 'all weights'}, {'one stream' if family == 'in_order' else 'two streams'}"
+        )
         for name, batch, length in (("llama_1b", 8, 2048), ("smollm2_135m", 64, 512)):
             for remat in ("dots", "none") if name == "smollm2_135m" and rank else ("dots",):
                 way = f"{name}, B {batch}, L {length}: {what}, remat {remat}"

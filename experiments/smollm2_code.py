@@ -1,4 +1,4 @@
-"""SmolLM2-135M becomes any-order on Python source, in earnest: what `adapters/smollm2-135m-code` was made by, in minutes on a GPU.
+"""SmolLM2-135M becomes any-order on Python source: what `adapters/smollm2-135m-code` was made by, in minutes on a GPU.
 
 a3jax import .cache/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
 a3jax prepare .venv/lib/python3.11/site-packages data/packages --tokenizer models/smollm2 --deduplicate --held-out 0.002 \\

@@ -75,7 +75,9 @@ class AdaptedSource(Source):
         for field in dataclasses.fields(ModelConfig):
             own, theirs = getattr(self.config, field.name), getattr(expected, field.name)
             if own != theirs:
-                raise UserError(f"{folder}: {field.name} is {own}, of {source.path} {theirs}; these are another model's adapters")
+                raise UserError(
+                    f"{folder}: {field.name} is {own}, of {source.path} {theirs}; these are another model's adapters"
+                )
         if fingerprint(map(source.read, norm_names(source.config))) != self._adapters.norms:
             raise UserError(f"{folder}: the norms of {source.path} are not those that these adapters were trained with")
         check_source(self)
