@@ -165,7 +165,9 @@ class Batcher:
 def padded(texts: Sequence[Text]) -> list[Text]:
     """A power of two of texts, since each number of them is compiled. What is added has blanks of one token."""
     template, decoding = texts[0]
-    least = Text(Template(template.pieces, (1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=()))
+    least = Text(
+        dataclasses.replace(template, sizes=(1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=())
+    )
     return [*texts, *[least] * ((1 << (len(texts) - 1).bit_length()) - len(texts))]
 
 

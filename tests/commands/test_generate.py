@@ -52,7 +52,7 @@ def test_a_text_is_filled_as_by_infill(model_folder, model, capsys, words, optio
 )
 def test_every_form_is_a_template(model, wanted, template):
     wanted.check()
-    assert wanted.template(model.codec) == template
+    assert wanted.template(model) == template
 
 
 def test_the_middle_of_two_files(model_folder, model, capsys, tmp_path):
