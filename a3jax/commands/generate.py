@@ -154,7 +154,10 @@ class Generate:
             for one, each in zip(filled, decodings):
                 if self.n > 1:
                     print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
-                _print_marked(one.pieces if self.chat is None else one.pieces[-2:-1])
+                if self.chat is None:
+                    _print_marked(one.pieces)
+                else:
+                    _print(one.blanks[0].text)
         if self.trace is not None:
             by_first(functools.partial(_write, self.trace, trace(model.codec, list(zip(filled, decodings)))))
         seconds = sum(one.seconds for one in filled[:: self.batch])
@@ -193,6 +196,13 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+
+
+def _print(text: str) -> None:
+    """A text as it is, but on a terminal without what that would obey."""
+    from a3jax.outside_text import printable
+
+    print(printable(text) if sys.stdout.isatty() else text)
 
 
 def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
