@@ -253,7 +253,8 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What transformers gives `forward` at each token, which needs no `cache_position` of older versions."""
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if inputs.pop("cache_position", None) is not None and not isinstance(inputs.get("past_key_values"), DynamicCache):
+        older, cache = inputs.pop("cache_position", None) is not None, inputs.get("past_key_values")
+        if older and cache is not None and not isinstance(cache, DynamicCache):
             raise ValueError("this model has static caches with transformers 5 only; leave out cache_implementation")
         return inputs
 
