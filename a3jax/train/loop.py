@@ -43,6 +43,7 @@ from a3jax.train.report import Report
 from a3jax.train.run import Run, open_run, opened_folder
 from a3jax.train.state import abstract_state, with_counts
 from a3jax.train.tracing import Tracing
+from a3jax.train.trained import told
 from a3jax.train.tries import AGAIN, Tries, given_up
 from a3jax.weights.loading import model_of
 
@@ -103,9 +104,7 @@ def fit(config: Config, callbacks: Sequence[Callback] = ()) -> Summary:
     return train(config, callbacks=callbacks)
 
 
-def _train(
-    config: Config, tries: Tries, caught: Callable[[], int], started: float, callbacks: Sequence[Callback]
-) -> Summary:
+def _train(config: Config, tries: Tries, caught: Callable[[], int], started: float, callbacks: Sequence[Callback]) -> Summary:
     """`train`, of processes that have found each other."""
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
@@ -114,7 +113,7 @@ def _train(
         run = open_run(config, mesh)
         stack.enter_context(opened_folder(run))
         if is_first():
-            console.print(f"computing with {environment()}; {_beginning(run)}", soft_wrap=True)
+            console.print(f"computing with {environment()}; {told(config, run.model)}; {_beginning(run)}", soft_wrap=True)
         hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
         meeting_at(hosts.first, AGAIN)
@@ -135,9 +134,7 @@ def _train(
         desk = stack.enter_context(Desk(config.run_folder, *grows, failed=say_unsent))
         if config.train.sample is not None:
             callbacks = [*callbacks, Samples(config, config.train.sample)]
-        report = stack.enter_context(
-            Report(config, run.model, mesh, *done, source, hosts, started, desk.folder, callbacks)
-        )
+        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started, desk.folder, callbacks))
         tracing = stack.enter_context(Tracing(config, desk.folder))
         steps = _steps(run, position, _Means(mesh, compiled, checkpoints, desk, report, tracing, stop, hosts, callbacks))
     folder = config.run_folder

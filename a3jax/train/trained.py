@@ -14,7 +14,7 @@ from a3jax.config import AdaptConfig, Config, ModelConfig
 from a3jax.errors import UserError
 from a3jax.files.strict import nearest
 from a3jax.model.adapters import content_is_fixed
-from a3jax.model.parameters import Kind, declarations, shapes
+from a3jax.model.parameters import Kind, count, declarations, shapes
 
 GROUPS: dict[str, tuple[Kind, ...]] = {"norms": ("norm",), "embeddings": ("embedding", "head")}
 """What `AdaptConfig.frozen` may say instead of names: all parameters of these kinds."""
@@ -60,6 +60,16 @@ def _check_one_stream(config: Config, model: ModelConfig) -> None:
         raise UserError(f"{what}; start from a model without, or with adapters of both streams")
     if strangers := [token for token in config.fim.tokens if token >= model.vocab]:
         raise UserError(f"fim.tokens has {strangers[0]}, but the model has {model.vocab} embeddings; give smaller ids")
+
+
+def told(config: Config, model: ModelConfig) -> str:
+    """What a run trains, in words, and how to have it otherwise where nobody said it."""
+    numbers = f"{count_trained(config, model):,} of {count(model):,} numbers"
+    if not model.adapter_rank:
+        return f"training weights, {numbers}"
+    stream = "the query stream" if content_is_fixed(model) else "both streams"
+    other = " (by default; --adapt.rank 0 trains all weights)" if config.adapt.rank is None and config.trains_adapters else ""
+    return f"training adapters of rank {model.adapter_rank} of {stream}, {numbers}{other}"
 
 
 def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bool]:

@@ -57,8 +57,7 @@ def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint
     for _ in range(2):
         status, said = start(config, code)
         assert status == 75, said
-        (line,) = (line for line in said if line.startswith("a3jax: "))  # beside what JAX logs of the callback
-        assert line.startswith("a3jax: INTERNAL: ")
+        (line,) = (line for line in said if line.startswith("a3jax: INTERNAL: "))  # beside what JAX logs of the callback
         assert line.endswith("start the same command again on all hosts: it goes on from the last checkpoint")
     assert json.loads((config.run_folder / "tries.json").read_text()) == {"step": 0, "failed": 2}
 
@@ -72,7 +71,7 @@ def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint
     assert "3 starts have failed one after the other with no new checkpoint (since that of step 3), so it is" in said[-1]
     assert start(config, BROKEN.format(step=5, what=CALLBACK))[0] == 75, "whoever starts it by hand has seen to it"
     status, said = start(config)
-    assert (status, len(said)) == (0, 1)
+    assert status == 0
     assert said[0].startswith("computing with JAX ")
 
 
@@ -87,8 +86,7 @@ def test_devices_that_do_not_start_are_75_and_too_little_memory_is_2(experiment)
     status, lines = start(config, BROKEN.format(step=2, what=MEMORY))
     assert status == 2, lines
     assert lines[0].startswith("computing with JAX ")
-    assert len(lines) == 2
-    assert lines[1].startswith("a3jax: there is too little memory (RESOURCE_EXHAUSTED: ")
+    assert lines[-1].startswith("a3jax: there is too little memory (RESOURCE_EXHAUSTED: ")
 
 
 @pytest.mark.parametrize(
