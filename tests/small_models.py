@@ -40,10 +40,13 @@ CASES = {
 }
 
 
-def few(*changes: dict) -> list:
-    """Parameters of a test of all cases; two that have nothing that no other has are left to the long tests."""
-    known = ("gemma", "mistral_local")
-    return [pytest.param(case, *changes, marks=[pytest.mark.long] if case in known else []) for case in CASES]
+PLAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2")
+
+
+def few(*kept: str, changes: tuple = ()) -> list:
+    """Parameters of a test of all cases: those beyond a Llama that are not `kept` are left to the long tests."""
+    known = (*PLAIN, *kept)
+    return [pytest.param(case, *changes, marks=[] if case in known else [pytest.mark.long]) for case in CASES]
 
 
 def tokens(length: int = 48) -> np.ndarray:

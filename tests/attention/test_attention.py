@@ -144,7 +144,10 @@ def test_large_scores_do_not_overflow(implementation):
     np.testing.assert_allclose(out, by_hand(query * 1e3, key * 1e3, value, start, end), atol=1e-3)
 
 
-@pytest.mark.parametrize(("window", "cap"), [(6, None), (6, 0.5), (None, 0.5)])
+@pytest.mark.parametrize(
+    ("window", "cap"),
+    [(6, 0.5), pytest.param(6, None, marks=pytest.mark.long), pytest.param(None, 0.5, marks=pytest.mark.long)],
+)
 def test_local_attention_and_soft_caps_in_any_order(window, cap):
     """Two documents in random order; a row may have nothing near it in its range."""
     segments = np.array([[1] * L, [1] * 20 + [2] * (L - 20)])

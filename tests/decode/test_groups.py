@@ -33,7 +33,7 @@ def window_groups(order, b=0):
         ("random_4", {"tied_head": True, "query_key_norm": "full", "pre_norm": False, "post_norm": True}),
         ("in_order_3", {"seeding": "learned", "qkv_bias": True}),
         ("random_4", {"content": "slot"}),
-        ("random_4", LOCAL),
+        pytest.param("random_4", LOCAL, marks=pytest.mark.long),
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
@@ -67,7 +67,7 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
     ("order", "changes"),
     [(order, {}) for order in ORDERS]
     + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})]
-    + [(order, LOCAL) for order in ("ar", "random_4")],
+    + [("random_4", LOCAL), pytest.param("ar", LOCAL, marks=pytest.mark.long)],
 )
 def test_chain_rule(order, changes, tiny, network):
     net = network(tiny(layers=2, context=256, **changes))

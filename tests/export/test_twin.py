@@ -1,6 +1,7 @@
 """The PyTorch twin by itself: decoding with its cache equals teacher forcing without one."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -43,9 +44,14 @@ BLANK[0, [0, 3, 4, 5, 11, 12, 19]] = True  # rows differ in how many they blank,
 BLANK[1, 6:10] = True
 
 
-@pytest.mark.parametrize("which", ["successor", "learned", "slot", "local"])
-@pytest.mark.parametrize("order", ["in_order", "random"])
-@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("which", "order", "size"),
+    [
+        *itertools.product(["successor", "learned", "slot"], ["in_order", "random"], [1, 3, 5]),
+        ("local", "random", 3),
+        pytest.param("local", "in_order", 5, marks=pytest.mark.long),
+    ],
+)
 def test_infill_equals_teacher_forcing(which, order, size, twins):
     ids, model = torch.from_numpy(tokens(20)), twins[which]
     rank = np.stack([np.random.default_rng(row).permutation(20) for row in range(2)]) * 0.5 - 3

@@ -23,7 +23,6 @@ OPTIONS = {
     "qwen 3": {"query_key_norm": "head", "rope_theta": 1e6},
     "olmo": {"norm": "layer"},
     "olmo 2": {"query_key_norm": "full", "pre_norm": False, "post_norm": True},
-    "gemma 2": GEMMA,
     "granite": {"embedding_scale": 3.0, "residual_scale": 0.4, "attention_scale": 0.2, "logit_divisor": 2.0},
     "smollm 3, biases": {"unrotated_layers": (1,), "qkv_bias": True, "output_bias": True, "mlp_bias": True},
     "gemma 3": {**GEMMA, "query_key_norm": "head", **LOCAL, "local_rope": Rope(50.0)},
@@ -38,6 +37,9 @@ OPTIONS = {
     "adapters": {"adapter_rank": 3},
     "adapters in both streams, tied": {"adapter_rank": 3, "adapter_stream": "both", "tied_head": True},
 }
+
+LONG = ("granite", "phi")
+"""Whose mechanisms small models of the families meet too (`tests/weights/test_import.py`)."""
 
 
 def random_batch(segments, config: ModelConfig, seed: int, size: int = 4, given: float = 0.4):
@@ -60,7 +62,7 @@ def pure(net: TwoStream) -> dict:
     return nnx.to_pure_dict(nnx.state(net, nnx.Param))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in OPTIONS])
 def test_both_streams_equal_the_brute_force(name, tiny, network, packed, monkeypatch):
     monkeypatch.setattr(chunked, "ROW_BLOCK", 8)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
