@@ -119,9 +119,21 @@ def _layer(config, w, x, position, mask, keys, values):
             out[t] += (weights / weights.sum()) @ values[seen, shared] @ w["output"][head]
     x = x + (_norm(out, w["attention_norm"], eps) if config.post_norm else out)
     inputs = x if config.post_norm else _norm(x, w["mlp_norm"], eps)
-    gate = inputs @ w["gate"]
-    out = (gate / (1 + np.exp(-gate)) * (inputs @ w["up"])) @ w["down"]
+    out = _mlp(inputs, w) if config.experts is None else np.stack([_experts(config.experts, row, w) for row in inputs])
     return x + (_norm(out, w["mlp_norm"], eps) if config.post_norm else out)
+
+
+def _mlp(inputs, w):
+    gate = inputs @ w["gate"]
+    return (gate / (1 + np.exp(-gate)) * (inputs @ w["up"])) @ w["down"]
+
+
+def _experts(config, row, w):
+    """One row through the experts that its router likes best, by their probabilities."""
+    probability = np.exp(log_softmax(row @ w["router"]))
+    best = np.argsort(-probability)[: config.active]
+    shares = probability[best] / (probability[best].sum() if config.normalized else 1)
+    return sum(s * _mlp(row, {name: w[name][x] for name in ("gate", "up", "down")}) for s, x in zip(shares, best))
 
 
 def _keys_values(config, w, content, position):

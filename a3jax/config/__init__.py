@@ -1,7 +1,7 @@
 """Every choice a user makes, as frozen dataclasses: the shape of a network, and an experiment."""
 
 from a3jax.config.experiment import Config, check_start, settled
-from a3jax.config.model import AdapterStream, Content, ModelConfig, RopeScaling, Seeding
+from a3jax.config.model import AdapterStream, Content, Experts, ModelConfig, RopeScaling, Seeding
 from a3jax.config.sections import (
     MASKED,
     AdaptConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "Content",
     "DataConfig",
     "DiffusionConfig",
+    "Experts",
     "FimConfig",
     "GuardConfig",
     "HeldOutOrder",

@@ -1,9 +1,10 @@
 """The shape of a network, which lies beside its weights as `model.json`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from a3jax.errors import UserError, check_count, check_positive, check_token
+from a3jax.errors import UserError, check_count, check_positive, check_token, shown
 
 Seeding = Literal["successor", "learned"]
 Content = Literal["group", "slot"]
@@ -31,6 +32,29 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A feed-forward of several experts, of which a router chooses some for each row (Mixtral, arXiv 2401.04088).
+
+    Raises `UserError` for a number that means nothing.
+    """
+
+    count: int
+    active: int
+    """Experts that a row goes through."""
+    normalized: bool = True
+    """Whether the router's weights of these add up to 1; else they are its probabilities among all."""
+    balance: float = 0.0
+    """What the load-balancing loss is multiplied with where routers are trained: `router_aux_loss_coef` of Hugging Face."""
+
+    def __post_init__(self) -> None:
+        check_count("experts.count", self.count)
+        if check_count("experts.active", self.active) > self.count:
+            raise UserError(f"experts.active is {self.active}, but there are only {self.count} experts")
+        if not (isinstance(self.balance, int | float) and 0 <= self.balance < math.inf):
+            raise UserError(f"experts.balance is {shown(self.balance)}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens.
 
@@ -53,6 +77,8 @@ class ModelConfig:
     qkv_bias: bool = False
     query_key_norm: Literal["none", "head", "full"] = "none"
     """`head`: RMSNorm over each head (Qwen3); `full`: over all heads at once (OLMo 2)."""
+    experts: Experts | None = None
+    """None: one dense feed-forward. With experts, `ff_width` is that of one of them."""
     post_norm: bool = False
     """Normalize the outputs of attention and MLP instead of their inputs (OLMo 2)."""
     seeding: Seeding = "successor"

@@ -18,7 +18,9 @@ from a3jax.attention.blocks import Range
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
+from a3jax.model import experts, mlp
 from a3jax.model.adapters import adapted, factor_axes, factors, has_adapter
+from a3jax.model.experts import Routing
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import project
 from a3jax.model.rope import rotate
@@ -55,6 +57,12 @@ class Rows(NamedTuple):
         """The rows whose last hidden state is a pass's result: queries, or content where there are none."""
         return self if self.content_rows == self.x.shape[1] else self.queries
 
+    @property
+    def seen(self) -> Array:
+        """Which rows see something, B x R: neither padding nor a query before which there is nothing."""
+        seen = self.end > self.start
+        return seen if self.own is None else seen | (self.own[1] > self.own[0])
+
     def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
         x, normed, cos, sin, start, end = (cut(array, self.content_rows) for array in self[:6])
         own = None if self.own is None else (cut(self.own[0], self.content_rows), cut(self.own[1], self.content_rows))
@@ -74,9 +82,8 @@ class Block(nnx.Module):
         self.value = declare("NxD->KxE", "matrix", normal)
         self.output = declare("NxHxE->D", "matrix", normal)
         self.mlp_norm = declare("NxD", "norm", ones)
-        self.gate = declare("NxD->F", "matrix", normal)
-        self.up = declare("NxD->F", "matrix", normal)
-        self.down = declare("NxF->D", "matrix", normal)
+        for name, (axes, kind) in (mlp.WEIGHTS if config.experts is None else experts.WEIGHTS).items():
+            setattr(self, name, declare(axes, kind, normal))
         if config.qkv_bias:
             self.query_bias = declare("NxHxE", "bias", zeros)
             self.key_bias = declare("NxKxE", "bias", zeros)
@@ -101,8 +108,13 @@ class Block(nnx.Module):
             key, value = key + self.key_bias, value + self.value_bias
         return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
 
-    def attend_and_mlp(self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attend: Callable[..., Array]) -> Array:
-        """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see."""
+    def attend_and_mlp(
+        self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attend: Callable[..., Array]
+    ) -> tuple[Array, Routing | None]:
+        """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see.
+
+        With them comes what the router did, in a layer that has one.
+        """
         query = self._project(rows.normed, "query", rows)
         if self.config.qkv_bias:
             query += self.query_bias
@@ -110,10 +122,15 @@ class Block(nnx.Module):
         seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, own=rows.own)
         x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_norm")
 
-        normed = self._before(x_BxRxD, "mlp_norm")
-        hidden = jax.nn.silu(self._project(normed, "gate", rows)) * self._project(normed, "up", rows)
-        out = self._project(constrain(hidden, "BxRxF"), "down", rows)
-        return constrain(x_BxRxD + self._after(out, "mlp_norm"), "BxRxD")
+        out, routing = self._feed_forward(self._before(x_BxRxD, "mlp_norm"), rows)
+        return constrain(x_BxRxD + self._after(out, "mlp_norm"), "BxRxD"), routing
+
+    def _feed_forward(self, normed_BxRxD: Array, rows: Rows) -> tuple[Array, Routing | None]:
+        """A dense one, or one of experts; each has a file of its own."""
+        if self.config.experts is None:
+            return mlp.mlp(normed_BxRxD, lambda x, name: self._project(x, name, rows)), None
+        weights = {name: getattr(self, name)[...] for name in experts.WEIGHTS}
+        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, weights)
 
     def _project(self, x_BxRxi: Array, name: str, rows: Rows) -> Array:
         """The product of `rows` with a weight, and with its adapter in those that have one."""

@@ -35,6 +35,7 @@ from a3jax.devices.context_parallel import streams
 from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows, rms_norm
+from a3jax.model.experts import Routing
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
@@ -123,6 +124,10 @@ class TwoStream(nnx.Module):
         of earlier groups of its document alone. Over a mesh with `context`, orders come and slots go as
         `a3jax.devices.context_parallel.spread` lays them; so for `content_hidden`.
         """
+        return self.query_pass(token_BxL, order, compute)[0]
+
+    def query_pass(self, token_BxL: Array, order: Order, compute: Compute) -> tuple[Array, Routing | None]:
+        """`query_hidden`, and what the layers' routers did: with the queries alone where the content stream is fixed."""
         content = self._content(token_BxL, order, compute)
         predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))
         queries = self.query_stream(predecessor_BxL, order.query, order.start, order.group_start, compute)
@@ -132,6 +137,10 @@ class TwoStream(nnx.Module):
 
     def content_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
+        return self.content_pass(token_BxL, order, compute)[0]
+
+    def content_pass(self, token_BxL: Array, order: Order, compute: Compute) -> tuple[Array, Routing | None]:
+        """`content_hidden`, and what the layers' routers did."""
         return self.run(self._content(token_BxL, order, compute), None, compute)
 
     def masked_hidden(self, token_BxL: Array, rows: MaskedRows, compute: Compute) -> Array:
@@ -140,6 +149,10 @@ class TwoStream(nnx.Module):
         `token_BxL` is in window order. The head applied to a row that reads token t gives logits of token t + 1: the row is
         an AR query for that token, which may see more.
         """
+        return self.masked_pass(token_BxL, rows, compute)[0]
+
+    def masked_pass(self, token_BxL: Array, rows: MaskedRows, compute: Compute) -> tuple[Array, Routing | None]:
+        """`masked_hidden`, and what the layers' routers did."""
         x_BxRxD = self.embed_queries(sort(token_BxL, rows.token_index), ~rows.masked, compute)
         return self.run(Stream(x_BxRxD, rows.position, rows.start, rows.end, own=rows.own), None, compute)
 
@@ -169,23 +182,25 @@ class TwoStream(nnx.Module):
             return jnp.broadcast_to(seed, (*predecessor.shape, self.config.width))
         return jnp.where(known[..., None], self.embed(predecessor, compute), seed)
 
-    def run(self, content: Stream, queries: Stream | None, compute: Compute) -> Array:
+    def run(self, content: Stream, queries: Stream | None, compute: Compute) -> tuple[Array, Routing | None]:
         """Both streams, or content alone, through all layers; slot i is content row i.
 
-        Returns the normalized last hidden states of the queries, or of the content where there are none.
+        Returns the normalized last hidden states of the queries, or of the content where there are none, and what the
+        routers of all layers did, if they have some.
         """
         rows, (block_of, parameters) = self._rows(content, queries), self._layers(compute)
 
-        def layer(x_BxRxD: Array, parameters: nnx.State, last: bool) -> tuple[Array, None]:
+        def layer(x_BxRxD: Array, parameters: nnx.State, last: bool) -> tuple[Array, Routing | None]:
             block = block_of(parameters)
             here = block.enter(rows, x_BxRxD)
             key, value = block.keys_values(here.content)
-            return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attend), None
+            return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attend)
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
-        x_BxRxD, _ = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], parameters))
-        x_BxRxD, _ = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], parameters))
-        return self._normalize(x_BxRxD, compute)
+        x_BxRxD, routing = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], parameters))
+        x_BxRxD, of_last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], parameters))
+        routing = jax.tree.map(lambda layers, last: jnp.concatenate([layers, last[None]]), routing, of_last)
+        return self._normalize(x_BxRxD, compute), routing
 
     def run_content(self, content: Stream, compute: Compute) -> Cache:
         """The keys and values of all slots, for queries that come without content; slot i is content row i."""
@@ -195,21 +210,22 @@ class TwoStream(nnx.Module):
             block = block_of(parameters)
             here = block.enter(rows, x_BxLxD)
             key, value = block.keys_values(here)
-            return block.attend_and_mlp(here, key, value, compute.attend), (key, value)
+            return block.attend_and_mlp(here, key, value, compute.attend)[0], (key, value)
 
         keys_values = jax.lax.scan(layer, rows.x, parameters)[1]
         return Cache(*(constrain(x, "NxBxLxKxE") for x in keys_values))
 
-    def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> Array:
-        """The normalized last hidden states of queries alone, from the keys and values of all slots."""
+    def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> tuple[Array, Routing | None]:
+        """The normalized last hidden states of queries alone, from the keys and values of all slots; and as `run`."""
         rows, (block_of, parameters) = self._rows(None, queries), self._layers(compute)
 
-        def layer(x_BxLxD: Array, xs: tuple[nnx.State, Cache]) -> tuple[Array, None]:
+        def layer(x_BxLxD: Array, xs: tuple[nnx.State, Cache]) -> tuple[Array, Routing | None]:
             parameters, (key, value) = xs
             block = block_of(parameters)
-            return block.attend_and_mlp(block.enter(rows, x_BxLxD), key, value, compute.attend), None
+            return block.attend_and_mlp(block.enter(rows, x_BxLxD), key, value, compute.attend)
 
-        return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (parameters, known))[0], compute)
+        x_BxLxD, routing = jax.lax.scan(_remat(layer, compute.remat), rows.x, (parameters, known))
+        return self._normalize(x_BxLxD, compute), routing
 
     def run_cached(
         self, content: Stream, queries: Stream | None, cache: Cache, offset_B: Array | int, compute: Compute
@@ -228,7 +244,8 @@ class TwoStream(nnx.Module):
             block = block_of(parameters)
             here = block.enter(rows, x_BxRxD)
             cache = cache.write(layer, offset_B, *block.keys_values(here.content))
-            return (block.attend_and_mlp(here, cache.key[layer], cache.value[layer], compute.attend), cache), None
+            x_BxRxD, _ = block.attend_and_mlp(here, cache.key[layer], cache.value[layer], compute.attend)
+            return (x_BxRxD, cache), None
 
         (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (parameters, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
@@ -248,20 +265,32 @@ class TwoStream(nnx.Module):
         graph, parameters = nnx.split(self.blocks)
 
         def layer(parameters: nnx.State) -> Block:
-            return nnx.merge(
-                graph, jax.tree.map(_of_a_layer, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+            return nnx.merge(graph, jax.tree.map(_of_a_layer, parameters, is_leaf=_is_variable))
+
+        def computed(parameter: nnx.Variable) -> nnx.Variable:
+            return (
+                parameter if declared(parameter).kind == "router" else parameter.replace(parameter[...].astype(compute.dtype))
             )
 
-        return layer, jax.tree.map(lambda p: p.astype(compute.dtype), parameters)
+        return layer, jax.tree.map(computed, parameters, is_leaf=_is_variable)
 
     def _normalize(self, x_BxRxD: Array, compute: Compute) -> Array:
         return rms_norm(x_BxRxD, self.final_norm[...].astype(compute.dtype), self.config.norm_eps)
 
 
 def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
-    """A parameter of one layer, whose gradient every device keeps its part of; vectors are not worth it."""
-    _, *axes = declared(parameter).axes
-    return parameter.replace(scattering(parameter[...], tuple(axes))) if len(axes) > 1 and "D" in axes else parameter
+    """A parameter of one layer, whose gradient every device keeps its part of; vectors are not worth it.
+
+    Those of experts are summed by `a3jax.model.experts`.
+    """
+    (_, *axes), kind, _ = declared(parameter)
+    if len(axes) < 2 or "D" not in axes or kind == "expert":
+        return parameter
+    return parameter.replace(scattering(parameter[...], tuple(axes)))
+
+
+def _is_variable(leaf: object) -> bool:
+    return isinstance(leaf, nnx.Variable)
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, compute: Compute) -> Cache:

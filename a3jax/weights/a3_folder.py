@@ -49,6 +49,7 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
         "qkv_bias": config.qkv_bias,
         "query_key_norm": config.query_key_norm,
         "post_norm": config.post_norm,
+        "num_experts": config.experts.count if config.experts else 0,
         "seeding": config.seeding,
         "content": config.content,
         "adapter_rank": config.adapter_rank,

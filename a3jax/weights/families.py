@@ -10,10 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from a3jax.config import ModelConfig, RopeScaling
+from a3jax.config import Experts, ModelConfig, RopeScaling
 from a3jax.errors import UserError, check_count, check_positive, shown
 from a3jax.files.strict import misspelt
 from a3jax.weights.generation import end_tokens, special_tokens, start_token
+
+ROPE_BASE = 10_000.0
+"""Of every family but those that say another, where no file says one."""
+_ONLY_IF_SAID = 2**31 - 1
+"""The window of a family that has none where `config.json` is silent."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How a family's `config.json` tells of experts."""
+
+    silent: Experts
+    """What it takes where the file is silent."""
+    count: str = "num_experts"
+    width: str = "intermediate_size"
+    """The field of the feed-forward width of an expert."""
+    silent_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,10 @@ class Family:
     """Of sliding attention where `config.json` is silent; None: attention of this family never slides."""
     window_on_request: bool = False
     """Whether attention slides only where `use_sliding_window` is true."""
+    rope_base: float = ROPE_BASE
+    """Where no file says one."""
+    mixture: Mixture | None = None
+    """Where its feed-forward is one of experts."""
     start_token: int | None = None
     """Where no file says one."""
     end_token: int | None = None
@@ -46,18 +67,38 @@ FAMILIES = (
     Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, **_QWEN),
     Family("qwen3", "Qwen3ForCausalLM", query_key_norm="head", head_width=128, **_QWEN),
     Family("olmo2", "Olmo2ForCausalLM", post_norm=True, query_key_norm="full", end_token=50279),
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        kv_heads=8,
+        window=_ONLY_IF_SAID,
+        rope_base=1e6,
+        mixture=Mixture(Experts(8, 2, True, 0.001), count="num_local_experts"),
+        start_token=1,
+        end_token=2,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        query_key_norm="head",
+        mixture=Mixture(Experts(128, 8, False, 0.001), width="moe_intermediate_size", silent_width=768),
+        **_QWEN | {"kv_heads": 4},
+    ),
+    Family(
+        "olmoe",
+        "OlmoeForCausalLM",
+        query_key_norm="full",
+        mixture=Mixture(Experts(64, 8, False, 0.01)),
+        end_token=50279,
+    ),
 )
-ROPE_BASE = 10_000.0
-"""Of every family, where no file says one."""
 
 _MISSING = {
     "gemma": "scaled embeddings, a GELU gate and norms with weight 1 + w",
     "gemma2": "soft-capped logits, alternating local attention and four norms per layer",
     "gemma3": "alternating local attention with its own RoPE base and four norms per layer",
     "gemma3_text": "alternating local attention with its own RoPE base and four norms per layer",
-    "mixtral": "a mixture of experts",
-    "qwen2_moe": "a mixture of experts",
-    "qwen3_moe": "a mixture of experts",
+    "qwen2_moe": "an expert that every token goes through beside those chosen",
     "olmo": "a norm without weights",
     "phi3": "fused projections and partial rotary embedding",
     "smollm3": "layers without rotary embedding",
@@ -121,10 +162,7 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
         return config[name]
 
     def flag(name: str) -> bool:
-        value = False if config.get(name) is None else config[name]
-        if not isinstance(value, bool):
-            raise UserError(f"{where}: {name} is {shown(value)}; it must be true or false")
-        return value
+        return _truth(f"{where}: {name}", False if config.get(name) is None else config[name])
 
     def refuse(condition: bool, what: str) -> None:
         if condition:
@@ -152,12 +190,13 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
         kinds = [] if config.get("layer_types") is None else config["layer_types"]
         full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
         refuse(not full, f"layer_types {shown(kinds)} without use_sliding_window")
-    theta, scaling = _rope(config, where)
+    theta, scaling = _rope(config, family.rope_base, where)
+    mixture = family.mixture
     return ModelConfig(
         family=family.name,
         vocab=vocab,
         width=width,
-        ff_width=count("intermediate_size"),
+        ff_width=count("intermediate_size") if mixture is None else count(mixture.width, mixture.silent_width),
         layers=count("num_hidden_layers"),
         query_heads=heads,
         kv_heads=kv_heads,
@@ -170,12 +209,38 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
         qkv_bias=family.qkv_bias,
         query_key_norm=family.query_key_norm,
         post_norm=family.post_norm,
+        experts=None if mixture is None else _experts(config, mixture, where),
         start_token=start_token(config, where, vocab, family.start_token),
         end_tokens=end_tokens(config, where, vocab, family.end_token),
     )
 
 
-def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {shown(value)}; it must be true or false")
+    return value
+
+
+def _experts(config: Mapping[str, Any], mixture: Mixture, where: str) -> Experts:
+    """The experts of every layer. Raises `UserError` where some layers have none."""
+    silent = mixture.silent
+    for name, usual in {"mlp_only_layers": [], "decoder_sparse_step": 1, "clip_qkv": None}.items():
+        if config.get(name) not in (None, usual):
+            raise UserError(f"{where}: {name} {shown(config[name])} is not supported")
+    said = {"num_local_experts", "num_experts"} & set(config)
+    count = config[mixture.count if mixture.count in said else said.pop()] if said else silent.count
+    try:
+        return Experts(
+            check_count(mixture.count, count),
+            check_count("num_experts_per_tok", config.get("num_experts_per_tok", silent.active)),
+            _truth("norm_topk_prob", config.get("norm_topk_prob", silent.normalized)),
+            config.get("router_aux_loss_coef", silent.balance),
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _rope(config: Mapping[str, Any], base: float, where: str) -> tuple[float, RopeScaling | None]:
     """The RoPE base and its scaling, from either dialect.
 
     Where both speak, transformers takes `rope_scaling` for all of it, and the base that stands beside it.
@@ -192,7 +257,7 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | N
         raise UserError(f"{where}: rope_type {shown(kind)} is not supported")
     if any(given.get("partial_rotary_factor", 1.0) not in (None, 1.0) for given in (rope, config)):
         raise UserError(f"{where}: partial_rotary_factor is not supported")
-    theta = check_positive(f"{where}: rope_theta", rope.get("rope_theta", config.get("rope_theta", ROPE_BASE)))
+    theta = check_positive(f"{where}: rope_theta", rope.get("rope_theta", config.get("rope_theta", base)))
     if kind == "default":
         return theta, None
     said = "original_max_position_embeddings"
@@ -235,6 +300,14 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     } | special_tokens(config)
     if family.window is not None:
         result["sliding_window"] = None
+    if family.mixture and (experts := config.experts):
+        result |= {
+            family.mixture.count: experts.count,
+            family.mixture.width: config.ff_width,
+            "num_experts_per_tok": experts.active,
+            "norm_topk_prob": experts.normalized,
+            "router_aux_loss_coef": experts.balance,
+        }
     return result
 
 

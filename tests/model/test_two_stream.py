@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked
-from a3jax.config import ModelConfig, RopeScaling
+from a3jax.config import Experts, ModelConfig, RopeScaling
 from a3jax.model.parameters import count, shapes
 from a3jax.model.two_stream import Compute, TwoStream
 from a3jax.ordering import arrange, draw_order, example_keys
@@ -26,6 +26,9 @@ OPTIONS = {
     "one layer": {"layers": 1},
     "content up to its slot": {"content": "slot"},
     "content up to its slot, adapters": {"content": "slot", "adapter_rank": 3},
+    "experts": {"experts": Experts(5, 2)},
+    "experts by probability, one layer": {"experts": Experts(3, 1, normalized=False), "layers": 1},
+    "experts, adapters": {"experts": Experts(4, 3), "adapter_rank": 3},
     "adapters": {"adapter_rank": 3},
     "adapters in both streams, tied": {"adapter_rank": 3, "adapter_stream": "both", "tied_head": True},
 }

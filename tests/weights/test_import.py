@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import CASES, LLAMA3, query_logits, tokens, torch_logits
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import RopeScaling
+from a3jax.config import Experts, RopeScaling
 from a3jax.errors import UserError
 from a3jax.weights import families, huggingface
 from a3jax.weights.importer import import_model
@@ -349,10 +349,15 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
     ours = families.from_hf(stated, "config.json")
     window = getattr(theirs, "sliding_window", None)
     ends = theirs.eos_token_id
+    if ours.experts is not None:
+        normalized = getattr(theirs, "norm_topk_prob", True)  # as Mixtral has it
+        weight = theirs.router_aux_loss_coef
+        assert ours.experts == Experts(theirs.num_local_experts, theirs.num_experts_per_tok, normalized, weight)
+        assert ours.ff_width == getattr(theirs, "moe_intermediate_size", 64)
     assert ours == dataclasses.replace(
         ours,
         kv_heads=theirs.num_key_value_heads,
-        head_width=getattr(theirs, "head_dim", 512 // 32),
+        head_width=getattr(theirs, "head_dim", None) or 512 // 32,
         context=min(9000, window or 9000),
         rope_theta=theirs.rope_parameters["rope_theta"],
         tied_head=theirs.tie_word_embeddings,
@@ -403,7 +408,7 @@ def test_end_tokens_are_those_of_both_files(name, pretrained, tmp_path):
 def test_no_suggestion_takes_one_family_for_another():
     names = {family.name for family in families.FAMILIES}
     others = set(transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES) - names
-    assert {"olmo3", "ministral3", "llama4", "mixtral"} <= others
+    assert {"olmo3", "ministral3", "llama4"} <= others
     for name in [*others, "qwen", "olmo9", None, 7, [], "x" * 10**6]:
         with pytest.raises(UserError, match="is not supported") as caught:
             families.family_of(name)

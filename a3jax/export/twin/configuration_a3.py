@@ -30,6 +30,9 @@ class A3Config(PretrainedConfig):
         qkv_bias: bool = False,
         query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
         post_norm: bool = False,  # normalize the outputs of attention and MLP instead of their inputs
+        num_experts: int = 0,  # of each layer's feed-forward, `intermediate_size` wide each; 0: it is one dense MLP
+        num_experts_per_tok: int = 0,  # how many of them a row goes to
+        norm_topk_prob: bool = True,  # whether the router's weights of these add up to 1
         seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
         content: str = "group",  # up to where content sees: the end of its "group", or its own "slot"
         adapter_rank: int = 0,  # inner width of low-rank changes to the query stream's weights; 0: there are none
@@ -51,6 +54,9 @@ class A3Config(PretrainedConfig):
         self.qkv_bias = qkv_bias
         self.query_key_norm = query_key_norm
         self.post_norm = post_norm
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.norm_topk_prob = norm_topk_prob
         self.seeding = seeding
         self.content = content
         self.adapter_rank = adapter_rank

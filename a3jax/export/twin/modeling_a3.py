@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from .configuration_a3 import A3Config
 from .decoding_a3 import A3Cache, A3Decoding
+from .experts_a3 import MODULE, A3Experts
 
 
 class A3RMSNorm(nn.Module):
@@ -136,12 +137,13 @@ class A3MLP(A3Adapted):
 
 
 class A3Layer(nn.Module):
-    """Attention and MLP with residuals, normalized before (Llama) or after (OLMo 2)."""
+    """Attention and MLP or experts with residuals, normalized before (Llama) or after (OLMo 2)."""
 
     def __init__(self, config: A3Config, layer: int):
         super().__init__()
         self.self_attn = A3Attention(config, layer)
-        self.mlp = A3MLP(config)
+        self.feed_forward = MODULE.get(config.a3_family, "mlp")
+        self.add_module(self.feed_forward, A3Experts(config) if config.num_experts else A3MLP(config))
         self.post_norm = config.post_norm
         self.post_attention_layernorm = A3RMSNorm(config.hidden_size, config.rms_norm_eps)
         other = "post_feedforward_layernorm" if config.post_norm else "input_layernorm"
@@ -149,11 +151,12 @@ class A3Layer(nn.Module):
 
     def forward(self, x: Tensor, changed: Tensor, *attention: Any) -> Tensor:
         """Keeps the shape; `attention` is the rest of what `A3Attention.forward` takes."""
+        feed_forward = getattr(self, self.feed_forward)
         if self.post_norm:
             x = x + self.post_attention_layernorm(self.self_attn(x, changed, *attention))
-            return x + self.post_feedforward_layernorm(self.mlp(x, changed))
+            return x + self.post_feedforward_layernorm(feed_forward(x, changed))
         x = x + self.self_attn(self.input_layernorm(x), changed, *attention)
-        return x + self.mlp(self.post_attention_layernorm(x), changed)
+        return x + feed_forward(self.post_attention_layernorm(x), changed)
 
 
 class A3Model(nn.Module):
