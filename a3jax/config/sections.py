@@ -141,14 +141,14 @@ class MeshConfig:
     """Devices per mesh axis; one axis may be -1, which takes what the others leave."""
 
     data: int = 1
-    expert: int = 1
-    """Splits the experts of a feed-forward, and the batch."""
     fsdp: int = -1
     tensor: int = 1
     context: int = 1
     """Splits the slots of a window: for windows too long for one device."""
     slices: int = 1
     """Parts of the machine that only a data-centre network joins: TPU slices, or groups of processes."""
+    expert: int = 1
+    """Splits the batch, and the experts of a model that has some."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def losses(net, batch, model, stage):
     objective = any_order.AnyOrder(model, stage, Compute(attention="dense"), chunk=40)
 
     def mean(params):
-        total, _, counts = objective.sums(params, batch, example_keys(0, 0, BATCH))
+        total, _, counts, _ = objective.sums(params, batch, example_keys(0, 0, BATCH))
         return total / counts.predicted, counts.predicted
 
     assert split == graph(model)
