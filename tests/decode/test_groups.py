@@ -8,6 +8,7 @@ import pytest
 from filling import HOW, document, fill, log_probs
 from flax import nnx
 
+from a3jax.config import Experts
 from a3jax.decode import groups
 from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
@@ -33,6 +34,7 @@ def window_groups(order, b=0):
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
+        ("random_4", {"experts": Experts(4, 2)}),
     ],
 )
 def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny, network):
@@ -62,7 +64,8 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
 @pytest.mark.parametrize(
     ("order", "changes"),
     [(order, {}) for order in ORDERS]
-    + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})],
+    + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})]
+    + [("random_4", {"experts": Experts(5, 2)})],
 )
 def test_chain_rule(order, changes, tiny, network):
     net = network(tiny(layers=2, context=256, **changes))

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked, flash, interface, splash
+from a3jax.config import Experts
 from a3jax.curriculum.stage import Part
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
@@ -37,12 +38,15 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeding", ["successor", "learned"])
-@pytest.mark.parametrize("attention", ["dense", "chunked", "splash", "flash"])
+@pytest.mark.parametrize(
+    ("attention", "seeding", "options"),
+    [(a, s, {}) for a in ("dense", "chunked", "splash", "flash") for s in ("successor", "learned")]
+    + [("dense", "successor", {"experts": Experts(4, 2)})],
+)
 def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
-    attention, seeding, tiny, network, packed, draw, monkeypatch
+    attention, seeding, options, tiny, network, packed, draw, monkeypatch
 ):
-    config = tiny(vocab=L, seeding=seeding, layers=2)
+    config = tiny(vocab=L, seeding=seeding, layers=2, **options)
     graph, params = nnx.split(network(config))
     how = Compute(attention=attention)
     for kernels, name, platform in [(splash, "splash", "tpu"), (flash, "flash", "gpu")]:
