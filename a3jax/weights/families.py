@@ -168,7 +168,6 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
         if condition:
             raise UserError(f"{where}: {what} is not supported")
 
-    refuse("quantization_config" in config, "quantization_config (quantized weights; import the unquantized model)")
     refuse(config.get("transformers_weights") is not None, "transformers_weights (weights in a file of another name)")
     refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act {shown(config.get('hidden_act'))}")
     refuse(flag("mlp_bias"), "mlp_bias")
