@@ -89,7 +89,7 @@ def _whole_pass(
     params: nnx.State, text_BxL: Array, order: Order, start: int, allowed_V: Array, config: ModelConfig, compute: Compute
 ) -> Array:
     network = nnx.merge(graph(config), params)
-    logits_BxLxV = network.query_hidden(text_BxL, order, compute) @ network.output_matrix[...].T
+    logits_BxLxV = network.logits(network.query_hidden(text_BxL, order, compute))
     best_BxL = jnp.argmax(jnp.where(allowed_V, logits_BxLxV, -jnp.inf), axis=-1).astype(jnp.int32)
     here_BxL = (order.group_start == start) & order.predicted
     place_BxL = jnp.where(here_BxL, order.token_index, text_BxL.shape[1])

@@ -1,6 +1,7 @@
 """The two streams of one window by the book: float64 numpy, original token order, full masks, one head at a time.
 
-Nothing here shares code or layout with the project: no slots, no key ranges, no rows.
+Nothing here shares code or layout with the project, but for the frequencies of stretched rotary embeddings: no slots, no key
+ranges, no rows.
 """
 
 import math
@@ -8,6 +9,7 @@ import math
 import numpy as np
 
 from a3jax.config import ModelConfig
+from a3jax.model.rope import attention_factor, frequencies
 
 
 def document_start(segments):
@@ -32,13 +34,13 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
     content_mask, query_mask = masks(groups, segments, config.content)
     content, query, query_position = [], [], []
     for t in range(length):
-        content.append(params["embedding"][tokens[t]])
+        content.append(config.embedding_scale * params["embedding"][tokens[t]])
         if config.seeding == "learned":
-            query.append(params["query_seed"])
+            query.append(config.embedding_scale * params["query_seed"])
             query_position.append(position[t])
         else:
             known = position[t] > 0 and query_mask[t, t - 1]
-            query.append(params["embedding"][tokens[t - 1]] if known else params["query_seed"])
+            query.append(config.embedding_scale * (params["embedding"][tokens[t - 1]] if known else params["query_seed"]))
             query_position.append(max(position[t] - 1, 0))
     # A query that sees all tokens of its document before its own and no others is the source model's.
     source_asks = (query_mask == (ahead & (segments[:, None] == segments[None]))).all(1) & query_mask.any(1)
@@ -49,12 +51,13 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
         weights = {k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()}
         for_query = with_adapters(weights)
         w = for_query if config.adapter_stream == "both" else weights
-        keys, values = _keys_values(config, w, content, position)
-        plain, query = (_layer(config, w, query, query_position, query_mask, keys, values) for w in (weights, for_query))
-        content = _layer(config, w, content, position, content_mask, keys, values)
+        keys, values = _keys_values(config, w, content, position, n)
+        plain, query = (
+            _layer(config, w, query, query_position, query_mask, keys, values, position, n) for w in (weights, for_query)
+        )
+        content = _layer(config, w, content, position, content_mask, keys, values, position, n)
         query = np.where(source_asks[:, None], plain, query)
-    head = params["embedding" if config.tied_head else "head"]
-    return tuple(_norm(x, params["final_norm"], config.norm_eps) @ head.T for x in (content, query))
+    return tuple(_logits(config, params, x) for x in (content, query))
 
 
 def masked_stream(config: ModelConfig, params: dict, tokens, masked, sees=None):
@@ -68,9 +71,8 @@ def masked_stream(config: ModelConfig, params: dict, tokens, masked, sees=None):
     sees = np.ones((len(tokens), len(tokens)), bool) if sees is None else sees
     for n in range(config.layers):
         w = with_adapters({k: np.asarray(v, np.float64)[n] for k, v in params["blocks"].items()})
-        x = _layer(config, w, x, position, sees, *_keys_values(config, w, x, position))
-    head = params["embedding" if config.tied_head else "head"]
-    return _norm(x, params["final_norm"], config.norm_eps) @ head.T
+        x = _layer(config, w, x, position, sees, *_keys_values(config, w, x, position, n), position, n)
+    return _logits(config, params, x)
 
 
 def block_log_probs(config: ModelConfig, params: dict, tokens, masked, block_of):
@@ -102,72 +104,86 @@ def log_softmax(logits):
     return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
-def _layer(config, w, x, position, mask, keys, values):
-    eps = config.norm_eps
-    inputs = x if config.post_norm else _norm(x, w["attention_norm"], eps)
-    out = np.zeros_like(x)
+def _logits(config, params, x):
+    head = params["embedding" if config.tied_head else "head"]
+    return _bent(_norm(config, x, params.get("final_norm")) @ head.T / config.logit_divisor, config.logit_cap)
+
+
+def _bent(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def _layer(config, w, x, position, mask, keys, values, key_position, number):
+    inputs = _norm(config, x, w.get("attention_norm")) if config.pre_norm else x
+    out = np.zeros_like(x) + w.get("output_bias", 0.0)
     queries = np.einsum("td,dhe->the", inputs, w["query"]) + w.get("query_bias", 0.0)
-    queries = _rope(config, _head_norm(config, queries, w.get("query_norm")), position)
+    queries = _rope(config, _head_norm(config, queries, w.get("query_norm")), position, number)
+    window = config.layer_kinds[number].window
+    scale = 1 / math.sqrt(config.head_width) if config.attention_scale is None else config.attention_scale
     for head in range(config.query_heads):
         shared = head // (config.query_heads // config.kv_heads)
         for t in range(len(x)):
-            seen = np.flatnonzero(mask[t])
+            near = True if window is None else abs(key_position - position[t]) < window
+            seen = np.flatnonzero(mask[t] & near)
             if len(seen) == 0:
                 continue
-            scores = keys[seen, shared] @ queries[t, head] / math.sqrt(config.head_width)
+            scores = _bent(keys[seen, shared] @ queries[t, head] * scale, config.attention_cap)
             weights = np.exp(scores - scores.max())
             out[t] += (weights / weights.sum()) @ values[seen, shared] @ w["output"][head]
-    x = x + (_norm(out, w["attention_norm"], eps) if config.post_norm else out)
-    inputs = x if config.post_norm else _norm(x, w["mlp_norm"], eps)
-    out = _mlp(inputs, w) if config.experts is None else np.stack([_experts(config.experts, row, w) for row in inputs])
-    return x + (_norm(out, w["mlp_norm"], eps) if config.post_norm else out)
+    x = x + config.residual_scale * (_norm(config, out, w.get("attention_post_norm")) if config.post_norm else out)
+    inputs = _norm(config, x, w.get("mlp_norm")) if config.pre_norm else x
+    out = _mlp(config, inputs, w) if config.experts is None else np.stack([_experts(config, row, w) for row in inputs])
+    return x + config.residual_scale * (_norm(config, out, w.get("mlp_post_norm")) if config.post_norm else out)
 
 
-def _mlp(inputs, w):
-    gate = inputs @ w["gate"]
-    return (gate / (1 + np.exp(-gate)) * (inputs @ w["up"])) @ w["down"]
+def _mlp(config, inputs, w):
+    gate = inputs @ w["gate"] + w.get("gate_bias", 0.0)
+    if config.activation == "silu":
+        gate = gate / (1 + np.exp(-gate))
+    else:
+        gate = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+    return (gate * (inputs @ w["up"] + w.get("up_bias", 0.0))) @ w["down"] + w.get("down_bias", 0.0)
 
 
 def _experts(config, row, w):
     """One row through the experts that its router likes best, by their probabilities."""
     probability = np.exp(log_softmax(row @ w["router"]))
-    best = np.argsort(-probability)[: config.active]
-    shares = probability[best] / (probability[best].sum() if config.normalized else 1)
-    return sum(s * _mlp(row, {name: w[name][x] for name in ("gate", "up", "down")}) for s, x in zip(shares, best))
+    best = np.argsort(-probability)[: config.experts.active]
+    shares = probability[best] / (probability[best].sum() if config.experts.normalized else 1)
+    return sum(s * _mlp(config, row, {name: w[name][x] for name in ("gate", "up", "down")}) for s, x in zip(shares, best))
 
 
-def _keys_values(config, w, content, position):
-    inputs = content if config.post_norm else _norm(content, w["attention_norm"], config.norm_eps)
+def _keys_values(config, w, content, position, number):
+    inputs = _norm(config, content, w.get("attention_norm")) if config.pre_norm else content
     keys = np.einsum("td,dke->tke", inputs, w["key"]) + w.get("key_bias", 0.0)
     values = np.einsum("td,dke->tke", inputs, w["value"]) + w.get("value_bias", 0.0)
-    return _rope(config, _head_norm(config, keys, w.get("key_norm")), position), values
+    return _rope(config, _head_norm(config, keys, w.get("key_norm")), position, number), values
 
 
-def _norm(x, weight, eps):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+def _norm(config, x, weight):
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)
+    return x if weight is None else x * (1 + weight if config.norm == "rms_offset" else weight)
 
 
 def _head_norm(config, x, weight):
     if config.query_key_norm == "full":
-        flat = _norm(x.reshape(len(x), -1), weight.reshape(-1), config.norm_eps)
+        flat = _norm(config, x.reshape(len(x), -1), None if weight is None else weight.reshape(-1))
         return flat.reshape(x.shape)
-    return _norm(x, weight, config.norm_eps) if config.query_key_norm == "head" else x
+    return _norm(config, x, weight) if config.query_key_norm == "head" else x
 
 
-def _rope(config, x, position):
-    half = config.head_width // 2
-    result = np.empty_like(x)
-    for i in range(half):
-        rate = config.rope_theta ** (-i / half)
-        if (scaling := config.rope_scaling) is not None:
-            wave = 2 * math.pi / rate
-            if wave > scaling.original_context / scaling.low_freq_factor:
-                rate /= scaling.factor
-            elif wave > scaling.original_context / scaling.high_freq_factor:
-                blend = scaling.original_context / wave - scaling.low_freq_factor
-                blend /= scaling.high_freq_factor - scaling.low_freq_factor
-                rate = (1 - blend) * rate / scaling.factor + blend * rate
-        cos, sin = np.cos(position * rate)[:, None], np.sin(position * rate)[:, None]
+def _rope(config, x, position, number):
+    """Frequencies are those of `a3jax.model.rope`, which is held against transformers' own."""
+    rope = config.layer_kinds[number].rope
+    if rope is None:
+        return x
+    half = config.turning // 2
+    result = x.copy()
+    rates = frequencies(config, rope) if rope.scaling else rope.theta ** (-np.arange(half) / half)
+    for i, rate in enumerate(rates):
+        cos, sin = (attention_factor(rope) * turn(position * float(rate))[:, None] for turn in (np.cos, np.sin))
         result[..., i] = x[..., i] * cos - x[..., i + half] * sin
         result[..., i + half] = x[..., i + half] * cos + x[..., i] * sin
     return result

@@ -37,8 +37,8 @@ def pretrained(tmp_path_factory) -> Callable[..., Path]:
         sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
         tokens = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
-        config = getattr(transformers, f"{name}Config")(**(sizes | heads | tokens | changes))
-        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        kind = getattr(transformers, f"{name}ForCausalLM")
+        model = kind(kind.config_class(**(sizes | heads | tokens | changes)))
         draw = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for key, tensor in model.named_parameters():

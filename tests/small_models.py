@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import transformers
 from flax import nnx
@@ -14,20 +15,41 @@ from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Order, arrange
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 5.0]}
+LINEAR, ORIGINAL = {"rope_type": "linear", "factor": 2.0}, {"original_max_position_embeddings": 64}
+GEMMA = {"head_dim": 12, "sliding_window": 16, "query_pre_attn_scalar": 20}
+BIASES = ("attention_bias", "mlp_bias")
+MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.0}
 CASES = {
     "llama": ("Llama", {"head_dim": 12}),
     "llama3": ("Llama", {"rope_theta": 1e4, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}}),
     "mistral": ("Mistral", {"head_dim": 12, "sliding_window": None}),
+    "mistral_local": ("Mistral", {"sliding_window": 16, "num_key_value_heads": 1}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
     "olmo2": ("Olmo2", {}),
-    "mixtral": ("Mixtral", {"head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo": ("Olmo", {}),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 16, "rope_scaling": YARN | ORIGINAL}),
+    "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3_text": ("Gemma3", GEMMA | {"sliding_window_pattern": 3}),
+    "granite": ("Granite", {**dict.fromkeys(BIASES, True), **MULTIPLIERS}),
+    "phi3": ("Phi3", {"partial_rotary_factor": 0.75, "sliding_window": 16, "rope_parameters": LONG, **ORIGINAL}),
+    "mixtral": ("Mixtral", {"head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen3_moe": (
         "Qwen3Moe",
         {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "norm_topk_prob": True},
     ),
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "rope_scaling": LINEAR}),
 }
+
+
+def few(*changes: dict) -> list:
+    """Parameters of a test of all cases; two that have nothing that no other has are left to the long tests."""
+    known = ("gemma", "mistral_local")
+    return [pytest.param(case, *changes, marks=[pytest.mark.long] if case in known else []) for case in CASES]
 
 
 def tokens(length: int = 48) -> np.ndarray:
@@ -53,7 +75,7 @@ def query_logits(checkpoint: Checkpoint, tokens: np.ndarray, groups: np.ndarray)
     def logits(params: nnx.State, order: Order) -> jax.Array:
         network = nnx.merge(graph, params)
         hidden = network.query_hidden(jnp.asarray(tokens), order, Compute())
-        return sort(hidden, jnp.argsort(order.token_index, 1)[..., None]) @ network.output_matrix[...].T
+        return network.logits(sort(hidden, jnp.argsort(order.token_index, 1)[..., None]))
 
     return np.asarray(logits(params, order))
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, RopeScaling, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, Llama3Scaling, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.config import check_start as check
 from a3jax.curriculum.presets import paper
 from a3jax.errors import UserError
@@ -16,7 +16,7 @@ from a3jax.files.strict import from_json, nearest, read, to_json
 @pytest.fixture
 def full(tiny):
     """Every kind of field, away from its default."""
-    model = tiny(rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), start_token=1, end_tokens=(2, 3), query_key_norm="head")
+    model = tiny(rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192), start_token=1, end_tokens=(2, 3), query_key_norm="head")
     return Config("full", model=model, run="somewhere", seed=7, curriculum=paper(60, 0.5), data=DataConfig(batch=16))
 
 

@@ -20,7 +20,7 @@ from a3jax.curriculum.stage import parse_order
 from a3jax.data.tokenizer import byte_codec
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import draw_groups
-from a3jax.weights.families import from_hf, to_hf
+from a3jax.weights.configuration import from_hf, to_hf
 from flax import nnx
 
 family, size = parse_order("outside_in_1")
@@ -29,7 +29,7 @@ assert np.argsort(groups).tolist() == [0, 1, 8, 2, 7, 3, 6, 4, 5]
 
 theirs = transformers.CwmConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
 ours = from_hf(json.loads(theirs.to_json_string()), "config.json")
-assert (ours.family, ours.head_width, ours.context) == ("cwm", 8, 8192)
+assert (ours.family, ours.head_width, ours.local_window, ours.local_layers[:4]) == ("cwm", 8, 8192, (1, 2, 3, 5))
 assert to_hf(ours, "float32")["architectures"] == ["CwmForCausalLM"]
 
 heads = {"query_heads": 4, "kv_heads": 2, "head_width": 8}

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from a3jax.attention.blocks import ATTENTION, Range, visible, visible_keys
+from a3jax.attention.blocks import ATTENTION, Local, Range, near, visible, visible_keys
+from a3jax.attention.cap import cap_slope, capped
 
 ROW_BLOCK = 256
 KEY_BLOCK = 256
@@ -28,6 +29,7 @@ class _Blocks(NamedTuple):
     start: Array  # n x B x r
     end: Array  # n x B x r
     own: Range | None  # the same of a second range
+    window: Range | None  # n x B x r each: between which positions rows see, in layers with local attention
 
 
 def chunked_attention(
@@ -37,26 +39,38 @@ def chunked_attention(
     start_BxR: Array,
     end_BxR: Array,
     own: Range | None = None,
+    cap: float | None = None,
+    local: Local | None = None,
 ) -> Array:
     """See `a3jax.attention.attend`. Holds B x H x ROW_BLOCK x KEY_BLOCK float32 scores at a time."""
-    return _attention(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, start_BxR, end_BxR, own)
+    return _attention(cap, query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, _Seen(start_BxR, end_BxR, own, local))
 
 
-@jax.custom_vjp
-def _attention(query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None) -> Array:
-    return _forward(query, key, value, start, end, own)[0]
+class _Seen(NamedTuple):
+    """What rows see, B x R each."""
+
+    start: Array
+    end: Array
+    own: Range | None
+    local: Local | None
 
 
-def _forward(query: Array, key: Array, value: Array, start: Array, end: Array, own: Range | None) -> tuple[Array, tuple]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> Array:
+    return _forward(cap, query, key, value, seen)[0]
+
+
+def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Array, tuple]:
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
+    position_BxL = _pad_positions(seen.local)
 
     def row_block(blocks: _Blocks) -> tuple[Array, Array]:
-        count, number = _key_blocks(blocks)
+        count, number = _key_blocks(blocks, position_BxL)
 
         def key_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             j = number(i)
             top, total, output = carry
-            scores = _scores(blocks, _take(key_BxKxLxE, j), j)
+            scores = _scores(blocks, _take(key_BxKxLxE, j), position_BxL, j, cap)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             weights = jnp.where(scores > _HIDDEN, jnp.exp(scores - new_top), 0.0)
             shrink = jnp.exp(top - new_top)
@@ -66,36 +80,38 @@ def _forward(query: Array, key: Array, value: Array, start: Array, end: Array, o
         rows = blocks.query.shape[:-1]
         empty = (jnp.full((*rows, 1), _HIDDEN), jnp.zeros((*rows, 1)), jnp.zeros(blocks.query.shape, jnp.float32))
         top, total, output = jax.lax.fori_loop(0, count, key_block, empty)
-        seen = total > 0
-        # An unseen row's log-sum-exp is +inf, so that its weights rebuilt in the backward pass are zero.
-        lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
-        return output / jnp.where(seen, total, 1.0), lse
+        sees = total > 0
+        # An unseeing row's log-sum-exp is +inf, so that its weights rebuilt in the backward pass are zero.
+        lse = jnp.where(sees, top + jnp.log(jnp.where(sees, total, 1.0)), jnp.inf)
+        return output / jnp.where(sees, total, 1.0), lse
 
-    output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], start, end, own))
+    output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], seen))
     output_BxRxHxE = checkpoint_name(_join_rows(output, query.shape).astype(query.dtype), ATTENTION)
     lse = checkpoint_name(lse, ATTENTION)
-    return output_BxRxHxE, (query, key, value, start, end, own, output_BxRxHxE, lse)
+    return output_BxRxHxE, (query, key, value, seen, output_BxRxHxE, lse)
 
 
-def _backward(saved: tuple, d_output: Array) -> tuple:
-    query, key, value, start, end, own, output, lse = saved
+def _backward(cap: float | None, saved: tuple, d_output: Array) -> tuple:
+    query, key, value, seen, output, lse = saved
     kv_heads = key.shape[2]
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
+    position_BxL = _pad_positions(seen.local)
     fold = functools.partial(_fold_rows, kv_heads=kv_heads)
     delta = fold((d_output.astype(jnp.float32) * output.astype(jnp.float32)).sum(-1, keepdims=True))
 
     def row_block(carry: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], Array]:
         blocks, d_out, lse, delta = xs
 
-        count, number = _key_blocks(blocks)
+        count, number = _key_blocks(blocks, position_BxL)
 
         def key_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             j = number(i)
             d_query, d_key, d_value = carry
             key_block, value_block = _take(key_BxKxLxE, j), _take(value_BxKxLxE, j)
-            scores = _scores(blocks, key_block, j)
+            scores = _scores(blocks, key_block, position_BxL, j, cap)
             weights = jnp.exp(scores - lse)  # zero where hidden
-            d_scores = (weights * (_matmul(d_out, value_block.mT) - delta)).astype(key.dtype)
+            slope = jnp.where(scores > _HIDDEN, cap_slope(scores, cap), 0)
+            d_scores = (weights * (_matmul(d_out, value_block.mT) - delta) * slope).astype(key.dtype)
             weights = weights.astype(value.dtype)
             d_query += _matmul(d_scores, key_block)
             d_key = _add(d_key, _matmul(d_scores.mT, blocks.query), j)
@@ -107,12 +123,12 @@ def _backward(saved: tuple, d_output: Array) -> tuple:
         return (d_key, d_value), d_query
 
     zeros = jnp.zeros(key_BxKxLxE.shape, jnp.float32)
-    blocks = _row_blocks(query, kv_heads, start, end, own)
+    blocks = _row_blocks(query, kv_heads, seen)
     (d_key, d_value), d_query = jax.lax.scan(row_block, (zeros, zeros), (blocks, fold(d_output), lse, delta))
     d_query = _join_rows(d_query, query.shape) * query.shape[-1] ** -0.5
     length = key.shape[1]
     d_key, d_value = (d.swapaxes(1, 2)[:, :length] for d in (d_key, d_value))
-    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None, None
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 
 _attention.defvjp(_forward, _backward)
@@ -120,20 +136,25 @@ _attention.defvjp(_forward, _backward)
 _HIDDEN = -1e30
 
 
-def _scores(blocks: _Blocks, key_block: Array, j: Array) -> Array:
+def _scores(blocks: _Blocks, key_block: Array, position_BxL: Array | None, j: Array, cap: float | None) -> Array:
     """Scores of one block of rows against key block j: B x K x (G r) x l float32, hidden ones at `_HIDDEN`."""
     index_l = j * KEY_BLOCK + jnp.arange(KEY_BLOCK)
     visible_Bxrxl = visible(index_l, blocks.start, blocks.end, blocks.own)
+    if blocks.window is not None and position_BxL is not None:
+        position_Bx1xl = jax.lax.dynamic_slice_in_dim(position_BxL, j * KEY_BLOCK, KEY_BLOCK, axis=1)[:, None]
+        visible_Bxrxl &= near(position_Bx1xl, *blocks.window)
     groups = blocks.query.shape[2] // blocks.start.shape[1]
     mask = jnp.tile(visible_Bxrxl, (1, groups, 1))[:, None]
-    return jnp.where(mask, _matmul(blocks.query, key_block.mT), _HIDDEN)
+    return jnp.where(mask, capped(_matmul(blocks.query, key_block.mT), cap), _HIDDEN)
 
 
-def _key_blocks(blocks: _Blocks) -> tuple[Array, Callable[[Array], Array]]:
+def _key_blocks(blocks: _Blocks, position_BxL: Array | None) -> tuple[Array, Callable[[Array], Array]]:
     """How many key blocks some row of the block sees, in some example, and which they are, by number from 0."""
 
+    local = None if blocks.window is None or position_BxL is None else Local(*blocks.window, position_BxL)
+
     def bounds(start_Bxr: Array, end_Bxr: Array) -> Range:
-        first, last = visible_keys(start_Bxr, end_Bxr, start_Bxr.shape[1], KEY_BLOCK)
+        first, last = visible_keys(start_Bxr, end_Bxr, start_Bxr.shape[1], KEY_BLOCK, local)
         return first.min(), last.max()
 
     first, last = bounds(blocks.start, blocks.end)
@@ -163,7 +184,11 @@ def _pad_keys(x_BxLxKxE: Array) -> Array:
     return jnp.pad(x_BxLxKxE, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
 
 
-def _row_blocks(query: Array, kv_heads: int, start: Array, end: Array, own: Range | None) -> _Blocks:
+def _pad_positions(local: Local | None) -> Array | None:
+    return None if local is None else jnp.pad(local.position, ((0, 0), (0, -local.position.shape[1] % KEY_BLOCK)), "edge")
+
+
+def _row_blocks(query: Array, kv_heads: int, seen: _Seen) -> _Blocks:
     def cut(x_BxR: Array) -> Array:
         rows = x_BxR.shape[1]
         size = min(ROW_BLOCK, rows)
@@ -172,7 +197,8 @@ def _row_blocks(query: Array, kv_heads: int, start: Array, end: Array, own: Rang
 
     scale = query.shape[-1] ** -0.5
     folded = _fold_rows((query * scale).astype(query.dtype), kv_heads)
-    return _Blocks(folded, cut(start), cut(end), None if own is None else (cut(own[0]), cut(own[1])))
+    rows = jax.tree.map(cut, (seen.start, seen.end, seen.own, None if seen.local is None else seen.local[:2]))
+    return _Blocks(folded, *rows)
 
 
 def _fold_rows(x_BxRxHxE: Array, kv_heads: int) -> Array:

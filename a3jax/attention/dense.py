@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.attention.blocks import Range, visible
+from a3jax.attention.blocks import Local, Range, near, visible
+from a3jax.attention.cap import capped
 
 
 def dense_attention(
@@ -14,15 +15,18 @@ def dense_attention(
     start_BxR: Array,
     end_BxR: Array,
     own: Range | None = None,
+    cap: float | None = None,
+    local: Local | None = None,
 ) -> Array:
     """See `a3jax.attention.attend`. Holds B x H x R x L float32 scores."""
     B, R, H, E = query_BxRxHxE.shape
     L, K = key_BxLxKxE.shape[1:3]
     query_BxRxKxGxE = query_BxRxHxE.reshape(B, R, K, H // K, E)
     scores = jnp.einsum("brkge,blke->bkgrl", query_BxRxKxGxE, key_BxLxKxE, preferred_element_type=jnp.float32) * E**-0.5
-    index_L = jnp.arange(L)
-    mask = visible(index_L, start_BxR, end_BxR, own)[:, None, None]
+    mask = visible(jnp.arange(L), start_BxR, end_BxR, own)[:, None, None]
+    if local is not None:
+        mask &= near(local.position[:, None], local.low, local.high)[:, None, None]
     # Finite, so that a row that sees nothing has no NaN in its gradient either; its uniform weights become zero below.
-    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask, capped(scores, cap), -1e30), axis=-1)
     weights = jnp.where(mask, weights, 0.0).astype(value_BxLxKxE.dtype)
     return jnp.einsum("bkgrl,blke->brkge", weights, value_BxLxKxE).reshape(B, R, H, E)

@@ -20,7 +20,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from a3jax.attention.blocks import ATTENTION, visible_keys
+from a3jax.attention.blocks import ATTENTION, Local, visible_keys
+from a3jax.attention.cap import cap_slope, capped
 
 BLOCK = 128
 """The largest block of rows or keys; inputs are padded to whole ones, or to a power of two below."""
@@ -45,19 +46,47 @@ class Tiles(NamedTuple):
     stages: int
 
 
+class _Seen(NamedTuple):
+    """What rows see: their ranges and, in layers with local attention, between which positions."""
+
+    start: Array  # B x R
+    end: Array
+    local: Local | None
+
+    @property
+    def of_rows(self) -> tuple[Array, ...]:
+        """B x R each."""
+        return (self.start, self.end, *(() if self.local is None else self.local[:2]))
+
+    @property
+    def of_keys(self) -> tuple[Array, ...]:
+        """B x L each."""
+        return () if self.local is None else (self.local.position,)
+
+
+class Scores(NamedTuple):
+    """What becomes of the products of queries and keys, in base 2."""
+
+    scale: float
+    cap: float | None
+
+
 def flash_attention(
     query_BxRxHxE: Array,
     key_BxLxKxE: Array,
     value_BxLxKxE: Array,
     start_BxR: Array,
     end_BxR: Array,
+    cap: float | None = None,
+    local: Local | None = None,
     interpret: bool = False,
 ) -> Array:
     """See `a3jax.attention.attend`. Blocks of scores live in registers only."""
     rows, width = query_BxRxHxE.shape[1], query_BxRxHxE.shape[3]
-    scale = math.log2(math.e) * width**-0.5
+    of_scores = Scores(math.log2(math.e) * width**-0.5, None if cap is None else math.log2(math.e) * cap)
     heads = (_pad(_pad(x, 1), 3) for x in (query_BxRxHxE, key_BxLxKxE, value_BxLxKxE))
-    return _attention(scale, interpret, *heads, _pad(start_BxR, 1), _pad(end_BxR, 1))[:, :rows, :, :width]
+    seen = _Seen(*jax.tree.map(lambda x: _pad(x, 1), (start_BxR, end_BxR, local)))
+    return _attention(of_scores, interpret, *heads, seen)[:, :rows, :, :width]
 
 
 def forward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
@@ -81,59 +110,58 @@ def backward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(scale: float, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array) -> Array:
-    return _forward(scale, interpret, query, key, value, start, end)[0]
+def _attention(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> Array:
+    return _forward(how, interpret, query, key, value, seen)[0]
 
 
-def _forward(
-    scale: float, interpret: bool, query: Array, key: Array, value: Array, start: Array, end: Array
-) -> tuple[Array, tuple]:
+def _forward(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Array, tuple]:
     (B, R, H, E), L = query.shape, key.shape[1]
     tiles = _fit(forward_tiles(E, query.dtype), R, L)
-    first, last = visible_keys(start, end, tiles.rows, tiles.keys)
+    first, last = visible_keys(seen.start, seen.end, tiles.rows, tiles.keys, seen.local)
     spec = _RowSpecs(query, key, tiles)
     out, lse = pl.pallas_call(
-        functools.partial(_forward_kernel, scale=scale, tiles=tiles),
+        functools.partial(_forward_kernel, how=how, tiles=tiles),
         grid=spec.grid,
-        in_specs=[spec.block, spec.keys, spec.keys, spec.range, spec.range, spec.bound, spec.bound],
+        in_specs=[spec.block, spec.keys, spec.keys, *spec.seen(seen), spec.bound, spec.bound],
         out_specs=[spec.block, spec.statistic],
         out_shape=[jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct((B, H, R), jnp.float32)],
         **_options("flash_forward", tiles, interpret),
-    )(query, key, value, start, end, first, last)
+    )(query, key, value, *seen.of_rows, *seen.of_keys, first, last)
     out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
-    return out, (query, key, value, start, end, out, lse)
+    return out, (query, key, value, seen, out, lse)
 
 
-def _backward(scale: float, interpret: bool, saved: tuple, d_out: Array) -> tuple:
-    query, key, value, start, end, out, lse = saved
+def _backward(how: Scores, interpret: bool, saved: tuple, d_out: Array) -> tuple:
+    query, key, value, seen, out, lse = saved
     (_, R, _, E), (_, L, K, _) = query.shape, key.shape
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     tiles = _fit(backward_tiles(E, query.dtype), R, L)
-    first, last = visible_keys(start, end, tiles.rows, tiles.keys)
+    first, last = visible_keys(seen.start, seen.end, tiles.rows, tiles.keys, seen.local)
     spec = _RowSpecs(query, key, tiles)
     d_query = pl.pallas_call(
-        functools.partial(_d_query_kernel, scale=scale, tiles=tiles),
+        functools.partial(_d_query_kernel, how=how, tiles=tiles),
         grid=spec.grid,
         in_specs=[
-            *(spec.block, spec.keys, spec.keys, spec.range, spec.range, spec.bound, spec.bound),
+            *(spec.block, spec.keys, spec.keys, *spec.seen(seen), spec.bound, spec.bound),
             *(spec.block, spec.statistic, spec.statistic),
         ],
         out_specs=spec.block,
         out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
         **_options("flash_d_query", tiles, interpret),
-    )(query, key, value, start, end, first, last, d_out, lse, delta)
+    )(query, key, value, *seen.of_rows, *seen.of_keys, first, last, d_out, lse, delta)
 
     blocks, count = seeing_rows(first, last, L // tiles.keys)
     groups = query.shape[2] // K
     block = pl.BlockSpec((None, tiles.keys, None, E), lambda j, k, b: (b, j, k, 0))
     rows = pl.BlockSpec((None, R, groups, E), lambda j, k, b: (b, 0, k, 0))
     ranges = pl.BlockSpec((None, R), lambda j, k, b: (b, 0))
+    positions = pl.BlockSpec((None, tiles.keys), lambda j, k, b: (b, j))
     statistic = pl.BlockSpec((None, groups, R), lambda j, k, b: (b, k, 0))
     d_key, d_value = pl.pallas_call(
-        functools.partial(_d_key_kernel, scale=scale, tiles=tiles, groups=groups),
+        functools.partial(_d_key_kernel, how=how, tiles=tiles, groups=groups),
         grid=(L // tiles.keys, K, query.shape[0]),
         in_specs=[
-            *(rows, block, block, ranges, ranges),
+            *(rows, block, block, *[ranges for _ in seen.of_rows], *[positions for _ in seen.of_keys]),
             pl.BlockSpec((None, None, blocks.shape[2]), lambda j, k, b: (b, j, 0)),
             pl.BlockSpec((None, None), lambda j, k, b: (b, j)),
             *(rows, statistic, statistic),
@@ -141,8 +169,8 @@ def _backward(scale: float, interpret: bool, saved: tuple, d_out: Array) -> tupl
         out_specs=[block, block],
         out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
         **_options("flash_d_key_value", tiles, interpret),
-    )(query, key, value, start, end, blocks, count, d_out, lse, delta)
-    return d_query, d_key, d_value, None, None
+    )(query, key, value, *seen.of_rows, *seen.of_keys, blocks, count, d_out, lse, delta)
+    return d_query, d_key, d_value, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -165,18 +193,47 @@ class _RowSpecs:
         self.keys = pl.BlockSpec((None, L, None, E), lambda i, h, b: (b, 0, jax.lax.div(h, H // K), 0))
         self.range = pl.BlockSpec((None, tiles.rows), lambda i, h, b: (b, i))
         self.bound = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
+        self.position = pl.BlockSpec((None, L), lambda i, h, b: (b, 0))
         self.statistic = pl.BlockSpec((None, None, tiles.rows), lambda i, h, b: (b, h, i))
 
+    def seen(self, seen: _Seen) -> list[pl.BlockSpec]:
+        """Of what rows see: their own part of it, and all that is of keys."""
+        return [*[self.range for _ in seen.of_rows], *[self.position for _ in seen.of_keys]]
 
-def _forward_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
-    query_ref, key_ref, value_ref, start_ref, end_ref, first_ref, last_ref, out_ref, lse_ref = refs
-    query, start, end = query_ref[...], start_ref[...], end_ref[...]
+
+class _SeenRefs(NamedTuple):
+    """`_Seen`, as a kernel is given it."""
+
+    of_rows: tuple[Ref, ...]
+    of_keys: tuple[Ref, ...]
+
+    def visible(self, rows: Any, keys: Any, slot: Array) -> Array:
+        """Which of these keys, whose slots are `slot`, these rows see: rows x keys bool."""
+        start, end, *window = (ref[rows][:, None] for ref in self.of_rows)
+        visible = (slot >= start) & (slot < end)
+        for low, high, position in zip(window[:1], window[1:], self.of_keys):
+            visible &= (position[keys][None] > low) & (position[keys][None] < high)
+        return visible
+
+
+def _split(refs: tuple[Ref, ...], others: int) -> tuple[list[Ref], _SeenRefs]:
+    """Of a kernel's references those of what rows see, behind queries, keys and values; `others` come after them."""
+    own, seen, rest = refs[:3], refs[3 : len(refs) - others], refs[len(refs) - others :]
+    return [*own, *rest], _SeenRefs(seen[:4], seen[4:])
+
+
+_ALL = slice(None)
+
+
+def _forward_kernel(*refs: Ref, how: Scores, tiles: Tiles) -> None:
+    (query_ref, key_ref, value_ref, first_ref, last_ref, out_ref, lse_ref), seen = _split(refs, 4)
+    query = query_ref[...]
 
     def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, out = carry
         keys = pl.ds(j * tiles.keys, tiles.keys)
         value = value_ref[keys, :]
-        scores = _scores(query, key_ref[keys, :], start, end, j * tiles.keys, scale)
+        scores = _scores(query, key_ref[keys, :], seen, (_ALL, keys, j * tiles.keys), how)
         new_top = jnp.maximum(top, scores.max(1))
         weights = jnp.exp2(scores - new_top[:, None])
         shrink = jnp.exp2(top - new_top)
@@ -191,26 +248,27 @@ def _forward_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
     lse_ref[...] = top + jnp.log2(total)
 
 
-def _d_query_kernel(*refs: Ref, scale: float, tiles: Tiles) -> None:
-    query_ref, key_ref, value_ref, start_ref, end_ref, first_ref, last_ref, d_out_ref, lse_ref, delta_ref, d_query_ref = refs
-    query, d_out, start, end = query_ref[...], d_out_ref[...], start_ref[...], end_ref[...]
+def _d_query_kernel(*refs: Ref, how: Scores, tiles: Tiles) -> None:
+    (query_ref, key_ref, value_ref, first_ref, last_ref, d_out_ref, lse_ref, delta_ref, d_query_ref), seen = _split(refs, 6)
+    query, d_out = query_ref[...], d_out_ref[...]
     lse, delta = lse_ref[...], delta_ref[...]
 
     def key_block(j: Array, d_query: Array) -> Array:
         keys = pl.ds(j * tiles.keys, tiles.keys)
         key = key_ref[keys, :]
-        scores = _scores(query, key, start, end, j * tiles.keys, scale)
+        scores = _scores(query, key, seen, (_ALL, keys, j * tiles.keys), how)
         weights = jnp.exp2(scores - lse[:, None])
         d_scores = weights * (_dot(d_out, value_ref[keys, :], trans_b=True) - delta[:, None])
+        d_scores *= _slope(scores, how)
         return d_query + _dot(d_scores.astype(key.dtype), key)
 
     d_query = jax.lax.fori_loop(first_ref[...], last_ref[...], key_block, jnp.zeros(query.shape, jnp.float32))
-    d_query_ref[...] = (d_query * (scale * math.log(2))).astype(d_query_ref.dtype)
+    d_query_ref[...] = (d_query * (how.scale * math.log(2))).astype(d_query_ref.dtype)
 
 
-def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
-    query_ref, key_ref, value_ref, start_ref, end_ref, blocks_ref, count_ref, *refs = refs
-    d_out_ref, lse_ref, delta_ref, d_key_ref, d_value_ref = refs
+def _d_key_kernel(*refs: Ref, how: Scores, tiles: Tiles, groups: int) -> None:
+    (query_ref, key_ref, value_ref, blocks_ref, count_ref, *others), seen = _split(refs, 7)
+    d_out_ref, lse_ref, delta_ref, d_key_ref, d_value_ref = others
     key, value = key_ref[...], value_ref[...]
     offset = pl.program_id(0) * tiles.keys
 
@@ -219,10 +277,11 @@ def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
             d_key, d_value = carry
             rows = pl.ds(blocks_ref[n] * tiles.rows, tiles.rows)
             query, d_out = query_ref[rows, g, :], d_out_ref[rows, g, :]
-            scores = _scores(query, key, start_ref[rows], end_ref[rows], offset, scale)
+            scores = _scores(query, key, seen, (rows, _ALL, offset), how)
             weights = jnp.exp2(scores - lse_ref[g, rows][:, None])
             d_value += _dot(weights.astype(d_out.dtype), d_out, trans_a=True)
             d_scores = weights * (_dot(d_out, value, trans_b=True) - delta_ref[g, rows][:, None])
+            d_scores *= _slope(scores, how)
             d_key += _dot(d_scores.astype(query.dtype), query, trans_a=True)
             return d_key, d_value
 
@@ -230,15 +289,20 @@ def _d_key_kernel(*refs: Ref, scale: float, tiles: Tiles, groups: int) -> None:
 
     zero = jnp.zeros(key.shape, jnp.float32)
     d_key, d_value = jax.lax.fori_loop(0, groups, query_head, (zero, zero))
-    d_key_ref[...] = (d_key * (scale * math.log(2))).astype(d_key_ref.dtype)
+    d_key_ref[...] = (d_key * (how.scale * math.log(2))).astype(d_key_ref.dtype)
     d_value_ref[...] = d_value.astype(d_value_ref.dtype)
 
 
-def _scores(query: Array, key: Array, start: Array, end: Array, offset: Array, scale: float) -> Array:
-    """Rows x keys float32 in base 2, `_HIDDEN` outside the rows' ranges; the keys' slots begin at `offset`."""
-    slot = offset + jnp.arange(key.shape[0], dtype=jnp.int32)[None]
-    visible = (slot >= start[:, None]) & (slot < end[:, None])
-    return jnp.where(visible, _dot(query, key, trans_b=True) * scale, _HIDDEN)
+def _scores(query: Array, key: Array, seen: _SeenRefs, which: tuple[Any, Any, Array], how: Scores) -> Array:
+    """Rows x keys float32 in base 2, `_HIDDEN` where rows do not see; `which` rows and keys, and their first slot."""
+    rows, keys, offset = which
+    visible = seen.visible(rows, keys, offset + jnp.arange(key.shape[0], dtype=jnp.int32)[None])
+    return jnp.where(visible, capped(_dot(query, key, trans_b=True) * how.scale, how.cap), _HIDDEN)
+
+
+def _slope(scores: Array, how: Scores) -> Array | float:
+    """By how much visible scores move with products."""
+    return 1.0 if how.cap is None else jnp.where(scores > _HIDDEN, cap_slope(scores, how.cap), 0.0)
 
 
 def _options(name: str, tiles: Tiles, interpret: bool) -> dict:

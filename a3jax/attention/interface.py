@@ -3,13 +3,13 @@
 import functools
 import re
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from a3jax.attention.blocks import Range, splash_block
+from a3jax.attention.blocks import Local, Range, splash_block
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
 from a3jax.devices.context_parallel import gathered
@@ -33,11 +33,14 @@ def attend(
     implementation: Implementation = "auto",
     own: Range | None = None,
     block: int | None = None,
+    cap: float | None = None,
+    local: Local | None = None,
 ) -> Array:
     """Softmax attention of each row over keys [start, end), scaled by E**-0.5; a row with an empty range gives zero.
 
     `own` is a second range of each row, behind the first, which block diffusion has: the kernels do not know it. `block` is
-    that of `splash`, which otherwise follows from the shapes.
+    that of `splash`, which otherwise follows from the shapes. Scores are bent to stay within `cap` (`a3jax.attention.cap`).
+    Under `local` attention rows see what of their ranges is near them too; `splash` does not know it.
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
@@ -48,25 +51,31 @@ def attend(
     Ranges are those of documents, `splash` relies on it: within an example, ranges that start at different keys do not
     overlap. Raises `UserError` where a named implementation cannot run.
     """
-    if own is not None and implementation not in ("dense", "chunked"):
-        if implementation != "auto":
-            raise UserError(f"train.attention is '{implementation}', which knows one range of keys a row; give auto")
-        implementation = "dense" if key_BxLxKxE.shape[1] <= DENSE_KEYS else "chunked"
     mesh = jax.sharding.get_abstract_mesh()
     length, width = key_BxLxKxE.shape[1], key_BxLxKxE.shape[3]
+    lacking = {"flash": own is not None, "splash": own is not None or local is not None}
+    if lacking.get(implementation):
+        what = "one range of keys a row" if own is not None else "no local attention"
+        raise UserError(f"train.attention is '{implementation}', which knows {what}; give auto")
+    chosen = choose(implementation, platform(), length)
+    chosen = "chunked" if lacking.get(chosen) else chosen
     block = block or splash_block(length, width, 1 if mesh.empty else mesh.shape["context"])
-    function = _function(choose(implementation, platform(), length), block)
-    ranges = (start_BxR, end_BxR) if own is None else (start_BxR, end_BxR, own)
+    function = functools.partial(_function(chosen, block), cap=cap)
+    seen: dict[str, Any] = {"start_BxR": start_BxR, "end_BxR": end_BxR, "own": own, "local": local}
+    seen = {name: value for name, value in seen.items() if value is not None}
     if mesh.empty:
-        return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, *ranges)
+        return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, **seen)
 
-    def device(query: Array, key: Array, value: Array, *ranges: Array | Range) -> Array:
-        return function(query, gathered(key), gathered(value), *ranges)
+    def device(query: Array, key: Array, value: Array, seen: dict[str, Any]) -> Array:
+        if "local" in seen:
+            position = gathered(seen["local"].position[..., None, None])[..., 0, 0]
+            seen = seen | {"local": seen["local"]._replace(position=position)}
+        return function(query, gathered(key), gathered(value), **seen)
 
     heads, rows = P(BATCH, "context", "tensor", None), P(BATCH, "context")
-    parts = (heads, heads, heads, *jax.tree.map(lambda _: rows, ranges))
+    parts = (heads, heads, heads, jax.tree.map(lambda _: rows, seen))
     split = jax.shard_map(device, mesh=mesh, in_specs=parts, out_specs=heads, check_vma=False)
-    return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, *ranges)
+    return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, seen)
 
 
 def choose(implementation: Implementation, platform: str, keys: int) -> Implementation:

@@ -28,6 +28,7 @@ def splash_attention(
     start_BxR: Array,
     end_BxR: Array,
     block: int = BLOCK,
+    cap: float | None = None,
     interpret: bool = False,
 ) -> Array:
     """See `a3jax.attention.attend`. Ranges of one example that start at different keys must not overlap.
@@ -51,7 +52,7 @@ def splash_attention(
             is_mqa=False,
             save_residuals=False,
             mask_value=splash.DEFAULT_MASK_VALUE,
-            attn_logits_soft_cap=None,
+            attn_logits_soft_cap=cap,
             residual_checkpoint_name=ATTENTION,
             mask_function=_before_end,
             interpret=interpret,

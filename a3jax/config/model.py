@@ -2,33 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from a3jax.config.rope import LongScaling, Rope, RopeScaling
 from a3jax.errors import UserError, check_count, check_positive, check_token, shown
 
 Seeding = Literal["successor", "learned"]
 Content = Literal["group", "slot"]
 AdapterStream = Literal["query", "both"]
+Norm = Literal["rms", "rms_offset", "layer"]
+Activation = Literal["silu", "gelu_tanh"]
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama-3 frequency scaling (Llama 3.1, `rope_type: llama3`); lengths in tokens.
+class LayerKind(NamedTuple):
+    """What sets layers of one model apart."""
 
-    Raises `UserError` for a number that means nothing.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-    def __post_init__(self) -> None:
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            check_positive(name, getattr(self, name))
-        check_count("original_context", self.original_context)
-        if not self.low_freq_factor < self.high_freq_factor:
-            raise UserError(f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor {self.high_freq_factor}")
+    window: int | None
+    """Tokens that local attention sees, a row's own included; None: all that the order shows."""
+    rope: Rope | None
+    """None: positions do not enter."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One transformer of the Llama family. Widths in numbers of floats, `context` in tokens.
+    """One transformer with gated MLPs, of the Llama kind. Widths in numbers of floats, `context` in tokens.
 
-    Raises `UserError`, with the field's name, for a number or a token that no model can have.
+    A field's default is what Llama has. Raises `UserError`, with the field's name, for a number or a token that no model can
+    have.
     """
 
     family: str
@@ -73,14 +66,44 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    rotary_width: int | None = None
+    """How many numbers of a head turn, the first ones; None: all (Phi-4 turns three quarters)."""
+    unrotated_layers: tuple[int, ...] = ()
+    """Layers without rotary embedding (SmolLM3)."""
+    local_layers: tuple[int, ...] = ()
+    """Layers whose rows see keys within `local_window` tokens of their own position only (Gemma 2 and 3, OLMo 3)."""
+    local_window: int | None = None
+    local_rope: Rope | None = None
+    """Of local layers; None: as of the others (Gemma 3 and OLMo 3 have two)."""
     tied_head: bool = False
     qkv_bias: bool = False
+    output_bias: bool = False
+    """Of attention's output (a Llama with `attention_bias`)."""
+    mlp_bias: bool = False
     query_key_norm: Literal["none", "head", "full"] = "none"
-    """`head`: RMSNorm over each head (Qwen3); `full`: over all heads at once (OLMo 2)."""
+    """`head`: a norm over each head (Qwen 3, Gemma 3); `full`: over all heads at once (OLMo 2)."""
     experts: Experts | None = None
-    """None: one dense feed-forward. With experts, `ff_width` is that of one of them."""
+    """Of every layer's feed-forward, `ff_width` wide each (Mixtral, Qwen 3 MoE, OLMoE); None: it is one dense MLP."""
+    norm: Norm = "rms"
+    """`rms_offset`: RMSNorm that multiplies with 1 + weight (Gemma); `layer`: LayerNorm without weights (OLMo)."""
+    pre_norm: bool = True
+    """Normalize the inputs of attention and MLP."""
     post_norm: bool = False
-    """Normalize the outputs of attention and MLP instead of their inputs (OLMo 2)."""
+    """Normalize their outputs: instead (OLMo 2) or as well (Gemma 2)."""
+    activation: Activation = "silu"
+    """Of the MLP's gate."""
+    embedding_scale: float = 1.0
+    """What embeddings are multiplied with (Gemma, Granite)."""
+    residual_scale: float = 1.0
+    """What the outputs of attention and MLP are multiplied with (Granite)."""
+    attention_scale: float | None = None
+    """What attention's scores are multiplied with; None: head_width^-1/2."""
+    attention_cap: float | None = None
+    """Scores are bent to stay within it, as cap tanh(score / cap) (Gemma 2)."""
+    logit_divisor: float = 1.0
+    """What logits are divided by (Granite)."""
+    logit_cap: float | None = None
+    """The same for logits as `attention_cap`."""
     seeding: Seeding = "successor"
     content: Content = "group"
     """Up to where a content row sees: the end of its `group`, as in the paper, or its own `slot`, as in the source model."""
@@ -98,18 +121,54 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab", "width", "ff_width", "layers", "query_heads", "kv_heads", "head_width", "context"):
             check_count(name, getattr(self, name))
-        for name in ("norm_eps", "rope_theta"):
+        for name in ("norm_eps", "rope_theta", "embedding_scale", "residual_scale", "logit_divisor"):
             check_positive(name, getattr(self, name))
+        for name in ("attention_scale", "attention_cap", "logit_cap"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
         if self.query_heads % self.kv_heads:
             raise UserError(f"query_heads {self.query_heads} cannot share kv_heads {self.kv_heads}; these must divide them")
         if self.head_width % 2:
             raise UserError(f"head_width is {self.head_width}; it must be even")
         if self.adapter_rank != 0:
             check_count("adapter_rank", self.adapter_rank)
+        self._check_layers()
         if self.start_token is not None:
             check_token("start_token", self.start_token, self.vocab)
         for token in self.end_tokens:
             check_token("end_tokens", token, self.vocab)
+
+    def _check_layers(self) -> None:
+        """Raise `UserError` for what layers cannot have."""
+        turning = self.turning
+        if not (0 < turning <= self.head_width and turning % 2 == 0):
+            raise UserError(f"rotary_width is {turning}; it must be even, and at most head_width {self.head_width}")
+        for name in ("unrotated_layers", "local_layers"):
+            if any(not 0 <= layer < self.layers for layer in getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}; there are the layers 0 to {self.layers - 1}")
+        if self.local_layers:
+            check_count("local_window", self.local_window)
+        for scaling in (self.rope_scaling, self.local_rope and self.local_rope.scaling):
+            for name in ("short_factors", "long_factors") if isinstance(scaling, LongScaling) else ():
+                if len(getattr(scaling, name)) != turning // 2:
+                    raise UserError(f"{name} are {len(getattr(scaling, name))} numbers; {turning // 2} waves need as many")
+
+    @property
+    def turning(self) -> int:
+        """How many numbers of a head turn."""
+        return self.head_width if self.rotary_width is None else self.rotary_width
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """What every layer is, N."""
+        rope = Rope(self.rope_theta, self.rope_scaling)
+
+        def kind(layer: int) -> LayerKind:
+            local = layer in self.local_layers
+            turns = None if layer in self.unrotated_layers else (self.local_rope or rope) if local else rope
+            return LayerKind(self.local_window if local else None, turns)
+
+        return tuple(map(kind, range(self.layers)))
 
     @property
     def document_start(self) -> int | None:

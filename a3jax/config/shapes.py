@@ -1,6 +1,7 @@
 """Shapes of published models by name, for plans and for training before any weights are there."""
 
-from a3jax.config.model import Experts, ModelConfig, RopeScaling
+from a3jax.config.model import Experts, ModelConfig
+from a3jax.config.rope import Llama3Scaling
 
 
 def _llama_3(
@@ -19,7 +20,7 @@ def _llama_3(
         context=131072,
         tied_head=tied_head,
         rope_theta=500_000.0,
-        rope_scaling=RopeScaling(rope_factor, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192),
+        rope_scaling=Llama3Scaling(rope_factor, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192),
         start_token=128000,
         end_tokens=(128001,),
     )

@@ -15,8 +15,9 @@ from jax import Array
 
 from a3jax.config import ModelConfig
 from a3jax.decode.cached import Beginning, Read, one_pass
+from a3jax.model.cache import Cache, empty_cache
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Cache, Compute, empty_cache
+from a3jax.model.two_stream import Compute
 from a3jax.ordering.sequence import bucket
 
 
@@ -51,4 +52,4 @@ def _read(
     batch, count = token_BxC.shape
     slot_BxC = jnp.broadcast_to(jnp.arange(count), (batch, count))
     read = Read(token_BxC, place_BxC, jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0))
-    return one_pass(network, read, None, empty_cache(config, batch, count, compute), 0, compute)[1]
+    return one_pass(network, read, None, empty_cache(config, batch, count, compute.dtype), 0, compute)[1]

@@ -24,8 +24,9 @@ from a3jax.curriculum.stage import parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding
 from a3jax.devices.context_parallel import refuse
+from a3jax.model.cache import Cache, empty_cache
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Cache, Compute, TwoStream, empty_cache
+from a3jax.model.two_stream import Compute, TwoStream
 from a3jax.ordering import Order, Query, query_rule
 from a3jax.ordering.sequence import bucket, draw, pad_order
 
@@ -172,7 +173,7 @@ def begin(
     slot_BxL = jnp.argsort(place_BxL, axis=1).astype(jnp.int32)
     given_BxL = slot_BxL < plan.given_B[:, None]
     if beginning is None:
-        cache, read_B = empty_cache(config, batch, length if cached else 0, compute), jnp.zeros(batch, jnp.int32)
+        cache, read_B = empty_cache(config, batch, length if cached else 0, compute.dtype), jnp.zeros(batch, jnp.int32)
     else:
         first_B = np.zeros(batch, np.int32)
         cache, read_B = beginning.cache.copies(first_B, length), jnp.asarray(beginning.length_B, jnp.int32)[first_B]
@@ -208,8 +209,7 @@ def predict(
     asked = Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
 
     hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute)
-    head_VxD = network.output_matrix[...].astype(hidden_BxSxD.dtype)
-    return jnp.einsum("bsd,vd->bsv", hidden_BxSxD, head_VxD, preferred_element_type=jnp.float32), cache
+    return network.logits(hidden_BxSxD), cache
 
 
 def one_pass(

@@ -145,10 +145,9 @@ def _scores(
     """Nats of every choice, and whether it is greedy, R each. `owner` is whose beginning is a choice's."""
     network = nnx.merge(graph(config), params)
     hidden_RxMxD = hidden(network, beginning, owner_R, suffix, compute)
-    head_VxD = network.output_matrix[...].astype(hidden_RxMxD.dtype)
 
     def one(hidden_MxD: Array, target_M: Array, scored_M: Array) -> tuple[Array, Array]:
-        logits_MxV = jnp.einsum("md,vd->mv", hidden_MxD, head_VxD, preferred_element_type=jnp.float32)
+        logits_MxV = network.logits(hidden_MxD)
         greedy_M = (jnp.argmax(logits_MxV, -1) == target_M) | ~scored_M
         return jnp.where(scored_M, log_prob(logits_MxV, target_M), 0.0).sum(), greedy_M.all()
 

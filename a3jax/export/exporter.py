@@ -21,7 +21,9 @@ from a3jax.files.places import version
 from a3jax.files.strict import misspelt, to_json
 from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
 from a3jax.progress import Progress
-from a3jax.weights import a3_folder, families, generation, sha256
+from a3jax.weights import a3_folder, configuration, generation, sha256
+from a3jax.weights.families import family_of
+from a3jax.weights.fused import fuse
 from a3jax.weights.gguf.writer import write_gguf
 from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor, write_safetensors
@@ -69,10 +71,12 @@ def export_model(
     if both:
         settings = a3_folder.to_hf(config, dtype_name, fillable(load_codec(checkpoint.folder), config))
     else:
-        settings = families.to_hf(config, dtype_name)
+        settings = configuration.to_hf(config, dtype_name)
     kept = checkpoint.record.generation
     with resumable(out, made_from) as partial, damage_named(checkpoint):
-        _write_weights(partial, _shards(list(_tensors(checkpoint.config, found, dtype, both)), shard_bytes))
+        tensors = _tensors(checkpoint.config, found, dtype, both)
+        stored = tensors if both else fuse(tensors, family_of(config.family))
+        _write_weights(partial, _shards(list(stored), shard_bytes))
         _write_json(partial / "config.json", settings | generation.padding(kept))
         _write_json(partial / generation.FILE, generation.to_hf(config, kept))
         for name, content in _tokenizer_files(checkpoint).items():

@@ -165,4 +165,4 @@ def _hidden(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelCon
 
 
 def _logits(params: nnx.State, config: ModelConfig, hidden: Any) -> np.ndarray:
-    return fetched(hidden @ nnx.merge(graph(config), params).output_matrix[...].T)
+    return fetched(nnx.merge(graph(config), params).logits(jnp.asarray(hidden)))

@@ -101,6 +101,10 @@ def check_types(made: Any) -> None:
         build(hint, plain(getattr(made, name)), name)
 
 
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+
+
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -109,8 +113,8 @@ def _hints(cls: Any) -> dict[str, Any]:
 def build(expected: Any, value: Any, where: str) -> Any:
     """`value` (parsed JSON) as `expected`, a type made of dataclasses, tuples, literals, unions, scalars and `Any`.
 
-    Of a union, a list is taken as its tuple, and anything else as its own type or the first. Raises `UserError` that begins
-    with `where` if it is anything else.
+    Of a union, a list is taken as its tuple, an object as the dataclass whose fields are the nearest to its own, and anything
+    else as its own type or the first. Raises `UserError` that begins with `where` if it is anything else.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if expected is Any:
@@ -137,6 +141,8 @@ def build(expected: Any, value: Any, where: str) -> Any:
             return None
         kinds = [a for a in arguments if a is not type(None)]
         written = [a for a in kinds if type(value) is (list if typing.get_origin(a) is tuple else a)]
+        if isinstance(value, dict):
+            kinds = sorted(kinds, key=lambda kind: len(_fields(kind) ^ value.keys()))
         return build((written or kinds)[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))

@@ -107,5 +107,5 @@ def _log_probs(params: nnx.State, beginning: Beginning, suffix: Suffix, config: 
     network = nnx.merge(graph(config), params)
     owner_R = jnp.zeros(len(suffix.target), jnp.int32)
     hidden_RxMxD = hidden(network, beginning, owner_R, suffix, compute)
-    nll_RxM = token_nll(hidden_RxMxD, network.output_matrix[...], jnp.asarray(suffix.target), HEADS_AT_ONCE)
+    nll_RxM = token_nll(hidden_RxMxD, network.output_matrix[...], jnp.asarray(suffix.target), HEADS_AT_ONCE, config.logit_cap)
     return jnp.where(suffix.scored, -nll_RxM, 0.0)

@@ -36,6 +36,8 @@ class Predictions(NamedTuple):
     """Normalized hidden states, as `a3jax.devices.context_parallel.spread` lays slots."""
     head_VxD: Array
     """Makes logits of them."""
+    cap: float | None
+    """Within which logits are bent to stay."""
     index_BxL: Array
     """Where in the window stands the token that a row predicts."""
     target_BxL: Array
@@ -50,11 +52,12 @@ class Predictions(NamedTuple):
 
         Differentiable. `soft` are of the same rows, and `chunk` is that of `a3jax.likelihood.fused_loss.nll_sum`.
         """
-        return nll_sum(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(self.weight_BxL), chunk, soft)
+        rows = (self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(self.weight_BxL))
+        return nll_sum(*rows, chunk, soft, self.cap)
 
     def log_probs(self, chunk: int) -> Array:
         """log p of every token in nats, B x L float32 in window order, whatever its weight; zero where that is 0."""
-        nll_BxL = token_nll(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), chunk)
+        nll_BxL = token_nll(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), chunk, self.cap)
         log_prob_BxL = jnp.where(spread(self.weight_BxL) > 0, -nll_BxL, 0.0)
         return sort(log_prob_BxL, jnp.argsort(spread(self.index_BxL), axis=1))
 
@@ -71,7 +74,7 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Comput
     run = network.content_pass if one_stream else network.query_pass
     hidden_BxLxD, routing = run(tokens_BxL, jax.tree.map(spread, order), compute)
     target_BxL = sort(tokens_BxL, index_BxL)
-    return Predictions(hidden_BxLxD, network.output_matrix[...], index_BxL, target_BxL, weight_BxL, routing)
+    return Predictions(hidden_BxLxD, *_head(network), index_BxL, target_BxL, weight_BxL, routing)
 
 
 def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute) -> Predictions:
@@ -82,7 +85,11 @@ def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, comp
     hidden_BxRxD, routing = network.masked_pass(tokens_BxL, masking.rows, compute)
     hidden_BxLxD = constrain(sort(hidden_BxRxD, masking.row[..., None]), "BxLxD")
     place_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-    return Predictions(hidden_BxLxD, network.output_matrix[...], place_BxL, tokens_BxL, masking.weight, routing)
+    return Predictions(hidden_BxLxD, *_head(network), place_BxL, tokens_BxL, masking.weight, routing)
+
+
+def _head(network: TwoStream) -> tuple[Array, float | None]:
+    return network.output_matrix[...], network.config.logit_cap
 
 
 def log_probs(

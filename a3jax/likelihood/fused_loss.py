@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
+from a3jax.attention.cap import cap_slope, capped
 from a3jax.devices.mesh import BATCH, WIDTH, sum_scattered
 
 _ROWS = P(BATCH, "context")
@@ -40,9 +41,12 @@ def _axes() -> _Axes:
     return _Axes(tuple(axis for axis in (*BATCH, "context") if axis in split), ("tensor",) if "tensor" in split else ())
 
 
-def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int) -> Array:
-    """-log p(target) in nats for every row, B x L float32. Not meant to be differentiated. `chunk` is of one device."""
-    device = functools.partial(_token_nll, chunk=chunk, axes=_axes())
+def token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int, cap: float | None = None) -> Array:
+    """-log p(target) in nats for every row, B x L float32. Not meant to be differentiated. `chunk` is of one device.
+
+    Logits are bent to stay within `cap` (`a3jax.attention.cap`).
+    """
+    device = functools.partial(_token_nll, chunk=chunk, cap=cap, axes=_axes())
     on_devices = _on_every_device(device, (_ROWS, _HEAD, _ROWS), _ROWS)
     return on_devices(hidden_BxLxD, head_VxD.astype(hidden_BxLxD.dtype), target_BxL)
 
@@ -56,15 +60,21 @@ class SoftTargets(NamedTuple):
 
 
 def nll_sum(
-    hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, weight_BxL: Array, chunk: int, soft: SoftTargets | None = None
+    hidden_BxLxD: Array,
+    head_VxD: Array,
+    target_BxL: Array,
+    weight_BxL: Array,
+    chunk: int,
+    soft: SoftTargets | None = None,
+    cap: float | None = None,
 ) -> Array:
     """Sum over rows of weight x -log p(target), a float32 scalar, differentiable in `hidden` and `head`.
 
     With soft targets, -log p(target) is mixed with the cross-entropy to the teacher's distribution, sum of -p_t log p.
-    `chunk` counts rows of one device.
+    `chunk` counts rows of one device. Logits, the teacher's too, are bent to stay within `cap`.
     """
     taught = (None, None, 0.0) if soft is None else soft
-    return _nll_sum(hidden_BxLxD, head_VxD, target_BxL, weight_BxL, *taught[:2], chunk, taught[2])
+    return _nll_sum(hidden_BxLxD, head_VxD, target_BxL, weight_BxL, *taught[:2], _How(chunk, taught[2], cap))
 
 
 def _on_every_device(function: Callable, parts: Any, result: Any) -> Callable:
@@ -75,10 +85,10 @@ def _on_every_device(function: Callable, parts: Any, result: Any) -> Callable:
     return jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=result, check_vma=False)
 
 
-def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int, axes: _Axes) -> Array:
+def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int, cap: float | None, axes: _Axes) -> Array:
     def rows(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden_BxcxD, target_Bxc = xs
-        logits = _logits(hidden_BxcxD, head_VxD)
+        logits = _logits(hidden_BxcxD, head_VxD, cap)
         return None, _softmax(logits, axes).log_normalizer - _pick(logits, target_Bxc, axes)
 
     _, nll = jax.lax.scan(rows, None, (_cut(hidden_BxLxD, chunk), _cut(target_BxL, chunk)))
@@ -96,7 +106,16 @@ class _Inputs(NamedTuple):
     teacher_head: Array | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+class _How(NamedTuple):
+    """What is fixed when the loss is compiled."""
+
+    chunk: int
+    share: float
+    """Of the teacher's distribution."""
+    cap: float | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _nll_sum(
     hidden: Array,
     head: Array,
@@ -104,25 +123,24 @@ def _nll_sum(
     weight: Array,
     teacher: Array | None,
     teacher_head: Array | None,
-    chunk: int,
-    share: float,
+    how: _How,
 ) -> Array:
     if teacher is None:
-        return (token_nll(hidden, head, target, chunk) * weight).sum()
-    return _sums(_Inputs(hidden, head, target, weight, teacher, teacher_head), chunk, share, trained_head=False)[0]
+        return (token_nll(hidden, head, target, how.chunk, how.cap) * weight).sum()
+    return _sums(_Inputs(hidden, head, target, weight, teacher, teacher_head), how, trained_head=False)[0]
 
 
 def _forward(*arguments: Any) -> tuple[Array, tuple]:
-    *arrays, chunk, share = arguments
+    *arrays, how = arguments
     trained_head = arrays[1].perturbed
     values: tuple[Any, ...] = tuple(None if array is None else array.value for array in arrays)
-    total, *gradients = _sums(_Inputs(*values), chunk, share, trained_head)
+    total, *gradients = _sums(_Inputs(*values), how, trained_head)
     return total, tuple(gradients)
 
 
-def _sums(inputs: _Inputs, chunk: int, share: float, trained_head: bool) -> tuple[Array, Array, Array | None]:
+def _sums(inputs: _Inputs, how: _How, trained_head: bool) -> tuple[Array, Array, Array | None]:
     """The loss, and its gradients with respect to `hidden` and, if it is trained, `head`."""
-    device = functools.partial(_own_sums, chunk=chunk, share=share, trained_head=trained_head, axes=_axes())
+    device = functools.partial(_own_sums, how=how, trained_head=trained_head, axes=_axes())
     parts: tuple[Any, ...] = (_ROWS, _HEAD, _ROWS, _ROWS, _ROWS, _HEAD)
     on_devices = _on_every_device(device, (_Inputs(*parts),), (P(), _ROWS, P(WIDTH, "tensor")))
     rounded = {
@@ -134,7 +152,7 @@ def _sums(inputs: _Inputs, chunk: int, share: float, trained_head: bool) -> tupl
     return total, d_hidden, d_head_DxV.T.astype(inputs.head.dtype) if trained_head else None
 
 
-def _own_sums(own: _Inputs, chunk: int, share: float, trained_head: bool, axes: _Axes) -> tuple[Array, Array, Array | None]:
+def _own_sums(own: _Inputs, how: _How, trained_head: bool, axes: _Axes) -> tuple[Array, Array, Array | None]:
     """What one device does for `_sums`: its own rows, and then the sum over the other devices.
 
     The head's gradient is D x V, and of its width the device keeps the part that it has of the head.
@@ -153,18 +171,18 @@ def _own_sums(own: _Inputs, chunk: int, share: float, trained_head: bool, axes: 
     def counted(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head_DxV = carry
         hidden_BxcxD, target_Bxc, weight_Bxc, *teacher_BxcxD = xs
-        logits = _logits(hidden_BxcxD, head)
+        logits = _logits(hidden_BxcxD, head, how.cap)
         softmax = _softmax(logits, axes)
         wanted = _tokens(logits, axes) == target_Bxc[..., None]
         if teacher_head is None:
             found = _pick(logits, target_Bxc, axes)
         else:
-            taught = _softmax(_logits(teacher_BxcxD[0], teacher_head), axes)
-            wanted = (1 - share) * wanted + share * taught.exp / taught.normalizer
+            taught = _softmax(_logits(teacher_BxcxD[0], teacher_head, how.cap), axes)
+            wanted = (1 - how.share) * wanted + how.share * taught.exp / taught.normalizer
             found = jax.lax.psum((wanted * logits).sum(-1), axes.vocabulary)
         total += ((softmax.log_normalizer - found) * weight_Bxc).sum()
         d_logits = (softmax.exp / softmax.normalizer - wanted) * weight_Bxc[..., None]
-        d_logits = d_logits.astype(hidden.dtype)
+        d_logits = (d_logits * cap_slope(logits, how.cap)).astype(hidden.dtype)
         d_hidden = jnp.einsum("bcv,vd->bcd", d_logits, head, preferred_element_type=jnp.float32)
         d_hidden = jax.lax.psum(d_hidden, axes.vocabulary).astype(hidden.dtype)
         if trained_head:
@@ -172,7 +190,7 @@ def _own_sums(own: _Inputs, chunk: int, share: float, trained_head: bool, axes: 
         return (total, d_head_DxV), d_hidden
 
     taught_rows = () if teacher is None else (teacher,)
-    xs = tuple(_cut(_gather(x, last_BxL), chunk) for x in (hidden, target, weight, *taught_rows))
+    xs = tuple(_cut(_gather(x, last_BxL), how.chunk) for x in (hidden, target, weight, *taught_rows))
     # All devices skip together, so that none waits in a chunk for another that has left it out.
     live_n = jax.lax.psum((xs[2] != 0).any((1, 2)).astype(jnp.int32), axes.rows) > 0
     zeros = jnp.zeros(()), jnp.zeros(head.shape[::-1] if trained_head else ())
@@ -187,7 +205,7 @@ def _own_sums(own: _Inputs, chunk: int, share: float, trained_head: bool, axes: 
     return jax.lax.psum(total, axes.rows), d_hidden, d_head_DxV
 
 
-def _backward(chunk: int, share: float, gradients: tuple[Array, Array | None], d_total: Array) -> tuple:
+def _backward(how: _How, gradients: tuple[Array, Array | None], d_total: Array) -> tuple:
     d_hidden, d_head = gradients
     d_hidden, d_head = (None if d is None else (d * d_total).astype(d.dtype) for d in (d_hidden, d_head))
     return d_hidden, d_head, None, None, None, None
@@ -196,9 +214,9 @@ def _backward(chunk: int, share: float, gradients: tuple[Array, Array | None], d
 _nll_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _logits(hidden_BxcxD: Array, head_VxD: Array) -> Array:
+def _logits(hidden_BxcxD: Array, head_VxD: Array, cap: float | None) -> Array:
     """B x c x V float32."""
-    return jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32)
+    return capped(jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32), cap)
 
 
 def _gather(x_BxLx: Array, index_BxL: Array) -> Array:

@@ -9,18 +9,19 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.attention.blocks import Range
+from a3jax.attention.blocks import Local, Range
 from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
 from a3jax.model import experts, mlp
 from a3jax.model.adapters import adapted, factor_axes, factors, has_adapter
+from a3jax.model.cache import Keys
 from a3jax.model.experts import Routing
+from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import project
 from a3jax.model.rope import rotate
@@ -34,13 +35,15 @@ class Rows(NamedTuple):
 
     x: Array  # B x R x D
     normed: Array  # B x R x D, what a layer's first products take: x, normalized where the layer normalizes first
-    cos: Array  # B x R x 1 x E/2, of each row's rotation
+    cos: Array  # B x R x J x e, of each row's rotation under every rotary embedding of the model; in a layer J is 1
     sin: Array
     start: Array  # B x R
     end: Array
+    position: Array  # B x R, RoPE position
     content_rows: int
     changed: Array | None  # B x query rows
     own: Range | None = None  # B x R each, a second range of slots that is seen
+    window: Array | None = None  # in a model with local attention, within how many tokens a layer's rows see
 
     @property
     def content(self) -> "Rows":
@@ -64,9 +67,9 @@ class Rows(NamedTuple):
         return seen if self.own is None else seen | (self.own[1] > self.own[0])
 
     def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
-        x, normed, cos, sin, start, end = (cut(array, self.content_rows) for array in self[:6])
+        x, normed, cos, sin, start, end, position = (cut(array, self.content_rows) for array in self[:7])
         own = None if self.own is None else (cut(self.own[0], self.content_rows), cut(self.own[1], self.content_rows))
-        return Rows(x, normed, cos, sin, start, end, content_rows, changed, own)
+        return Rows(x, normed, cos, sin, start, end, position, content_rows, changed, own, self.window)
 
 
 class Block(nnx.Module):
@@ -74,24 +77,31 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        declare = functools.partial(parameter, config, rngs=rngs)
-        ones, zeros, normal = nnx.initializers.ones, nnx.initializers.zeros, nnx.initializers.normal(0.02)
-        self.attention_norm = declare("NxD", "norm", ones)
+        declare, norm = functools.partial(parameter, config, rngs=rngs), functools.partial(norm_weight, config, rngs=rngs)
+        zeros, normal = nnx.initializers.zeros, nnx.initializers.normal(0.02)
+        if config.pre_norm:
+            self.attention_norm, self.mlp_norm = norm("NxD"), norm("NxD")
+        if config.post_norm:
+            self.attention_post_norm, self.mlp_post_norm = norm("NxD"), norm("NxD")
         self.query = declare("NxD->HxE", "matrix", normal)
         self.key = declare("NxD->KxE", "matrix", normal)
         self.value = declare("NxD->KxE", "matrix", normal)
         self.output = declare("NxHxE->D", "matrix", normal)
-        self.mlp_norm = declare("NxD", "norm", ones)
         for name, (axes, kind) in (mlp.WEIGHTS if config.experts is None else experts.WEIGHTS).items():
             setattr(self, name, declare(axes, kind, normal))
         if config.qkv_bias:
             self.query_bias = declare("NxHxE", "bias", zeros)
             self.key_bias = declare("NxKxE", "bias", zeros)
             self.value_bias = declare("NxKxE", "bias", zeros)
+        if config.output_bias:
+            self.output_bias = declare("NxD", "bias", zeros)
+        if config.mlp_bias:
+            self.gate_bias, self.up_bias = declare("NxF", "bias", zeros), declare("NxF", "bias", zeros)
+            self.down_bias = declare("NxD", "bias", zeros)
         if config.query_key_norm != "none":
             per_head = config.query_key_norm == "head"
-            self.query_norm = declare("NxE" if per_head else "NxHxE", "norm", ones)
-            self.key_norm = declare("NxE" if per_head else "NxKxE", "norm", ones)
+            self.query_norm = norm("NxE" if per_head else "NxHxE")
+            self.key_norm = norm("NxE" if per_head else "NxKxE")
         weights = {name: declared(value) for name, value in vars(self).items() if isinstance(value, nnx.Param)}
         for name in [name for name, weight in weights.items() if has_adapter(config, weight)]:
             for factor, axes, begin in zip(factors(name), factor_axes(weights[name]), (normal, zeros)):
@@ -104,39 +114,41 @@ class Block(nnx.Module):
     def keys_values(self, content: Rows) -> tuple[Array, Array]:
         """Keys and values of content rows, B x R x K x E each."""
         key, value = (self._project(content.normed, name, content) for name in ("key", "value"))
-        if self.config.qkv_bias:
-            key, value = key + self.key_bias, value + self.value_bias
         return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
 
-    def attend_and_mlp(
-        self, rows: Rows, key_BxLxKxE: Array, value_BxLxKxE: Array, attend: Callable[..., Array]
-    ) -> tuple[Array, Routing | None]:
+    def attend_and_mlp(self, rows: Rows, known: Keys, attend: Callable[..., Array]) -> tuple[Array, Routing | None]:
         """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see.
 
         With them comes what the router did, in a layer that has one.
         """
-        query = self._project(rows.normed, "query", rows)
-        if self.config.qkv_bias:
-            query += self.query_bias
-        query = rotate(self._per_head(query, "query_norm"), rows.cos, rows.sin)
-        seen = attend(query, key_BxLxKxE, value_BxLxKxE, rows.start, rows.end, own=rows.own)
-        x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_norm")
-
-        out, routing = self._feed_forward(self._before(x_BxRxD, "mlp_norm"), rows)
-        return constrain(x_BxRxD + self._after(out, "mlp_norm"), "BxRxD"), routing
+        query = rotate(self._per_head(self._project(rows.normed, "query", rows), "query_norm"), rows.cos, rows.sin)
+        if (scale := self.config.attention_scale) is not None:
+            query *= scale * self.config.head_width**0.5  # `attend` divides by the root
+        local = None if rows.window is None else Local.within(rows.window, rows.position, known.position)
+        how = {"own": rows.own, "cap": self.config.attention_cap, "local": local}
+        seen = attend(query, known.key, known.value, rows.start, rows.end, **how)
+        x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_post_norm")
+        out_BxRxD, routing = self._feed_forward(self._before(x_BxRxD, "mlp_norm"), rows)
+        return constrain(x_BxRxD + self._after(out_BxRxD, "mlp_post_norm"), "BxRxD"), routing
 
     def _feed_forward(self, normed_BxRxD: Array, rows: Rows) -> tuple[Array, Routing | None]:
         """A dense one, or one of experts; each has a file of its own."""
+        activate = mlp.ACTIVATIONS[self.config.activation]
         if self.config.experts is None:
-            return mlp.mlp(normed_BxRxD, lambda x, name: self._project(x, name, rows)), None
+            return mlp.mlp(normed_BxRxD, activate, lambda x, name: self._project(x, name, rows)), None
         weights = {name: getattr(self, name)[...] for name in experts.WEIGHTS}
-        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, weights)
+        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, activate, weights)
 
     def _project(self, x_BxRxi: Array, name: str, rows: Rows) -> Array:
-        """The product of `rows` with a weight, and with its adapter in those that have one."""
+        """The product of `rows` with a weight, and with its adapter in those that have one; and its bias, if it has one."""
         out = project(x_BxRxi, getattr(self, name)[...])
-        if name not in adapted(self.config):
-            return out
+        if name in adapted(self.config):
+            out = self._adapt(out, x_BxRxi, name, rows)
+        bias = getattr(self, f"{name}_bias", None)
+        return out if bias is None else out + bias
+
+    def _adapt(self, out: Array, x_BxRxi: Array, name: str, rows: Rows) -> Array:
+        """A product and that with the weight's adapter, in the rows that have it."""
         inner, outer = (getattr(self, factor)[...] for factor in factors(name))
         if self.config.adapter_stream == "both":
             return out + project(project(x_BxRxi, inner), outer)
@@ -149,22 +161,17 @@ class Block(nnx.Module):
 
     def _before(self, x_BxRxD: Array, norm: str) -> Array:
         """What a sublayer takes, in a model that normalizes before its sublayers."""
-        return x_BxRxD if self.config.post_norm else rms_norm(x_BxRxD, getattr(self, norm), self.config.norm_eps)
+        return normalize(self.config, x_BxRxD, getattr(self, norm)) if self.config.pre_norm else x_BxRxD
 
     def _after(self, out_BxRxD: Array, norm: str) -> Array:
-        """What is added of a sublayer's result, in a model that normalizes after its sublayers."""
-        return rms_norm(out_BxRxD, getattr(self, norm), self.config.norm_eps) if self.config.post_norm else out_BxRxD
+        """What is added of a sublayer's result, in a model that normalizes after its sublayers, or scales what they add."""
+        if self.config.post_norm:
+            out_BxRxD = normalize(self.config, out_BxRxD, getattr(self, norm))
+        return out_BxRxD if self.config.residual_scale == 1 else out_BxRxD * self.config.residual_scale
 
     def _per_head(self, x_BxRxHxE: Array, norm: str) -> Array:
         """Queries or keys, normalized by head or over all heads in a model that does so."""
         if self.config.query_key_norm == "none":
             return x_BxRxHxE
         axes = (-1,) if self.config.query_key_norm == "head" else (-2, -1)
-        return rms_norm(x_BxRxHxE, getattr(self, norm), self.config.norm_eps, axes)
-
-
-def rms_norm(x: Array, weight: Array, eps: float, axes: tuple[int, ...] = (-1,)) -> Array:
-    """Root-mean-square normalization (Zhang & Sennrich, arXiv 1910.07467), in float32, dtype kept."""
-    x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + eps)
-    return (x32 * scale).astype(x.dtype) * weight
+        return normalize(self.config, x_BxRxHxE, getattr(self, norm), axes)

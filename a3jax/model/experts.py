@@ -59,8 +59,10 @@ WEIGHTS: dict[str, tuple[str, Kind]] = {
 """Its parameters' axes and kinds."""
 
 
-def experts(config: Experts, x_BxRxD: Array, seen_BxR: Array, weights: dict[str, Array]) -> tuple[Array, Routing]:
-    """Rows through their experts, B x R x D, and what the router did with those that are `seen`.
+def experts(
+    config: Experts, x_BxRxD: Array, seen_BxR: Array, activate: Callable[[Array], Array], weights: dict[str, Array]
+) -> tuple[Array, Routing]:
+    """Rows through their experts, B x R x D, and what the router did with those that see something.
 
     `weights` are those of one layer, by name.
     """
@@ -68,7 +70,9 @@ def experts(config: Experts, x_BxRxD: Array, seen_BxR: Array, weights: dict[str,
     share_BxRxk, choice_BxRxk = jax.lax.top_k(probability_BxRxX, config.active)
     if config.normalized:
         share_BxRxk /= share_BxRxk.sum(-1, keepdims=True)
-    out_BxRxD = _on_every_device(x_BxRxD, choice_BxRxk, share_BxRxk, weights["gate"], weights["up"], weights["down"])
+    gate, up, down = (weights[name] for name in ("gate", "up", "down"))
+    through = functools.partial(_through, activate=activate, native=platform() == "tpu")
+    out_BxRxD = _on_every_device(through, x_BxRxD, choice_BxRxk, share_BxRxk, gate, up, down)
     return out_BxRxD, _routing(probability_BxRxX, choice_BxRxk, seen_BxR)
 
 
@@ -83,12 +87,11 @@ def _routing(probability_BxRxX: Array, choice_BxRxk: Array, seen_BxR: Array) -> 
     return Routing(seen_BxRx1.sum(), (chosen_BxRxX * seen_BxRx1).sum((0, 1)), (probability_BxRxX * seen_BxRx1).sum((0, 1)))
 
 
-def _on_every_device(x: Array, choice: Array, share: Array, *weights: Array) -> Array:
+def _on_every_device(through: Callable[..., Array], x: Array, choice: Array, share: Array, *weights: Array) -> Array:
     """`_through` all experts, B x R x D, of what a device holds; of everything where no mesh is in use."""
     mesh = jax.sharding.get_abstract_mesh()
-    native = platform() == "tpu"
     if mesh.empty:
-        return _flat(functools.partial(_through, native=native), x, choice, share, *weights)
+        return _flat(through, x, choice, share, *weights)
 
     def device(x: Array, choice: Array, share: Array, *weights: Array) -> Array:
         # The transpose of gathering scatters the sum of gradients: every device keeps its part of it.
@@ -99,7 +102,7 @@ def _on_every_device(x: Array, choice: Array, share: Array, *weights: Array) -> 
         x, choice, share = (jax.lax.all_gather(each, "expert", tiled=True) for each in own[:3])
         gate, up, down = own[3:]
         first = jax.lax.axis_index("expert") * len(gate)
-        out_TxD = _through(x, choice - first, share, gate, up, down, native)
+        out_TxD = through(x, choice - first, share, gate, up, down)
         return jax.lax.psum_scatter(jax.lax.psum(out_TxD, "tensor"), "expert", tiled=True)
 
     here, up = P(BATCH, "context"), P("expert", WIDTH, "tensor")
@@ -114,7 +117,16 @@ def _flat(function: Callable[..., Array], x_BxRxD: Array, choice_BxRxk: Array, s
     return function(*rows, *weights).reshape(x_BxRxD.shape)
 
 
-def _through(x_TxD: Array, choice_Txk: Array, share_Txk: Array, gate: Array, up: Array, down: Array, native: bool) -> Array:
+def _through(
+    x_TxD: Array,
+    choice_Txk: Array,
+    share_Txk: Array,
+    gate: Array,
+    up: Array,
+    down: Array,
+    activate: Callable[[Array], Array],
+    native: bool,
+) -> Array:
     """Each row through those of its experts that have weights here, which are numbered from 0; the sum of their shares."""
     (rows, copies), own = choice_Txk.shape, len(gate)
     expert_M = jnp.where((choice_Txk >= 0) & (choice_Txk < own), choice_Txk, own).reshape(-1)
@@ -128,7 +140,7 @@ def _through(x_TxD: Array, choice_Txk: Array, share_Txk: Array, gate: Array, up:
 
     # A kernel leaves what it likes in rows of other devices' experts.
     sorted_MxD = jnp.where(here_Mx1, _sorted(x_TxD, order_M, place_M, copies), 0)
-    hidden_MxF = jax.nn.silu(product(sorted_MxD, gate)) * product(sorted_MxD, up)
+    hidden_MxF = activate(product(sorted_MxD, gate)) * product(sorted_MxD, up)
     out_MxD = jnp.where(here_Mx1, product(hidden_MxF, down), 0)
     out_TxkxD = _sorted(out_MxD, place_M, order_M, 1).reshape(rows, copies, -1)
     shared = jnp.einsum("tkd,tk->td", out_TxkxD, share_Txk.astype(x_TxD.dtype), preferred_element_type=jnp.float32)

@@ -23,19 +23,21 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from a3jax.attention import ATTENTION, attend
-from a3jax.attention.blocks import Range
+from a3jax.attention.blocks import EVERYWHERE, Range
+from a3jax.attention.cap import capped
 from a3jax.attention.interface import Implementation
-from a3jax.config import ModelConfig
+from a3jax.config import LayerKind, ModelConfig
 from a3jax.devices.context_parallel import streams
 from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
-from a3jax.model.block import Block, Rows, rms_norm
+from a3jax.model.block import Block, Rows
+from a3jax.model.cache import Cache, Keys
 from a3jax.model.experts import Routing
+from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
@@ -60,29 +62,6 @@ class Stream(NamedTuple):
     """A second range of slots that rows see, where content has one."""
 
 
-class Cache(NamedTuple):
-    """Keys and values of slots in every layer. Content never changes once committed, so they are never computed again."""
-
-    key: Array  # N x B x L x K x E
-    value: Array  # N x B x L x K x E
-
-    def write(self, layer: Array, offset_B: Array, key_BxCxKxE: Array, value_BxCxKxE: Array) -> "Cache":
-        """The cache with new content rows of one layer from slot `offset` on; those beyond its end are dropped."""
-        batch, rows = key_BxCxKxE.shape[:2]
-        where = (layer, jnp.arange(batch)[:, None], offset_B[:, None] + jnp.arange(rows))
-        key, value = (x.at[where].set(new, mode="drop") for x, new in zip(self, (key_BxCxKxE, value_BxCxKxE)))
-        return Cache(key, value)
-
-    def copies(self, owner_R: Array | np.ndarray, slots: int) -> "Cache":
-        """Caches of R sequences with room for `slots` tokens, whose beginnings are those of the sequences `owner`."""
-
-        def copy(x: Array) -> Array:
-            more = max(0, slots - x.shape[2])
-            return jnp.pad(x[:, owner_R, :slots], ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
-
-        return Cache(*map(copy, self))
-
-
 class Compute(NamedTuple):
     """How a forward pass is computed; nothing here changes what it means."""
 
@@ -98,6 +77,14 @@ class Compute(NamedTuple):
         return functools.partial(attend, implementation=self.attention, block=self.attention_block)
 
 
+class Layer(NamedTuple):
+    """One layer, or with an axis N before all others, all of them."""
+
+    parameters: nnx.State
+    kind: Array
+    """Which of the model's kinds of layers it is of."""
+
+
 class TwoStream(nnx.Module):
     """Embedding, N layers, final norm, head, and the learned vector that seeds queries."""
 
@@ -107,7 +94,7 @@ class TwoStream(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         self.embedding = declare("VxD", "embedding", normal)
         self.blocks = Block(config, rngs)
-        self.final_norm = declare("D", "norm", nnx.initializers.ones)
+        self.final_norm = norm_weight(config, "D", rngs)
         self.query_seed = declare("D", "seed", nnx.initializers.zeros)
         if not config.tied_head:
             self.head = declare("VxD", "head", normal)
@@ -116,6 +103,13 @@ class TwoStream(nnx.Module):
     def output_matrix(self) -> nnx.Param:
         """V x D: the head, or the embedding where they are tied."""
         return self.embedding if self.config.tied_head else self.head
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits of hidden states that a pass returns, ... x D to ... x V float32."""
+        head_VxD = self.output_matrix[...].astype(hidden.dtype)
+        return capped(
+            jnp.einsum("...d,vd->...v", hidden, head_VxD, preferred_element_type=jnp.float32), self.config.logit_cap
+        )
 
     def query_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's query, B x L x D in slot order.
@@ -173,14 +167,18 @@ class TwoStream(nnx.Module):
 
     def embed(self, token: Array, compute: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
-        return constrain(self.embedding[...], "VxD")[token].astype(compute.dtype)
+        return self._scaled(constrain(self.embedding[...], "VxD")[token].astype(compute.dtype))
 
     def embed_queries(self, predecessor: Array, known: Array, compute: Compute) -> Array:
         """What queries start from: x_{t-1} where it is known and seeds them, else the learned vector; ... x D."""
-        seed = self.query_seed[...].astype(compute.dtype)
+        seed = self._scaled(self.query_seed[...].astype(compute.dtype))
         if self.config.seeding == "learned":
             return jnp.broadcast_to(seed, (*predecessor.shape, self.config.width))
         return jnp.where(known[..., None], self.embed(predecessor, compute), seed)
+
+    def _scaled(self, embedding: Array) -> Array:
+        scale = self.config.embedding_scale
+        return embedding if scale == 1 else embedding * jnp.asarray(scale, embedding.dtype)
 
     def run(self, content: Stream, queries: Stream | None, compute: Compute) -> tuple[Array, Routing | None]:
         """Both streams, or content alone, through all layers; slot i is content row i.
@@ -188,43 +186,41 @@ class TwoStream(nnx.Module):
         Returns the normalized last hidden states of the queries, or of the content where there are none, and what the
         routers of all layers did, if they have some.
         """
-        rows, (block_of, parameters) = self._rows(content, queries), self._layers(compute)
+        rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
 
-        def layer(x_BxRxD: Array, parameters: nnx.State, last: bool) -> tuple[Array, Routing | None]:
-            block = block_of(parameters)
-            here = block.enter(rows, x_BxRxD)
-            key, value = block.keys_values(here.content)
-            return block.attend_and_mlp(here.wanted if last else here, key, value, compute.attend)
+        def layer(x_BxRxD: Array, own: Layer, last: bool) -> tuple[Array, Routing | None]:
+            block, here = enter(own, rows, x_BxRxD)
+            known = Keys(*block.keys_values(here.content), here.content.position)
+            return block.attend_and_mlp(here.wanted if last else here, known, compute.attend)
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
-        x_BxRxD, routing = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], parameters))
-        x_BxRxD, of_last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], parameters))
-        routing = jax.tree.map(lambda layers, last: jnp.concatenate([layers, last[None]]), routing, of_last)
+        x_BxRxD, routing = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], layers))
+        x_BxRxD, of_last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], layers))
+        routing = jax.tree.map(lambda others, last: jnp.concatenate([others, last[None]]), routing, of_last)
         return self._normalize(x_BxRxD, compute), routing
 
     def run_content(self, content: Stream, compute: Compute) -> Cache:
         """The keys and values of all slots, for queries that come without content; slot i is content row i."""
-        rows, (block_of, parameters) = self._rows(content, None), self._layers(compute)
+        rows, (enter, layers) = self._rows(content, None), self._layers(compute)
 
-        def layer(x_BxLxD: Array, parameters: nnx.State) -> tuple[Array, tuple[Array, Array]]:
-            block = block_of(parameters)
-            here = block.enter(rows, x_BxLxD)
+        def layer(x_BxLxD: Array, own: Layer) -> tuple[Array, tuple[Array, Array]]:
+            block, here = enter(own, rows, x_BxLxD)
             key, value = block.keys_values(here)
-            return block.attend_and_mlp(here, key, value, compute.attend)[0], (key, value)
+            return block.attend_and_mlp(here, Keys(key, value, here.position), compute.attend)[0], (key, value)
 
-        keys_values = jax.lax.scan(layer, rows.x, parameters)[1]
-        return Cache(*(constrain(x, "NxBxLxKxE") for x in keys_values))
+        keys, values = (constrain(x, "NxBxLxKxE") for x in jax.lax.scan(layer, rows.x, layers)[1])
+        return Cache(keys, values, rows.position)
 
     def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> tuple[Array, Routing | None]:
         """The normalized last hidden states of queries alone, from the keys and values of all slots; and as `run`."""
-        rows, (block_of, parameters) = self._rows(None, queries), self._layers(compute)
+        rows, (enter, layers) = self._rows(None, queries), self._layers(compute)
 
-        def layer(x_BxLxD: Array, xs: tuple[nnx.State, Cache]) -> tuple[Array, Routing | None]:
-            parameters, (key, value) = xs
-            block = block_of(parameters)
-            return block.attend_and_mlp(block.enter(rows, x_BxLxD), key, value, compute.attend)
+        def layer(x_BxLxD: Array, xs: tuple[Layer, tuple[Array, Array]]) -> tuple[Array, Routing | None]:
+            own, keys_values = xs
+            block, here = enter(own, rows, x_BxLxD)
+            return block.attend_and_mlp(here, Keys(*keys_values, known.position), compute.attend)
 
-        x_BxLxD, routing = jax.lax.scan(_remat(layer, compute.remat), rows.x, (parameters, known))
+        x_BxLxD, routing = jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))
         return self._normalize(x_BxLxD, compute), routing
 
     def run_cached(
@@ -234,20 +230,19 @@ class TwoStream(nnx.Module):
 
         Nothing is differentiated through it.
         """
-        rows, (block_of, parameters) = self._rows(content, queries), self._layers(compute)
+        rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
         offset_B = jnp.broadcast_to(offset_B, len(rows.x))
+        cache = cache.placed(offset_B, content.position)
 
         # The cache is carried, so that it is updated in place. The last layer is not set apart: cutting it off would
         # copy all other layers' weights at every call, and a step of decoding does little else than read them.
-        def step(carry: tuple[Array, Cache], xs: tuple[nnx.State, Array]) -> tuple[tuple[Array, Cache], None]:
-            (x_BxRxD, cache), (parameters, layer) = carry, xs
-            block = block_of(parameters)
-            here = block.enter(rows, x_BxRxD)
-            cache = cache.write(layer, offset_B, *block.keys_values(here.content))
-            x_BxRxD, _ = block.attend_and_mlp(here, cache.key[layer], cache.value[layer], compute.attend)
-            return (x_BxRxD, cache), None
+        def step(carry: tuple[Array, Cache], xs: tuple[Layer, Array]) -> tuple[tuple[Array, Cache], None]:
+            (x_BxRxD, cache), (own, number) = carry, xs
+            block, here = enter(own, rows, x_BxRxD)
+            cache = cache.write(number, offset_B, *block.keys_values(here.content))
+            return (block.attend_and_mlp(here, cache.layer(number), compute.attend)[0], cache), None
 
-        (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (parameters, jnp.arange(self.config.layers)))
+        (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
 
     def _rows(self, content: Stream | None, queries: Stream | None) -> Rows:
@@ -258,24 +253,42 @@ class TwoStream(nnx.Module):
         content_rows = 0 if content is None else content.position.shape[1]
         changed = None if queries is None else queries.changed
         own = None if content is None else content.own
-        return Rows(x_BxRxD, x_BxRxD, *angles(self.config, position), start, end, content_rows, changed, own)
+        turns = angles(self.config, tuple(kind.rope for kind in self._kinds), position)
+        return Rows(x_BxRxD, x_BxRxD, *turns, start, end, position, content_rows, changed, own)
 
-    def _layers(self, compute: Compute) -> tuple[Callable[[nnx.State], Block], nnx.State]:
-        """What makes a layer of its parameters, and the parameters of all N, in the type in which they are computed with."""
+    @property
+    def _kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers that there are, each once."""
+        return tuple(dict.fromkeys(self.config.layer_kinds))
+
+    def _layers(self, compute: Compute) -> tuple[Callable[[Layer, Rows, Array], tuple[Block, Rows]], Layer]:
+        """What takes rows into a layer, and all N layers, their parameters in the type in which they are computed with."""
         graph, parameters = nnx.split(self.blocks)
+        kinds = self._kinds
+        windows = None
+        if self.config.local_layers:
+            windows = jnp.array([EVERYWHERE if kind.window is None else kind.window for kind in kinds])
 
-        def layer(parameters: nnx.State) -> Block:
-            return nnx.merge(graph, jax.tree.map(_of_a_layer, parameters, is_leaf=_is_variable))
+        def enter(layer: Layer, rows: Rows, x_BxRxD: Array) -> tuple[Block, Rows]:
+            block = nnx.merge(graph, jax.tree.map(_of_a_layer, layer.parameters, is_leaf=_is_variable))
+            if len(kinds) > 1:
+                cos, sin = (jax.lax.dynamic_slice_in_dim(turn, layer.kind, 1, axis=2) for turn in (rows.cos, rows.sin))
+                rows = rows._replace(cos=cos, sin=sin)
+            if windows is not None:
+                rows = rows._replace(window=windows[layer.kind])
+            return block, block.enter(rows, x_BxRxD)
 
         def computed(parameter: nnx.Variable) -> nnx.Variable:
-            return (
-                parameter if declared(parameter).kind == "router" else parameter.replace(parameter[...].astype(compute.dtype))
-            )
+            value = parameter[...]
+            return parameter.replace(value if declared(parameter).kind == "router" else value.astype(compute.dtype))
 
-        return layer, jax.tree.map(computed, parameters, is_leaf=_is_variable)
+        kind_N = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds])
+        return enter, Layer(jax.tree.map(computed, parameters, is_leaf=_is_variable), kind_N)
 
     def _normalize(self, x_BxRxD: Array, compute: Compute) -> Array:
-        return rms_norm(x_BxRxD, self.final_norm[...].astype(compute.dtype), self.config.norm_eps)
+        """What the head takes: logits' divisor divides here, where there are fewer numbers."""
+        divisor, normed_BxRxD = self.config.logit_divisor, normalize(self.config, x_BxRxD, self.final_norm)
+        return normed_BxRxD if divisor == 1 else normed_BxRxD / divisor
 
 
 def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
@@ -291,12 +304,6 @@ def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
 
 def _is_variable(leaf: object) -> bool:
     return isinstance(leaf, nnx.Variable)
-
-
-def empty_cache(config: ModelConfig, batch: int, slots: int, compute: Compute) -> Cache:
-    """Room for `slots` committed tokens in each of `batch` sequences."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
-    return Cache(*(constrain(jnp.zeros(shape, compute.dtype), "NxBxLxKxE") for _ in range(2)))
 
 
 def sort(x_BxL: Array, index_BxL: Array) -> Array:

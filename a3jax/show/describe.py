@@ -127,7 +127,8 @@ _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, int | None], Facts]]
 
 def _network(config: ModelConfig) -> Facts:
     heads = f"{config.query_heads} query, {config.kv_heads} key-value, width {config.head_width}"
-    scaling = f", scaled {config.rope_scaling.factor:g}-fold as in Llama 3" if config.rope_scaling else ""
+    scaling = f", stretched ({type(config.rope_scaling).__name__.removesuffix('Scaling')})" if config.rope_scaling else ""
+    local = f"{len(config.local_layers)} layers within {config.local_window:,} tokens" if config.local_layers else "none"
     return {
         "family": config.family,
         "layers": config.layers,
@@ -138,6 +139,7 @@ def _network(config: ModelConfig) -> Facts:
         "vocabulary": config.vocab,
         "head": "tied to the embedding" if config.tied_head else "its own",
         "context": config.context,
+        "local_attention": local,
         "rope_base": f"{config.rope_theta:,.0f}{scaling}",
         "query_seeding": config.seeding,
         "content_sees_up_to": f"the end of its {config.content}",

@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.config import Content, ModelConfig, Seeding
+from a3jax.config import Content, LayerKind, ModelConfig, Rope, Seeding
 from a3jax.errors import UserError, check_count
-from a3jax.weights import families
+from a3jax.model.rope import attention_factor, frequencies
+from a3jax.weights import configuration, rope
 
 MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
+_MECHANISMS = (
+    *("qkv_bias", "output_bias", "mlp_bias", "query_key_norm", "norm", "pre_norm", "post_norm", "activation"),
+    *("embedding_scale", "residual_scale", "attention_scale", "attention_cap", "logit_divisor", "logit_cap"),
+)
+"""What the twin needs to know of a family, by the names that it has here."""
 _SILENT = dict.fromkeys(("bos_token_id", "eos_token_id", "sliding_window"))
 """The twin has none of them where its `config.json` is silent, whatever its family has; nor does it read `rope_scaling`."""
 
@@ -26,7 +32,7 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     for name, value, known in [("seeding", seeding, Seeding), ("content", content, Content)]:
         if value not in typing.get_args(known):
             raise UserError(f"{where}: {name} is {value!r}; it must be one of {', '.join(typing.get_args(known))}")
-    family = families.from_hf(_SILENT | config | {"model_type": config.get("a3_family"), "rope_scaling": None}, where)
+    family = configuration.from_hf(_SILENT | config | {"model_type": config.get("a3_family"), "rope_scaling": None}, where)
     rank = config.get("adapter_rank", 0)
     if rank != 0 or isinstance(rank, bool):
         check_count(f"{where}: adapter_rank", rank)
@@ -38,22 +44,34 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
 
     `fillable_V` says which tokens may stand in a blank; all of them where it is not given.
     """
-    result = families.to_hf(config, dtype)
-    theta, scaling = result.pop("rope_theta"), result.pop("rope_scaling")
+    result = configuration.to_hf(config, dtype)
+    del result["rope_theta"], result["rope_scaling"]
+    kinds = list(dict.fromkeys(config.layer_kinds))
+    ropes = result.get("rope_parameters", rope.rope_to_hf(Rope(config.rope_theta, config.rope_scaling)))
     return result | {
         "architectures": ["A3ForCausalLM"],
         "model_type": MODEL_TYPE,
         "auto_map": {"AutoConfig": "configuration_a3.A3Config", "AutoModelForCausalLM": "modeling_a3.A3ForCausalLM"},
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta} | (scaling or {}),
+        "rope_parameters": ropes,
         "a3_family": config.family,
-        "qkv_bias": config.qkv_bias,
-        "query_key_norm": config.query_key_norm,
-        "post_norm": config.post_norm,
+        **{name: getattr(config, name) for name in _MECHANISMS},
         "num_experts": config.experts.count if config.experts else 0,
+        "layer_kinds": [_kind_to_hf(config, kind) for kind in kinds],
+        "kind_of_layer": [kinds.index(kind) for kind in config.layer_kinds],
         "seeding": config.seeding,
         "content": config.content,
         "adapter_rank": config.adapter_rank,
         "unfillable": [] if fillable_V is None else _ranges(~np.asarray(fillable_V)),
+    }
+
+
+def _kind_to_hf(config: ModelConfig, kind: LayerKind) -> dict[str, Any]:
+    """What the twin knows of a kind of layers: of its rotary embedding what it comes to, whatever made it."""
+    factor = 1.0 if kind.rope is None else attention_factor(kind.rope)
+    return {
+        "window": kind.window,
+        "frequencies": frequencies(config, kind.rope).tolist(),
+        "attention_factor": factor,
     }
 
 

@@ -1,107 +1,204 @@
-"""Model families: their `config.json`, both ways.
+"""Model families: what each is, in one row.
 
-A family is a name, its `transformers` class, the features by which it differs from Llama, and what `transformers`
-takes where `config.json` is silent. Both dialects of `config.json` are read: `rope_theta` and `rope_scaling` (transformers
-4) and `rope_parameters` (transformers 5). What a family has that our block lacks is refused by name.
+A family is a name, its `transformers` class, the mechanisms by which it differs from Llama, and what `transformers` takes
+where `config.json` is silent. `a3jax.weights.configuration` reads and writes a `config.json` by these rows. What a family has
+that our block lacks is refused by name.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from a3jax.config import Experts, ModelConfig, RopeScaling
-from a3jax.errors import UserError, check_count, check_positive, shown
+from a3jax.config import Experts
+from a3jax.errors import UserError, shown
 from a3jax.files.strict import misspelt
-from a3jax.weights.generation import end_tokens, special_tokens, start_token
 
 ROPE_BASE = 10_000.0
-"""Of every family but those that say another, where no file says one."""
-_ONLY_IF_SAID = 2**31 - 1
-"""The window of a family that has none where `config.json` is silent."""
+"""Where no file says one, and no row."""
+ATTENTION_BIAS, MLP_BIAS = "attention_bias", "mlp_bias"
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """How a family's `config.json` tells of experts."""
+class Number(NamedTuple):
+    """A positive number that `config.json` and `ModelConfig` both have."""
+
+    theirs: str
+    ours: str
+    default: float | None = None
+    """Theirs, where the file is silent; None: there is none, and the file may say so."""
+    to_ours: Callable[[float], float] = float
+    to_theirs: Callable[[float], float] = float
+
+
+class Mixture(NamedTuple):
+    """How a family's `config.json` tells of experts, of which all its layers are."""
 
     silent: Experts
     """What it takes where the file is silent."""
     count: str = "num_experts"
+    """The field that says how many there are."""
     width: str = "intermediate_size"
-    """The field of the feed-forward width of an expert."""
+    """The field of the feed-forward width of one."""
     silent_width: int | None = None
 
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart from Llama; the first fields are those of `ModelConfig`."""
+    """What sets a family apart from Llama."""
 
     name: str
     architecture: str
-    qkv_bias: bool = False
-    query_key_norm: Literal["none", "head", "full"] = "none"
-    post_norm: bool = False
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ModelConfig` that all models of the family have."""
+    numbers: tuple[Number, ...] = ()
+    """Fields of both configurations that only this family has."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Matrices that it stores as one, rows upon rows (`a3jax.weights.fused`)."""
+    biases: tuple[str, ...] = ()
+    """The fields by which a model may have biases."""
+    mixture: Mixture | None = None
+    """None: its feed-forward is dense."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied with the root of the width."""
+    activation: str = "silu"
+    """Of the MLP's gate, where `config.json` is silent."""
+    norm_eps: float | None = None
+    """None: `config.json` says it; else it never does."""
     kv_heads: int | None = None
     """Where `config.json` is silent; None: as many as query heads."""
     head_width: int | None = None
     """Where `config.json` is silent; None: the width over the number of query heads."""
+    tied_head: bool = False
+    """Where `config.json` is silent."""
+    slides: bool = False
+    """Whether attention slides in some layers, or may."""
     window: int | None = None
-    """Of sliding attention where `config.json` is silent; None: attention of this family never slides."""
+    """Of sliding attention where `config.json` is silent; None: attention does not slide then."""
     window_on_request: bool = False
     """Whether attention slides only where `use_sliding_window` is true."""
+    full_layers: tuple[int, int] | None = None
+    """The first that does not slide, and every how many others one does not, where `config.json` has no `layer_types`; None:
+    all slide."""
     rope_base: float = ROPE_BASE
     """Where no file says one."""
-    mixture: Mixture | None = None
-    """Where its feed-forward is one of experts."""
+    local_rope_base: float | None = None
+    """Of sliding layers, which have a rotary embedding of their own; None: they have that of the others."""
+    original_context: int | None = None
+    """Of scaled rotary embeddings, where `config.json` is silent; None: the context."""
+    unrotated_every: int | None = None
+    """Every so many layers one has no rotary embedding, where `config.json` is silent; None: all have it."""
     start_token: int | None = None
     """Where no file says one."""
     end_token: int | None = None
     """Where no file says one."""
 
 
-_QWEN: dict[str, Any] = {"kv_heads": 32, "window": 4096, "window_on_request": True}
+_SLIDES: dict[str, Any] = {"slides": True, "window": 4096}
+_QWEN: dict[str, Any] = {"kv_heads": 32, "window_on_request": True, **_SLIDES}
+_OLMO: dict[str, Any] = {"biases": (ATTENTION_BIAS,), "end_token": 50279}
+_OLMO_2 = {"pre_norm": False, "post_norm": True, "query_key_norm": "full"}
+_GEMMA: dict[str, Any] = {"biases": (ATTENTION_BIAS,), "scaled_embedding": True, "activation": "gelu_pytorch_tanh"}
+_GEMMA |= {"head_width": 256, "tied_head": True, "start_token": 2, "end_token": 1}
+_GEMMA_2 = {"norm": "rms_offset", "post_norm": True}
+_PER_QUERY = Number("query_pre_attn_scalar", "attention_scale", 256, lambda x: x**-0.5, lambda scale: round(scale**-2))
+_ATTENTION_CAP = Number("attn_logit_softcapping", "attention_cap", 50)
+_LOGIT_CAP = Number("final_logit_softcapping", "logit_cap", 30)
+_GRANITE = (
+    Number("embedding_multiplier", "embedding_scale", 1),
+    Number("residual_multiplier", "residual_scale", 1),
+    Number("attention_multiplier", "attention_scale", 1),
+    Number("logits_scaling", "logit_divisor", 1),
+)
+_PHI_3 = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 FAMILIES = (
-    Family("llama", "LlamaForCausalLM", start_token=1, end_token=2),
-    Family("mistral", "MistralForCausalLM", kv_heads=8, window=4096, start_token=1, end_token=2),
-    Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, **_QWEN),
-    Family("qwen3", "Qwen3ForCausalLM", query_key_norm="head", head_width=128, **_QWEN),
-    Family("olmo2", "Olmo2ForCausalLM", post_norm=True, query_key_norm="full", end_token=50279),
+    Family("llama", "LlamaForCausalLM", biases=(ATTENTION_BIAS, MLP_BIAS), start_token=1, end_token=2),
+    Family("mistral", "MistralForCausalLM", kv_heads=8, start_token=1, end_token=2, **_SLIDES),
+    Family("qwen2", "Qwen2ForCausalLM", {"qkv_bias": True}, **_QWEN),
+    Family("qwen3", "Qwen3ForCausalLM", {"query_key_norm": "head"}, head_width=128, biases=(ATTENTION_BIAS,), **_QWEN),
+    Family("olmo", "OlmoForCausalLM", {"norm": "layer"}, norm_eps=1e-5, **_OLMO),
+    Family("olmo2", "Olmo2ForCausalLM", _OLMO_2, **_OLMO),
+    Family(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        _OLMO_2,
+        full_layers=(3, 4),
+        local_rope_base=5e5,
+        rope_base=5e5,
+        **_SLIDES,
+        **_OLMO,
+    ),
+    Family("gemma", "GemmaForCausalLM", {"norm": "rms_offset"}, kv_heads=16, **_GEMMA),
+    Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        _GEMMA_2,
+        (_PER_QUERY, _ATTENTION_CAP, _LOGIT_CAP),
+        full_layers=(1, 2),
+        kv_heads=4,
+        **_SLIDES,
+        **_GEMMA,
+    ),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        _GEMMA_2 | {"query_key_norm": "head"},
+        (_PER_QUERY, _LOGIT_CAP._replace(default=None)),
+        full_layers=(5, 6),
+        local_rope_base=1e4,
+        rope_base=1e6,
+        kv_heads=4,
+        **_SLIDES,
+        **_GEMMA,
+    ),
+    Family("granite", "GraniteForCausalLM", {}, _GRANITE, biases=(ATTENTION_BIAS, MLP_BIAS), start_token=1, end_token=2),
+    Family("phi3", "Phi3ForCausalLM", fused=_PHI_3, slides=True, original_context=4096, start_token=1, end_token=32000),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        unrotated_every=4,
+        rope_base=2e6,
+        kv_heads=4,
+        slides=True,
+        window_on_request=True,
+        tied_head=True,
+        biases=(ATTENTION_BIAS, MLP_BIAS),
+        start_token=128000,
+        end_token=128001,
+    ),
     Family(
         "mixtral",
         "MixtralForCausalLM",
-        kv_heads=8,
-        window=_ONLY_IF_SAID,
-        rope_base=1e6,
         mixture=Mixture(Experts(8, 2, True, 0.001), count="num_local_experts"),
+        kv_heads=8,
+        slides=True,
+        rope_base=1e6,
         start_token=1,
         end_token=2,
     ),
     Family(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
-        query_key_norm="head",
+        {"query_key_norm": "head"},
         mixture=Mixture(Experts(128, 8, False, 0.001), width="moe_intermediate_size", silent_width=768),
+        biases=(ATTENTION_BIAS,),
         **_QWEN | {"kv_heads": 4},
     ),
     Family(
         "olmoe",
         "OlmoeForCausalLM",
-        query_key_norm="full",
+        {"query_key_norm": "full"},
         mixture=Mixture(Experts(64, 8, False, 0.01)),
-        end_token=50279,
+        **_OLMO,
     ),
 )
 
 _MISSING = {
-    "gemma": "scaled embeddings, a GELU gate and norms with weight 1 + w",
-    "gemma2": "soft-capped logits, alternating local attention and four norms per layer",
-    "gemma3": "alternating local attention with its own RoPE base and four norms per layer",
-    "gemma3_text": "alternating local attention with its own RoPE base and four norms per layer",
+    "gemma3": "images beside the text; import a folder of its text model, whose model_type is gemma3_text",
+    "gemma3n_text": "embeddings of its own in every layer",
     "qwen2_moe": "an expert that every token goes through beside those chosen",
-    "olmo": "a norm without weights",
-    "phi3": "fused projections and partial rotary embedding",
-    "smollm3": "layers without rotary embedding",
     "gpt2": "learned position embeddings and LayerNorm",
     "llava": "images beside the text",
     "mllama": "images beside the text",
@@ -142,182 +239,3 @@ def _beyond(settings: Mapping[str, Any]) -> str:
     names = [name for name in names if re.fullmatch(r"[a-z0-9_]{1,40}", name)]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f": beyond a Llama's fields, its config.json sets {', '.join(names[:6])}{more}" if names else ""
-
-
-def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
-    """A `ModelConfig` from a parsed `config.json`, with what transformers takes where it is silent.
-
-    `where` names the file in errors. Raises `UserError` for a family or a feature that is not supported, and for a number,
-    a token or a truth value that is none.
-    """
-    family = family_of(config.get("model_type"), config)
-
-    def count(name: str, default: int | None = None) -> int:
-        value = default if config.get(name) is None else config[name]
-        return check_count(f"{where}: {name}", needed(name) if value is None else value)
-
-    def needed(name: str) -> Any:
-        if config.get(name) is None:
-            raise UserError(f"{where}: field '{name}' is missing")
-        return config[name]
-
-    def flag(name: str) -> bool:
-        return _truth(f"{where}: {name}", False if config.get(name) is None else config[name])
-
-    def refuse(condition: bool, what: str) -> None:
-        if condition:
-            raise UserError(f"{where}: {what} is not supported")
-
-    refuse(config.get("transformers_weights") is not None, "transformers_weights (weights in a file of another name)")
-    refuse(config.get("hidden_act", "silu") != "silu", f"hidden_act {shown(config.get('hidden_act'))}")
-    refuse(flag("mlp_bias"), "mlp_bias")
-    refuse(flag("attention_bias"), "attention_bias (a bias on the output projection)")
-    heads, width, vocab = count("num_attention_heads"), count("hidden_size"), count("vocab_size")
-    silent = family.kv_heads if "num_key_value_heads" not in config else None
-    kv_heads, head_width = (
-        count("num_key_value_heads", silent or heads),
-        count("head_dim", family.head_width or width // heads),
-    )
-    refuse(heads % kv_heads != 0, f"num_attention_heads {heads} that num_key_value_heads {kv_heads} does not divide")
-    refuse(head_width % 2 != 0, f"odd head_dim {head_width}")
-    context = count("max_position_embeddings")
-    if (family.window is not None and not family.window_on_request) or flag("use_sliding_window"):
-        window = config.get("sliding_window", family.window)
-        if window is not None:  # within one window, sliding attention is full attention
-            context = min(context, check_count(f"{where}: sliding_window", window))
-    elif family.window_on_request:
-        kinds = [] if config.get("layer_types") is None else config["layer_types"]
-        full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
-        refuse(not full, f"layer_types {shown(kinds)} without use_sliding_window")
-    theta, scaling = _rope(config, family.rope_base, where)
-    mixture = family.mixture
-    return ModelConfig(
-        family=family.name,
-        vocab=vocab,
-        width=width,
-        ff_width=count("intermediate_size") if mixture is None else count(mixture.width, mixture.silent_width),
-        layers=count("num_hidden_layers"),
-        query_heads=heads,
-        kv_heads=kv_heads,
-        head_width=head_width,
-        context=context,
-        norm_eps=check_positive(f"{where}: rms_norm_eps", needed("rms_norm_eps")),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tied_head=flag("tie_word_embeddings"),
-        qkv_bias=family.qkv_bias,
-        query_key_norm=family.query_key_norm,
-        post_norm=family.post_norm,
-        experts=None if mixture is None else _experts(config, mixture, where),
-        start_token=start_token(config, where, vocab, family.start_token),
-        end_tokens=end_tokens(config, where, vocab, family.end_token),
-    )
-
-
-def _truth(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{name} is {shown(value)}; it must be true or false")
-    return value
-
-
-def _experts(config: Mapping[str, Any], mixture: Mixture, where: str) -> Experts:
-    """The experts of every layer. Raises `UserError` where some layers have none."""
-    silent = mixture.silent
-    for name, usual in {"mlp_only_layers": [], "decoder_sparse_step": 1, "clip_qkv": None}.items():
-        if config.get(name) not in (None, usual):
-            raise UserError(f"{where}: {name} {shown(config[name])} is not supported")
-    said = {"num_local_experts", "num_experts"} & set(config)
-    count = config[mixture.count if mixture.count in said else said.pop()] if said else silent.count
-    try:
-        return Experts(
-            check_count(mixture.count, count),
-            check_count("num_experts_per_tok", config.get("num_experts_per_tok", silent.active)),
-            _truth("norm_topk_prob", config.get("norm_topk_prob", silent.normalized)),
-            config.get("router_aux_loss_coef", silent.balance),
-        )
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _rope(config: Mapping[str, Any], base: float, where: str) -> tuple[float, RopeScaling | None]:
-    """The RoPE base and its scaling, from either dialect.
-
-    Where both speak, transformers takes `rope_scaling` for all of it, and the base that stands beside it.
-    """
-    for name in ("rope_scaling", "rope_parameters"):
-        if not isinstance(config.get(name), dict | None):
-            raise UserError(f"{where}: {name} is {shown(config[name])}; it must be an object")
-    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    rope: dict[str, Any] = config.get(name) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise UserError(f"{where}: {name} by layer type is not supported")
-    if kind not in ("default", "llama3"):
-        raise UserError(f"{where}: rope_type {shown(kind)} is not supported")
-    if any(given.get("partial_rotary_factor", 1.0) not in (None, 1.0) for given in (rope, config)):
-        raise UserError(f"{where}: partial_rotary_factor is not supported")
-    theta = check_positive(f"{where}: rope_theta", rope.get("rope_theta", config.get("rope_theta", base)))
-    if kind == "default":
-        return theta, None
-    said = "original_max_position_embeddings"
-    lengths = [given[said] for given in (rope, config) if given.get(said) is not None]
-    if lengths[1:] and lengths[0] != lengths[1]:
-        raise UserError(f"{where}: {said} is {shown(lengths[1])}, and {shown(lengths[0])} in {name}; make them one")
-    factors = ("factor", "low_freq_factor", "high_freq_factor")
-    for factor in factors:
-        if factor not in rope:
-            raise UserError(f"{where}: RoPE settings cannot be read: {name} has no '{factor}'")
-    try:
-        scaling = {factor: check_positive(factor, rope[factor]) for factor in factors}
-        length = check_count(said, lengths[0] if lengths else config["max_position_embeddings"])
-        return theta, RopeScaling(**scaling, original_context=length)
-    except UserError as error:
-        raise UserError(f"{where}: {name}: {error}") from None
-
-
-def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """`config.json` of the family's own class, in the dialect that every version of transformers reads."""
-    family = family_of(config.family)
-    result: dict[str, Any] = {
-        "architectures": [family.architecture],
-        "model_type": family.name,
-        "vocab_size": config.vocab,
-        "hidden_size": config.width,
-        "intermediate_size": config.ff_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.query_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope_scaling_to_hf(config.rope_scaling),
-        "tie_word_embeddings": config.tied_head,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "torch_dtype": dtype,
-    } | special_tokens(config)
-    if family.window is not None:
-        result["sliding_window"] = None
-    if family.mixture and (experts := config.experts):
-        result |= {
-            family.mixture.count: experts.count,
-            family.mixture.width: config.ff_width,
-            "num_experts_per_tok": experts.active,
-            "norm_topk_prob": experts.normalized,
-            "router_aux_loss_coef": experts.balance,
-        }
-    return result
-
-
-def rope_scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    """The `rope_scaling` field of `config.json`."""
-    if scaling is None:
-        return None
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_context,
-    }

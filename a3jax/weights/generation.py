@@ -74,5 +74,5 @@ def to_hf(config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def padding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The padding token as `config.json` has it, where there is one."""
-    return {_PAD: settings[_PAD]} if _PAD in settings else {}
+    """The padding token as `config.json` has it; None says that there is none, whatever the family's own is."""
+    return {_PAD: settings.get(_PAD)}

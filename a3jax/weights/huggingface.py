@@ -16,7 +16,8 @@ from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
 from a3jax.files.strict import read
 from a3jax.outside_text import say
-from a3jax.weights import a3_folder, families, generation, quantized, sha256
+from a3jax.weights import a3_folder, configuration, generation, quantized, sha256
+from a3jax.weights.fused import parts
 from a3jax.weights.source import Source, without_code
 from a3jax.weights.tensor_files import TensorFiles, read_json
 
@@ -43,8 +44,8 @@ def read_description(path: Path) -> Description:
     model = read_json(path / "config.json")
     settings = read_json(file) if file.is_file() else {}
     adapted = model.get("model_type") == a3_folder.MODEL_TYPE
-    config = (a3_folder.from_hf if adapted else families.from_hf)(model, where)
-    if not adapted and model.get("rope_scaling") and model.get("rope_parameters"):
+    config = (a3_folder.from_hf if adapted else configuration.from_hf)(model, where)
+    if not adapted and model.get("rope_scaling") and model.get("rope_parameters") and config.local_rope is None:
         say(f"{where}: rope_scaling stands in place of all of rope_parameters, as in transformers")
     config = generation.united(config, model, settings, str(file))
     return Description(adapted, config, generation.kept(model, settings, config.vocab), model)
@@ -88,6 +89,7 @@ class HuggingFaceFolder(Source):
         config = with_start(config, self.tokenizer, str(path / "tokenizer.json"))
         self._tensors = quantized.opened(path, model)
         self.config = with_stored_head(config, self._tensors, str(path / "config.json"))
+        self._parts = parts(self._tensors, config)
         stored = quantized.said(model)
         dtype = "float32" if stored else self._tensors.main_dtype()
         record = Provenance(name or path.resolve().name, dtype, dequantized=bool(stored), stored=stored)
@@ -97,7 +99,9 @@ class HuggingFaceFolder(Source):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""
-        return {name: self._tensors.shape(name) for name in self._tensors}
+        wholes = {part.whole for part in self._parts.values()}
+        found = {name: self._tensors.shape(name) for name in self._tensors if name not in wholes}
+        return found | {name: (part.rows, *self._tensors.shape(part.whole)[1:]) for name, part in self._parts.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
@@ -105,16 +109,23 @@ class HuggingFaceFolder(Source):
 
     def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """See `Source`."""
-        return self._tensors.read(name, index).astype(self.dtype(name), copy=False)
+        part = self._parts.get(name)
+        stored = self._tensors.read(name, index) if part is None else self._tensors.read(part.whole, part.within(index))
+        return stored.astype(self.dtype(name), copy=False)
 
     def dtype(self, name: str) -> np.dtype:
         """See `Source`."""
-        dtype = self._tensors.dtype(name)
+        dtype = self._tensors.dtype(self._stored(name))
         return np.dtype("float32" if dtype == "float64" else dtype)
 
     def where(self, name: str) -> str:
         """See `Source`."""
-        return f"{self._tensors.file(name) if name in self._tensors else self.path}: tensor {name}"
+        stored = self._stored(name)
+        return f"{self._tensors.file(stored) if stored in self._tensors else self.path}: tensor {stored}"
+
+    def _stored(self, name: str) -> str:
+        """The name of the tensor in which one is stored: its own, or that of one that holds several."""
+        return self._parts[name].whole if name in self._parts else name
 
     def files(self) -> list[Path]:
         """See `Source`."""

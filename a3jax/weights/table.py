@@ -113,43 +113,38 @@ _MIXTRAL: _Names = (
     ("blocks.up", "model.layers.{i}.block_sparse_moe.experts.{x}.w3.weight"),
     ("blocks.down", "model.layers.{i}.block_sparse_moe.experts.{x}.w2.weight"),
 )
-_PRE_NORM: _Names = (
+_NORMS: _Names = (
     ("blocks.attention_norm", "model.layers.{i}.input_layernorm.weight"),
-    ("blocks.mlp_norm", "model.layers.{i}.post_attention_layernorm.weight"),
-)
-_POST_NORM: _Names = (
-    ("blocks.attention_norm", "model.layers.{i}.post_attention_layernorm.weight"),
-    ("blocks.mlp_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
-)
-_BIAS: _Names = (
-    ("blocks.query_bias", "model.layers.{i}.self_attn.q_proj.bias"),
-    ("blocks.key_bias", "model.layers.{i}.self_attn.k_proj.bias"),
-    ("blocks.value_bias", "model.layers.{i}.self_attn.v_proj.bias"),
-)
-_QUERY_KEY_NORM: _Names = (
+    ("blocks.attention_post_norm", "model.layers.{i}.post_attention_layernorm.weight"),
+    ("blocks.mlp_post_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
     ("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
     ("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
 )
+_MLP_NORM, _MLP_NORM_OF_FOUR = "post_attention_layernorm", "pre_feedforward_layernorm"
+"""The norm before the MLP is called after what it stands behind, unless a norm stands there."""
 
 QUERY_SEED = Entry("query_seed", "model.query_seed", "seed")
 """Not part of any pretrained model; an exported two-stream model has it."""
 
 
 def entries(config: ModelConfig) -> tuple[Entry, ...]:
-    """The table of a model with this configuration, but for the query seed: in the order of a forward pass, then adapters."""
+    """The table of a model with this configuration, but for the query seed: of all names, those of parameters that it has."""
+    mlp_norm = _MLP_NORM_OF_FOUR if config.post_norm else _MLP_NORM
     names = (
         ("embedding", "model.embed_tokens.weight"),
-        *(_POST_NORM if config.post_norm else _PRE_NORM),
+        *_NORMS,
+        ("blocks.mlp_norm", f"model.layers.{{i}}.{mlp_norm}.weight"),
         *_ATTENTION,
-        *(_BIAS if config.qkv_bias else ()),
-        *(_QUERY_KEY_NORM if config.query_key_norm != "none" else ()),
         *_feed_forward(config),
+        *((f"{ours}_bias", theirs.replace(".weight", ".bias")) for ours, theirs in (*_ATTENTION, *_MLP)),
         ("final_norm", "model.norm.weight"),
-        *(() if config.tied_head else (("head", "lm_head.weight"),)),
+        ("head", "lm_head.weight"),
         *_adapters(config),
     )
     declared = declarations(config)
-    return tuple(Entry(ours, theirs, declared[ours].kind, declared[ours].inputs) for ours, theirs in names)
+    return tuple(
+        Entry(ours, theirs, declared[ours].kind, declared[ours].inputs) for ours, theirs in names if ours in declared
+    )
 
 
 def _feed_forward(config: ModelConfig) -> _Names:

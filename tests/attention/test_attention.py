@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from a3jax.attention import attend, chunked, flash, interface
+from a3jax.attention.blocks import Local
 from a3jax.ordering import draw_order, example_keys
 
 IMPLEMENTATIONS = ("dense", "chunked", "flash")
@@ -31,14 +32,18 @@ def inputs(rows=L, keys=L, heads=HEADS, kv_heads=KV_HEADS, batch=2, seed=0, dtyp
     return [jnp.asarray(rng.normal(size=shape).astype(np.float32), dtype) for shape in shapes]
 
 
-def by_hand(query, key, value, start, end):
+def by_hand(query, key, value, start, end, cap=None, local=None):
     """Float64, one row and one head at a time."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out = np.zeros(query.shape)
     shared = query.shape[2] // key.shape[2]
     for b, r, h in np.ndindex(*query.shape[:3]):
-        seen = slice(int(start[b, r]), int(end[b, r]))
+        seen = np.arange(int(start[b, r]), int(end[b, r]))
+        if local is not None:
+            low, high, position = (np.asarray(x)[b] for x in local)
+            seen = seen[(position[seen] > low[r]) & (position[seen] < high[r])]
         scores = key[b, seen, h // shared] @ query[b, r, h] / np.sqrt(query.shape[3])
+        scores = scores if cap is None else cap * np.tanh(scores / cap)
         if len(scores):
             weights = np.exp(scores - scores.max())
             out[b, r, h] = (weights / weights.sum()) @ value[b, seen, h // shared]
@@ -46,19 +51,19 @@ def by_hand(query, key, value, start, end):
 
 
 @functools.cache
-def value_and_gradients(implementation):
-    def weighted(query, key, value, start, end, factor):
-        out = attend(query, key, value, start, end, implementation)
+def value_and_gradients(implementation, cap=None):
+    def weighted(query, key, value, start, end, factor, local=None):
+        out = attend(query, key, value, start, end, implementation, cap=cap, local=local)
         return (out.astype(jnp.float32) * factor).sum(), out
 
     return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
 
 
-def check(query, key, value, start, end, tolerance=2e-6):
+def check(query, key, value, start, end, tolerance=2e-6, cap=None, local=None):
     start, end = jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32)
     factor = np.random.default_rng(9).normal(size=query.shape).astype(np.float32)
-    expected = by_hand(query, key, value, np.asarray(start), np.asarray(end))
-    results = [value_and_gradients(name)(query, key, value, start, end, factor) for name in IMPLEMENTATIONS]
+    expected = by_hand(query, key, value, np.asarray(start), np.asarray(end), cap, local)
+    results = [value_and_gradients(name, cap)(query, key, value, start, end, factor, local) for name in IMPLEMENTATIONS]
     for (_, out), gradients in results:
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
         for a, b in zip(results[0][1], gradients, strict=True):
@@ -139,6 +144,16 @@ def test_large_scores_do_not_overflow(implementation):
     np.testing.assert_allclose(out, by_hand(query * 1e3, key * 1e3, value, start, end), atol=1e-3)
 
 
+@pytest.mark.parametrize(("window", "cap"), [(6, None), (6, 0.5), (None, 0.5)])
+def test_local_attention_and_soft_caps_in_any_order(window, cap):
+    """Two documents in random order; a row may have nothing near it in its range."""
+    segments = np.array([[1] * L, [1] * 20 + [2] * (L - 20)])
+    order = draw_order(example_keys(0, 0, 2), segments, "random", 3, 0.1, "successor")
+    rows = jnp.concatenate([order.position, order.query_position], axis=1)
+    local = None if window is None else Local.within(window, rows, order.position)
+    check(*inputs(rows=2 * L), *both_streams(order), cap=cap, local=local)
+
+
 def test_bfloat16_keeps_its_dtype_and_is_close():
     query, key, value = inputs(dtype=jnp.bfloat16)
     results = check(query, key, value, np.zeros((2, L)), np.broadcast_to(np.arange(L), (2, L)), tolerance=0.03)
@@ -155,3 +170,8 @@ def test_chunked_skips_key_blocks_that_no_row_sees(monkeypatch):
     with jax.disable_jit():
         attend(query, key, value, start, end, "chunked")
     assert sorted(set(taken)) == [1, 2]
+    taken.clear()
+    local = Local.within(4, jnp.full((2, 12), 30), jnp.broadcast_to(jnp.arange(40), (2, 40)))
+    with jax.disable_jit():
+        attend(query, key, value, start * 0, end + 23, "chunked", local=local)
+    assert sorted(set(taken)) == [3, 4]  # slots in order: 27 to 33 are near

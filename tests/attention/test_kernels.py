@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from a3jax.attention import attend, flash, interface, splash
-from a3jax.attention.blocks import visible_keys
+from a3jax.attention.blocks import Local, visible_keys
 from a3jax.devices.mesh import AXES
 from a3jax.ordering import arrange, draw_order, example_keys
 
@@ -34,17 +34,17 @@ def interpreted(monkeypatch):
 def value_and_gradients(monkeypatch):
     """Of the sum of the output times a factor with respect to queries, keys and values."""
 
-    def run(implementation, heads, start, end, factor):
+    def run(implementation, heads, start, end, factor, cap=None):
         monkeypatch.setattr(interface, "platform", lambda: KERNELS.get(implementation, "cpu"))
-        return compiled(implementation)(*heads, jnp.asarray(start), jnp.asarray(end), factor)
+        return compiled(implementation, cap)(*heads, jnp.asarray(start), jnp.asarray(end), factor)
 
     return run
 
 
 @functools.cache
-def compiled(implementation):
+def compiled(implementation, cap):
     def weighted(query, key, value, start, end, factor):
-        out = attend(query, key, value, start, end, implementation)
+        out = attend(query, key, value, start, end, implementation, cap=cap)
         return (out.astype(jnp.float32) * factor).sum(), out
 
     return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
@@ -67,11 +67,11 @@ def drawn(group_size, family="random", given=0.3):
     return both_streams(draw_order(example_keys(0, 0, 2), SEGMENTS, family, group_size, given, "successor"))
 
 
-def check(run, kernel, start, end, dtype=jnp.float32, value=5e-6, gradient=2e-5):
+def check(run, kernel, start, end, dtype=jnp.float32, value=5e-6, gradient=2e-5, cap=None):
     heads, factor = inputs(start.shape[1], dtype)
-    (_, out), gradients = run(kernel, heads, start, end, factor)
+    (_, out), gradients = run(kernel, heads, start, end, factor, cap)
     exact = [x.astype(jnp.float32) for x in heads]
-    (_, expected), expected_gradients = run("dense", exact, start, end, factor)
+    (_, expected), expected_gradients = run("dense", exact, start, end, factor, cap)
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(dtype)}
     np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=value)
     for a, b in zip(gradients, expected_gradients, strict=True):
@@ -107,6 +107,11 @@ def test_rows_need_not_be_both_streams(value_and_gradients, kernel, rows):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bfloat16(value_and_gradients, kernel):
     check(value_and_gradients, kernel, *drawn(8), jnp.bfloat16, value=0.03, gradient=0.03)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_soft_caps(value_and_gradients, kernel):
+    check(value_and_gradients, kernel, *drawn(4), cap=1.0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -213,11 +218,19 @@ def test_splash_computes_just_the_blocks_between_the_first_and_the_last_seen_and
 
 
 @pytest.mark.parametrize(
-    ("length", "heads", "kv_heads", "width", "dtype"),
-    [(4096, 32, 8, 128, "bfloat16"), (1000, 9, 3, 64, "bfloat16"), (600, 4, 4, 80, "float32"), (150, 2, 1, 256, "float32")],
+    ("length", "heads", "kv_heads", "width", "dtype", "near"),
+    [
+        (4096, 32, 8, 128, "bfloat16", False),
+        (1000, 9, 3, 64, "bfloat16", True),
+        (600, 4, 4, 80, "float32", False),
+        (150, 2, 1, 256, "float32", True),
+    ],
 )
-def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_heads, width, dtype):
-    """Three Triton kernels, forward and backward, and keys that are never repeated for the query heads that share them."""
+def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_heads, width, dtype, near):
+    """Three Triton kernels, forward and backward, and keys that are never repeated for the query heads that share them.
+
+    The same under local attention with soft caps.
+    """
     monkeypatch.undo()  # not in interpret mode
     shapes = [(2, 2 * length, heads, width), (2, length, kv_heads, width), (2, length, kv_heads, width)]
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
@@ -226,10 +239,12 @@ def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_h
     mesh = AbstractMesh((1,) * 5, AXES, (AxisType.Auto,) * 5, abstract_device=device)
 
     def loss(*args):
-        return attend(*args).astype(jnp.float32).sum()
+        local = Local.within(100, args[3], args[5]) if near else None
+        return attend(*args[:5], cap=50.0 if near else None, local=local).astype(jnp.float32).sum()
 
+    positions = jax.ShapeDtypeStruct((2, length), jnp.int32)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, *ranges)
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, *ranges, positions)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton") == 3
     if heads != kv_heads:

@@ -75,10 +75,10 @@ def test_exports(model, tmp_path):
     raw = json.loads((tmp_path / "one" / "config.json").read_text())
     (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": True}))
     assert one["head"] == describe(tmp_path / "one")["head"] == "its own"
-    (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"model_type": "gemma2"}))
+    (tmp_path / "one" / "config.json").write_text(json.dumps(raw | {"model_type": "gemma3"}))
     other = describe(tmp_path / "one")
-    assert other["family"] == "gemma2"
-    assert "'gemma2' is not supported" in other["not_importable"]
+    assert other["family"] == "gemma3"
+    assert "'gemma3' is not supported" in other["not_importable"]
     assert other["parameters"] == one["parameters"]
 
 

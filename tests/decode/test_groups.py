@@ -8,13 +8,15 @@ import pytest
 from filling import HOW, document, fill, log_probs
 from flax import nnx
 
-from a3jax.config import Experts
+from a3jax.config import Experts, Rope
 from a3jax.decode import groups
 from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.model.two_stream import Compute
 
+LOCAL = {"local_layers": (0,), "local_window": 6, "local_rope": Rope(50.0), "unrotated_layers": (1,)}
+LOCAL |= {"attention_cap": 2.0, "logit_cap": 3.0, "embedding_scale": 2.0}
 ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8", "spans_4", "random_1000")
 
 
@@ -28,9 +30,10 @@ def window_groups(order, b=0):
 @pytest.mark.parametrize(
     ("order", "options"),
     [
-        ("random_4", {"tied_head": True, "query_key_norm": "full", "post_norm": True}),
+        ("random_4", {"tied_head": True, "query_key_norm": "full", "pre_norm": False, "post_norm": True}),
         ("in_order_3", {"seeding": "learned", "qkv_bias": True}),
         ("random_4", {"content": "slot"}),
+        ("random_4", LOCAL),
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
@@ -65,6 +68,7 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
     ("order", "changes"),
     [(order, {}) for order in ORDERS]
     + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})]
+    + [(order, LOCAL) for order in ("ar", "random_4")]
     + [("random_4", {"experts": Experts(5, 2)})],
 )
 def test_chain_rule(order, changes, tiny, network):

@@ -55,23 +55,22 @@ SINGLE = ("one device", "experts on one device")
 """What the others are compared with."""
 THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
-MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full")
-EXPERTS = dataclasses.replace(MODEL, experts=Experts(4, 2, balance=0.1))
+LOCAL = {"local_layers": (0,), "local_window": 7, "attention_cap": 3.0, "logit_cap": 5.0, "output_bias": True}
+MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full", post_norm=True, **LOCAL)
+EXPERTS = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, experts=Experts(4, 2, balance=0.1))
 BATCH, L = 8, 32
 MIXTURE = (
     Part(2.0, "random", 4, 0.5),
     Part(1.0, "spans", 3, sizes="geometric"),
     Part(1.0, "right_to_left", 2, prefix=0.5, sizes="uniform"),
 )
+ADAPTED = dataclasses.replace(MODEL, adapter_rank=2)
+STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1), "random_4"
 
 
 def model_of(name):
     """The model that the mesh `name` computes."""
     return EXPERTS if name in WITH_EXPERTS else MODEL
-
-
-ADAPTED = dataclasses.replace(MODEL, adapter_rank=2)
-STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1), "random_4"
 
 
 def experiment(name):

@@ -10,12 +10,13 @@ from a3jax.export.exporter import export_model
 
 @pytest.fixture(scope="module")
 def twins(imported, tmp_path_factory):
-    """An exported model in both seedings, and with content up to its slot."""
+    """An exported model in both seedings, and with content up to its slot; and one with local attention and two bases."""
     folder = tmp_path_factory.mktemp("twin") / "out"
     export_model(imported("llama"), folder)
+    export_model(imported("gemma3_text"), folder.with_name("local"))
     successor, learned, slot = load(folder), load(folder), load(folder)
     learned.config.seeding, slot.config.content = "learned", "slot"
-    return {"successor": successor, "learned": learned, "slot": slot}
+    return {"successor": successor, "learned": learned, "slot": slot, "local": load(folder.with_name("local"))}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ BLANK[0, [0, 3, 4, 5, 11, 12, 19]] = True  # rows differ in how many they blank,
 BLANK[1, 6:10] = True
 
 
-@pytest.mark.parametrize("which", ["successor", "learned", "slot"])
+@pytest.mark.parametrize("which", ["successor", "learned", "slot", "local"])
 @pytest.mark.parametrize("order", ["in_order", "random"])
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_infill_equals_teacher_forcing(which, order, size, twins):

@@ -33,7 +33,7 @@ def test_each_row_is_multiplied_with_its_own_weight(name, native, monkeypatch):
     monkeypatch.setattr(grouped, "TILE", 16)
     sizes, draw = np.array(SIZES[name]), np.random.default_rng(0)
     rows = sizes.sum() + (9 if name == "rows of nobody" else 0)
-    x, weight, wanted = (draw.normal(size=shape).astype(np.float32) for shape in ((rows, 6), (4, 6, 5), (rows, 5)))
+    x, weight, wanted = (jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in ((rows, 6), (4, 6, 5), (rows, 5)))
     owner = np.repeat(np.arange(4), sizes)
 
     def by_loop(x, weight):

@@ -37,16 +37,20 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
 
 
+LOCAL = {"local_layers": (0,), "local_window": 4, "attention_cap": 2.0, "logit_cap": 5.0, "post_norm": True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("attention", "seeding", "options"),
-    [(a, s, {}) for a in ("dense", "chunked", "splash", "flash") for s in ("successor", "learned")]
-    + [("dense", "successor", {"experts": Experts(4, 2)})],
+    ("attention", "seeding", "changes"),
+    [(path, seeding, {}) for path in ("dense", "chunked", "splash", "flash") for seeding in ("successor", "learned")]
+    + [("chunked", "successor", LOCAL), ("dense", "successor", {"experts": Experts(4, 2)})]
+    + [pytest.param("flash", "learned", LOCAL, marks=pytest.mark.long)],
 )
 def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
-    attention, seeding, options, tiny, network, packed, draw, monkeypatch
+    attention, seeding, changes, tiny, network, packed, draw, monkeypatch
 ):
-    config = tiny(vocab=L, seeding=seeding, layers=2, **options)
+    config = tiny(vocab=L, seeding=seeding, layers=2, **changes)
     graph, params = nnx.split(network(config))
     how = Compute(attention=attention)
     for kernels, name, platform in [(splash, "splash", "tpu"), (flash, "flash", "gpu")]:
@@ -65,7 +69,7 @@ def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
             net = nnx.merge(graph, state)
             hidden = net.query_hidden(tokens, order, how)
             targets = jnp.take_along_axis(tokens, order.token_index, axis=1)
-            logits = hidden[0] @ net.head[...].T
+            logits = net.logits(hidden[0])
             return -jax.nn.log_softmax(logits)[jnp.arange(L), targets[0]]
 
         gradient_LxVxD = jax.jacrev(losses)(params["embedding"][...])

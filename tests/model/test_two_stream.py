@@ -8,21 +8,30 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked
-from a3jax.config import Experts, ModelConfig, RopeScaling
+from a3jax.config import Experts, Llama3Scaling, LongScaling, ModelConfig, Rope
 from a3jax.model.parameters import count, shapes
 from a3jax.model.two_stream import Compute, TwoStream
 from a3jax.ordering import arrange, draw_order, example_keys
 
+LOCAL = {"local_layers": (0,), "local_window": 5}
+GEMMA = {"norm": "rms_offset", "post_norm": True, "activation": "gelu_tanh", "embedding_scale": 4.0, "attention_scale": 0.5}
+GEMMA |= {"attention_cap": 2.0, "logit_cap": 3.0}
 OPTIONS = {
     "llama": {},
-    "llama 3.1, tied": {"tied_head": True, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16)},
+    "llama 3.1, tied": {"tied_head": True, "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 16)},
     "qwen 2, tied": {"tied_head": True, "qkv_bias": True},
     "qwen 3": {"query_key_norm": "head", "rope_theta": 1e6},
-    "olmo 2": {"query_key_norm": "full", "post_norm": True},
+    "olmo": {"norm": "layer"},
+    "olmo 2": {"query_key_norm": "full", "pre_norm": False, "post_norm": True},
+    "gemma 2": GEMMA,
+    "granite": {"embedding_scale": 3.0, "residual_scale": 0.4, "attention_scale": 0.2, "logit_divisor": 2.0},
+    "smollm 3, biases": {"unrotated_layers": (1,), "qkv_bias": True, "output_bias": True, "mlp_bias": True},
+    "gemma 3": {**GEMMA, "query_key_norm": "head", **LOCAL, "local_rope": Rope(50.0)},
+    "phi": {"rotary_width": 4, "rope_scaling": LongScaling((1.0, 1.5), (2.0, 9.0), 16, 1.2)},
     "one key-value head": {"kv_heads": 1, "norm_eps": 1e-3},
     "as many key-value heads": {"kv_heads": 4},
     "learned seed": {"seeding": "learned"},
-    "everything": {"tied_head": True, "qkv_bias": True, "query_key_norm": "full", "post_norm": True, "seeding": "learned"},
+    "everything": {"tied_head": True, "qkv_bias": True, "query_key_norm": "full", "seeding": "learned", **GEMMA},
     "one layer": {"layers": 1},
     "content up to its slot": {"content": "slot"},
     "content up to its slot, adapters": {"content": "slot", "adapter_rank": 3},
@@ -59,12 +68,12 @@ def test_both_streams_equal_the_brute_force(name, tiny, network, packed, monkeyp
     monkeypatch.setattr(chunked, "ROW_BLOCK", 8)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
     config = tiny(**{"layers": 2, **OPTIONS[name]})
-    net, how = network(config), Compute(attention="chunked" if name in ("llama", "everything") else "dense")
+    net, how = network(config), Compute(attention="chunked" if name in ("llama", "gemma 3", "everything") else "dense")
     tokens, groups, order = random_batch(packed, config, seed=1)
 
     @jax.jit
     def both(tokens, order):
-        return [hidden(tokens, order, how) @ net.output_matrix[...].T for hidden in (net.content_hidden, net.query_hidden)]
+        return [net.logits(hidden(tokens, order, how)) for hidden in (net.content_hidden, net.query_hidden)]
 
     content, query = (in_window_order(logits, order) for logits in both(tokens, order))
     for b, segments in enumerate(packed):
@@ -75,7 +84,7 @@ def test_both_streams_equal_the_brute_force(name, tiny, network, packed, monkeyp
         np.testing.assert_allclose(query[b, real], expected[1][real], atol=1e-5 * scale, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "query_key_norm": "full", "post_norm": True}])
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "query_key_norm": "full", **GEMMA}])
 def test_in_order_groups_of_one_make_the_query_stream_the_content_stream_one_token_earlier(options, tiny, network, packed):
     config = tiny(layers=2, **options)
     net, how = network(config), Compute()

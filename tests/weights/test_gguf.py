@@ -22,7 +22,7 @@ from small_models import load, query_logits
 from tokenizers import Tokenizer, pre_tokenizers
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import RopeScaling
+from a3jax.config import Llama3Scaling, Rope
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
 from a3jax.model.rope import frequencies
@@ -109,9 +109,9 @@ def test_quantized_blocks_are_dequantized(pretrained, tmp_path):
 def test_llama3_frequencies_are_recognized(pretrained, imported, tmp_path):
     folder = pretrained("llama")
     plain = imported("llama").config
-    scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
     scaled = dataclasses.replace(plain, rope_theta=5e5, rope_scaling=scaling)
-    divisor = frequencies(dataclasses.replace(scaled, rope_scaling=None)) / frequencies(scaled)
+    divisor = frequencies(scaled, Rope(5e5)) / frequencies(scaled, Rope(5e5, scaling))
     theta = ("llama.rope.freq_base", 5e5, gguf.GGUFValueType.FLOAT32)
     path = _write(tmp_path / "a.gguf", folder, rope_freqs=divisor, llama__rope__freq_base=theta[1:])
     assert open_source(path).config.rope_scaling == scaling

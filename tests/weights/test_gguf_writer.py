@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from a3jax.checkpoint.folder import find, load_arrays, save_model
 from a3jax.checkpoint.provenance import Provenance
-from a3jax.config import RopeScaling
+from a3jax.config import Llama3Scaling
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
@@ -101,7 +101,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def test_llama3_frequencies_are_stored_as_divisors(pretrained, imported, tokenizer, tmp_path):
-    scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 8192)
     changes = {"rope_theta": 5e5, "rope_scaling": scaling, "context": 16384}
     path = _write(tmp_path / "model.gguf", pretrained, imported, tokenizer, "llama3", **changes)
     source = open_source(path)

@@ -14,17 +14,17 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_models import CASES, LLAMA3, query_logits, tokens, torch_logits
+from small_models import CASES, LLAMA3, few, query_logits, tokens, torch_logits
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import Experts, RopeScaling
+from a3jax.config import Experts, Rope
 from a3jax.errors import UserError
-from a3jax.weights import families, huggingface
+from a3jax.weights import configuration, families, huggingface
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few())
 def test_the_query_stream_in_ar_order_is_the_source_model(case, pretrained, imported):
     ids = tokens()
     ours = query_logits(imported(case), ids, np.broadcast_to(np.arange(48), (2, 48)))
@@ -46,22 +46,23 @@ def test_bfloat16_stays_bfloat16_unless_told_otherwise(pretrained, imported, tmp
     np.testing.assert_array_equal(load_arrays(checkpoint)["embedding"], theirs["model.embed_tokens.weight"])
 
 
+LOCAL = {"mistral_local": (0, 1, 2), "olmo3": (0, 1, 2), "gemma2": (0, 2), "gemma3_text": (0, 1), "phi3": (0, 1, 2)}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_both_dialects_of_config_json_say_the_same(case, pretrained):
     new = json.loads((pretrained(case) / "config.json").read_text())
-    rope = new.get("rope_parameters") or {"rope_theta": new["rope_theta"]} | (new.get("rope_scaling") or {})
-    rest = {k: v for k, v in new.items() if k not in ("rope_parameters", "rope_theta", "rope_scaling")}
-    scaling = {k: v for k, v in rope.items() if k != "rope_theta"} if rope.get("rope_type") == "llama3" else None
-    old = rest | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
-    config = families.from_hf(rest | {"rope_parameters": rope}, "config.json")
-    assert config == families.from_hf(old, "config.json")
-    assert config == families.from_hf(families.to_hf(config, "float32"), "config.json")
-    assert config.rope_scaling == (RopeScaling(8.0, 1.0, 4.0, 32) if case == "llama3" else None)
-
-
-def test_a_sliding_window_limits_the_context(pretrained):
-    raw = json.loads((pretrained("mistral") / "config.json").read_text())
-    assert families.from_hf(raw | {"sliding_window": 64}, "config.json").context == 64
+    ropes = new["rope_parameters"]
+    rope, local = ropes.get("full_attention", ropes), ropes.get("sliding_attention", {})
+    old = {name: value for name, value in new.items() if name != "rope_parameters"}
+    old |= {"rope_theta": rope["rope_theta"], "partial_rotary_factor": rope.get("partial_rotary_factor")}
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    old |= {"rope_local_base_freq": local["rope_theta"]} if case == "gemma3_text" else {}
+    old["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
+    config = configuration.from_hf(new, "config.json")
+    assert config == configuration.from_hf(old, "config.json")
+    assert config == configuration.from_hf(configuration.to_hf(config, "float32"), "config.json")
+    assert config.local_layers == LOCAL.get(case, ())
 
 
 def test_pytorch_files_import_too(pretrained, imported, tmp_path):
@@ -154,7 +155,7 @@ BAD = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not a JSON object"),
-    "gemma": (_with_config(model_type="gemma2"), "'gemma2' is not supported: it needs soft-capped logits"),
+    "gemma with images": (_with_config(model_type="gemma3"), "'gemma3' is not supported: it needs images beside the text"),
     "near miss": (_with_config(model_type="lama"), "did you mean 'llama'"),
     "missing field": (_with_config(hidden_size="absent"), "field 'hidden_size' is missing"),
     "ill-typed field": (_with_config(num_attention_heads="four"), "num_attention_heads is 'four'"),
@@ -163,7 +164,25 @@ BAD = {
         _with_config(quantization_config={}),
         "quantization_config: quant_method .* is not supported; known are gptq",
     ),
-    "yarn": (_with_config(rope_parameters={"rope_type": "yarn"}), "rope_type 'yarn' is not supported"),
+    "more experts than there are": (
+        _with_config(model_type="mixtral", num_experts_per_tok=9),
+        "num_experts_per_tok 9 of 8 experts is not supported",
+    ),
+    "layers without experts": (_with_config(model_type="qwen3_moe", mlp_only_layers=[0]), r"mlp_only_layers \[0\] is not"),
+    "unknown RoPE": (
+        _with_config(rope_parameters={"rope_type": "axial"}),
+        "rope_type 'axial' is not supported; supported are",
+    ),
+    "yarn without factor": (_with_config(rope_parameters={"rope_type": "yarn"}), "rope_parameters has no 'factor'"),
+    "few long factors": (
+        _with_config(rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
+        "short_factors are 1 numbers; 6 waves need as many",
+    ),
+    "clipped queries": (_with_config(model_type="olmo", clip_qkv=8.0), "clip_qkv .* is not supported"),
+    "biases that the family has not": (
+        _with_config(model_type="mistral", attention_bias=True),
+        "attention_bias in a model of model_type 'mistral' is not supported",
+    ),
     "llama3 without factor": (_with_config(rope_parameters={"rope_type": "llama3"}), "RoPE settings cannot be read"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "tokenizer damaged": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
@@ -198,7 +217,6 @@ BAD = {
     "negative base": (_with_config(rope_parameters={"rope_theta": -1.0}), "rope_theta is -1.0; it must be"),
     "factor 0": (_with_config(rope_scaling=LLAMA3 | {"factor": 0}), "rope_scaling: factor is 0; it must be a positive"),
     "factors in the wrong order": (_with_config(rope_scaling=LLAMA3 | {"high_freq_factor": 0.5}), "is not below"),
-    "yarn added by hand": (_with_config(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_type 'yarn' is not supported"),
     "RoPE by layer type": (_with_config(rope_parameters={"full_attention": {"rope_theta": 1e6}}), "by layer type"),
     "RoPE that is a list": (_with_config(rope_scaling=[4]), r"rope_scaling is \[4\]; it must be an object"),
     "two original lengths": (
@@ -219,8 +237,8 @@ BAD = {
     "generation that is no object": (lambda f: (f / "generation_config.json").write_text("[]"), "is not a JSON object"),
     "NaN temperature": (_with_generation(temperature=math.nan), r"generation_config\.json is not JSON: NaN is no number"),
     "a family of later": (
-        _with_config(model_type="olmo3", layer_types=["full_attention"] * 3),
-        "'olmo3' is not supported: beyond a Llama's fields, its config.json sets layer_types; supported are",
+        _with_config(model_type="olmo9", layer_types=["full_attention"] * 3),
+        "'olmo9' is not supported: beyond a Llama's fields, its config.json sets layer_types; supported are",
     ),
     "hostile pickle": (_hostile_pickle, "cannot be loaded safely"),
     "pickled list": (_pickled_list, "not a plain dictionary of tensors"),
@@ -346,11 +364,13 @@ def test_rope_said_twice_is_what_transformers_makes_of_it(name, pretrained, tmp_
 
 @pytest.mark.parametrize("family", [family.name for family in families.FAMILIES])
 def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
-    sizes = {"vocab_size": 60000, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 300000, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 12}
     stated = {"model_type": family, "num_attention_heads": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 9000, **sizes}
     theirs = transformers.AutoConfig.for_model(**stated)
-    ours = families.from_hf(stated, "config.json")
-    window = getattr(theirs, "sliding_window", None)
+    ours = configuration.from_hf(stated, "config.json")
+    kinds, window = getattr(theirs, "layer_types", None), getattr(theirs, "sliding_window", None)
+    slides = [window is not None and (kinds is None or kinds[i] == "sliding_attention") for i in range(12)]
+    ropes = theirs.rope_parameters
     ends = theirs.eos_token_id
     if ours.experts is not None:
         normalized = getattr(theirs, "norm_topk_prob", True)  # as Mixtral has it
@@ -361,8 +381,25 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
         ours,
         kv_heads=theirs.num_key_value_heads,
         head_width=getattr(theirs, "head_dim", None) or 512 // 32,
-        context=min(9000, window or 9000),
-        rope_theta=theirs.rope_parameters["rope_theta"],
+        context=9000,
+        rope_theta=ropes.get("full_attention", ropes)["rope_theta"],
+        local_rope=Rope(ropes["sliding_attention"]["rope_theta"]) if "sliding_attention" in ropes else None,
+        local_layers=tuple(i for i in range(12) if slides[i]),
+        local_window=window if any(slides) else None,
+        unrotated_layers=tuple(i for i, turns in enumerate(getattr(theirs, "no_rope_layers", ())) if not turns),
+        activation={"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}[
+            getattr(theirs, "hidden_activation", None) or theirs.hidden_act
+        ],
+        norm_eps=getattr(theirs, "rms_norm_eps", 1e-5),
+        embedding_scale=getattr(theirs, "embedding_multiplier", 512**0.5 if "gemma" in family else 1.0),
+        attention_scale=getattr(
+            theirs,
+            "attention_multiplier",
+            theirs.query_pre_attn_scalar**-0.5 if hasattr(theirs, "query_pre_attn_scalar") else None,
+        ),
+        attention_cap=getattr(theirs, "attn_logit_softcapping", None),
+        logit_cap=getattr(theirs, "final_logit_softcapping", None),
+        logit_divisor=getattr(theirs, "logits_scaling", 1.0),
         tied_head=theirs.tie_word_embeddings,
         start_token=theirs.bos_token_id,
         end_tokens=() if ends is None else (ends,),
@@ -373,16 +410,21 @@ def test_sliding_windows_are_those_that_transformers_uses():
     sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
     stated = sizes | {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 9000}
 
-    def context(family, **fields):
-        return families.from_hf(stated | {"model_type": family} | fields, "config.json").context
+    def local(family, **fields):
+        config = configuration.from_hf(stated | {"model_type": family} | fields, "config.json")
+        assert config.context == 9000
+        return config.local_window if config.local_layers == (0, 1) else config.local_layers
 
-    assert context("mistral", sliding_window=None) == context("qwen2", sliding_window=64) == 9000
-    assert context("mistral", sliding_window=64, use_sliding_window=False) == 64
-    assert context("qwen2", use_sliding_window=True) == 4096
+    assert local("mistral", sliding_window=None) == local("qwen2", sliding_window=64) == ()
+    assert local("mistral", sliding_window=64, use_sliding_window=False) == 64
+    assert local("qwen2", use_sliding_window=True) == ()
+    assert local("qwen2", use_sliding_window=True, max_window_layers=1) == (1,)
     with pytest.raises(UserError, match="sliding_window is 0; it must be"):
-        context("mistral", sliding_window=0)
+        local("mistral", sliding_window=0)
     with pytest.raises(UserError, match=r"layer_types .* without use_sliding_window is not supported"):
-        context("qwen3", layer_types=["full_attention", "sliding_attention"])
+        local("qwen3", layer_types=["full_attention", "sliding_attention"])
+    with pytest.raises(UserError, match=r"layer_types \['chunked_attention'\] is not supported"):
+        local("gemma2", layer_types=["chunked_attention"])
 
 
 ENDS = {
@@ -411,7 +453,7 @@ def test_end_tokens_are_those_of_both_files(name, pretrained, tmp_path):
 def test_no_suggestion_takes_one_family_for_another():
     names = {family.name for family in families.FAMILIES}
     others = set(transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES) - names
-    assert {"olmo3", "ministral3", "llama4"} <= others
+    assert {"ministral3", "llama4", "gpt2"} <= others
     for name in [*others, "qwen", "olmo9", None, 7, [], "x" * 10**6]:
         with pytest.raises(UserError, match="is not supported") as caught:
             families.family_of(name)
@@ -431,7 +473,7 @@ def test_no_suggestion_takes_one_family_for_another():
 def test_what_a_llama_writes_is_not_taken_for_what_is_missing():
     written = transformers.LlamaConfig(rope_scaling=LLAMA3).to_dict() | {"model_type": "other", "head_dim": 8}
     with pytest.raises(UserError, match="'other' is not supported; supported are"):
-        families.from_hf(written, "config.json")
+        configuration.from_hf(written, "config.json")
 
 
 ODD = st.one_of(

@@ -6,9 +6,11 @@ from transformers import PretrainedConfig
 
 
 class A3Config(PretrainedConfig):
-    """Fields are those of a Llama configuration, then the features by which families differ, then the query stream.
+    """Fields are those of a Llama configuration, then the mechanisms by which families differ, then the query stream.
 
-    `rope_parameters` holds `rope_theta` and, where `rope_type` is "llama3", the four numbers of its scaling.
+    `layer_kinds` says what kinds of layers there are, and `kind_of_layer` of which each is. A kind has a `window`, within
+    which its rows see (None: all), and the rotary embedding's `frequencies` (those of the first numbers of a head; 0 where
+    nothing turns) and `attention_factor`. How they were made is in `rope_parameters`.
     """
 
     model_type = "a3"
@@ -25,11 +27,24 @@ class A3Config(PretrainedConfig):
         max_position_embeddings: int = 2048,
         rms_norm_eps: float = 1e-5,
         rope_parameters: dict[str, Any] | None = None,
+        layer_kinds: list[dict[str, Any]] | None = None,
+        kind_of_layer: list[int] | None = None,
         tie_word_embeddings: bool = False,
         a3_family: str = "llama",
         qkv_bias: bool = False,
         query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
-        post_norm: bool = False,  # normalize the outputs of attention and MLP instead of their inputs
+        norm: str = "rms",  # "rms_offset": multiplies with 1 + weight; "layer": LayerNorm without weights
+        pre_norm: bool = True,  # normalize the inputs of attention and MLP
+        post_norm: bool = False,  # normalize their outputs
+        output_bias: bool = False,  # of attention
+        mlp_bias: bool = False,
+        activation: str = "silu",  # of the MLP's gate; or "gelu_tanh"
+        embedding_scale: float = 1.0,  # what embeddings are multiplied with
+        residual_scale: float = 1.0,  # what the outputs of attention and MLP are multiplied with
+        attention_scale: float | None = None,  # what scores are multiplied with; None: head_dim^-1/2
+        attention_cap: float | None = None,  # scores are bent to stay within it
+        logit_divisor: float = 1.0,
+        logit_cap: float | None = None,
         num_experts: int = 0,  # of each layer's feed-forward, `intermediate_size` wide each; 0: it is one dense MLP
         num_experts_per_tok: int = 0,  # how many of them a row goes to
         norm_topk_prob: bool = True,  # whether the router's weights of these add up to 1
@@ -50,10 +65,24 @@ class A3Config(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
         self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": 10_000.0}
+        rates = [10_000.0 ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+        self.layer_kinds = layer_kinds or [{"window": None, "frequencies": rates, "attention_factor": 1.0}]
+        self.kind_of_layer = kind_of_layer or [0] * num_hidden_layers
         self.a3_family = a3_family
         self.qkv_bias = qkv_bias
         self.query_key_norm = query_key_norm
+        self.norm = norm
+        self.pre_norm = pre_norm
         self.post_norm = post_norm
+        self.output_bias = output_bias
+        self.mlp_bias = mlp_bias
+        self.activation = activation
+        self.embedding_scale = embedding_scale
+        self.residual_scale = residual_scale
+        self.attention_scale = attention_scale
+        self.attention_cap = attention_cap
+        self.logit_divisor = logit_divisor
+        self.logit_cap = logit_cap
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
         self.norm_topk_prob = norm_topk_prob

@@ -112,9 +112,10 @@ class A3Decoding:
             last = seen.masked_fill(~known, -1).amax(-1, keepdim=True)
             causal = (known.sum(-1, keepdim=True) == where) & (last < where) & (last >= 0)
             hidden = self.model(
-                torch.cat([self.model.embed_tokens(tokens.gather(1, here)), seeds], 1),
+                torch.cat([self.model.embed(tokens.gather(1, here)), seeds], 1),
                 torch.cat([position.gather(1, here), seed_position], 1),
                 visible,
+                seen,
                 causal,
                 cache,
             )

@@ -17,6 +17,7 @@ class A3Expert(nn.Module):
 
     def __init__(self, config: A3Config):
         super().__init__()
+        self.gelu = config.activation == "gelu_tanh"
         self.names = GATE_UP_DOWN.get(config.a3_family, ("gate_proj", "up_proj", "down_proj"))
         width, inner = config.hidden_size, config.intermediate_size
         for name, inputs, outputs in zip(self.names, (width, width, inner), (inner, inner, width)):
@@ -25,7 +26,8 @@ class A3Expert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Keeps the shape, ... x D."""
         gate, up, down = (getattr(self, name) for name in self.names)
-        return down(functional.silu(gate(x)) * up(x))
+        gated = functional.gelu(gate(x), approximate="tanh") if self.gelu else functional.silu(gate(x))
+        return down(gated * up(x))
 
 
 class A3Experts(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from a3jax.config import ModelConfig, RopeScaling
+from a3jax.config import Llama3Scaling, ModelConfig, Rope
 from a3jax.errors import UserError
 from a3jax.model.rope import frequencies
 
@@ -37,6 +37,19 @@ def architecture_of(family: str) -> Architecture:
             return architecture
     known = ", ".join(family for architecture in ARCHITECTURES for family in architecture.families)
     raise UserError(f"a model of the family '{family}' cannot be written as GGUF; possible are {known}")
+
+
+def check_writable(config: ModelConfig) -> None:
+    """Raise `UserError` for what a model has beyond what the architecture of its family computes in llama.cpp."""
+    architecture_of(config.family)
+    beyond = {
+        "biases beyond those of its family": config.output_bias or config.mlp_bias,
+        "a rotary embedding of parts of heads": config.rotary_width is not None,
+        "RoPE scaling other than Llama 3's": not isinstance(config.rope_scaling, Llama3Scaling | None),
+    }
+    for what, has in beyond.items():
+        if has:
+            raise UserError(f"a model with {what} cannot be written as GGUF; export its folder instead")
 
 
 FIELDS = {
@@ -114,14 +127,14 @@ def to_pairs(name: str, tensor: np.ndarray, architecture: Architecture, head_wid
 
 def rope_divisors(config: ModelConfig) -> np.ndarray:
     """By what Llama 3's scaling divides every frequency, E/2; GGUF stores these and not the scaling."""
-    return frequencies(replace(config, rope_scaling=None)) / frequencies(config)
+    return frequencies(config, Rope(config.rope_theta)) / frequencies(config, Rope(config.rope_theta, config.rope_scaling))
 
 
-def rope_scaling(config: ModelConfig, divisors: np.ndarray) -> RopeScaling | None:
+def rope_scaling(config: ModelConfig, divisors: np.ndarray) -> Llama3Scaling | None:
     """The scaling that has these divisors, if it is that of a Llama 3 release; else None."""
     if divisors.shape != (config.head_width // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
         return None
     # The longest wave is divided by the whole factor.
-    scaling = RopeScaling(float(divisors.max()), 1.0, 4.0, 8192)
+    scaling = Llama3Scaling(float(divisors.max()), 1.0, 4.0, 8192)
     expected = rope_divisors(replace(config, rope_scaling=scaling))
     return scaling if np.allclose(divisors, expected, rtol=1e-3) else None

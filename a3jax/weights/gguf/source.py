@@ -111,9 +111,7 @@ class GgufFile(Source):
             norm_eps=_decimal(number("norm_eps", float)),
             rope_theta=_decimal(number("rope_theta", float, ROPE_BASE)),
             tied_head="lm_head.weight" not in self._tensors,
-            qkv_bias=family.qkv_bias,
-            query_key_norm=family.query_key_norm,
-            post_norm=family.post_norm,
+            **family.features,
             start_token=metadata.token("bos"),
             end_tokens=tuple(dict.fromkeys(ends)),
         )

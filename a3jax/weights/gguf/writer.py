@@ -1,5 +1,6 @@
 """The left-to-right view of a model as a GGUF file, as llama.cpp's converter would write it, one tensor at a time."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFile
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.weights.gguf.layout import FIELDS, HEAD_WIDTHS, ROPE_DIVISORS, architecture_of, rope_divisors, to_gguf, to_pairs
+from a3jax.weights.gguf.layout import (
+    FIELDS,
+    HEAD_WIDTHS,
+    ROPE_DIVISORS,
+    architecture_of,
+    check_writable,
+    rope_divisors,
+    to_gguf,
+    to_pairs,
+)
 from a3jax.weights.gguf.tokenizer import to_metadata
 from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor
@@ -34,9 +44,12 @@ def write_gguf(
     """Write `path`: tensors by Hugging Face name, matrices in `dtype` or their own, everything else in float32.
 
     Tells `advance` of every tensor's bytes, as it was. Of several end tokens, only the first is kept. Raises `UserError`
-    for a family or a tokenizer that GGUF cannot hold, before anything is written, and for a number that is not finite
-    in `dtype`.
+    for a family, a mechanism or a tokenizer that GGUF cannot hold, before anything is written, and for a number that is not
+    finite in `dtype`.
     """
+    check_writable(config)
+    if config.local_window is not None:  # within which what llama.cpp computes, full attention, is the same
+        config = dataclasses.replace(config, context=min(config.context, config.local_window))
     architecture, tensors = architecture_of(config.family), list(tensors)
     tokenizer = to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
