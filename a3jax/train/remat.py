@@ -49,17 +49,23 @@ def chosen(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -
 
 def state_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
     """On one device: parameters, gradients and moments of those that are trained, a source to learn from."""
-    everything = shapes(model)
-    changed = _beside(nnx.filter_state(everything, changes(config.adapt, model)), mesh)
-    held = _beside(everything, mesh) * (2 if config.adapt.distill else 1)
+    held, changed = held_and_changed(config, model, mesh.shape["expert"])
     moments = moment_bytes(config.optimizer) * changed
-    return (4 * (held + changed) + moments) // (width_parts(mesh) * mesh.shape["tensor"])
+    return (4 * (held * (2 if config.adapt.distill else 1) + changed) + moments) // (width_parts(mesh) * mesh.shape["tensor"])
 
 
-def _beside(parameters: nnx.State, mesh: Mesh) -> int:
-    """Numbers of parameters over the devices that share one width and one set of heads: of experts, those along `expert`."""
-    leaves = jax.tree.leaves(parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return sum(math.prod(leaf.shape) // (mesh.shape["expert"] if "X" in declared(leaf).axes else 1) for leaf in leaves)
+def held_and_changed(config: Config, model: ModelConfig, expert: int) -> tuple[int, int]:
+    """How many numbers of parameters lie beside one another, and how many of them are trained, as `expert` splits them.
+
+    What splits the width, heads and feed-forward has then still to be divided by.
+    """
+
+    def count(parameters: nnx.State) -> int:
+        leaves = jax.tree.leaves(parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        return sum(math.prod(leaf.shape) // (expert if "X" in declared(leaf).axes else 1) for leaf in leaves)
+
+    everything = shapes(model)
+    return count(everything), count(nnx.filter_state(everything, changes(config.adapt, model)))
 
 
 def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:

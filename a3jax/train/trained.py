@@ -7,14 +7,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-from flax import nnx
-
 from a3jax.config import AdaptConfig, Config, ModelConfig
 from a3jax.errors import UserError
 from a3jax.files.strict import nearest
 from a3jax.model.adapters import content_is_fixed
-from a3jax.model.parameters import Kind, declarations, shapes
+from a3jax.model.parameters import Kind, declarations
 
 GROUPS: dict[str, tuple[Kind, ...]] = {"norms": ("norm",), "embeddings": ("embedding", "head")}
 """What `AdaptConfig.frozen` may say instead of names: all parameters of these kinds."""
@@ -83,12 +80,6 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
     if not changed:
         raise UserError("adapt.frozen names all parameters; leave some out, or there is nothing to train")
     return lambda path, _: str(path[-1]) in changed
-
-
-def count_trained(config: Config, model: ModelConfig) -> int:
-    """Number of parameters that change."""
-    changed = changes(config.adapt, model)
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.filter_state(shapes(model), changed)))
 
 
 def adapters(model: ModelConfig) -> set[str]:
