@@ -120,7 +120,11 @@ def _rows(config: Config, model: ModelConfig) -> int:
 def _tokens(config: Config) -> int:
     """Of the windows that a device computes, or its share of them, at one time."""
     mesh = config.mesh
-    return config.data.batch // (config.train.accumulate * mesh.slices * mesh.data * mesh.expert * mesh.fsdp) * config.data.length
+    return (
+        config.data.batch
+        // (config.train.accumulate * mesh.slices * mesh.data * mesh.expert * mesh.fsdp)
+        * config.data.length
+    )
 
 
 def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -> tuple[float, float]:

@@ -30,7 +30,8 @@ class Number(NamedTuple):
     to_theirs: Callable[[float], float] = float
 
 
-class Mixture(NamedTuple):
+@dataclass(frozen=True)
+class Mixture:
     """How a family's `config.json` tells of experts, of which all its layers are."""
 
     silent: Experts

@@ -73,7 +73,9 @@ def test_the_twin_computes_both_streams(case, changes, pretrained, imported, tmp
         np.testing.assert_allclose(torch_logits(tmp_path / "out", ids, groups=groups), ours, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["gemma2", "granite", "mixtral", *(pytest.param(case, marks=pytest.mark.long) for case in OTHERS)])
+@pytest.mark.parametrize(
+    "case", ["gemma2", "granite", "mixtral", *(pytest.param(case, marks=pytest.mark.long) for case in OTHERS)]
+)
 def test_a_step_has_the_gradients_of_pytorch(case, imported, tmp_path):
     checkpoint = _adapted(imported(case), tmp_path / "model")
     export_model(checkpoint, tmp_path / "out")

@@ -80,7 +80,9 @@ def test_experts_are_stacked_by_the_names_of_llama_cpp_and_come_back(case, pretr
     reader = gguf.GGUFReader(path)
     architecture = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[MIXTURES[case]]
     known = {name.format(bid=0) for kind, name in gguf.TENSOR_NAMES.items() if kind in gguf.MODEL_TENSORS[architecture]}
-    assert {tensor.name.replace(".1.", ".0.").replace(".2.", ".0.").removesuffix(".weight") for tensor in reader.tensors} <= known
+    assert {
+        tensor.name.replace(".1.", ".0.").replace(".2.", ".0.").removesuffix(".weight") for tensor in reader.tensors
+    } <= known
     source, arrays = open_source(path), load_file(pretrained(case) / "model.safetensors")
     without = dataclasses.replace(imported(case).config.experts, balance=0.0)  # for which GGUF has no name
     own = {"experts": without, "starts": False, "local_layers": (), "local_window": None}

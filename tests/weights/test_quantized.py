@@ -112,7 +112,7 @@ def quantized(folder, out, settings, pack):
     """A copy of a folder with its projections quantized, and the same folder with what they are, plain."""
     tensors, draw = load_file(folder / "model.safetensors"), np.random.default_rng(0)
     plain = dict(tensors)
-    for name, tensor in tensors.items():
+    for name, tensor in list(plain.items()):
         if not name.endswith(("_proj.weight", ".w1.weight")) or tensor.shape[1] % 32:
             continue
         parts, expected = pack(tensor.numpy(), draw)
