@@ -8,6 +8,7 @@ from a3jax.errors import UserError
 if TYPE_CHECKING:
     from a3jax.decode.settings import Decoding
     from a3jax.decode.template import Template
+    from a3jax.generate.chat import chat
     from a3jax.generate.infill import Blank, Infilled, complete, infill, infill_batch
     from a3jax.generate.text_likelihood import log_likelihood, log_likelihoods
     from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
@@ -21,6 +22,7 @@ __all__ = [
     "Model",
     "Template",
     "UserError",
+    "chat",
     "complete",
     "infill",
     "infill_batch",
@@ -33,6 +35,7 @@ __all__ = [
 _WHERE = {
     "a3jax.decode.settings": ["Decoding"],
     "a3jax.decode.template": ["Template"],
+    "a3jax.generate.chat": ["chat"],
     "a3jax.generate.infill": ["Blank", "Infilled", "complete", "infill", "infill_batch"],
     "a3jax.likelihood.scoring": ["Likelihood", "token_log_likelihood", "token_log_likelihoods"],
     "a3jax.weights.loading": ["Model", "load"],

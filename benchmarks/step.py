@@ -42,21 +42,26 @@ class Options:
 
 def ours(options: Options, stage: Stage) -> float:
     """Seconds of one step of `stage`."""
-    model = MODELS[options.model]
     config = Config(
         name="benchmark",
-        model=model,
+        model=MODELS[options.model],
         data=DataConfig(length=options.length, batch=options.batch),
         curriculum=(stage,),
         train=TrainConfig(
             compute_dtype=options.dtype, remat=options.remat, attention=options.attention, attention_block=options.block
         ),
     )
+    return step_seconds(config, MODELS[options.model], options.repeats)
+
+
+def step_seconds(config: Config, model: ModelConfig, repeats: int) -> float:
+    """Seconds of one step of an experiment of one stage, from random weights, on windows of random tokens without padding."""
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         state = init_state(config, random_params(config, model, mesh), model, mesh)
-        compiled = compile_step(config, model, stage, mesh)
-        tokens = np.random.default_rng(0).integers(0, model.vocab, (options.batch, options.length), np.int32)
+        compiled = compile_step(config, model, config.curriculum[0], mesh)
+        shape = (config.data.batch, config.data.length)
+        tokens = np.random.default_rng(0).integers(0, model.vocab, shape, np.int32)
         put = functools.partial(jax.device_put, device=batch_sharding(mesh))
         batch = {"tokens": put(tokens), "segments": put(np.ones_like(tokens))}
 
@@ -65,7 +70,7 @@ def ours(options: Options, stage: Stage) -> float:
             state, metrics = compiled(state, batch)
             return metrics
 
-        return seconds(step, options.repeats)
+        return seconds(step, repeats)
 
 
 def plain_torch(options: Options) -> float:

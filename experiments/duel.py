@@ -32,7 +32,7 @@ from a3jax.train import flops
 _BASE = runpy.run_path(str(Path(__file__).with_name("duel_base.py")))
 BASE: ModelConfig = _BASE["MODEL"]
 """The shape of runs/duel_base."""
-LENGTH, BATCH = _BASE["LENGTH"], 4
+LENGTH, BATCH = _BASE["LENGTH"], 16
 PRETRAINED = _BASE["TOKENS"] / LENGTH * flops.per_window(BASE, Stage(1), LENGTH)
 """FLOPs of the base."""
 BUDGETS = {"2%": 0.02 * PRETRAINED, "20%": 0.2 * PRETRAINED}
@@ -61,13 +61,13 @@ ARMS: dict[str, tuple[Curriculum, Arm]] = {
     "direct": (direct, {}),
     "paper, successor seeds": (paper, {}),
     "diffusion": (left_to_right, {"objective": "diffusion"}),
-    "adapters 1 to 2": (direct, {"adapt.rank": 64}),
+    "adapters 1 to 2": (direct, {"adapt.rank": 96}),
     "fim": (left_to_right, {"objective": "fim", "fim.tokens": FimConfig(tokens=(2, 3, 4)).tokens}),
     "block diffusion 4": (left_to_right, {"objective": "block_diffusion"}),
     "ar": (left_to_right, {"objective": "ar"}),
     "paper, learned seeds": (paper, {"seeding": "learned"}),
-    "adapters 1 to 8": (direct, {"adapt.rank": 16}),
-    "adapters 1 to 32": (direct, {"adapt.rank": 4}),
+    "adapters 1 to 8": (direct, {"adapt.rank": 24}),
+    "adapters 1 to 32": (direct, {"adapt.rank": 6}),
 }
 """Each with its curriculum over so many steps, and what else it changes. Adapters are named by their rank to the width."""
 
@@ -80,8 +80,8 @@ def experiment() -> Config:
         data=DataConfig(path="data/duel/train", length=LENGTH, batch=BATCH),
         curriculum=direct(steps(direct, {}, BUDGETS["2%"])),
         adapt=AdaptConfig(rank=0),
-        optimizer=OptimizerConfig(warmup=10),
-        train=TrainConfig(compute_dtype="float32", remat="none", eval_every=10_000, save_every=200, eval_windows=8),
+        optimizer=OptimizerConfig(warmup=20),
+        train=TrainConfig(remat="none", eval_every=100_000, save_every=2_000, eval_windows=16),
     )
 
 

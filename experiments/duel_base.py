@@ -1,6 +1,6 @@
-"""The base of the duel (experiments/duel.py): a million parameters, pretrained from left to right on Python source.
+"""The base of the duel (experiments/duel.py): three million parameters, pretrained from left to right on Python source.
 
-python experiments/duel_base.py tokenizer data/duel/tokenizer              # BPE of 2,048 on the packages to train on
+python experiments/duel_base.py tokenizer data/duel/tokenizer              # BPE of 4,096 on the packages to train on
 a3jax prepare $(python experiments/duel_base.py train) data/duel/train --tokenizer data/duel/tokenizer \\
     --include '*.py' --exclude 'site-packages/*' '*/tests/*' '*/_vendor/*' '*/test_*' --deduplicate --held-out 0.002
 a3jax train duel_base
@@ -9,13 +9,14 @@ The text is the source of large packages that the environment has (`requirements
 by package, so that nothing of a test package is seen in training, nor chosen by. Vendored copies are left out. Files of the
 dev and test packages are read as they are, by `benchmarks/duel_figures.py`.
 
-It is this small because the duel is to be run on one core of a CPU: docs/duel.md has the plan. On a larger machine raise
-`MODEL` and `TOKENS` first; all else follows.
+Where the packages are not those of the environment, A3JAX_PACKAGES names a folder that has them: `site/` with the packages, and
+`stdlib/`.
 """
 
 import fnmatch
 import importlib.util
 import json
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -26,26 +27,26 @@ from a3jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Stage
 PACKAGES = {
     "train": (
         "sympy jax scipy pandas matplotlib tensorflow_datasets pygments mypy numpy jaxlib huggingface_hub orbax datasets "
-        "flax pydantic hypothesis mpmath accelerate rich"
+        "flax pydantic hypothesis mpmath accelerate rich torch transformers"
     ),
     "dev": "fontTools lm_eval",
     "test": "networkx nltk optax",
 }
 EXCLUDED = ("site-packages/*", "*/tests/*", "*/_vendor/*", "*/test_*")
 """Of every package, by the path inside of it; of the standard library, what is installed beside it."""
-VOCAB, LENGTH, BATCH = 2048, 256, 16
-TOKENS = 6_000_000
+VOCAB, LENGTH, BATCH = 4096, 256, 64
+TOKENS = 100_000_000
 MARKS = ("<|start|>", "<|end|>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 """The first five ids."""
 
 MODEL = ModelConfig(
     family="llama",
     vocab=VOCAB,
-    width=128,
-    ff_width=384,
-    layers=4,
-    query_heads=4,
-    kv_heads=2,
+    width=192,
+    ff_width=512,
+    layers=6,
+    query_heads=6,
+    kv_heads=3,
     head_width=32,
     context=LENGTH,
     tied_head=True,
@@ -55,7 +56,7 @@ MODEL = ModelConfig(
 
 
 def experiment() -> Config:
-    """Six million tokens, a seventh of what there is."""
+    """A hundred million tokens, which is more than once through what there is."""
     return Config(
         name="duel_base",
         model=MODEL,
@@ -63,14 +64,19 @@ def experiment() -> Config:
         curriculum=(Stage(tokens=TOKENS),),
         objective="ar",
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup=100),
-        train=TrainConfig(compute_dtype="float32", remat="none", eval_every=500, save_every=100, eval_windows=32),
+        train=TrainConfig(remat="none", eval_every=1000, save_every=1000, eval_windows=64),
     )
 
 
 def folders(split: str) -> list[str]:
     """Where the packages of a split are; for training, the standard library too."""
-    found = [] if split != "train" else [sysconfig.get_path("stdlib")]
+    elsewhere = os.environ.get("A3JAX_PACKAGES")
+    library = f"{elsewhere}/stdlib" if elsewhere else sysconfig.get_path("stdlib")
+    found = [] if split != "train" else [library]
     for name in PACKAGES[split].split():
+        if elsewhere:
+            found.append(f"{elsewhere}/site/{name}")
+            continue
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             sys.exit(f"{name} is not installed; install requirements.txt and requirements-harness.txt")

@@ -1,4 +1,7 @@
-"""The whole road on real weights: import, prepare, adapt, infill, export. `make demo` runs this.
+"""What an adapted model does, and then the whole road on real weights: import, prepare, adapt, infill, export. `make demo`.
+
+The adapted model is SmolLM2-135M with the adapters of this repository (adapters/smollm2-135m-code), which four minutes on a
+GPU made by experiments/smollm2_code.py. The road is walked anew in a few steps, which show how, and not how far.
 
 Every step is one `a3jax` command, printed before it runs, and is skipped where its result is there already: an
 interrupted demo goes on where it stopped. Everything lies in demo/.
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from a3jax.data.pipeline import held_out_windows, open_corpora
@@ -24,6 +28,19 @@ from a3jax.experiment.files import load_experiment
 
 DEMO = Path("demo")
 GGUF = Path(".cache/SmolLM2-135M-Instruct.Q4_1.gguf")
+ADAPTERS = Path("adapters/smollm2-135m-code")
+SHOWN = (
+    ("import json\n\n\ndef load(path):\n    with", " as file:\n        return json.load(file)\n"),
+    (
+        "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        self",
+        "\n\n    def pop(self):\n        return self.items.pop()\n",
+    ),
+    ("def celsius(fahrenheit):\n    return", " * 5 / 9\n"),
+    ("def total(prices):\n    sum =", "\n    for price in prices:\n        sum += price\n    return sum\n"),
+    ('def area(r):\n    """The area of a circle."""\n    return', " * r ** 2\n"),
+)
+"""What is before a blank of two to eight tokens, and what is behind it. Chosen by hand; docs/shown.md has figures of many."""
+LEAST, MOST = 2, 8
 CODE = '''def mean(values):
     """Return the arithmetic mean of a list of numbers."""
     if not values:[[12]]
@@ -59,6 +76,7 @@ def main() -> None:
     DEMO.mkdir(exist_ok=True)
     source, corpus, run, exported = DEMO / "smollm2", DEMO / "corpus", DEMO / "run", DEMO / "exported"
     a3jax("import", str(GGUF), str(source), out=DEMO / "import.json")
+    show_adapted(source)
     stdlib = sysconfig.get_path("stdlib")
     a3jax(
         *("prepare", stdlib, str(corpus), "--tokenizer", str(source), "--held-out", "0.02", "--include", "*.py"),
@@ -73,6 +91,32 @@ def main() -> None:
     a3jax("export", str(source), str(DEMO / "source"), "--as", "llama", out=DEMO / "source.json")
     own = source_nll(DEMO / "source")
     report(trained, own, before, after, export, time.perf_counter() - begun)
+
+
+def show_adapted(source: Path) -> None:
+    """Blanks filled from both sides by the adapted model, and from the left alone by its source; and how one fills in."""
+    model, asked = DEMO / "smollm2-code", {"both": DEMO / "both.jsonl", "left": DEMO / "left.jsonl"}
+    a3jax("import", str(GGUF), str(model), "--adapters", str(ADAPTERS), out=DEMO / "import-adapted.json")
+    both = [{"text": f"{before}[[{LEAST}-{MOST}]]{after}"} for before, after in SHOWN]
+    left = [{"prompt": before, "tokens": MOST, "stop": ["\n"]} for before, _ in SHOWN]
+    for path, requests in zip(asked.values(), (both, left)):
+        path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    answers = {}
+    for name, checkpoint in (("both", model), ("left", source)):
+        out = DEMO / f"{name}-filled.jsonl"
+        a3jax("generate", str(checkpoint), "--file", str(asked[name]), "--out", str(out))
+        answers[name] = [json.loads(line)["blanks"][0]["text"] for line in out.read_text().splitlines()]
+    trace = ("--mode", "dynamic", "--threshold", "0.6", "--trace", str(DEMO / "trace.html"))
+    a3jax("generate", str(model), "--text", CODE, *trace, out=DEMO / "trace.json")
+    table = Table(title="SmolLM2-135M, adapted in four minutes on one GPU, fills ⟦ ⟧", title_justify="left")
+    table.add_column("both sides seen, adapted")
+    table.add_column("left only, the source")
+    for (before, after), *texts in zip(SHOWN, answers["both"], answers["left"]):
+        line, rest = before.splitlines()[-1].strip(), after.splitlines()[0]
+        table.add_row(*(escape(f"{line}⟦{text}⟧{rest}") for text in texts))
+    console.print()
+    console.print(table)
+    console.print(f"{DEMO / 'trace.html'} shows another text fill in, several tokens a pass.")
 
 
 def source_nll(folder: Path) -> float:

@@ -23,6 +23,8 @@ class Export:
     a3jax export runs/demo exported-llama --as llama
 
     a3jax export runs/demo exported.gguf --as gguf --dtype bfloat16
+
+    a3jax export runs/demo adapters/mine --as adapters --dtype bfloat16
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
@@ -30,7 +32,7 @@ class Export:
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The Hugging Face folder, or the .gguf file, to write."""
     as_: Annotated[str, arg(name="as")] = "a3"
-    """a3 for both streams (trust_remote_code), or the model's family, such as llama, or gguf."""
+    """a3 for both streams (trust_remote_code), the model's family, such as llama, gguf, or adapters, without their source."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the weights; as saved if not given."""
     step: int | None = None
@@ -43,12 +45,12 @@ class Export:
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.checkpoint.folder import find
         from a3jax.devices.writing import by_first
-        from a3jax.export.exporter import GGUF, export_model
+        from a3jax.export.exporter import ADAPTERS, GGUF, export_model
         from a3jax.export.verify import require_torch, verify
         from a3jax.files.places import local_folder
 
-        if self.verify and self.as_ == GGUF:
-            raise UserError("--verify needs a folder that PyTorch loads; export it --as the model's family too")
+        if self.verify and self.as_ in (GGUF, ADAPTERS):
+            raise UserError("--verify needs a folder that PyTorch loads; export it --as a3, or as the model's family, too")
         checkpoint = find(self.checkpoint, self.step)
         computes = self.verify or several(self.devices)  # devices may be another's, who trains
         with joined(self.devices) if computes else contextlib.nullcontext() as mesh:

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generate:
-    """Fill the blanks of a text in any order, continue one, fill the gap between two, or answer a file of such requests.
+    """Fill the blanks of a text in any order, continue one, answer in a chat, fill a gap, or answer a file of such requests.
 
     a3jax generate runs/demo --text "def area(r): [[8]] * r"
 
     a3jax generate runs/demo --prompt "def area(r):" --tokens 40 --stop "def "
+
+    a3jax generate runs/mine --chat "What is a closure?" --tokens 200
 
     a3jax generate runs/demo --file requests.jsonl --out answers.jsonl
 
@@ -46,13 +48,15 @@ class Generate:
     """With --text: the part of it to fill anew. It must stand there once; the text has no blanks then."""
     prompt: Text = None
     """A text to continue, to the model's end token, a stop string, or --tokens."""
+    chat: Text = None
+    """What a user says, to be answered as the model's chat template has it, with up to --tokens tokens."""
     before: Path | None = None
     """A file with the text before what is to be filled in."""
     after: Path | None = None
     """A file with the text after it."""
     tokens: Text = None
-    """How many tokens to fill in: N, MIN-MAX, or ..N for as many as it wants. At most N after --prompt; if not given,
-    --rewrite keeps the number, and between --before and --after it is ..32."""
+    """How many tokens to fill in: N, MIN-MAX, or ..N for as many as it wants. At most N after --prompt and --chat;
+    if not given, it is 256 for --chat and ..32 between --before and --after, and --rewrite keeps the number."""
     file: Text = None
     """A JSONL file of requests, - for standard input."""
     out: Path | None = None
@@ -83,7 +87,7 @@ class Generate:
         """What can be said before anything is read."""
         from a3jax.progress import console
 
-        inputs = ("text", "rewrite", "prompt", "before", "after", "tokens")
+        inputs = ("text", "rewrite", "prompt", "chat", "before", "after", "tokens")
         given = [name for name in (*inputs, "watch", "trace") if getattr(self, name) not in (None, False)]
         if self.file is not None and given:
             raise UserError(f"--{given[0]} does not go with --file, whose lines say what is wanted; leave one of them out")
@@ -116,9 +120,10 @@ class Generate:
 
         before, after = (None if path is None else whole_text(path) for path in (self.before, self.after))
         text = self.text
-        if {text, self.prompt, before, after} == {None}:
+        if {text, self.prompt, self.chat, before, after} == {None}:
             text = by_first(lambda: whole_text(STDIN) or None if has_input() else None)
-        wanted = Wanted(text, self.rewrite, self.prompt, before, after, self.tokens)
+        messages = None if self.chat is None else ({"role": "user", "content": self.chat},)
+        wanted = Wanted(text, self.rewrite, self.prompt, before, after, self.tokens, messages)
         wanted.check()
         return wanted
 
@@ -149,7 +154,10 @@ class Generate:
             for one, each in zip(filled, decodings):
                 if self.n > 1:
                     print(f"seed {each.seed}, log prob {one.log_prob:.4g}:")
-                _print_marked(one.pieces)
+                if self.chat is None:
+                    _print_marked(one.pieces)
+                else:
+                    _print(one.blanks[0].text)
         if self.trace is not None:
             by_first(functools.partial(_write, self.trace, trace(model.codec, list(zip(filled, decodings)))))
         seconds = sum(one.seconds for one in filled[:: self.batch])
@@ -188,6 +196,13 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+
+
+def _print(text: str) -> None:
+    """A text as it is, but on a terminal without what that would obey."""
+    from a3jax.outside_text import printable
+
+    print(printable(text) if sys.stdout.isatty() else text)
 
 
 def _print_marked(pieces: Sequence[tuple[str, bool]]) -> None:

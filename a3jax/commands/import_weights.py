@@ -16,6 +16,8 @@ class Import:
     a3jax import ~/models/SmolLM2-135M models/smollm2
 
     a3jax import HuggingFaceTB/SmolLM2-135M models/smollm2
+
+    a3jax import SmolLM2-135M-Instruct.Q4_1.gguf models/infilling --adapters adapters/smollm2-135m-code
     """
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
@@ -26,6 +28,8 @@ class Import:
     """Of the weights on disk; the source's own if not given."""
     start: str = "auto"
     """Token that documents and prompts of the model begin with, none, or auto: what its tokenizer puts there by itself."""
+    adapters: Path | None = None
+    """A folder written by `a3jax export --as adapters`, to be put on the weights that it was trained on."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102, the class says it
@@ -33,5 +37,10 @@ class Import:
         from a3jax.weights.importer import import_model
         from a3jax.weights.source import open_source
 
-        model = import_model(open_source(self.source), self.out, self.dtype, self.start)
+        source = open_source(self.source)
+        if self.adapters is not None:
+            from a3jax.weights.adapter_files import AdaptedSource
+
+            source = AdaptedSource(source, self.adapters)
+        model = import_model(source, self.out, self.dtype, self.start)
         return {"out": str(self.out), "family": model.family, "parameters": count(model), "context": model.context}

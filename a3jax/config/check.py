@@ -216,6 +216,8 @@ def _short(text: str) -> str:
 def _check_data(data: DataConfig) -> None:
     if data.mixture and data.path != DataConfig.path:
         raise UserError(f"data.path is {data.path}, and there is a data.mixture too; give one of them")
+    if data.mixture and data.chat:
+        raise UserError("data.chat belongs to data.path, and there is a data.mixture; give chat in its sources")
     if data.overlap and data.packing != "best_fit":
         raise UserError(f"data.overlap is {data.overlap}; it needs data.packing best_fit")
     if not 0 <= data.overlap < data.length:

@@ -53,6 +53,8 @@ class SourceConfig:
     """Its share of the windows, relative to the weights of the other sources."""
     schedule: tuple[WeightAt, ...] = ()
     """Weights that change over the steps, in place of `weight`: linear between points, constant outside them."""
+    chat: tuple[str, ...] = ()
+    """Of what is no prepared corpus: the columns of its chats, as `a3jax prepare --chat` has them."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ class DataConfig:
     `truncate` gives every document a window, leaves out what does not fit, and pads."""
     overlap: int = 0
     """Tokens before a cut that are read again as context after it, in documents longer than L; with `best_fit`."""
+    chat: tuple[str, ...] = ()
+    """Of a `path` that is no prepared corpus: the columns of its chats, as `a3jax prepare --chat` has them."""
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
         """The mixture, of one source where only `path` is given."""
-        return self.mixture or (SourceConfig(self.path),)
+        return self.mixture or (SourceConfig(self.path, chat=self.chat),)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ CORPUS/
     manifest.json                     what is in it, written last
     tokenizer.json, ...               the tokenizer it was prepared with
 
+In a corpus of chats the highest bit of a token says that it is given: a prompt's, which is context and never to be learned.
+
 The documents of a split, one after another in storage order, are one stream of tokens. The index says where in it each
 record ends, so that tokens anywhere in a corpus of any size are found by binary search and read with few records; it is
 mapped from disk, not loaded, and so is what stays in memory the same for every size.
@@ -18,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -85,6 +87,8 @@ class Manifest:
     characters: int
     passed_over: dict[str, int]
     """How many documents or files were left out, by reason."""
+    chats: bool = False
+    """Whether its tokens say which of them are given."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -102,6 +106,15 @@ def read_manifest(folder: Path) -> Manifest:
     return build(Manifest, content, str(path))
 
 
+def dtype_of(vocab: int, chats: bool) -> Dtype:
+    """The smallest type that holds the ids of a vocabulary and, of chats, the bit that says what is given."""
+    return "uint16" if vocab <= 2 ** (15 if chats else 16) else "uint32"
+
+
+def _given_bit(dtype: np.dtype) -> int:
+    return 1 << (8 * dtype.itemsize - 1)
+
+
 class ShardWriter:
     """Writes documents, in order, to one shard: `with ShardWriter(folder, "train", 3, "uint16") as shard: shard.write(ids)`.
 
@@ -116,11 +129,13 @@ class ShardWriter:
         self._entries: list[tuple[int, int, bool]] = []
         self._end = 0
 
-    def write(self, tokens: Sequence[int] | np.ndarray) -> None:
-        """Add a document, which must hold at least one token."""
+    def write(self, tokens: Sequence[int] | np.ndarray, given_T: np.ndarray | None = None) -> None:
+        """Add a document, which must hold at least one token; of a chat, with which of its tokens are given."""
         if not len(tokens):
             raise ValueError("a document without tokens cannot be written")
         ids = np.asarray(tokens, self._dtype)
+        if given_T is not None:
+            ids = np.where(given_T, ids | self._dtype.type(_given_bit(self._dtype)), ids).astype(self._dtype)
         for begin in range(0, len(ids), RECORD_TOKENS):
             record = ids[begin : begin + RECORD_TOKENS].tobytes()
             self._writer.write(record)
@@ -176,6 +191,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         path.unlink()
 
 
+class Span(NamedTuple):
+    """Tokens of a stream. Every array has T entries."""
+
+    tokens: np.ndarray
+    """int32"""
+    first: np.ndarray
+    """bool: which of them begin a document."""
+    given: np.ndarray
+    """bool: which of them are a prompt's."""
+
+
 class TokenStream:
     """The tokens of one split by position, 0 to `len(stream)`. Reading is safe from several threads and processes."""
 
@@ -184,7 +210,7 @@ class TokenStream:
         self._made_of = (folder, manifest, split)
         self._folder, self._shards = folder, getattr(manifest, split).shards
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self._tokens = getattr(manifest, split).tokens
+        self._tokens, self._chats = getattr(manifest, split).tokens, manifest.chats
         there = sizes(folder)
         for shard in self._shards:
             path = folder / shard.name
@@ -200,13 +226,13 @@ class TokenStream:
     def __len__(self) -> int:
         return self._tokens
 
-    def read(self, begin_N: np.ndarray, end_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens at [begin, end) of N spans of positions, one after another, and which of them begin a document.
+    def read(self, begin_N: np.ndarray, end_N: np.ndarray) -> Span:
+        """The tokens at [begin, end) of N spans of positions, one after another, T = sum(end - begin) of them.
 
-        Returns int32 and bool, of length sum(end - begin). Raises `UserError` for a damaged record, naming it.
+        Raises `UserError` for a damaged record, naming it.
         """
         size = int((end_N - begin_N).sum())
-        tokens, first = np.empty(size, np.int32), np.zeros(size, bool)
+        stored, first = np.empty(size, self._dtype), np.zeros(size, bool)
         low_N, high_N = self._records_at(begin_N), self._records_at(end_N - 1) + 1
         span_R = np.repeat(np.arange(len(begin_N)), high_N - low_N)
         record_R = np.arange(len(span_R)) + (high_N - np.cumsum(high_N - low_N))[span_R]
@@ -219,8 +245,11 @@ class TokenStream:
         records = self._records(record_R, (record_end_R - record_begin_R) * self._dtype.itemsize, entry_R["crc"])
         skip_R, take_R = (from_R - record_begin_R).tolist(), (to_R - from_R).tolist()
         for at, skip, take, record in zip(place_R.tolist(), skip_R, take_R, records):
-            tokens[at : at + take] = np.frombuffer(record, self._dtype, take, skip * self._dtype.itemsize)
-        return tokens, first
+            stored[at : at + take] = np.frombuffer(record, self._dtype, take, skip * self._dtype.itemsize)
+        if not self._chats:
+            return Span(stored.astype(np.int32), first, np.zeros(size, bool))
+        bit = self._dtype.type(_given_bit(self._dtype))
+        return Span((stored & ~bit).astype(np.int32), first, (stored & bit) > 0)
 
     def documents(self, records: int) -> Iterator[np.ndarray]:
         """The positions where documents begin, in order, looking at so many records at a time."""

@@ -14,11 +14,12 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from a3jax.data.corpus import TokenStream
+from a3jax.data.corpus import Span, TokenStream
 
 Windows = dict[str, np.ndarray]
 """`tokens` and `segments`, both B x L int32. Segments number a window's documents from 1 and are 0 where there is padding;
-a negative one marks a token of that document which is there as context only, for another window predicts it."""
+a negative one marks a token of that document which is there as context only: a prompt's, or one that another window
+predicts."""
 
 BLOCK_RECORDS = 2**16
 """`BestFit` looks for the best place among windows that begin with so many records of the corpus at a time."""
@@ -182,25 +183,24 @@ def best_fit(sizes: Sequence[int], length: int) -> np.ndarray:
 def read_windows(packing: Packing, window_B: np.ndarray) -> Windows:
     """The windows of these numbers."""
     pieces = packing.pieces(window_B)
-    tokens_T, first_T = packing.stream.read(pieces.begin_N, pieces.end_N)
-    return fill(pieces, tokens_T, first_T, len(window_B), packing.length)
+    return fill(pieces, packing.stream.read(pieces.begin_N, pieces.end_N), len(window_B), packing.length)
 
 
-def fill(pieces: Pieces, tokens_T: np.ndarray, first_T: np.ndarray, rows: int, length: int) -> Windows:
-    """Windows of pieces, whose tokens follow one another in `tokens_T`; `first_T` marks where documents begin."""
+def fill(pieces: Pieces, span: Span, rows: int, length: int) -> Windows:
+    """Windows of pieces, whose tokens follow one another in `span`."""
     row_N, begin_N, end_N, context_N = pieces
     size_N = end_N - begin_N
     place_N = np.cumsum(size_N) - size_N
-    first_T[place_N] = True
-    windows = lay_out(tokens_T, first_T, np.repeat(row_N, size_N), rows, length)
+    span.first[place_N] = True
     if context_N.any():
-        context_T = np.arange(len(tokens_T)) - np.repeat(place_N, size_N) < np.repeat(context_N, size_N)
-        windows["segments"][windows["segments"] > 0] *= np.where(context_T, -1, 1)
-    return windows
+        context_T = np.arange(len(span.tokens)) - np.repeat(place_N, size_N) < np.repeat(context_N, size_N)
+        span = span._replace(given=span.given | context_T)
+    return lay_out(span, np.repeat(row_N, size_N), rows, length)
 
 
-def lay_out(tokens_T: np.ndarray, first_T: np.ndarray, row_T: np.ndarray, rows: int, length: int) -> Windows:
-    """Tokens, one window's after another's, into windows. `first_T` marks where a segment begins, `row_T` the window."""
+def lay_out(span: Span, row_T: np.ndarray, rows: int, length: int) -> Windows:
+    """Tokens, one window's after another's, into windows. What is first begins a segment; `row_T` says in which."""
+    tokens_T, first_T, given_T = span
     filled = np.bincount(row_T, minlength=rows)
     begin_B = np.cumsum(filled) - filled
     place_T = np.arange(len(tokens_T)) + (np.arange(rows) * length - begin_B)[row_T]
@@ -208,7 +208,7 @@ def lay_out(tokens_T: np.ndarray, first_T: np.ndarray, row_T: np.ndarray, rows: 
     before_B = segment_T[np.minimum(begin_B, len(segment_T) - 1)] - 1
     windows = {name: np.zeros(rows * length, np.int32) for name in ("tokens", "segments")}
     windows["tokens"][place_T] = tokens_T
-    windows["segments"][place_T] = segment_T - before_B[row_T]
+    windows["segments"][place_T] = (segment_T - before_B[row_T]) * np.where(given_T, -1, 1)
     return {name: array.reshape(rows, length) for name, array in windows.items()}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from a3jax.config import DataConfig
-from a3jax.data.corpus import Manifest, TokenStream, read_manifest
+from a3jax.data.corpus import Manifest, Span, TokenStream, read_manifest
 from a3jax.data.mixing import Mixture
 from a3jax.data.packing import BestFit, Concat, Packing, Truncate, Windows, lay_out, read_windows
 from a3jax.data.permutation import key, shuffled
@@ -140,10 +140,10 @@ def _beginnings(stream: TokenStream, length: int, windows: int) -> Windows:
     begin_N, end_N = begin_D[chosen], np.minimum(begin_D[chosen + 1], begin_D[chosen] + length)
     enough = 1 + int(np.searchsorted(np.cumsum(end_N - begin_N), windows * length))
     begin_N, end_N = begin_N[:enough], end_N[:enough]
-    tokens_T, first_T = (array[: windows * length] for array in stream.read(begin_N, end_N))
-    row_T = np.arange(len(tokens_T)) // length
-    first_T[::length] = True
-    return lay_out(tokens_T, first_T, row_T, -(-len(tokens_T) // length), length)
+    span = Span(*(array_T[: windows * length] for array_T in stream.read(begin_N, end_N)))
+    row_T = np.arange(len(span.tokens)) // length
+    span.first[::length] = True
+    return lay_out(span, row_T, -(-len(span.tokens) // length), length)
 
 
 def _with_tuples(value: Any) -> Any:

@@ -19,6 +19,11 @@ class Preparation:
     """Token that ends documents, none, or auto: the model's own."""
     column: str = "text"
     """Field or column that holds the text, or token ids."""
+    chat: tuple[str, ...] = ()
+    """In its place, that of chats (messages, or ShareGPT's conversations), or those of prompt and response, or of system,
+    prompt and response: what the assistant says is learned, and the rest is given (docs/chat.md)."""
+    chat_template: str | None = None
+    """A Jinja file that writes chats, in place of the tokenizer's own."""
     split: str = "train"
     """Of data sets that have splits."""
     include: tuple[str, ...] = ("*",)
@@ -42,5 +47,9 @@ class Preparation:
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
             raise UserError(f"held-out is {self.held_out}; it must be at least 0 and below 1")
+        if len(self.chat) > 3:
+            raise UserError(f"chat names {len(self.chat)} columns; give that of messages, or those of prompt and response")
+        if self.chat_template is not None and not self.chat:
+            raise UserError("chat-template is for chats, and none are named; say with --chat where they stand")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers is {self.workers}; it must be at least 1")

@@ -12,22 +12,27 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.filesize import decimal
 
-from a3jax.data.corpus import SPLITS, VERSION, Dtype, Manifest, join_shards, write_manifest
+from a3jax.data.corpus import SPLITS, VERSION, Manifest, dtype_of, join_shards, write_manifest
 from a3jax.data.duplicates import find_duplicates
 from a3jax.data.preparation import Preparation
 from a3jax.data.shards import Counts, Recipe, Task, fault_error, finished, hash_documents, write_shard
 from a3jax.data.sources.interface import Fault, Part, Source
 from a3jax.data.sources.opening import Reading, open_source
-from a3jax.data.tokenizer import load_codec
+from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.data.workers import in_processes
 from a3jax.errors import UserError
 from a3jax.files.folders import check_new, resumable
+from a3jax.files.outside_json import content_of, decoded
+from a3jax.files.places import place
 from a3jax.progress import Progress, console
+
+if TYPE_CHECKING:
+    from a3jax.data.chat_template import ChatTemplate
 
 LARGEST_SHARD, SMALLEST_SHARD = 64 * 2**20, 2**20
 """Source bytes, about, of a shard where there are many, and where there are few."""
@@ -47,9 +52,11 @@ def prepare(sources: Sequence[str | Path], out: Path, how: Preparation) -> Manif
     Empty documents, and files in folders that are not text, are passed over and counted. Raises `UserError`, with what is
     finished kept in `OUT.partial` for the next try, for a source that is absent, broken or without text.
     """
-    reading = Reading(how.column, how.split, tuple(how.include), tuple(how.exclude), how.token_dtype)
+    texts = how.column, how.split, tuple(how.include), tuple(how.exclude), how.token_dtype
+    reading = Reading(*texts, chat=tuple(how.chat))
     check_new(out)
     codec = load_codec(how.tokenizer, how.start, how.end)
+    codec, template = _with_template(codec, how) if how.chat else (codec, None)
     named = [str(source) for source in sources]
     opened = [source for name in named for source in open_source(name, reading)]
     if not opened:
@@ -57,11 +64,12 @@ def prepare(sources: Sequence[str | Path], out: Path, how: Preparation) -> Manif
     work, faults = _list_parts(opened)
     if faults and how.on_error == "stop":
         raise fault_error(faults[0])
-    dtype: Dtype = "uint16" if codec.vocab <= 2**16 else "uint32"
-    recipe = Recipe(how.tokenizer, how.start, how.end, dtype, how.seed, how.held_out, how.filters.limits())
+    dtype = dtype_of(codec.vocab, bool(how.chat))
+    recipe = Recipe(how.tokenizer, how.start, how.end, dtype, how.seed, how.held_out, how.filters.limits(), template)
     choices = {"deduplicate": how.deduplicate, "on_error": how.on_error}
     settings = {**asdict(reading), **how.filters.limits(), **choices}
-    made_from = {"version": VERSION, "column": how.column, "split": how.split, "token_dtype": how.token_dtype}
+    made_from = {"version": VERSION, "split": how.split, "token_dtype": how.token_dtype}
+    made_from |= {"column": how.column, "chat": list(how.chat)}
     made_from |= {**asdict(recipe), "tokenizer": codec.sha256}
     with resumable(out, made_from, _begun) as partial:
         tasks = [
@@ -95,12 +103,24 @@ def prepare(sources: Sequence[str | Path], out: Path, how: Preparation) -> Manif
             settings={name: _written(value) for name, value in settings.items()},
             characters=sum(each.characters for each in counts),
             passed_over=dict(sorted(passed_over.items())),
+            chats=bool(how.chat),
         )
         _tidy(partial, {shard.name for split in (train, held) for shard in split.shards})
         write_manifest(partial, manifest)
     if manifest.passed_over:
         console.print(f"passed over: {_listed(manifest.passed_over)}")
     return manifest
+
+
+def _with_template(codec: TextCodec, how: Preparation) -> "tuple[TextCodec, ChatTemplate]":
+    """The template that writes chats, and the tokenizer with that as its own."""
+    from a3jax.data.chat_template import FILE, template_of
+
+    if how.chat_template is None:
+        return codec, template_of(codec, how.tokenizer)
+    source = content_of(place(how.chat_template))
+    codec = replace(codec, files=codec.files | {FILE: decoded(source, how.chat_template).encode()})
+    return codec, replace(template_of(codec, how.tokenizer), where=how.chat_template)
 
 
 def _list_parts(sources: Sequence[Source]) -> tuple[Work, list[Fault]]:

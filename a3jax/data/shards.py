@@ -1,6 +1,7 @@
 """What one worker does: read the documents of a shard, choose, tokenize in batches, and write them.
 
-A document is known by the digest of its text: whether it is held out follows from that and the seed alone.
+A document is known by the digest of its text: whether it is held out follows from that and the seed alone. Chats are written
+by their template first, so that theirs is a text as well.
 """
 
 import collections
@@ -12,22 +13,28 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from a3jax.data import duplicates
 from a3jax.data.corpus import SPLITS, Dtype, ShardWriter
 from a3jax.data.filters import measures, refused
-from a3jax.data.sources.interface import Fault, Part, Source, Tokens
+from a3jax.data.sources.interface import Chat, Fault, Part, Source, Tokens
 from a3jax.data.tokenizer import TextCodec, load_codec
 from a3jax.data.workers import Report
 from a3jax.errors import UserError
 from a3jax.files.strict import read
 
+if TYPE_CHECKING:
+    from a3jax.data.chat_template import ChatTemplate, Written
+
 BATCH_CHARACTERS = 2**18
 """About how much text is tokenized in one call."""
 BATCH_DOCUMENTS = 256
 DIGEST_BYTES = duplicates.DIGEST.itemsize
+Content: TypeAlias = "str | Tokens | Written"
+"""What is written of a document: text, token ids, or a chat as its template has it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,16 @@ class Recipe:
     seed: int
     held_out: float
     limits: Mapping[str, float]
+    template: "ChatTemplate | None" = None
+    """Of chats."""
+
+
+class Encoded(NamedTuple):
+    """The tokens of a document."""
+
+    ids: Sequence[int] | np.ndarray
+    given_T: np.ndarray | None
+    """Which of them are given, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +151,16 @@ def write_shard(task: Task, report: Report) -> Counts:
         train, held = (stack.enter_context(ShardWriter(task.folder, split, task.number, recipe.dtype)) for split in SPLITS)
         for batch in _batches(_chosen(task, repeats, counts, note_read)):
             tokens = 0
-            for (content, digest), ids in zip(batch, _encode(codec, [content for content, _ in batch])):
+            for (content, digest), (ids, given_T) in zip(batch, _encode(codec, [content for content, _ in batch])):
                 if isinstance(content, Tokens) and (fault := _foreign(content, codec.vocab)):
                     _note(fault, task, counts)
                     continue
                 if reason := refused(recipe.limits, {"tokens": len(ids)}) or ("" if len(ids) else "empty"):
                     counts.passed_over[reason] += 1
                     continue
-                whole = codec.enclosed(ids) if isinstance(ids, list) else ids
-                (held if held_out(digest, recipe.seed, recipe.held_out) else train).write(whole)
-                counts.characters += len(content) if isinstance(content, str) else 0
+                whole = codec.enclosed(list(ids)) if isinstance(content, str) else ids
+                (held if held_out(digest, recipe.seed, recipe.held_out) else train).write(whole, given_T)
+                counts.characters += 0 if isinstance(content, Tokens) else len(_text(content))
                 tokens += len(whole)
             report(read, tokens)
             read = 0
@@ -160,18 +177,19 @@ def held_out(digest: bytes, seed: int, fraction: float) -> bool:
     return int.from_bytes(drawn[:8], "little") < fraction * 2**64
 
 
-def _read(task: Task, counts: Counts, report: Report) -> Iterator[tuple[str | Tokens, bytes]]:
+def _read(task: Task, counts: Counts, report: Report) -> Iterator[tuple[Content, bytes]]:
     """The documents of a shard that are well-formed and not empty, in order, with their digests."""
     for source, part in task.parts:
         unreported = part.bytes
         for document in source.documents(part):
+            document = _written(document, task.recipe.template) if isinstance(document, Chat) else document
             if isinstance(document, Fault):
                 _note(document, task, counts)
                 continue
             if isinstance(document, str) and not document.strip():
                 counts.passed_over["empty"] += 1
                 continue
-            content = document.encode() if isinstance(document, str) else document.ids.astype("<i8").tobytes()
+            content = document.ids.astype("<i8").tobytes() if isinstance(document, Tokens) else _text(document).encode()
             read = min(len(content), unreported)
             unreported -= read
             report(read, 0)
@@ -179,23 +197,40 @@ def _read(task: Task, counts: Counts, report: Report) -> Iterator[tuple[str | To
         report(unreported, 0)
 
 
-def _chosen(task: Task, repeats: frozenset[int], counts: Counts, report: Report) -> Iterator[tuple[str | Tokens, bytes]]:
+def _written(chat: Chat, template: "ChatTemplate | None") -> "Written | Fault":
+    """A chat as its template has it."""
+    assert template is not None
+    try:
+        return template.written(chat.messages, chat.given)
+    except UserError as error:
+        return Fault("not for the template", f"{chat.where}: {error}")
+
+
+def _text(content: "str | Written") -> str:
+    return content if isinstance(content, str) else content.text
+
+
+def _chosen(task: Task, repeats: frozenset[int], counts: Counts, report: Report) -> Iterator[tuple[Content, bytes]]:
     """Those of `_read` that neither repeat earlier ones nor are refused for their text."""
     shaped = any(not name.endswith("_tokens") for name in task.recipe.limits)
     for number, (content, digest) in enumerate(_read(task, counts, report)):
         if number in repeats:
             counts.passed_over["duplicate"] += 1
-        elif shaped and isinstance(content, str) and (reason := refused(task.recipe.limits, measures(content))):
+        elif shaped and not isinstance(content, Tokens) and (reason := _refused(task.recipe.limits, _text(content))):
             counts.passed_over[reason] += 1
         else:
             yield content, digest
 
 
-def _batches(documents: Iterator[tuple[str | Tokens, bytes]]) -> Iterator[list[tuple[str | Tokens, bytes]]]:
+def _refused(limits: Mapping[str, float], text: str) -> str | None:
+    return refused(limits, measures(text))
+
+
+def _batches(documents: Iterator[tuple[Content, bytes]]) -> Iterator[list[tuple[Content, bytes]]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)
-        size += len(document[0]) if isinstance(document[0], str) else len(document[0].ids)
+        size += len(document[0].ids) if isinstance(document[0], Tokens) else len(_text(document[0]))
         if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
@@ -203,12 +238,20 @@ def _batches(documents: Iterator[tuple[str | Tokens, bytes]]) -> Iterator[list[t
         yield batch
 
 
-def _encode(codec: TextCodec, contents: Sequence[str | Tokens]) -> Iterator[list[int] | np.ndarray]:
-    """The token ids of each, those that have theirs among them; one at a time in memory as Python integers."""
+def _encode(codec: TextCodec, contents: Sequence[Content]) -> Iterator[Encoded]:
+    """The tokens of each, those that have theirs among them; one at a time in memory as Python integers."""
     texts = [content for content in contents if isinstance(content, str)]
-    encoded = collections.deque(codec.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    chats = [content.text for content in contents if not isinstance(content, str | Tokens)]
+    plain = collections.deque(codec.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    placed = collections.deque(codec.tokenizer.encode_batch(chats, add_special_tokens=False))  # with places in the text
     for content in contents:
-        yield encoded.popleft().ids if isinstance(content, str) else content.ids
+        if isinstance(content, Tokens):
+            yield Encoded(content.ids, None)
+        elif isinstance(content, str):
+            yield Encoded(plain.popleft().ids, None)
+        else:
+            encoding = placed.popleft()
+            yield Encoded(encoding.ids, ~content.said(encoding.offsets))
 
 
 def _foreign(tokens: Tokens, vocab: int) -> Fault | None:

@@ -66,6 +66,13 @@ def token_of(tokenizer: Tokenizer, token: str | dict[str, Any] | None) -> int | 
     return None if token is None else tokenizer.token_to_id(_content(token))
 
 
+def named_tokens(files: dict[str, bytes], where: str) -> dict[str, str]:
+    """The texts of special tokens by their role, `bos_token` and the like, as templates name them."""
+    settings = _settings(files, where)
+    names = [name for name, token in settings.items() if name.endswith("_token") and _is_token(token)]
+    return {name: _content(settings[name]) for name in names}
+
+
 def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The tokens that the tokenizer's own post-processor puts before and behind text."""
     for text in ("a", *tokenizer.get_vocab()):  # not every tokenizer knows the letter

@@ -208,6 +208,11 @@ class Decoding(DecodingOptions):
         return self.mode == "fim" or (self.mode in ("ar", "groups") and parse_order(self.order)[0] == "in_order")
 
     @property
+    def is_ar(self) -> bool:
+        """Whether tokens come one by one from left to right."""
+        return self.mode in ("ar", "groups") and self.order in ("ar", "in_order_1")
+
+    @property
     def reads_in_order(self) -> bool:
         """Whether a given token is read seeing those before it alone, so that it depends on nothing that follows."""
         return self.prefill == "ar" and _MODES[self.mode].prefills

@@ -48,6 +48,8 @@ class Template:
 
     pieces: tuple[str, ...]
     sizes: tuple[Size, ...]
+    whole: bool = False
+    """Whether the text has its own beginning, as a chat that a template wrote, and nothing is put before it."""
 
     def __post_init__(self) -> None:
         """Raises `UserError` for anything else."""
@@ -135,13 +137,15 @@ def parse(text: str) -> Template:
     return Template((*pieces, piece + text[last:]), tuple(sizes))
 
 
-def lay_out(pieces: Sequence[str], blanks: Sequence[str | Sequence[int]], codec: TextCodec) -> Document:
+def lay_out(pieces: Sequence[str], blanks: Sequence[str | Sequence[int]], codec: TextCodec, whole: bool = False) -> Document:
     """Tokens of `pieces` with those of `blanks` between them, each of them tokens or text, behind what documents begin with.
 
-    Raises `UserError` if the document would begin with a blank, and there is no token to stand before it.
+    Nothing is put before a text that is `whole`. Raises `UserError` if the document would begin with a blank, and there is no
+    token to stand before it.
     """
     first = codec.encode(pieces[0])
     head = codec.start if first or not blanks else codec.stand_in
+    head = None if whole and first else head
     if not first and blanks and head is None:
         raise UserError("the text begins with a blank, and this model has no token to stand before it; give some text first")
     tokens = [token for token in (head,) if token is not None]

@@ -10,6 +10,7 @@ same figures. One thing differs: what is longer than the model's context is an e
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -19,6 +20,7 @@ from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from a3jax.curriculum.stage import parse_order
+from a3jax.data.chat_template import ChatTemplate, template_of
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Template, lay_out
 from a3jax.errors import UserError
@@ -26,6 +28,9 @@ from a3jax.evaluate.continuations import Choice, check_length, longest, score, s
 from a3jax.generate.request import Request, fill
 from a3jax.model.network import check_context
 from a3jax.weights.loading import Model, load
+
+_END = "\ue000"
+"""Stands behind the last message to find its end by: a letter that no text has."""
 
 
 @register_model("a3")
@@ -80,13 +85,44 @@ class A3(TemplateLM):
         """Tokens of a context and its continuation at most, the last aside."""
         return longest(self.model, self.order) - 1
 
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness keeps requests by where it applies a chat template."""
+        return self.model.codec.sha256
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The model's own. Raises `UserError` for a model without one, and for the name of another."""
+        if isinstance(chat_template, str):
+            raise UserError(f"the chat template '{chat_template}' is asked for by name; a model of ours has one, without")
+        return self._template.source
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages as the model's template writes them: up to what asks for an answer, or to the end of the last message.
+
+        Raises `UserError` for a model without a template, and for messages that it refuses.
+        """
+        if add_generation_prompt:
+            return self._template.render(chat_history, reply=True)
+        *before, last = chat_history
+        written = self._template.render([*before, last | {"content": f"{last['content']}{_END} "}])
+        text, _, behind = written.rpartition(_END)
+        return text if behind.startswith(" ") else text.rstrip()  # a template that trims what is said, trims its end
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        return template_of(self.model.codec, str(self.model.checkpoint.folder))
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, with the start token where the harness would have the tokenizer put it."""
         codec = self.model.codec
         begins = self.begins and add_special_tokens is not False
-        if add_special_tokens is None and has_bos_prefix(string, codec.decode([self._prefix])):
+        if add_special_tokens is None and self._begins(string):
             begins = False
         return ([self._prefix] if begins else []) + codec.encode(string)
+
+    def _begins(self, string: str) -> bool:
+        """Whether a text has the start token written out."""
+        return has_bos_prefix(string, self.model.codec.decode([self._prefix]))
 
     def length(self, request: Instance) -> int:
         """Tokens of a request for a continuation or for text. Raises `UserError` if the context has no room for them."""
@@ -134,8 +170,8 @@ class A3(TemplateLM):
             stop=tuple(until),
             **wanted,
         )
-        template = Template((context, ""), (tokens,))
-        length = len(lay_out(template.pieces, [[0] * tokens], self.model.codec).tokens)
+        template = Template((context, ""), (tokens,), whole=self._begins(context))
+        length = len(lay_out(template.pieces, [[0] * tokens], self.model.codec, template.whole).tokens)
         check_context(self.model, length)
         return Request(template, decoding, length)
 

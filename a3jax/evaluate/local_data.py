@@ -213,6 +213,6 @@ def read(name: str, options: Options, left_out: Counter[str]) -> Ready:
         from a3jax.evaluate.questions import Questions
 
         model = A3(models.model, decoding.order, decoding.seed, options.batch)
-        return Questions(name, model, source, rows, left_out, options.skip_bad, options.limit)
+        return Questions(name, model, source, rows, left_out, options.skip_bad, options.limit, options.apply_chat_template)
 
     return ready

@@ -59,6 +59,9 @@ class Options:
     """hellaswag, winogrande, social_iqa, piqa, triviaqa, lambada: a folder with a folder of this name for each, where the
     files of its validation split lie, of lambada's test split. humaneval, humaneval_infill: the file of a set, or a folder
     with files of such names."""
+    apply_chat_template: bool = False
+    """hellaswag, winogrande, social_iqa, piqa, triviaqa: ask each question as a user's message in a chat, as the template of
+    the model has it."""
     infilling: tuple[Infilling, ...] = ("length", "space", "chosen", "fim")
     """humaneval_infill: the blank has the length of the truth; the white space at its ends is given too; its length is
     chosen by the model; FIM tokens stand around it, where the tokenizer has them."""

@@ -39,8 +39,9 @@ class Questions:
         left_out: Counter[str],
         skip_bad: bool = False,
         limit: int = 1000,
+        chat: bool = False,
     ):
-        """The first `limit` rows.
+        """The first `limit` rows; asked as a user's message in a chat, if they are to be.
 
         Raises `UserError` for one that is longer than the model's context, unless such are to be counted in `left_out`.
         """
@@ -48,7 +49,7 @@ class Questions:
         self.items: list[Item] = []
         self._task = harness_task(name, [row.value for row in rows[:limit]])
         self._requests: dict[str, list[Instance]] = {}
-        for number, requests in enumerate(_requests(self._task)):
+        for number, requests in enumerate(_requests(self._task, model if chat else None)):
             where = rows[number].where
             try:
                 with located(where):
@@ -68,6 +69,7 @@ class Questions:
             "order": model.order,
             "seed": model.seed,
             "begins_with_start_token": model.begins,
+            "chat_template": chat and model.chat_template(),
             "tokens": "as lm_eval does it for Hugging Face models: spaces that end a context go to the continuation",
             "items": "the first, in the order of the files",
         }
@@ -106,11 +108,12 @@ def harness_task(name: str, rows: Sequence[dict[str, Any]]) -> HarnessTask:
     return manager.load(group)["tasks"][name]
 
 
-def _requests(task: HarnessTask) -> list[list[Instance]]:
-    """The requests of each question."""
+def _requests(task: HarnessTask, chat: A3 | None) -> list[list[Instance]]:
+    """The requests of each question, in a chat as a model has it where one is given."""
     found = []
+    how = {} if chat is None else {"apply_chat_template": True, "chat_template": chat.apply_chat_template}
     for number, doc in task.doc_iterator():
-        context = task.fewshot_context(doc, num_fewshot=0)
-        made = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, 1))
+        context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc), **how)
+        made = task.construct_requests(doc=doc, ctx=context, metadata=(task.task_name, number, 1), **how)
         found.append(made if isinstance(made, list) else [made])
     return found

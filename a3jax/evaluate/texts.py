@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from a3jax.data.sources.interface import Fault, Tokens
+from a3jax.data.sources.interface import Chat, Fault, Tokens
 from a3jax.data.sources.opening import Reading, open_source
 from a3jax.errors import UserError
 
@@ -43,7 +43,7 @@ def read_texts(
         name = each.name.removeprefix(source).strip("/") or Path(source).name
         found = [parts] if isinstance(parts, Fault) else (one for part in parts for one in each.documents(part))
         for number, document in enumerate(found, 1):
-            if isinstance(document, Tokens):
+            if isinstance(document, Tokens | Chat):
                 raise UserError(f"{document.where} has token ids; evaluation needs text: name another with --column")
             if isinstance(document, Fault):
                 if not (skip_bad or document.expected):

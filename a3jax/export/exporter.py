@@ -15,13 +15,13 @@ from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.data.tokenizer_files import FILES, put_before
 from a3jax.errors import UserError
-from a3jax.export.card import model_card
-from a3jax.files.folders import check_new, new_file, resumable
+from a3jax.export.card import adapter_card, model_card
+from a3jax.files.folders import check_new, complete_or_nothing, new_file, resumable
 from a3jax.files.places import version
 from a3jax.files.strict import misspelt, to_json
 from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
 from a3jax.progress import Progress
-from a3jax.weights import a3_folder, configuration, generation, sha256
+from a3jax.weights import a3_folder, adapter_files, configuration, generation, sha256
 from a3jax.weights.families import family_of
 from a3jax.weights.fused import fuse
 from a3jax.weights.gguf.writer import write_gguf
@@ -35,8 +35,8 @@ TWIN = tuple(
     Path(__file__).parent / "twin" / f"{name}_a3.py" for name in ("configuration", "decoding", "experts", "modeling")
 )
 """The model in PyTorch, which stands alone."""
-GGUF = "gguf"
-"""The style that is one file instead of a folder."""
+GGUF, ADAPTERS = "gguf", "adapters"
+"""The style that is one file instead of a folder, and that of adapters without the weights that they change."""
 MASK_VECTOR = "mask_vector.npy"
 """Beside plain weights, what a model of masked diffusion reads in the place of masked tokens, in float32."""
 SHARD_BYTES = 5_000_000_000
@@ -49,7 +49,8 @@ def export_model(
     """Write `checkpoint` as a Hugging Face folder at `out`, in `dtype` or the one in which it is saved.
 
     `style` is "a3" for both streams with the PyTorch twin, the name of the model's family for plain weights that
-    transformers loads by itself, or "gguf" for these as one file of llama.cpp's. Holds one tensor at a time. An export
+    transformers loads by itself, "gguf" for these as one file of llama.cpp's, or "adapters" for what a run has trained beside
+    them, which `a3jax import` puts on its source again. Holds one tensor at a time. An export
     that was stopped goes on with the first file that is not whole. Raises `UserError`, with nothing written, for another
     style, a number that is not finite in `dtype`, and what GGUF cannot hold.
     """
@@ -57,13 +58,16 @@ def export_model(
     both = style == a3_folder.MODEL_TYPE
     if style == GGUF:
         return _export_gguf(checkpoint, out, dtype)
+    if style == ADAPTERS:
+        return _export_adapters(checkpoint, out, dtype)
     if both and checkpoint.record.mask_block is not None:
         objective, family = checkpoint.record.objective, checkpoint.config.family
         raise UserError(f"this model's objective is {objective}, which has no two streams; export it as '{family}' or 'gguf'")
     config = _exported(checkpoint.config, both)
     if not both and style != config.family:
-        hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF))
-        raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as 'a3', '{config.family}' or 'gguf'")
+        hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF, ADAPTERS))
+        kinds = f"'a3', '{config.family}', 'gguf' or 'adapters'"
+        raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as {kinds}")
     found = parameters(checkpoint)
     dtype_name = dtype or found["embedding"].dtype.name
     made_from: dict[str, Any] = {"params": str(checkpoint.params.resolve()), "written": version(checkpoint.params)}
@@ -101,6 +105,23 @@ def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
     total = sum(tensor.bytes for tensor in tensors)
     with new_file(out) as partial, damage_named(checkpoint), Progress("export", total, "bytes") as progress:
         write_gguf(partial, checkpoint.config, tensors, _tokenizer_files(checkpoint), out.stem, dtype, progress.advance)
+
+
+def _export_adapters(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
+    """Write the adapters of the query stream and the query seed; what was stopped is begun anew."""
+    config = checkpoint.config
+    if not content_is_fixed(config):
+        raise UserError(f"{checkpoint.folder} has no adapters of the query stream alone; export it as 'a3'")
+    found = parameters(checkpoint)
+    tensors = {tensor.name: tensor for tensor in _tensors(config, found, None, both=True)}
+    own = [tensor for tensor in _tensors(config, found, dtype, both=True) if tensor.name in adapter_files.names(config)]
+    with complete_or_nothing(out) as partial, damage_named(checkpoint):
+        with Progress("export", sum(tensor.bytes for tensor in own), "bytes") as progress:
+            write_safetensors(partial / adapter_files.TENSORS, own, progress.advance)
+        norms = adapter_files.fingerprint(tensors[name].read() for name in adapter_files.norm_names(config))
+        described = adapter_files.Adapters(config, checkpoint.record, norms)
+        (partial / adapter_files.DESCRIPTION).write_text(to_json(described))
+        (partial / "README.md").write_text(adapter_card(out.name, config, checkpoint.record))
 
 
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -94,10 +94,12 @@ def probe(
     continued, ahead = np.append(text, np.zeros(new, int)), np.arange(len(text) + new) >= len(text)
     params = _params(checkpoint, dtype, mesh)
     with jax.default_matmul_precision("highest"):
-        forwards = [_forward(params, config, tokens, None)]
         if fillable_V is None:  # its queries are those of a plain autoregressive model, whatever ours are
             config = dataclasses.replace(config, seeding="successor")
-            return Probes(forwards, _greedy(params, config, continued, ahead, "ar", every_V), None)
+            forward = _forward(params, config, tokens, None)
+            return Probes([forward], _greedy(params, config, continued, ahead, "ar", every_V), None)
+        # With learned seeds the twin predicts from left to right with its queries as well.
+        forwards = [] if config.seeding == "learned" else [_forward(params, config, tokens, None)]
         forwards += [_forward(params, config, tokens, groups) for groups in _groups(draw, tokens.shape)]
         blank = np.isin(np.arange(len(text)), 1 + draw.permutation(len(text) - 1)[: (len(text) - 1) // 2])
         generated = _greedy(params, config, continued, ahead, "ar", every_V)

@@ -63,10 +63,10 @@ def require_torch() -> None:
 def verify(checkpoint: Checkpoint, folder: Path, mesh: Mesh | None = None) -> Verification:
     """Compare logits and greedy tokens, both sides in float32 from the exported dtype.
 
-    Logits are those of random tokens, of the content stream left to right and, for a two-stream folder, of the query
-    stream left to right and in random groups of several sizes behind a given prefix. The first token is never predicted,
-    and its query, which sees nothing, is not compared. Greedy tokens continue a text, ours by the cached decoder, and for
-    a two-stream folder also fill blanks of a text in random groups.
+    Logits are those of random tokens, of the content stream left to right unless a learned vector seeds all queries, and,
+    for a two-stream folder, of the query stream left to right and in random groups of several sizes behind a given
+    prefix. The first token is never predicted, and its query, which sees nothing, is not compared. Greedy tokens continue
+    a text, ours by the cached decoder, and for a two-stream folder also fill blanks of a text in random groups.
 
     Holds the model once, first in JAX, laid over the `mesh` in use if one is given, then in PyTorch, of several processes in
     the first alone; each reads both folders. Raises `UserError` if PyTorch is not installed.
@@ -108,7 +108,8 @@ def _generate(model: Any, ours: Greedy) -> np.ndarray:
     import torch
 
     prompt = torch.from_numpy(ours.tokens_T[~ours.blank_T])[None]
-    return model.generate(prompt, max_new_tokens=len(ours.chosen_N))[0].numpy()
+    real = torch.ones_like(prompt)
+    return model.generate(prompt, attention_mask=real, max_new_tokens=len(ours.chosen_N))[0].numpy()
 
 
 def _infill(model: Any, ours: Greedy) -> np.ndarray:
@@ -129,10 +130,7 @@ def _in_torch(folder: Path, settings: dict[str, Any]) -> Iterator[Any]:
     with _own_code(folder, settings) as own:
         kind = transformers.AutoModelForCausalLM if own is None else own
         model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-        if own is None:  # greedy, whatever the folder's sampling defaults
-            model.generation_config = transformers.GenerationConfig()
-        else:
-            model.config.eos_token_id = None
+        model.generation_config = transformers.GenerationConfig()  # greedy, whatever the folder's sampling defaults
         yield model
 
 

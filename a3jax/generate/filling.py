@@ -38,7 +38,7 @@ def document_of(model: Model, template: Template) -> Document:
     """The tokens of a template, blanks of unknown size at their largest. Raises `UserError` beyond the model's context."""
     sizes = [size if isinstance(size, int) else size.most for size in template.sizes]
     check_context(model, sum(sizes) + (model.codec.start is not None))  # before a million blanks are laid out
-    document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec)
+    document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec, template.whole)
     check_context(model, len(document.tokens))
     return document
 

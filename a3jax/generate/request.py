@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding, DecodingOptions
 from a3jax.decode.template import Open, Range, Size, Template, parse
 from a3jax.errors import UserError
+from a3jax.generate.chat import ANSWER, asked
 from a3jax.generate.filling import Observe, Tokens, check_ends, document_of
 from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.generate.reading import check_text
@@ -35,41 +36,48 @@ class Wanted:
     after: str | None = None
     """Text after it."""
     tokens: int | str | None = None
-    """How many to fill in: N, MIN-MAX, or ..N where nobody knows. Between before and after it is ..32 if not given."""
+    """How many to fill in: N, MIN-MAX, or ..N where nobody knows. Between before and after it is ..32 if not given, and at
+    most 256 for an answer."""
+    messages: tuple[dict[str, Any], ...] | None = None
+    """A chat, to be answered."""
 
     def check(self) -> None:
         """Raises `UserError` where the fields are no form of request, or contradict each other."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         forms = {"text": "text", "prompt": "prompt", "before": "before or after", "after": "before or after"}
+        forms |= {"messages": "messages"}
         chosen = list(dict.fromkeys(form for name, form in forms.items() if name in given))
         if len(chosen) != 1:
             wrong = "nothing to fill is given" if not chosen else f"{' and '.join(chosen)} are given together"
-            raise UserError(f"{wrong}; give a text with blanks, or a prompt, or what stands before and after")
+            raise UserError(f"{wrong}; give a text with blanks, or a prompt, or messages, or what stands before and after")
         if self.rewrite is not None and self.text is None:
             raise UserError(f"rewrite names a part of a text; give text, not {chosen[0]}")
         if self.text is not None and self.rewrite is None and self.tokens is not None:
             raise UserError("tokens is for a prompt, before and after, or rewrite; a text says [[8]] itself")
-        if self.text is None and self.tokens is None and not self.after:
+        if self.text is None and self.messages is None and self.tokens is None and not self.after:
             raise UserError(f"{chosen[0]} needs tokens, the number to fill in")
         for name, value in given.items():
-            check_text(name, str(value))
+            check_text(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         if self.tokens is not None:
             _size(self.tokens)
         if self.text is not None and self.rewrite is None:
-            self.template()
+            _ = self._parsed
         elif self.text is not None and (count := _occurrences(self.text, self.rewrite or "")) != 1:
             raise UserError(f"rewrite is found {count} times in the text; give a part that stands there once")
 
-    def template(self, codec: TextCodec | None = None) -> Template:
-        """Of fields that are right. `codec` counts the tokens of what is rewritten. Raises `UserError` for a bad blank."""
+    def template(self, model: Model) -> Template:
+        """Of fields that are right, with the model's tokens and its way of writing a chat. Raises `UserError` for what has no
+        place there."""
         if self.text is not None and self.rewrite is None:
             return self._parsed
+        if self.messages is not None:
+            return asked(model, self.messages, _size(self.tokens or ANSWER))
         before, after = self.before or self.prompt or "", self.after or ""
         if self.text is not None and self.rewrite is not None:
             before, _, after = self.text.partition(self.rewrite)
         words = self._words
-        if codec and self.rewrite and words is None:
-            words = len(codec.encode(self.rewrite, inside=bool(before)))
+        if self.rewrite and words is None:
+            words = len(model.codec.encode(self.rewrite, inside=bool(before)))
         return Template((before, after), (_size(words),))
 
     @functools.cached_property
@@ -77,12 +85,12 @@ class Wanted:
         return parse(self.text or "")
 
     def decoding(self, choices: DecodingOptions, **changes: Any) -> Decoding:
-        """How to fill it: a prompt is for a text that may end, and so is a blank of unknown length."""
+        """How to fill it: a prompt or a chat is for a text that may end, and so is a blank of unknown length."""
         if self.text is not None and self.rewrite is None:
             sizes = self._parsed.sizes
         else:
             sizes = () if self._words is None else (_size(self._words),)
-        ends = self.prompt is not None or any(isinstance(size, Open) for size in sizes)
+        ends = self.prompt is not None or self.messages is not None or any(isinstance(size, Open) for size in sizes)
         return choices.checked(ends=choices.ends or ends, **changes)
 
     @property
@@ -103,7 +111,7 @@ class Request:
 
 def request(model: Model, wanted: Wanted, decoding: Decoding) -> Request:
     """The request for what is `wanted`. Raises `UserError` where it cannot be answered."""
-    template = wanted.template(model.codec)
+    template = wanted.template(model)
     length = len(document_of(model, template).tokens)
     check_ends(template, decoding)
     if decoding.ends and any(isinstance(size, Range) for size in template.sizes):

@@ -9,8 +9,10 @@ of keys, so that no L x L mask is ever built:
                              [start_i, i + 1)            or no further than itself (`ModelConfig.content`)
     query row i   sees slots [start_i, group_start_i)    only the groups before its own
 
-Given tokens (the first of every document, and a prompt) are groups of one in their original order that come first and
-are never predicted: the content stream reads them exactly as the pretrained autoregressive model does.
+Given tokens (the first of every document, and a prompt) are groups of one in their original order that come first and are
+never predicted: the content stream reads them exactly as the pretrained autoregressive model does. Where a corpus has marked
+them inside a document, as the questions of a chat with several turns, each run of them begins a turn, whose groups all come
+after those of the turns before it: no answer sees a later question.
 
 What a query is made of follows from what it sees. `query_rule` says how, for whole windows and for decoding.
 

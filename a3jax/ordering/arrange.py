@@ -95,12 +95,13 @@ def arrange(
     seeding: Seeding,
     groups: int | None = None,
     layout: Layout | None = None,
+    turn_L: Array | None = None,
 ) -> Order:
     """Sort one window into generation order. `group_L` holds any integers; smaller groups come first.
 
     Tokens stand where the window has them, or where `layout` says. Padding (segment 0) goes to the end, sees nothing and is
     not predicted. Where the groups are known to be from 0 to `groups` - 1, as drawn ones are below 2 L, they are sorted
-    faster.
+    faster. Documents may have turns, numbered in `turn_L`: all groups of a turn come before those of the next.
     """
     (length,) = group_L.shape
     index_L = jnp.arange(length)
@@ -108,14 +109,15 @@ def arrange(
     start_L, _ = segment_bounds(segment_L)
     rank_L, place_L, previous_L, is_end_L = layout or as_it_stands(start_L)
     by_group_L = jnp.argsort(group_L, stable=True) if groups is None else order_by(group_L, groups)
-    document_L = jnp.where(segment_L == PADDING, length, start_L)
-    token_L = by_group_L[order_by(document_L[by_group_L], length + 1)]
+    turn_start_L = start_L if turn_L is None else segment_bounds(padding_last(turn_L))[0]
+    turn_start_L = jnp.where(segment_L == PADDING, length, turn_start_L)
+    token_L = by_group_L[order_by(turn_start_L[by_group_L], length + 1)]
     position_L = place_L[token_L]
-    sees_previous_L = (group_L[previous_L] < group_L)[token_L]
+    sees_previous_L = ((group_L[previous_L] < group_L) | (turn_start_L[previous_L] < turn_start_L))[token_L]
 
     group_L, segment_L = group_L[token_L], segment_L[token_L]
     first_of_segment = changes(segment_L)
-    first_of_group = first_of_segment | changes(group_L)
+    first_of_group = first_of_segment | changes(turn_start_L[token_L]) | changes(group_L)
     slot_start_L = jax.lax.cummax(jnp.where(first_of_segment, index_L, 0))
     group_start_L = jax.lax.cummax(jnp.where(first_of_group, index_L, 0))
     next_first = jnp.where(jnp.append(first_of_group[1:], True), index_L + 1, length)

@@ -39,19 +39,20 @@ class _Family(NamedTuple):
 
     rank: Callable[[Window], Array]
     """The group of every token that is not given, L int32 of at least 0."""
-    given: Callable[[Array, Array, Array, float], Array] | None = None
-    """(key, start, end, given) -> which tokens are given, L bool; a share of them where it is None."""
+    given: Callable[[Array, Array, Array, Array, float], Array] | None = None
+    """(key, context, start, end, given) -> which tokens are given besides the context, L bool; a share of them where it is
+    None."""
     blanks_end: bool = False
     """Whether a blank's length is unknown, so that it ends with a token of its own; see `draw_layout`."""
 
 
-def draw_given(key: Array, segment_L: Array, family: Family, given: float, prefix: float = 0.0) -> Array:
-    """Draw which tokens of one window are given as context: L bool, in window order.
+def draw_given(key: Array, segment_L: Array, context_L: Array, family: Family, given: float, prefix: float = 0.0) -> Array:
+    """Draw which tokens of one window are given: L bool, in window order.
 
-    The first token of every document always is. `given` is the largest fraction of a window that is given besides, each
-    window drawing its own, and `prefix` that of a document which is given as its beginning, each document drawing its own.
-    `infill` and `open` blank one span per document instead and give the rest; the span's length is uniform up to (1 - given)
-    x the document.
+    The first token of every document always is, and so is the `context`. `given` is the largest fraction of a window that is
+    given besides, each window drawing its own, and `prefix` that of a document which is given as its beginning, each document
+    drawing its own. `infill` and `open` blank one span per document instead and give the rest; the span's length is uniform
+    up to (1 - given) x the document, of `infill` x what is no context of it.
     """
     (length,) = segment_L.shape
     index_L = jnp.arange(length)
@@ -60,7 +61,8 @@ def draw_given(key: Array, segment_L: Array, family: Family, given: float, prefi
     if prefix:
         drawn_L = per_segment(jax.random.fold_in(key, 2), start_L, length)  # 0 and 1 are those of split()
         first_L = index_L <= start_L + jnp.floor(drawn_L * prefix * (end_L - start_L - 1))
-    return first_L | (FAMILIES[family].given or _a_share)(key, start_L, end_L, given)
+    context_L = context_L | (index_L == start_L)
+    return first_L | context_L | (FAMILIES[family].given or _a_share)(key, context_L, start_L, end_L, given)
 
 
 def draw_groups(
@@ -100,10 +102,10 @@ def draw_layout(key: Array, segment_L: Array, family: Family, given: float, slac
     start_L, end_L = segment_bounds(padding_last(segment_L))
     if not FAMILIES[family].blanks_end:
         return as_it_stands(start_L)
-    from_L, blank_L = _span(key, start_L, end_L - 1, given)
+    from_L, blank_L = _span(key, start_L, end_L - start_L - 2, given)
     drawn_L = per_segment(jax.random.fold_in(key, 3), start_L, len(start_L))  # 0 and 1 are those of split(), 2 is the prefix
     empty_L = jnp.floor(drawn_L * (slack + 1)).astype(jnp.int32)
-    return with_gaps(start_L, end_L, (from_L + blank_L).astype(jnp.int32), empty_L)
+    return with_gaps(start_L, end_L, start_L + 1 + (from_L + blank_L).astype(jnp.int32), empty_L)
 
 
 def _in_order(window: Window) -> Array:
@@ -138,35 +140,39 @@ def _slots(window: Window) -> tuple[Array, Array]:
     return slot_L, free_from_L
 
 
-def _a_share(key: Array, start_L: Array, end_L: Array, given: float) -> Array:
+def _a_share(key: Array, context_L: Array, start_L: Array, end_L: Array, given: float) -> Array:
     """Tokens anywhere, each with the odds that the window draws up to `given`."""
     size_key, place_key = jax.random.split(key)
     fraction = jax.random.uniform(size_key, maxval=given) if given else 0.0
     return jax.random.uniform(place_key, start_L.shape) < fraction
 
 
-def _all_but_a_span(key: Array, start_L: Array, end_L: Array, given: float) -> Array:
-    """All but one span of each document, of drawn size and place."""
-    from_L, blank_L = _span(key, start_L, end_L, given)
-    index_L = jnp.arange(len(start_L))
-    return (index_L < from_L) | (index_L >= from_L + blank_L)
+def _all_but_a_span(key: Array, context_L: Array, start_L: Array, end_L: Array, given: float) -> Array:
+    """All but one span of each document's tokens that are no context, of drawn size and place."""
+    free_L = ~context_L
+    before_L = jnp.cumsum(free_L) - free_L
+    rank_L = before_L - before_L[start_L]
+    from_L, blank_L = _span(key, start_L, (before_L + free_L)[end_L - 1] - before_L[start_L], given)
+    return context_L | (rank_L < from_L) | (rank_L >= from_L + blank_L)
 
 
-def _all_but_a_span_and_the_last(key: Array, start_L: Array, end_L: Array, given: float) -> Array:
-    """The same of each document without its last token, in whose slot the blank ends."""
-    return _all_but_a_span(key, start_L, end_L - 1, given) & (jnp.arange(len(start_L)) < end_L - 1)
+def _all_but_a_span_and_the_last(key: Array, context_L: Array, start_L: Array, end_L: Array, given: float) -> Array:
+    """All but one span of each document without its last token, in whose slot the blank ends."""
+    from_L, blank_L = _span(key, start_L, end_L - start_L - 2, given)
+    rank_L = jnp.arange(len(start_L)) - start_L - 1
+    return ((rank_L < from_L) | (rank_L >= from_L + blank_L)) & (rank_L < end_L - start_L - 2)
 
 
-def _span(key: Array, start_L: Array, end_L: Array, given: float) -> tuple[Array, Array]:
-    """A span of each document, behind its first token: where it begins, and its size, whole numbers as float32.
+def _span(key: Array, start_L: Array, free_L: Array, given: float) -> tuple[Array, Array]:
+    """A span of the `free` tokens of each document: how many come before it, and its size, whole numbers as float32.
 
     It has a token at least, where there is one.
     """
     size_key, place_key = jax.random.split(key)
     size_L, place_L = (per_segment(k, start_L, len(start_L)) for k in (size_key, place_key))
-    free_L = (end_L - start_L - 1).astype(jnp.float32)
+    free_L = free_L.astype(jnp.float32)
     blank_L = jnp.minimum(jnp.clip(jnp.ceil(size_L * free_L * (1 - given)), 1, None), jnp.maximum(free_L, 0))
-    return start_L + 1 + jnp.floor(place_L * (free_L - blank_L + 1)), blank_L
+    return jnp.floor(place_L * (free_L - blank_L + 1)), blank_L
 
 
 FAMILIES: dict[Family, _Family] = {

@@ -26,6 +26,12 @@ def segment_bounds(segment_L: Array) -> tuple[Array, Array]:
     return start_L, end_L
 
 
+def turns(segment_L: Array, context_L: Array) -> Array:
+    """Numbers the turns of every document: context, and what is predicted behind it, up to the next context. Padding is 0."""
+    begins_L = changes(segment_L) | (context_L & ~jnp.append(False, context_L[:-1]))
+    return jnp.where(segment_L == 0, 0, jnp.cumsum(begins_L))
+
+
 def order_by(key_L: Array, bound: int) -> Array:
     """The indices that sort whole numbers from 0 to `bound` - 1, equal ones staying in order.
 

@@ -1,18 +1,34 @@
 """Filled texts as JSON, in the shape of OpenAI's completions."""
 
+import dataclasses
 import itertools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.spelling import spelled
+from a3jax.decode.template import Document
 from a3jax.errors import UserError
 from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled
-from a3jax.serve.requests import Completion, Refused
+from a3jax.likelihood.alternatives import Alternatives
+from a3jax.serve.requests import Refused
 
 Json = dict[str, Any]
+
+
+class Style(NamedTuple):
+    """How the answers of a route look: of a whole one, and of the events of a stream."""
+
+    id: str
+    whole: str
+    piece: str
+    choice: Callable[[str, int, str | None, Json | None], Json]
+    delta: Callable[[str, int, str | None], Json]
+    opening: Json
+    """What the first event of a choice says besides."""
 
 
 def completed(filled: Infilled, echo: bool) -> str:
@@ -21,15 +37,30 @@ def completed(filled: Infilled, echo: bool) -> str:
     return prompt + text if echo else text
 
 
-def completion_choice(codec: TextCodec, filled: Infilled, request: Completion, index: int) -> Json:
-    """One entry of `choices`."""
-    scores = None if request.logprobs is None else logprobs(codec, filled, request.echo)
-    return choice(completed(filled, request.echo), index, filled.finished, scores)
+def cut(filled: Infilled, stops: Sequence[str]) -> Infilled:
+    """A completion up to its first stop string, where that was not heeded while it was filled."""
+    before, (text, _), *behind = filled.pieces
+    found = [text.find(stop) for stop in stops if stop in text]
+    if not found:
+        return filled
+    return dataclasses.replace(filled, pieces=(before, (text[: min(found)], True), *behind), finished="stop")
 
 
 def choice(text: str, index: int, finished: str | None = None, scores: Json | None = None) -> Json:
     """One entry of `choices`, or a piece of one that is streamed."""
     return {"text": text, "index": index, "logprobs": scores, "finish_reason": finished}
+
+
+def _message(text: str, index: int, finished: str | None = None, scores: Json | None = None) -> Json:
+    return {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": scores, "finish_reason": finished}
+
+
+def _delta(text: str, index: int, finished: str | None = None) -> Json:
+    return {"index": index, "delta": {"content": text}, "finish_reason": finished}
+
+
+TEXT = Style("cmpl", "text_completion", "text_completion", choice, choice, {})
+MESSAGE = Style("chatcmpl", "chat.completion", "chat.completion.chunk", _message, _delta, {"role": "assistant"})
 
 
 def infill_choice(filled: Infilled, index: int, with_scores: bool) -> Json:
@@ -64,6 +95,39 @@ def logprobs(codec: TextCodec, filled: Infilled, echo: bool) -> Json:
     }
 
 
+def with_alternatives(codec: TextCodec, scores: Json, tokens: Sequence[int], found: Alternatives, count: int) -> Json:
+    """`logprobs` of the last tokens of a text, with what else was likely, and how likely those are that were given."""
+    first = len(tokens) - len(scores["tokens"])
+    places = range(first, len(tokens))
+    own = [float(found.log_probs_T[place]) if place else None for place in places]
+    known = [one if own_one is None or one is not None else own_one for one, own_one in zip(scores["token_logprobs"], own)]
+    top = [_likeliest(codec, tokens[place], found, place, count) for place in places] if count else None
+    return {**scores, "token_logprobs": known, "top_logprobs": top}
+
+
+def prompt_logprobs(codec: TextCodec, document: Document, found: Alternatives, count: int) -> Json:
+    """`logprobs` of a whole text; its first token has none where nothing stands before it."""
+    texts = spelled(codec, document.tokens, document.parts(codec))[document.head :]
+    none = {
+        "tokens": texts,
+        "token_logprobs": [None] * len(texts),
+        "top_logprobs": None,
+        "text_offset": list(itertools.accumulate(map(len, texts), initial=0))[:-1],
+    }
+    return with_alternatives(codec, none, document.tokens, found, count)
+
+
+def _likeliest(codec: TextCodec, token: int, found: Alternatives, place: int, count: int) -> Json | None:
+    """The text of the most probable tokens of a place, and of the one that stands there; None where nothing is before it."""
+    if place == 0:
+        return None
+    result: Json = {}
+    for other, log_prob in zip(found.likeliest_TxK[place][:count].tolist(), found.log_probs_TxK[place].tolist()):
+        result.setdefault(codec.decode([other], inside=True), log_prob)
+    result.setdefault(codec.decode([token], inside=True), float(found.log_probs_T[place]))
+    return result
+
+
 def begun(codec: TextCodec, fillable_V: np.ndarray, tokens: Tokens, stops: tuple[str, ...], echoed: str) -> str:
     """What is certain of a completion that is on its way from left to right, behind what is `echoed` of its prompt."""
     begin = int(np.argmax(tokens.passes != 0))
@@ -76,13 +140,40 @@ def begun(codec: TextCodec, fillable_V: np.ndarray, tokens: Tokens, stops: tuple
     return echoed + text
 
 
+def llama_answer(text: str, finished: str, tokens: tuple[int, int], seconds: tuple[float, float], cut_: bool) -> Json:
+    """An answer as llama.cpp's server gives it, from tokens read and written, and the seconds these took."""
+    timings: Json = {}
+    for name, count, time in zip(("prompt", "predicted"), tokens, seconds):
+        timings |= {f"{name}_n": count, f"{name}_ms": 1000 * time}
+        timings |= {f"{name}_per_token_ms": 1000 * time / max(count, 1), f"{name}_per_second": count / max(time, 1e-9)}
+    counts = {"tokens_evaluated": tokens[0], "tokens_predicted": tokens[1], "tokens_cached": sum(tokens)}
+    kind = {"stop": "eos", "length": "limit"}[finished]
+    return {"index": 0, "content": text, "stop": True, "stop_type": kind, "truncated": cut_, **counts, "timings": timings}
+
+
+def chosen(answer: Json, fields: Sequence[str]) -> Json:
+    """The fields that are asked for, those inside others as "timings/predicted_n"; all where none are. What is not there is
+    left out.
+    """
+    if not fields:
+        return answer
+    found: Json = {}
+    for name in fields:
+        value: Any = answer
+        for key in name.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        found |= {} if value is None else {name: value}
+    return found
+
+
 def failure(error: Exception) -> tuple[int, Json, dict[str, str]]:
     """Status, body and headers for a request that failed. What is not the client's mistake shows no detail of ours."""
     if isinstance(error, UserError) and not isinstance(error, Refused):
         error = Refused(str(error))
     if isinstance(error, Refused):
-        kinds = {429: "rate_limit_error", 503: "server_error"}
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        headers |= {"WWW-Authenticate": "Bearer"} if error.http == 401 else {}
         return error.http, error_body(str(error), kinds.get(error.http, "invalid_request_error"), error), headers
     return 500, error_body("the text could not be filled; the log of the service says why", "server_error"), {}
 

@@ -6,10 +6,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
@@ -18,20 +17,23 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from a3jax.decode.template import lay_out
 from a3jax.errors import first_line
-from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
-from a3jax.serve.limits import Limits
-from a3jax.serve.requests import Completion, Infill, Refused, Request, Text, check, read_request
+from a3jax.serve.completions import Completion, Growing
+from a3jax.serve.editors import FillInMiddle, LlamaInfill
+from a3jax.serve.exchange import all_of, body_of, failed, gone, not_found, unless_gone
+from a3jax.serve.requests import Infill, Refused, Request, Text, check, read_request
+from a3jax.serve.streams import Piece, Updates
 from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Request)
+T = TypeVar("T")
 
 
 class Service:
@@ -60,11 +62,14 @@ class Service:
         app = Starlette(
             routes=[
                 Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/fim/completions", self.fill_in_middle, methods=["POST"]),
                 Route("/v1/infill", self.infill, methods=["POST"]),
+                Route("/infill", self.llama_infill, methods=["POST"]),
                 Route("/v1/models", self.models),
+                Route("/v1/models/{name:path}", self.model_named),
                 Route("/health", self.health),
             ],
-            exception_handlers={Refused: _failed, HTTPException: _not_found, ClientDisconnect: _gone, Exception: _failed},
+            exception_handlers={Refused: failed, HTTPException: not_found, ClientDisconnect: gone, Exception: failed},
             lifespan=filling,
         )
         app.router.redirect_slashes = False
@@ -73,31 +78,44 @@ class Service:
     async def complete(self, http: Http) -> Response:
         """POST /v1/completions."""
         request, texts = await self._read(http, Completion)
-        head = self._head("cmpl", "text_completion")
+        if request.scores:
+            return await self._scored(http, request)
+        return await self._answer(http, request, texts, answers.TEXT, request.echo)
+
+    async def fill_in_middle(self, http: Http) -> Response:
+        """POST /v1/fim/completions."""
+        return await self._answer(http, *await self._read(http, FillInMiddle), answers.MESSAGE)
+
+    async def llama_infill(self, http: Http) -> Response:
+        """POST /infill."""
+        request, texts = await self._read(http, LlamaInfill)
+        updates = Updates()
+        events = self._llama_events(request, self.batcher.submit(texts, updates.put), updates)
         if request.stream:
-            updates = Updates()
-            results = self.batcher.submit(texts, updates.put)
-            echoed = [text.template.pieces[0] if request.echo else "" for text in texts]
-            return StreamingResponse(self._events(request, results, updates, head, echoed), media_type="text/event-stream")
-        filled = await _unless_gone(http, self.batcher.submit(texts))
-        choices = [
-            await asyncio.to_thread(answers.completion_choice, self.model.codec, one, request, i)
-            for i, one in enumerate(filled)
-        ]
-        return JSONResponse({**head, "choices": choices, "usage": answers.usage(filled, request.n)})
+            return StreamingResponse(self._safe(events), media_type="text/event-stream")
+
+        async def joined() -> dict[str, Any]:
+            pieces = [event async for event in events]
+            return pieces[-1] | {"content": "".join(piece["content"] for piece in pieces)}
+
+        return JSONResponse(answers.chosen(await unless_gone(http, joined()), request.response_fields))
 
     async def infill(self, http: Http) -> Response:
         """POST /v1/infill."""
         request, texts = await self._read(http, Infill)
-        filled = await _unless_gone(http, self.batcher.submit(texts))
+        filled = await unless_gone(http, all_of(self.batcher.submit(texts)))
         choices = [answers.infill_choice(one, i, request.logprobs is not None) for i, one in enumerate(filled)]
         head = self._head("fill", "infill")
         return JSONResponse({**head, "choices": choices, "usage": answers.usage(filled, request.n)})
 
     async def models(self, _: Http) -> Response:
         """GET /v1/models."""
-        model = {"id": self.name, "object": "model", "created": self.created, "owned_by": "a3jax"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model_named(self, http: Http) -> Response:
+        """GET /v1/models/NAME."""
+        self._check_name(http.path_params["name"])
+        return JSONResponse(self._model())
 
     async def health(self, _: Http) -> Response:
         """GET /health: 200 once the model has filled something."""
@@ -105,182 +123,146 @@ class Service:
 
     async def _read(self, http: Http, kind: type[R]) -> tuple[R, list[Text]]:
         """A request and its texts, found to be fit for a batch. Long ones take seconds, one after the other in a thread."""
-        body = await _body(http, self.batcher.limits)
+        body = await body_of(http, self.batcher.limits)
         return await asyncio.get_running_loop().run_in_executor(self.reader, self._understood, kind, body)
 
     def _understood(self, kind: type[R], body: bytes) -> tuple[R, list[Text]]:
         blanks_end = self.model.record.blanks_end
         request = read_request(kind, body, blanks_end)
-        if request.model not in (None, self.name):
-            raise Refused(f"model '{request.model}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
-        texts = request.texts(self.batcher.limits, blanks_end)
+        self._check_name(request.model or self.name)
+        texts = request.texts(self.batcher.limits, self.model)
         for text in texts[:: request.n]:
-            check(self.model, text.template, request.given, text.decoding)
+            check(self.model, text, request.given, request.sizes)
         return request, texts
+
+    def _check_name(self, name: str) -> None:
+        if name != self.name:
+            raise Refused(f"model '{name}' is not served here; '{self.name}' is", "model", 404, "model_not_found")
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "a3jax"}
 
     def _head(self, prefix: str, kind: str) -> dict[str, Any]:
         return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
 
+    async def _answer(
+        self, http: Http, request: Growing, texts: Sequence[Text], style: answers.Style, echo: bool = False
+    ) -> Response:
+        """A request answered in OpenAI's shape, whole or streamed."""
+        if request.stream:
+            updates = Updates()
+            echoed = [text.template.pieces[0] if echo else "" for text in texts]
+            events = self._events(request, self.batcher.submit(texts, updates.put), updates, style, echoed)
+            return StreamingResponse(self._safe(events, "[DONE]"), media_type="text/event-stream")
+        found = await unless_gone(http, all_of(self.batcher.submit(texts)))
+        filled = [answers.cut(one, request.stops) for one in found]
+        scores = [None if request.logprobs is None else await self._logprobs(http, request, one, echo) for one in filled]
+        choices = [
+            style.choice(answers.completed(one, echo), i, one.finished, score)
+            for i, (one, score) in enumerate(zip(filled, scores))
+        ]
+        head = self._head(style.id, style.whole)
+        return JSONResponse({**head, "choices": choices, "usage": answers.usage(filled, request.n)})
+
+    async def _logprobs(self, http: Http, request: Growing, filled: Infilled, echo: bool) -> dict[str, Any]:
+        """Of a completion's tokens. Those of a prompt, and what else was likely, are known of text from left to right."""
+        codec = self.model.codec
+        scores = await asyncio.to_thread(answers.logprobs, codec, filled, echo)
+        if not (request.logprobs or echo) or filled.pieces[-1][0] or not self.batcher.scores or not request.decoding.is_ar:
+            return scores
+        stop = filled.places[1].stop
+        found = await unless_gone(http, self.batcher.score(filled.tokens[:stop], max(1, request.logprobs or 0)))
+        return answers.with_alternatives(codec, scores, filled.tokens[:stop], found, request.logprobs or 0)
+
+    async def _scored(self, http: Http, request: Completion) -> Response:
+        """Prompts that come back, with how likely they are where that is asked for."""
+        choices, read = [], 0
+        for i, prompt in enumerate(request.prompts(self.model)):
+            document = lay_out([prompt], [], self.model.codec)
+            scores, read = None, read + len(document.tokens)
+            if request.logprobs is not None:
+                found = await unless_gone(http, self.batcher.score(document.tokens, max(1, request.logprobs)))
+                scores = answers.prompt_logprobs(self.model.codec, document, found, request.logprobs)
+            choices += [answers.choice(prompt, i * request.n + j, "length", scores) for j in range(request.n)]
+        usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
+        head = self._head(answers.TEXT.id, answers.TEXT.whole)
+        return JSONResponse({**head, "choices": choices, "usage": usage})
+
     async def _events(
         self,
-        request: Completion,
+        request: Growing,
         results: Sequence[asyncio.Future[Infilled]],
         updates: "Updates",
-        head: dict[str, Any],
+        style: answers.Style,
         echoed: Sequence[str],
-    ) -> AsyncIterator[str]:
-        """Server-sent events: each text grows by what is certain of it after every pass."""
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What a stream in OpenAI's shape consists of."""
+        usage = {"usage": None} if request.stream_options.include_usage else {}
+        head = {**self._head(style.id, style.piece), **usage}
+        begun: set[int] = set()
+        async for piece in self._pieces(request, results, updates, echoed):
+            entry = style.delta(piece.text, piece.number, piece.finished)
+            if style.opening and piece.number not in begun:
+                entry["delta"] |= style.opening
+            begun.add(piece.number)
+            yield {**head, "choices": [entry]}
+        if usage:
+            filled = [result.result() for result in results]
+            yield {**head, "choices": [], "usage": answers.usage(filled, request.n)}
+
+    async def _llama_events(
+        self, request: LlamaInfill, results: Sequence[asyncio.Future[Infilled]], updates: "Updates"
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What a stream of llama.cpp's consists of; the last piece tells of all. An answer may end before its text does."""
+        text, sent, counts, begin, first = "", 0, (0, 0), time.perf_counter(), None
+        cut = request.around(self.model).cut
+        async with contextlib.aclosing(self._pieces(request, results, updates, [""])) as pieces:
+            async for piece in pieces:
+                now = time.perf_counter()
+                first = now if first is None else first
+                text, counts = text + piece.text, piece.counts
+                kept, ended = request.certain(text)
+                finished = "stop" if ended else piece.finished
+                if 0 < request.t_max_predict_ms <= 1000 * (now - first) and "\n" in kept and not finished:
+                    kept, finished = kept[: kept.rindex("\n")], "length"
+                fresh, sent = kept[sent:], max(sent, len(kept))
+                if finished:
+                    yield answers.llama_answer(fresh, finished, counts, (first - begin, now - first), cut)
+                    return
+                yield {"index": 0, "content": fresh, "stop": False}
+        yield answers.llama_answer("", "length", counts, (0.0, 0.0), cut)  # nothing was to be written
+
+    async def _pieces(
+        self, request: Growing, results: Sequence[asyncio.Future[Infilled]], updates: "Updates", echoed: Sequence[str]
+    ) -> AsyncGenerator["Piece"]:
+        """What is certain of each text after every pass, and was not before."""
         for i, result in enumerate(results):
             result.add_done_callback(lambda _, i=i: updates.put(i, None))  # type: ignore[misc]
         sent, left = [0] * len(results), len(results)
-        stops = (request.stop,) if isinstance(request.stop, str) else request.stop
         try:
             while left:
                 i, tokens = await updates.get()
                 if tokens is None:
-                    filled, left = results[i].result(), left - 1
-                    text, finished = answers.completed(filled, request.echo), filled.finished
+                    filled, left = answers.cut(results[i].result(), request.stops), left - 1
+                    text, finished = answers.completed(filled, bool(echoed[i])), filled.finished
+                    counts = sum(filled.given), sum(len(blank.tokens) for blank in filled.blanks)
                 else:
-                    text = answers.begun(self.model.codec, self.fillable_V, tokens, stops, echoed[i])
-                    finished = None
+                    text = answers.begun(self.model.codec, self.fillable_V, tokens, request.stops, echoed[i])
+                    counts, finished = (int((tokens.passes == 0).sum()), int((tokens.passes > 0).sum())), None
                 if finished or len(text) > sent[i]:
-                    yield _event({**head, "choices": [answers.choice(text[sent[i] :], i, finished)]})
+                    yield Piece(i, text[sent[i] :], finished, counts)
                     sent[i] = max(sent[i], len(text))
-            yield "data: [DONE]\n\n"
-        except Exception as error:
-            logger.error("%s", first_line(error))
-            yield _event(answers.failure(error)[1])
         finally:
             for result in results:
                 result.cancel()
 
-
-class Updates:
-    """How each text of a stream stands, the newest only, however slowly the client takes it."""
-
-    def __init__(self) -> None:
-        self._newest: dict[int, Tokens | None] = {}
-        self._some = asyncio.Event()
-
-    def put(self, number: int, tokens: Tokens | None) -> None:
-        """A text has grown, or is filled where `tokens` is None."""
-        self._newest[number] = tokens
-        self._some.set()
-
-    async def get(self) -> tuple[int, Tokens | None]:
-        """A text that has grown since it was last asked for."""
-        await self._some.wait()
-        number, tokens = self._newest.popitem()
-        if not self._newest:
-            self._some.clear()
-        return number, tokens
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"
-
-
-async def _body(http: Http, limits: Limits) -> bytes:
-    """The body of a request; a large one is not kept, but read up to a point, so that the client sees why."""
-    most, seconds = limits.max_body_bytes, limits.max_client_seconds
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # with which no web page sends anything elsewhere unasked
-        raise Refused("send the header Content-Type: application/json", http=415)
-    declared = http.headers.get("content-length", "")
-    too_large = Refused(f"the body has more than {most} bytes", http=413)
-    if declared.isdecimal() and int(declared[:18]) > 16 * most:
-        raise too_large
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in http.stream():
-                size += len(chunk)
-                if size <= most:
-                    body += chunk
-                elif size > 16 * most:
-                    break
-    except TimeoutError:
-        raise Refused(f"the body was not there after {seconds:g} s", http=408) from None
-    if size > most:
-        raise too_large
-    return bytes(body)
-
-
-async def _unless_gone(http: Http, results: Sequence[asyncio.Future[Infilled]]) -> list[Infilled]:
-    """All results; they are cancelled where the client goes away, or where one of them fails."""
-    everything = asyncio.gather(*results)
-    gone = asyncio.ensure_future(http.receive())
-    gone.add_done_callback(lambda _: everything.cancel())
-    try:
-        return await everything
-    except asyncio.CancelledError:
-        if not gone.done():
-            raise
-        raise ClientDisconnect from None
-    finally:
-        gone.cancel()
-        for result in results:
-            result.cancel()
-
-
-async def _failed(_: Http, error: Exception) -> Response:
-    if not isinstance(error, Refused):
-        logger.error("%s", first_line(error))
-    status, body, headers = answers.failure(error)
-    return JSONResponse(body, status, {**headers, "Connection": "close"} if status in (408, 413) else headers)
-
-
-async def _not_found(http: Http, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{http.method} {http.url.path}: {error.detail}"
-    return JSONResponse(answers.error_body(message, "invalid_request_error"), error.status_code, error.headers)
-
-
-async def _gone(_: Http, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; nginx logs it so
-
-
-class Guard:
-    """Around the application: one line in the log for every request, and only hosts that are meant.
-
-    A web page may have its own name point to this machine (DNS rebinding); the browser then sends that name along.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None) -> None:
-        self.app = app
-        self.hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application like the one inside."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        begin, status = time.perf_counter(), 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
+    async def _safe(self, events: AsyncIterator[dict[str, Any]], end: str | None = None) -> AsyncIterator[str]:
+        """Server-sent events; where something goes wrong, the last tells what."""
         try:
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if self.hosts is not None and _hostname(host) not in self.hosts:
-                refused = Refused(f"host '{host}' is not served; use {self.hosts[0]}", http=403)
-                await (await _failed(Http(scope), refused))(scope, receive, noting)
-            else:
-                await self.app(scope, receive, noting)
-        except Exception:  # it is answered and logged already
-            status = status or 500
-        except asyncio.CancelledError:  # the service has no more time
-            if status == 0:
-                await (await _failed(Http(scope), Refused("the service is stopping", http=503)))(scope, receive, noting)
-        finally:
-            client, path = (scope.get("client") or ["-"])[0], scope["raw_path"].decode("latin-1")[:200]
-            logger.info("%s %s %s %d %.2f s", client, scope["method"], path, status, time.perf_counter() - begin)
-
-
-def _hostname(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+            if end is not None:
+                yield f"data: {end}\n\n"
+        except Exception as error:
+            logger.error("%s", first_line(error))
+            yield f"data: {json.dumps(answers.failure(error)[1])}\n\n"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,6 +22,7 @@ from a3jax.devices.processes import is_alone
 from a3jax.errors import first_line
 from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled, infill_batch
+from a3jax.likelihood.alternatives import Alternatives, alternatives
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
 from a3jax.serve.together import tell_batch
@@ -59,6 +61,7 @@ class Batcher:
         self._seconds = 1.0
         self._waiting: list[Job] = []
         self._running: list[Job] = []
+        self._asked: list[tuple[asyncio.Future[Alternatives], tuple[int, ...], int]] = []
         self._arrived = asyncio.Event()
 
     def submit(self, texts: Sequence[Text], watch: Watch | None = None) -> list[asyncio.Future[Infilled]]:
@@ -79,14 +82,43 @@ class Batcher:
         self._arrived.set()
         return [job.result for job in jobs]
 
+    @property
+    def scores(self) -> bool:
+        """Whether texts can be scored: what one process of several is not told, it does not compute."""
+        return is_alone()
+
+    async def score(self, tokens: Sequence[int], count: int) -> Alternatives:
+        """What stands in a text and what might, once the batch that runs is filled. Raises `Refused` as `submit` does."""
+        if self._closed or not self.scores:
+            raise Refused("the service is stopping" if self._closed else "several processes score no texts", http=503)
+        if len(self._asked) >= self.limits.max_queue:
+            raise Refused(f"{len(self._asked)} texts wait to be scored; try again later", http=429, retry_after=1)
+        result: asyncio.Future[Alternatives] = asyncio.get_running_loop().create_future()
+        self._asked.append((result, tuple(tokens), count))
+        self._arrived.set()
+        return await result
+
+    async def _answer_asked(self, loop: asyncio.AbstractEventLoop, worker: ThreadPoolExecutor) -> None:
+        while self._asked:
+            result, tokens, count = self._asked.pop(0)
+            if result.done():
+                continue
+            try:
+                found = await loop.run_in_executor(worker, alternatives, self.model, tokens, count)
+                if not result.done():
+                    result.set_result(found)
+            except Exception as error:
+                if not result.done():
+                    result.set_exception(error)
+
     def close(self) -> None:
         """Refuse whatever waits or comes later; a batch that is being filled goes on."""
         self._closed = True
-        _refuse(self._waiting)
+        _refuse([job.result for job in self._waiting] + [result for result, _, _ in self._asked])
 
     def give_up(self) -> None:
         """Refuse the batch that is being filled too. It ends with its next pass; compiling ends when it ends."""
-        _refuse(self._running)
+        _refuse([job.result for job in self._running])
 
     async def run(self) -> None:
         """Fill batches until cancelled. A batch that is being filled then is left to its thread, named "model"."""
@@ -96,6 +128,7 @@ class Batcher:
             await loop.run_in_executor(worker, self._warm_up)
             while True:
                 await self._arrived.wait()
+                await self._answer_asked(loop, worker)
                 if len(self._waiting) < self.limits.max_batch:
                     await asyncio.sleep(self.limits.max_wait_ms / 1000)
                 jobs = self._running = self._take()
@@ -122,7 +155,7 @@ class Batcher:
         program = waiting[0].text.decoding.program if waiting else None
         jobs = [job for job in waiting if job.text.decoding.program == program][: self.limits.max_batch]
         self._waiting = [job for job in waiting if job not in jobs]
-        if not self._waiting:
+        if not (self._waiting or self._asked):
             self._arrived.clear()
         return jobs
 
@@ -165,14 +198,16 @@ class Batcher:
 def padded(texts: Sequence[Text]) -> list[Text]:
     """A power of two of texts, since each number of them is compiled. What is added has blanks of one token."""
     template, decoding = texts[0]
-    least = Text(Template(template.pieces, (1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=()))
+    least = Text(
+        dataclasses.replace(template, sizes=(1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=())
+    )
     return [*texts, *[least] * ((1 << (len(texts) - 1).bit_length()) - len(texts))]
 
 
-def _refuse(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if not job.result.done():
-            job.result.set_exception(Refused("the service is stopping", http=503))
+def _refuse(results: Sequence[asyncio.Future[Any]]) -> None:
+    for result in results:
+        if not result.done():
+            result.set_exception(Refused("the service is stopping", http=503))
 
 
 def _numbered(watch: Watch | None, number: int) -> Callable[[Tokens], None] | None:

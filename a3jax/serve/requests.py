@@ -7,9 +7,8 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
-from a3jax.curriculum.stage import parse_order
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Open, Range, Size, Template, parse
 from a3jax.errors import UserError
@@ -21,7 +20,7 @@ from a3jax.generate.revision import ROUNDS
 from a3jax.serve.limits import Limits
 from a3jax.weights.loading import Model
 
-STOPS = 4
+STOPS = 16
 TOP_LOGPROBS = 5
 DECODING = {name: hint for name, hint in get_type_hints(Decoding).items() if name not in ("stop", "ends")}
 """Fields that both requests share with `Decoding`, and their types."""
@@ -65,27 +64,43 @@ class Request:
     user: str = ""
     """Of the client's own records; it changes nothing."""
 
-    given = sizes = ""  # the fields that hold the texts, and say how many tokens to fill in
+    given: ClassVar = ""
+    """The field that holds the texts."""
+    sizes: ClassVar = ""
+    """The field that says how many tokens to fill in."""
+    temperature: ClassVar = 1.0
+    """Where the request has none."""
+    cuts: ClassVar = False
+    """Whether stop strings cut blanks that the model does not end."""
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Fields of other services that change nothing here."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Fields of `Decoding` as other services call them."""
+
+    def templates(self, model: Model | None) -> list[Template]:
+        """Of the texts that were given, each to be filled `n` times; without a `model` they are texts to any."""
+        raise NotImplementedError
 
     @property
-    def templates(self) -> list[Template]:
-        """Of the texts that were given, each to be filled `n` times."""
-        raise NotImplementedError
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return _listed(self.stop)
 
     def may_end(self, blanks_end: bool) -> bool:
         """Whether texts may end before their blank is full, where the model knows the ends of blanks, or does not."""
         return False
 
-    def texts(self, limits: Limits, blanks_end: bool = False) -> list[Text]:
+    def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:
         """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long.
 
         Of a blank whose length is unknown every one is tried, unless the model knows the ends of blanks.
         """
+        blanks_end = model is not None and model.record.blanks_end
         if self.n < 1:
             raise Refused(f"n is {self.n}; it must be at least 1", "n")
         if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
             raise Refused(f"logprobs is {self.logprobs}; it must be from 0 to {TOP_LOGPROBS}", "logprobs")
-        templates = self.templates
+        templates = self.templates(model)
         if (texts := len(templates) * self.n) > limits.max_queue:
             field = "n" if len(templates) <= limits.max_queue else self.given
             raise Refused(f"the request asks for {texts} texts; at most {limits.max_queue} are served at once", field)
@@ -94,7 +109,7 @@ class Request:
             field = "n" if sample <= limits.max_tokens_per_request else self.sizes
             message = f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one"
             raise Refused(message, field)
-        longest = max(_tokens(template) for template in templates)
+        longest = max((_tokens(template) for template in templates), default=0)
         name, rows = self.decoding.rows
         if (rows := min(rows, longest)) > limits.max_tokens_per_pass:
             raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
@@ -104,52 +119,17 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completion(Request):
-    """POST /v1/completions: a prompt and a blank behind it, and perhaps text behind that."""
-
-    given = "prompt"
-    sizes = "max_tokens"
-    prompt: str | tuple[str, ...]
-    suffix: str = ""
-    max_tokens: int = 16
-    echo: bool = False
-    stream: bool = False
-
-    @property
-    def templates(self) -> list[Template]:  # noqa: D102
-        if self.max_tokens < 1:
-            raise Refused(f"max_tokens is {self.max_tokens}; it must be at least 1", "max_tokens")
-        prompts = _listed(self.prompt)
-        if not prompts:
-            raise Refused("prompt is an empty list; give at least one text", "prompt")
-        size = Open(self.max_tokens) if self.suffix and self.decoding.ends else self.max_tokens
-        return [Template((prompt, self.suffix), (size,)) for prompt in prompts]
-
-    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
-        return blanks_end or not self.suffix
-
-    def texts(self, limits: Limits, blanks_end: bool = False) -> list[Text]:  # noqa: D102
-        if self.stream:
-            family, _ = parse_order(self.decoding.order)
-            if self.decoding.finds_order or family != "in_order" or self.decoding.revise:
-                raise Refused("stream needs text that comes from left to right; leave mode, order and revise out", "stream")
-            if self.logprobs is not None:
-                raise Refused("logprobs are not streamed; leave stream or logprobs out", "logprobs")
-        return super().texts(limits, blanks_end)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Infill(Request):
     """POST /v1/infill: texts in which [[n]] is a blank of n tokens, [[n-m]] one of n to m, and [[..n]] one of at most n."""
 
-    given = sizes = "text"
+    given: ClassVar = "text"
+    sizes: ClassVar = "text"
     text: str | tuple[str, ...]
 
     def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
-        return any(isinstance(size, Open) for template in self.templates for size in template.sizes)
+        return any(isinstance(size, Open) for template in self.templates(None) for size in template.sizes)
 
-    @property
-    def templates(self) -> list[Template]:  # noqa: D102
+    def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
         texts = _listed(self.text)
         if not texts:
             raise Refused("text is an empty list; give at least one text", "text")
@@ -167,17 +147,19 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
 
     Raises `Refused`, with the field at fault where there is one.
     """
-    given = {name: value for name, value in _object(body).items() if value is not None}
+    given = {name: value for name, value in _object(body).items() if value is not None and name not in kind.ignored}
     for name, (nothing, instead) in WITHOUT_EFFECT.items():
         if given.pop(name, nothing) != nothing:
             raise Refused(f"{name} is not supported; {instead}", name)
-    own = {name: hint for name, hint in get_type_hints(kind).items() if name != "decoding"}
-    known = {**own, **DECODING}
+    hints = get_type_hints(kind)
+    own = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "decoding"}
+    known = {**own, **DECODING, **{theirs: DECODING[ours] for theirs, ours in kind.renamed.items()}}
     for name in given:
         if name not in known:
             raise Refused(f"unknown field '{name}'{nearest(name, known)}", name)
     values = {name: _typed(known[name], value, name) for name, value in given.items()}
     decoding = {name: values.pop(name) for name in DECODING if name in values}
+    decoding |= {ours: values.pop(theirs) for theirs, ours in kind.renamed.items() if theirs in values}
     try:
         request = kind(decoding=Decoding(), **values)
     except TypeError:
@@ -185,24 +167,42 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
             f.name for f in dataclasses.fields(kind) if f.name in {*own} - {*given} and f.default is dataclasses.MISSING
         )
         raise Refused(f"field '{missing}' is missing", missing) from None
-    stops = _listed(request.stop)
+    stops = request.stops
     if len(stops) > STOPS:
         raise Refused(f"stop holds {len(stops)} strings; at most {STOPS} are allowed", "stop")
     in_order = _decoding({name: decoding[name] for name in ("mode", "order") if name in decoding}).fills_to_ends
     ends = request.may_end(blanks_end and in_order)
-    plain = {"temperature": 1.0, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
+    if not all(stops):
+        raise Refused("stop holds an empty string; give strings of at least one character", "stop")
+    stops = () if request.cuts and not ends else stops  # they cut what is filled
+    plain = {"temperature": kind.temperature, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
-def check(model: Model, template: Template, param: str, decoding: Decoding | None = None) -> None:
-    """Raises `Refused` where a text could not be filled, or not so, so that it does not spoil a batch."""
+def check(model: Model, text: Text, given: str, sizes: str) -> None:
+    """Raises `Refused` where a text could not be filled, or not so, so that it does not spoil a batch.
+
+    `given` and `sizes` are the fields that hold texts, and say how many tokens to fill in.
+    """
+    template, decoding = text
     try:
         document_of(model, template)
-        param = "mode"
-        check_ends(template, decoding or Decoding())
-        check_mode(model, decoding or Decoding())
     except UserError as error:
-        raise Refused(str(error), param) from None
+        raise Refused(str(error), sizes if _fits_if_small(model, template) else given) from None
+    try:
+        check_ends(template, decoding)
+        check_mode(model, decoding)
+    except UserError as error:
+        raise Refused(str(error), "mode") from None
+
+
+def _fits_if_small(model: Model, template: Template) -> bool:
+    """Whether there would be room for blanks of one token."""
+    try:
+        document_of(model, dataclasses.replace(template, sizes=(1,) * len(template.sizes)))
+    except UserError:
+        return False
+    return True
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -244,5 +244,6 @@ def _work(template: Template, decoding: Decoding, blanks_end: bool) -> int:
     """Tokens that are filled in for one text, all lengths that are tried and all revisions included."""
     tokens = _tokens(template)
     tried = sum(size.most - size.least + 1 for size in template.sizes if isinstance(size, Range))
-    tried += sum(size.most for size in template.sizes if isinstance(size, Open) and not blanks_end)
+    ends = blanks_end or decoding.mode == "fim"
+    tried += sum(size.most for size in template.sizes if isinstance(size, Open) and not ends)
     return tokens * (1 + tried) + ROUNDS * min(decoding.revise, tokens)

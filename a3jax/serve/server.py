@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
 import socket
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from a3jax.devices.writing import by_first
 from a3jax.errors import UserError, first_line
 from a3jax.outside_text import printable
+from a3jax.serve.access import Access, is_loopback
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
 from a3jax.serve.together import follow, tell_end
@@ -22,8 +22,9 @@ from a3jax.weights.loading import load
 try:
     import uvicorn
 
-    from a3jax.serve.app import Guard, Service
+    from a3jax.serve.app import Service
     from a3jax.serve.connections import Connection, room
+    from a3jax.serve.guard import Guard
 except ModuleNotFoundError as error:
     raise UserError(f"the service needs the package {error.name}; pip install 'a3jax[serve]'") from None
 
@@ -78,27 +79,26 @@ def serve(
     dtype: str,
     step: int | None,
     limits: Limits,
-    trusted_proxy: str | None = None,
+    access: Access,
     mesh: Mesh | None = None,
 ) -> dict[str, int]:
     """Load a model and serve it until a signal comes; texts and batches filled. Of several processes the first listens.
 
     Where a batch is still being compiled then, the thread "model" is left behind at work. Raises `UserError` where the
-    address cannot be used, and for what `a3jax.load` does not take.
+    address cannot be used, or lets in more than `access` does, and for what `a3jax.load` does not take.
     """
     _log_to_stderr()
-    _check_proxy(trusted_proxy)
     connections = room(limits.max_connections)
     with contextlib.ExitStack() as opened:
         sockets: list[socket.socket] = []
         # Before the model is loaded, which may take long.
-        by_first(lambda: sockets.append(opened.enter_context(_listen(host, port))))
+        by_first(lambda: sockets.append(opened.enter_context(_listen(host, port, access))))
         model, name = load(checkpoint, dtype, step, mesh), checkpoint.resolve().name
         if not sockets:
             return {"batches": follow(model)}
         opened.callback(tell_end)
         batcher = Batcher(model, limits, mesh)
-        app = Guard(Service(model, name, batcher).app(), _hosts(name, sockets[0]))
+        app = Guard(Service(model, name, batcher).app(), _hosts(name, sockets[0], access), access)
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -108,8 +108,8 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=trusted_proxy is not None,
-            forwarded_allow_ips=trusted_proxy,
+            proxy_headers=access.trusted_proxy is not None,
+            forwarded_allow_ips=access.trusted_proxy,
             limit_concurrency=connections + 1,
             backlog=connections,
             timeout_keep_alive=limits.max_client_seconds,  # type: ignore[arg-type]  # whole seconds or not
@@ -119,32 +119,32 @@ def serve(
     return {"texts": batcher.texts, "batches": batcher.batches}
 
 
-def _hosts(name: str, listening: socket.socket) -> tuple[str, ...] | None:
+def _hosts(name: str, listening: socket.socket, access: Access) -> tuple[str, ...] | None:
     """Say where `name` is served; the hosts that requests may name, None for any."""
     address, port = listening.getsockname()[:2]
     logger.info("serving %s at http://%s:%d", name, f"[{address}]" if ":" in address else address, port)
-    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    if is_loopback(address):
         return (address, *LOOPBACK)
-    logger.warning("everyone who reaches %s can use this service; it has no passwords", address)
+    who = "everyone who has a key and" if access.keys else "everyone who"
+    logger.warning("%s reaches %s can use this service; nothing is encrypted", who, address)
     return None
 
 
-def _check_proxy(address: str | None) -> None:
-    try:
-        ipaddress.ip_network(address or "127.0.0.1")
-    except ValueError as error:
-        raise UserError(f"--trusted-proxy: {error}; give the proxy's address, or a network such as 10.0.0.0/8") from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, access: Access) -> socket.socket:
     if not 0 <= port < 2**16:
         raise UserError(f"--port is {port}; it must be from 0 (any that is free) to {2**16 - 1}")
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"cannot listen at {host} port {port}: {first_line(error)}; choose another --host or --port"
         ) from None
+    try:
+        access.check_address(listening.getsockname()[0])
+    except UserError:
+        listening.close()
+        raise
+    return listening
 
 
 def _log_to_stderr() -> None:

@@ -46,7 +46,8 @@ def _look_away(_: object) -> None:
 
 
 def _written(template: Template) -> dict[str, Any]:
-    return {"pieces": template.pieces, "sizes": [[type(size).__name__, *_numbers(size)] for size in template.sizes]}
+    sizes = [[type(size).__name__, *_numbers(size)] for size in template.sizes]
+    return {"pieces": template.pieces, "sizes": sizes, "whole": template.whole}
 
 
 def _numbers(size: Size) -> tuple[int, ...]:
@@ -55,7 +56,8 @@ def _numbers(size: Size) -> tuple[int, ...]:
 
 def _read(written: dict[str, Any]) -> Template:
     kinds: dict[str, Any] = {"Range": Range, "Open": Open, "int": int}
-    return Template(tuple(written["pieces"]), tuple(kinds[kind](*numbers) for kind, *numbers in written["sizes"]))
+    sizes = tuple(kinds[kind](*numbers) for kind, *numbers in written["sizes"])
+    return Template(tuple(written["pieces"]), sizes, written["whole"])
 
 
 def _decoding(written: dict[str, Any]) -> Decoding:

@@ -93,8 +93,8 @@ def _parts(batches: Batches, draw: Draw, steps: int) -> dict[str, float]:
         marks.append(time.perf_counter())
         read = [batches.packings[k].stream.read(pieces.begin_N, pieces.end_N) for k, pieces, _ in chosen]
         marks.append(time.perf_counter())
-        for (_, pieces, rows), (tokens_T, first_T) in zip(chosen, read):
-            fill(pieces, tokens_T, first_T, rows, batches.packings[0].length)
+        for (_, pieces, rows), span in zip(chosen, read):
+            fill(pieces, span, rows, batches.packings[0].length)
         marks.append(time.perf_counter())
         on_device = jax.block_until_ready(jax.device_put(whole))
         marks.append(time.perf_counter())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from a3jax.checkpoint.folder import Checkpoint, write_description
-from a3jax.config import Config, DataConfig
+from a3jax.config import Config, DataConfig, SourceConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
@@ -32,10 +32,10 @@ def with_corpora(config: Config) -> DataConfig:
         if not _is_source(source.path):
             read_manifest(place(source.path))
     sources = [
-        dataclasses.replace(source, path=str(_corpus(config, source.path, number)))
+        dataclasses.replace(source, path=str(_corpus(config, source, number)), chat=())
         for number, source in enumerate(config.data.sources)
     ]
-    return dataclasses.replace(config.data, path=DataConfig.path, mixture=tuple(sources))
+    return dataclasses.replace(config.data, path=DataConfig.path, chat=(), mixture=tuple(sources))
 
 
 def _is_source(path: str) -> bool:
@@ -44,7 +44,8 @@ def _is_source(path: str) -> bool:
     return not (place(path) / MANIFEST).is_file() and place(path).exists()
 
 
-def _corpus(config: Config, path: str, number: int) -> Path | str:
+def _corpus(config: Config, source: SourceConfig, number: int) -> Path | str:
+    path = source.path
     if not _is_source(path):
         return path
     name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
@@ -52,7 +53,7 @@ def _corpus(config: Config, path: str, number: int) -> Path | str:
     if not is_there(folder):
         console.print(f"{path} is no prepared corpus: preparing it into {folder}, once")
         with _tokenizer(config) as tokenizer:
-            prepare([path], folder, Preparation(tokenizer))
+            prepare([path], folder, Preparation(tokenizer, chat=source.chat))
     return folder
 
 

@@ -34,6 +34,7 @@ from a3jax.errors import UserError
 from a3jax.files.folders import unwritable, write_whole
 from a3jax.files.holding import held, is_held
 from a3jax.files.strict import flat, read, to_json
+from a3jax.train.chats import check_chats, with_chats
 from a3jax.train.direct import with_corpora
 from a3jax.train.frozen import frozen_weights
 from a3jax.train.metrics import EVENTS, METRICS
@@ -65,6 +66,8 @@ class Run:
     """Where the weights come from; None for random ones."""
     record: Provenance
     """What had happened to them before, and what they are trained for now."""
+    codec: TextCodec
+    """Its tokenizer, with the template of the chats that it learns from."""
     frozen: Frozen | None = None
     """What its checkpoints need not hold; None where they hold all weights."""
 
@@ -93,6 +96,8 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     model = trained_model(config, model)
     changes(config.adapt, model)
     _check_data(config, model, corpora, source)
+    check_chats(config, corpora)
+    model, codec = with_chats(model, source.codec if source else load_codec(corpora[0].folder), corpora)
     if config.schedule.may_end_early and not any(c.manifest.held_out.tokens for c in corpora):
         raise UserError(f"a stage has a plateau, but nothing of {corpora[0].folder} is held out; prepare it with --held-out")
     if config.adapt.distill and mesh.shape["context"] > 1:
@@ -109,7 +114,7 @@ def open_run(config: Config, mesh: Mesh) -> Run:
         fim_tokens=config.fim.tokens,
         blanks_end=record.blanks_end or config.schedule.slack > 0,
     )
-    return Run(config, model, corpora, source, record, together(lambda: frozen_weights(config, model, source)))
+    return Run(config, model, corpora, source, record, codec, together(lambda: frozen_weights(config, model, source)))
 
 
 @contextlib.contextmanager
@@ -125,9 +130,8 @@ def opened_folder(run: Run) -> Iterator[None]:
         def write() -> None:
             held.enter_context(only_process(folder))
             check_folder(config)
-            codec = run.source.codec if run.source else load_codec(run.corpora[0].folder)
             write_whole(folder / CONFIG, to_json(config))  # first, as it says whose the folder is
-            _write(folder, run.model, codec)
+            _write(folder, run.model, run.codec)
             if run.frozen is not None:
                 write_whole(folder / FROZEN, to_json(run.frozen))
 

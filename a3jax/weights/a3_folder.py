@@ -21,6 +21,7 @@ _MECHANISMS = (
     *("embedding_scale", "residual_scale", "attention_scale", "attention_cap", "logit_divisor", "logit_cap"),
 )
 """What the twin needs to know of a family, by the names that it has here."""
+_SLIDING = ("sliding_window", "layer_types", "use_sliding_window")
 _SILENT = dict.fromkeys(("bos_token_id", "eos_token_id", "sliding_window"))
 """The twin has none of them where its `config.json` is silent, whatever its family has; nor does it read `rope_scaling`."""
 
@@ -32,11 +33,25 @@ def from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     for name, value, known in [("seeding", seeding, Seeding), ("content", content, Content)]:
         if value not in typing.get_args(known):
             raise UserError(f"{where}: {name} is {value!r}; it must be one of {', '.join(typing.get_args(known))}")
-    family = configuration.from_hf(_SILENT | config | {"model_type": config.get("a3_family"), "rope_scaling": None}, where)
+    own = {"model_type": config.get("a3_family"), "rope_scaling": None} | _windows(config, where)
+    family = configuration.from_hf(_SILENT | config | own, where)
     rank = config.get("adapter_rank", 0)
     if rank != 0 or isinstance(rank, bool):
         check_count(f"{where}: adapter_rank", rank)
     return dataclasses.replace(family, seeding=seeding, content=content, adapter_rank=rank)
+
+
+def _windows(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the family's own file would say of local attention, from the kinds of layers."""
+    if "layer_kinds" not in config:
+        return {}
+    try:
+        windows = [config["layer_kinds"][number]["window"] for number in config["kind_of_layer"]]
+    except (KeyError, IndexError, TypeError):
+        raise UserError(f"{where}: layer_kinds and kind_of_layer do not say what kind each layer is of") from None
+    kinds = [rope.FULL if window is None else rope.LOCAL for window in windows]
+    window = next((window for window in windows if window is not None), None)
+    return {"sliding_window": window, "layer_types": kinds, "use_sliding_window": window is not None}
 
 
 def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None) -> dict[str, Any]:
@@ -45,7 +60,8 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
     `fillable_V` says which tokens may stand in a blank; all of them where it is not given.
     """
     result = configuration.to_hf(config, dtype)
-    del result["rope_theta"], result["rope_scaling"]
+    for name in ("rope_theta", "rope_scaling", *_SLIDING):  # transformers' caches would drop keys by these
+        result.pop(name, None)
     kinds = list(dict.fromkeys(config.layer_kinds))
     ropes = result.get("rope_parameters", rope.rope_to_hf(Rope(config.rope_theta, config.rope_scaling)))
     return result | {

@@ -113,10 +113,7 @@ _MIXTRAL: _Names = (
     ("blocks.up", "model.layers.{i}.block_sparse_moe.experts.{x}.w3.weight"),
     ("blocks.down", "model.layers.{i}.block_sparse_moe.experts.{x}.w2.weight"),
 )
-_NORMS: _Names = (
-    ("blocks.attention_norm", "model.layers.{i}.input_layernorm.weight"),
-    ("blocks.attention_post_norm", "model.layers.{i}.post_attention_layernorm.weight"),
-    ("blocks.mlp_post_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
+_QUERY_KEY_NORM: _Names = (
     ("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
     ("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
 )
@@ -132,9 +129,12 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
     mlp_norm = _MLP_NORM_OF_FOUR if config.post_norm else _MLP_NORM
     names = (
         ("embedding", "model.embed_tokens.weight"),
-        *_NORMS,
+        ("blocks.attention_norm", "model.layers.{i}.input_layernorm.weight"),
+        ("blocks.attention_post_norm", "model.layers.{i}.post_attention_layernorm.weight"),
         ("blocks.mlp_norm", f"model.layers.{{i}}.{mlp_norm}.weight"),
+        ("blocks.mlp_post_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
         *_ATTENTION,
+        *_QUERY_KEY_NORM,
         *_feed_forward(config),
         *((f"{ours}_bias", theirs.replace(".weight", ".bias")) for ours, theirs in (*_ATTENTION, *_MLP)),
         ("final_norm", "model.norm.weight"),

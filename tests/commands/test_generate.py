@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import pytest
 from typed import answer, fails, piped, run
@@ -52,7 +53,7 @@ def test_a_text_is_filled_as_by_infill(model_folder, model, capsys, words, optio
 )
 def test_every_form_is_a_template(model, wanted, template):
     wanted.check()
-    assert wanted.template(model.codec) == template
+    assert wanted.template(model) == template
 
 
 def test_the_middle_of_two_files(model_folder, model, capsys, tmp_path):
@@ -69,6 +70,26 @@ def test_a_prompt_is_continued_and_cut_at_a_stop_string(model_folder, model, cap
     assert answer(capsys, *words)["text"] == whole.text
     stop = whole.text[5]
     assert answer(capsys, *words, "--stop", stop, "never")["text"] == whole.text[: whole.text.index(stop, 2)]
+
+
+def test_a_chat_is_answered_as_the_template_has_it(model_folder, model, capsys, tmp_path):
+    assert "model has no chat template" in fails(capsys, "generate", model_folder, "--chat", "ab")
+    folder = shutil.copytree(model_folder, tmp_path / "chats")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    words = ["generate", folder, "--chat", "ab", "--tokens", 6, "--temperature", 1]
+    (expected,) = a3jax.infill_batch(
+        model, [Template(("<user>ab", ""), (6,), whole=True)], a3jax.Decoding(ends=True, temperature=1.0)
+    )
+    assert answer(capsys, *words)["blanks"][0]["text"] == expected.blanks[0].text
+    assert expected.given.count(True) == len("<user>ab")  # and no start, which this template does not write
+    run(*words)
+    assert capsys.readouterr().out.startswith(f"{expected.blanks[0].text}\n")
+    (tmp_path / "chats.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "ab"}], "tokens": 6}\n{"messages": [{"role": "me"}]}\n'
+    )
+    message = fails(capsys, "generate", folder, "--file", tmp_path / "chats.jsonl", "--temperature", 1, printed=1)
+    assert f"{tmp_path / 'chats.jsonl'}:2: the chat has a message 1 in 'messages'" in message
+    assert "prompt and messages are given together" in fails(capsys, *words, "--prompt", "x")
 
 
 def test_samples_have_the_seeds_that_follow_each_other(model_folder, model, capsys):

@@ -50,7 +50,7 @@ def test_any_spans_are_read_as_they_were_written(written, data):
     first[np.cumsum([0, *map(len, documents)])[:-1]] = True
     begins = data.draw(st.lists(st.integers(0, len(tokens) - 1), min_size=1, max_size=5))
     ends = [data.draw(st.integers(begin + 1, len(tokens))) for begin in begins]
-    found_tokens, found_first = stream.read(np.array(begins), np.array(ends))
+    found_tokens, found_first, _ = stream.read(np.array(begins), np.array(ends))
     np.testing.assert_array_equal(found_tokens, np.concatenate([tokens[b:e] for b, e in zip(begins, ends)]))
     np.testing.assert_array_equal(found_first, np.concatenate([first[b:e] for b, e in zip(begins, ends)]))
 

@@ -148,9 +148,9 @@ def test_files_that_are_not_text_are_counted_and_reported(source, tmp_path, monk
         (b'{"text": "a"}\n{"body": "b"}\n', r"x\.jsonl:2 has no 'text'; it has body: name one with --column"),
         (
             b'{"text": "a"}\n{"text": [2, 258]}\n',
-            r"x\.jsonl, line 2 has the token id 258, and the tokenizer ids from 0 to 257",
+            r"x\.jsonl:2 has the token id 258, and the tokenizer ids from 0 to 257",
         ),
-        (b'{"text": "a"}\n{"text": [-1]}\n', r"x\.jsonl, line 2 has the token id -1"),
+        (b'{"text": "a"}\n{"text": [-1]}\n', r"x\.jsonl:2 has the token id -1"),
         (b"", r"x\.jsonl: no text for training was found; the corpus would be empty"),
         (b"\n\n", r"x\.jsonl: no text for training was found; the corpus would be empty"),
         (b'{"text": " "}', r"x\.jsonl: no text for training was found \(passed over: empty 1\); the corpus would be empty"),

@@ -20,6 +20,7 @@ from a3jax.data.sources.files import File
 from a3jax.data.sources.interface import Fault, Tokens, document, ranges
 from a3jax.data.sources.jsonl import Jsonl
 from a3jax.data.sources.opening import Reading, open_source
+from a3jax.data.sources.rows import TextRow
 from a3jax.errors import UserError
 
 TEXTS = [f"document {i} with ünïcode \u2028 and\nlines" * (i % 5 + 1) for i in range(700)]
@@ -98,7 +99,7 @@ def test_every_line_belongs_to_exactly_one_part_wherever_parts_are_cut(texts, si
     path.write_bytes(lines_of(texts).rstrip(b"\n") + end)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interface, "PART_BYTES", 16 * size)
-        source = Jsonl(File(str(path), path.stat().st_size, ""), "text")
+        source = Jsonl(File(str(path), path.stat().st_size, ""), TextRow("text"))
         parts = source.parts()
         assert [d for part in parts for d in source.documents(part)] == texts
         assert sum(part.bytes for part in parts) == path.stat().st_size

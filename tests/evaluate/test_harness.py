@@ -245,6 +245,25 @@ def test_short_answers(model, data):
     assert left_out == {"longer than the context": 3}
 
 
+def test_questions_in_a_chat_are_asked_as_the_harness_asks_them(model, theirs, data, monkeypatch):
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    files = model.codec.files | {"chat_template.jinja": template.encode()}
+    ours = A3(dataclasses.replace(model, codec=dataclasses.replace(model.codec, files=files)))
+    monkeypatch.setattr(theirs.tokenizer, "chat_template", template)
+    rows = read_rows(data, "piqa", False, Counter())
+    asked = Questions("piqa", ours, "here", rows, Counter(), limit=2, chat=True)
+    task = harness_task("piqa", [row.value for row in rows[:2]])
+    task.build_all_requests(apply_chat_template=True, chat_template=theirs.apply_chat_template)
+    assert [one for item in asked.items for one in item.content] == [request.args for request in task.instances]
+    assert "<user>" in asked.items[0].content[0][0]
+    history = [{"role": "user", "content": "Eat "}, {"role": "assistant", "content": " use "}]
+    assert ours.apply_chat_template(history, False) == theirs.apply_chat_template(history, False)
+    with pytest.raises(a3jax.UserError, match="has no chat template"):
+        Questions("piqa", A3(model), "here", rows, Counter(), chat=True)
+
+
 def test_mistakes_in_data(model_folder, data, capsys, tmp_path):
     words = ["evaluate", model_folder, "--tasks", "winogrande"]
     assert "needs --data" in fails(capsys, *words)

@@ -1,9 +1,12 @@
 """The PyTorch twin by itself: decoding with its cache equals teacher forcing without one."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from small_models import load, random_groups, tokens
+from transformers import GenerationConfig, MaxLengthCriteria, StoppingCriteriaList, TextStreamer
 
 from a3jax.export.exporter import export_model
 
@@ -82,18 +85,129 @@ def test_drawn_orders(order, size, twins):
         np.testing.assert_array_equal(steps[-1][row], expected)
 
 
-def test_generate_equals_transformers(twins, plain):
-    prompt = torch.from_numpy(tokens(9))
-    expected = plain.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-    np.testing.assert_array_equal(twins["successor"].generate(prompt, max_new_tokens=12), expected)
+class Seen(TextStreamer):
+    """Keeps what it is shown instead of printing it."""
+
+    def __init__(self):
+        self.ids = []
+
+    def put(self, value):
+        self.ids += value.flatten().tolist()
+
+    def end(self):
+        self.ids.append(None)
+
+
+ASKED = [
+    {"max_new_tokens": 12},
+    {"max_length": 15, "do_sample": True, "temperature": 0.8, "top_k": 30, "top_p": 0.9},
+    {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 2},
+    {"max_new_tokens": 5, "use_cache": False},
+    {"max_new_tokens": 5, "cache_implementation": "static"},
+    {
+        "generation_config": GenerationConfig(
+            max_new_tokens=12, repetition_penalty=1.5, eos_token_id=[*range(60)], pad_token_id=1
+        )
+    },
+    {"max_new_tokens": 12, "stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(13)])},
+]
+
+
+@pytest.mark.parametrize("how", ASKED, ids=lambda how: "-".join(how))
+def test_generate_is_that_of_transformers(how, twins, plain):
+    """Token by token as transformers' own class of the same weights, with a padded prompt in the batch."""
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    texts = []
+    for model in (twins["successor"], plain):
+        torch.manual_seed(0)
+        asked = {"eos_token_id": None, "pad_token_id": 0} | how if "generation_config" not in how else how
+        texts.append(model.generate(torch.from_numpy(tokens(9)), attention_mask=mask, **asked))
+    assert texts[0].shape[1] > 9
+    torch.testing.assert_close(texts[0], texts[1], rtol=0, atol=0)
+
+
+def test_a_streamer_sees_every_token(twins):
+    ids, seen = torch.from_numpy(tokens(9))[:1], Seen()
+    text = twins["slot"].generate(ids, max_new_tokens=5, eos_token_id=None, pad_token_id=0, streamer=seen)
+    assert seen.ids == [*text[0].tolist(), None]
+
+
+@pytest.mark.parametrize("asked", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
+def test_learned_seeds_are_asked_from_left_to_right(asked, twins):
+    """A learned query sees all before its token: groups of one in order, with a pass of its own for each token."""
+    ids, model = torch.from_numpy(tokens(9)), twins["learned"]
+    text = model.generate(ids, max_new_tokens=6, eos_token_id=None, pad_token_id=0, **asked)
+    blank = np.arange(15) >= 9
+    for row in text:
+        np.testing.assert_array_equal(row, _teacher_forced(model, row, np.arange(15), blank))
+    with torch.no_grad():
+        queried = model(text, groups=torch.arange(15).expand(2, 15)).logits
+        torch.testing.assert_close(model(text).logits[:, :-1], queried[:, 1:], atol=1e-5, rtol=0)
+
+
+def test_forward_takes_what_transformers_does(twins, plain):
+    model, ids = twins["successor"], torch.from_numpy(tokens(12))
+    position, embeds = torch.arange(12) * 2 + 5, plain.get_input_embeddings()(ids)
+    each = {"inputs_embeds": embeds, "position_ids": position[None], "output_hidden_states": True, "use_cache": True}
+    ours, theirs = (one(labels=ids, num_items_in_batch=7, **each) for one in (model, plain))
+    torch.testing.assert_close(ours.loss, theirs.loss)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=0)
+    assert len(ours.hidden_states) == len(theirs.hidden_states)
+    for a, b in zip(ours.hidden_states, theirs.hidden_states):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    logits, past = model(ids[:, :8], return_dict=False)
+    torch.testing.assert_close(logits, model(ids[:, :8]).logits, atol=0, rtol=0)
+    rest = model(ids[:, 8:], past_key_values=past, logits_to_keep=2).logits
+    torch.testing.assert_close(rest, plain(ids).logits[:, -2:], atol=1e-5, rtol=0)
+    window = (position[:, None] - position[None]).abs()[None, None] < 8  # of both sides
+    added = torch.zeros(1, 1, 12, 12).masked_fill(~window, torch.finfo(torch.float32).min)
+    ours, theirs = (one(ids, attention_mask=mask).logits for one, mask in [(model, window), (plain, added)])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(ids, attention_mask=added).logits, ours, atol=1e-5, rtol=0)
+    for what, wrong in {
+        "one of input_ids": {},
+        "attention weights": {"input_ids": ids, "output_attentions": True},
+        "groups are for": {"input_ids": ids, "groups": ids, "use_cache": True},
+        "has shape B x T": {"input_ids": ids, "groups": ids, "attention_mask": window},
+    }.items():
+        with pytest.raises(ValueError, match=what):
+            model(**wrong)
+
+
+def test_recomputed_layers_have_the_same_gradients(twins):
+    model, ids = twins["successor"].train(), torch.from_numpy(tokens(12))
+    groups, found = torch.from_numpy(random_groups(2, 3, 12)), []
+    for enable in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+        enable()
+        (model(ids, labels=ids, use_cache=True).loss + model(ids, groups=groups, labels=ids).loss).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+        model.zero_grad()
+    model.gradient_checkpointing_disable()
+    model.eval()
+    torch.testing.assert_close(*found)
+
+
+def test_peft_adapts_and_merges(twins, tmp_path):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    ids = torch.from_numpy(tokens(12))
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2)
+    model = peft.get_peft_model(copy.deepcopy(twins["slot"]), settings).train()
+    model(input_ids=ids, labels=ids, groups=torch.from_numpy(random_groups(2, 3, 12))).loss.backward()
+    changed = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    assert all(parameter.grad.abs().sum() > 0 for parameter in changed)
+    with torch.no_grad():
+        for parameter in changed:
+            parameter -= parameter.grad
+    how = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0}
+    text = model.eval().generate(input_ids=ids, **how)
+    assert torch.equal(model.merge_and_unload().generate(ids, **how), text)
 
 
 def test_padding_changes_nothing(twins):
     model, ids = twins["successor"], torch.from_numpy(tokens(9))
-    alone = model.generate(ids[1:, 4:], max_new_tokens=6)[0, -6:]
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
-    np.testing.assert_array_equal(model.generate(ids, max_new_tokens=6, attention_mask=mask)[1, -6:], alone)
     blank = torch.arange(9).expand(2, 9) % 3 > 0
     filled = model.infill(ids, blank, 4, attention_mask=mask)[1, 4:]
     assert torch.equal(filled, model.infill(ids[1:, 4:], blank[1:, 4:], 4)[0])
@@ -103,18 +217,6 @@ def test_padding_changes_nothing(twins):
             cut = {name: value[1:, 4:] for name, value in how.items()}
             padded = model(ids, attention_mask=mask, **how).logits[1, 4:]
             torch.testing.assert_close(padded, model(ids[1:, 4:], **cut).logits[0], atol=1e-5, rtol=0)
-
-
-def test_generate_stops_at_the_end_token(twins):
-    model, prompt = twins["successor"], torch.from_numpy(tokens(9))
-    free = model.generate(prompt, max_new_tokens=12)
-    first, later = free[:, 9].tolist()[0], free[1, 11].item()
-    model.config.eos_token_id = [first, later]
-    stopped = model.generate(prompt, max_new_tokens=12)
-    model.config.eos_token_id = None
-    assert stopped.shape[1] < 21
-    assert set(stopped[0, 9:].tolist()) == {first}
-    np.testing.assert_array_equal(stopped[1, :10], free[1, :10])
 
 
 def test_draws_repeat_with_the_generator(twins):

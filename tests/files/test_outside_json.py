@@ -14,7 +14,8 @@ from a3jax.data.tokenizer_files import open_tokenizer
 from a3jax.errors import UserError
 from a3jax.experiment.files import load_experiment
 from a3jax.files.outside_json import DEEPEST, parse, parse_object, value_of
-from a3jax.serve.requests import Completion, Refused, read_request
+from a3jax.serve.completions import Completion
+from a3jax.serve.requests import Refused, read_request
 from a3jax.train import goodput, hosts
 
 DEEP = b"[" * 100_000

@@ -244,7 +244,9 @@ def test_infilling_reaches_every_stretch(draw):
 
 def test_at_most_the_given_fraction_is_given():
     segments = np.ones(2048, np.int32)
-    fractions = np.asarray(jax.vmap(lambda k: draw_given(k, segments, "random", 0.4).mean())(example_keys(0, 0, 300)))
+    fractions = np.asarray(
+        jax.vmap(lambda k: draw_given(k, segments, segments < 0, "random", 0.4).mean())(example_keys(0, 0, 300))
+    )
     assert fractions.max() < 0.4 + 0.04  # a binomial share of 2048: standard deviation 0.011
     assert abs(fractions.mean() - 0.2) < 0.03  # uniform on [0, 0.4]: standard deviation of the mean 0.007
     assert fractions.min() < 0.02

@@ -14,7 +14,8 @@ import time
 class Server:
     """A running server. Its programs are compiled as those of the tests, so that both draw the same tokens."""
 
-    def __init__(self, folder, *options, program=("-m", "a3jax.cli"), files=None, environment=os.environ):
+    def __init__(self, folder, *options, program=("-m", "a3jax.cli"), files=None, environment=os.environ, key=None):
+        self.headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         command = [sys.executable, *program, "serve", str(folder), "--port", "0", *options]
         if files is not None:
             command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
@@ -33,7 +34,7 @@ class Server:
     def send(self, method, path, body=None, headers=None):
         """Status, headers and body of the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request(method, path, body, headers or {})
+        connection.request(method, path, body, {**self.headers, **(headers or {})})
         response = connection.getresponse()
         text = response.read()
         connection.close()
@@ -46,6 +47,16 @@ class Server:
     def post(self, path, **fields):
         status, _, body = self.send("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
         return status, json.loads(body)
+
+    def stream(self, path, **fields):
+        """The events of a stream, parsed but for one that is no object."""
+        body, headers = json.dumps({**fields, "stream": True}), {"Content-Type": "application/json"}
+        status, headers, text = self.send("POST", path, body, headers)
+        assert (status, headers.get_content_type()) == (200, "text/event-stream"), text
+        *events, rest = text.decode().split("\n\n")
+        assert rest == ""
+        words = [event.removeprefix("data: ") for event in events]
+        return [json.loads(word) if word.startswith("{") else word for word in words]
 
     def connect(self, text=b""):
         """A connection on which `text` has been sent."""

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template
+from a3jax.serve.completions import Completion
+from a3jax.serve.editors import FillInMiddle, LlamaInfill
 from a3jax.serve.limits import Limits
-from a3jax.serve.requests import DECODING, Completion, Infill, Refused, check, read_request
+from a3jax.serve.requests import DECODING, Infill, Refused, Text, check, read_request
 
 LIMITS = Limits(max_queue=6, max_tokens_per_request=1000)
 
@@ -69,7 +71,9 @@ def test_null_and_values_that_ask_for_nothing_are_as_if_absent():
         ({"prompt": 5}, "prompt", "prompt is 5; expected str"),
         ({"prompt": ["a", 5]}, "prompt", "prompt[1] is 5; expected str"),
         ({"prompt": []}, "prompt", "empty list"),
+        ({"prompt": ["a", [5, "b"]]}, "prompt", "prompt[1][1] is 'b'; expected int"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"prompt": "a", "max_tokens": 0, "echo": True, "suffix": "b"}, "max_tokens", "no suffix"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens", "expected int"),
         ({"prompt": "a", "max_tokens": 1001}, "max_tokens", "at most 1000"),
         ({"prompt": "a", "max_tokens": 400, "n": 3}, "n", "at most 1000"),
@@ -89,9 +93,11 @@ def test_null_and_values_that_ask_for_nothing_are_as_if_absent():
         ({"prompt": "a", "mode": "dynamic", "window": 65, "max_tokens": 65}, "window", "at most 64"),
         ({"prompt": "a", "mode": "resample", "max_tokens": 65}, "mode", "predicts 65 tokens at once; at most 64"),
         ({"prompt": "a", "drafts": 2}, "drafts", "belongs to mode speculative"),
-        ({"prompt": "a", "stop": list("abcde")}, "stop", "at most 4"),
+        ({"prompt": "a", "stop": list("abcdefghijklmnopq")}, "stop", "at most 16"),
         ({"prompt": "a", "stop": ""}, "stop", "at least one character"),
-        ({"prompt": "a", "suffix": "b", "stop": "c"}, "stop", "text that is continued"),
+        ({"prompt": "a", "suffix": "b", "stop": ["c", ""]}, "stop", "at least one character"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "for streams"),
+        ({"prompt": "a", "stream": True, "stream_options": {"usage": True}}, "stream_options", "unknown field 'usage'"),
         ({"prompt": "a", "revise": 2}, "revise", "text behind them"),
         ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "use repetition_penalty instead"),
         ({"prompt": "a", "logit_bias": {"1": 1}}, "logit_bias", "not supported"),
@@ -139,15 +145,33 @@ def test_what_is_no_object_is_refused(body):
 
 
 def test_texts_that_do_not_fit_are_found_before_they_reach_a_batch(model):
-    check(model, Template(("a" * 40, "b" * 13), (10,)), "prompt")  # with the start token, the context of 64
-    for template in (Template(("a" * 40, "b" * 14), (10,)), Template(("", ""), (10**6,))):
+    def checked(pieces, size, model=model):
+        check(model, Text(Template(pieces, (size,)), Decoding()), "prompt", "max_tokens")
+
+    checked(("a" * 40, "b" * 13), 10)  # with the start token, the context of 64
+    for pieces, size, param in [
+        (("a" * 40, "b" * 14), 10, "max_tokens"),
+        (("a" * 64, ""), 1, "prompt"),
+        (("", ""), 10**6, "max_tokens"),
+    ]:
         with pytest.raises(Refused, match="context only 64") as caught:
-            check(model, template, "prompt")
-        assert caught.value.param == "prompt"
-    check(model, Template(("", ""), (4,)), "prompt")
+            checked(pieces, size)
+        assert caught.value.param == param
+    checked(("", ""), 4)
     without = dataclasses.replace(model, codec=dataclasses.replace(model.codec, start=None, bos=None, end=None))
     with pytest.raises(Refused, match="give some text first"):
-        check(without, Template(("", ""), (4,)), "prompt")
+        checked(("", ""), 4, without)
+
+
+def test_prompts_of_tokens_are_their_text(model):
+    ids = model.codec.encode("Zo\u00eb said")
+    for prompt in (ids, [model.codec.start, *ids], [ids, [*ids]]):
+        texts = completion(prompt=prompt).texts(LIMITS, model)
+        assert {text.template.pieces for text in texts} == {("Zo\u00eb said", "")}
+    for prompt, message in [([999], "holds token 999"), (ids[2:3], "of no text")]:
+        with pytest.raises(Refused, match=message) as caught:
+            completion(prompt=prompt).texts(LIMITS, model)
+        assert caught.value.param == "prompt"
 
 
 JUNK = st.recursive(
@@ -160,11 +184,17 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = st.sampled_from([*DECODING, *(f.name for kind in (Completion, Infill) for f in dataclasses.fields(kind))])
+NAMES = st.sampled_from(
+    [*DECODING, *(f.name for kind in (Completion, Infill, LlamaInfill) for f in dataclasses.fields(kind))]
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(body=JUNK | st.dictionaries(NAMES, JUNK, max_size=4), kind=st.sampled_from([Completion, Infill]))
+@given(
+    body=JUNK | st.dictionaries(NAMES, JUNK, max_size=4),
+    kind=st.sampled_from([Completion, Infill, FillInMiddle, LlamaInfill]),
+)
 def test_anything_else_is_refused_too(body, kind):
     with contextlib.suppress(Refused):
-        assert 1 <= len(read_request(kind, json.dumps(body).encode()).texts(LIMITS)) <= LIMITS.max_queue
+        request = read_request(kind, json.dumps(body).encode())
+        assert len(request.texts(LIMITS)) <= LIMITS.max_queue

@@ -1,17 +1,18 @@
-"""What Parquet files and `datasets` have in common: documents out of an Arrow column."""
+"""What Parquet files and `datasets` have in common: documents out of Arrow columns."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
-from a3jax.data.sources.interface import Document, document
+from a3jax.data.sources.interface import Document, Row
 
 
-def documents(column: pa.Array | pa.ChunkedArray, first: int, name: str, title: str) -> Iterator[Document]:
-    """The documents of a column called `title`, whose first row is number `first` of the file or data set `name`."""
-    for row, value in enumerate(_values(column), first):
-        yield document(value, f"{name}, row {row}", title)
+def documents(table: pa.Table | pa.RecordBatch, first: int, name: str, row: Row) -> Iterator[Document]:
+    """The documents of a table's columns, whose first row is number `first` of the file or data set `name`."""
+    columns = [_values(table.column(column)) for column in row.columns]
+    for number, values in enumerate(zip(*columns), first):
+        yield row.document(values, f"{name}, row {number}")
 
 
 def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from a3jax.data.sources import arrow
-from a3jax.data.sources.interface import ROWS, Document, Fault, Part, no_column, ranges
+from a3jax.data.sources.interface import ROWS, Document, Fault, Part, Row, no_column, ranges
 from a3jax.errors import UserError, first_line
 
 PREFIX = "hf:"
@@ -20,7 +20,7 @@ class HuggingFace:
 
     name: str
     split: str
-    column: str
+    row: Row
 
     @property
     def identity(self) -> str:  # noqa: D102, the interface says it
@@ -28,17 +28,17 @@ class HuggingFace:
 
     def parts(self) -> Sequence[Part] | Fault:  # noqa: D102, the interface says it
         dataset = self._dataset()
-        if self.column not in dataset.column_names:
-            raise UserError(f"{self.name} {no_column(self.column, dataset.column_names)}")
+        if missing := no_column(self.row, dataset.column_names):
+            raise UserError(f"{self.name} {missing}")
         share = len(dataset) / max(dataset.data.num_rows, 1)  # a selection of rows has the data of all of them
-        return ranges(len(dataset), int(dataset.data.table.select([self.column]).nbytes * share))
+        return ranges(len(dataset), int(dataset.data.table.select(list(self.row.columns)).nbytes * share))
 
     def documents(self, part: Part) -> Iterator[Document]:  # noqa: D102, the interface says it
-        rows, row = self._dataset().select_columns([self.column]).with_format("arrow"), part.begin
+        rows, row = self._dataset().select_columns(list(self.row.columns)).with_format("arrow"), part.begin
         try:
             for row in range(part.begin, part.end, ROWS):
                 table = rows[row : min(row + ROWS, part.end)]
-                yield from arrow.documents(table.column(0), row, self.name, self.column)
+                yield from arrow.documents(table, row, self.name, self.row)
         except (OSError, ValueError) as error:
             yield Fault("damaged file", f"{self.name}, row {row} cannot be read: {first_line(error)}")
 

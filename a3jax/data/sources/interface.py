@@ -1,11 +1,11 @@
 """What a source of documents is: it lists its parts, and reads the documents of one part, in an order that never changes.
 
-A document is a text, or token ids that somebody made before. What is wrong with a document comes in its place
+A document is a text, token ids that somebody made before, or a chat. What is wrong with a document comes in its place
 as a `Fault`, so that whoever reads decides whether to stop there or to go on and count.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,33 @@ class Tokens:
     where: str
 
 
-Document = str | Tokens | Fault
+@dataclass(frozen=True)
+class Chat:
+    """A conversation. How it is written, and what of that the assistant says, only the template of a model can tell."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """Each with a `role` and, but for calls of tools, a `content`, which is text or a list of parts."""
+    given: int
+    """So many of them are a prompt: nothing in them is to be learned, whoever speaks."""
+    where: str
+
+
+Document = str | Tokens | Chat | Fault
+
+
+class Row(Protocol):
+    """What becomes of a row of a source that has columns, or of a line that has fields."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that are read."""
+
+    @property
+    def option(self) -> str:
+        """What names them on a command line."""
+
+    def document(self, values: Sequence[Any], where: str) -> Document:
+        """The document of a row, from the values of its columns."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +140,9 @@ def not_utf8(where: str, error: UnicodeDecodeError, expected: bool = False) -> F
     return Fault("not UTF-8 text", f"{where} is not UTF-8: {error.reason} at byte {error.start}", expected)
 
 
-def no_column(column: str, known: Sequence[str]) -> str:
-    """What a message says of a column that is not there."""
-    return f"has no '{column}'; it has {', '.join(known) or 'none'}: name one with --column"
+def no_column(row: Row, known: Sequence[str]) -> str | None:
+    """What a message says of a column that is not there; None if all are."""
+    for column in row.columns:
+        if column not in known:
+            return f"has no '{column}'; it has {', '.join(known) or 'none'}: name one with {row.option}"
+    return None

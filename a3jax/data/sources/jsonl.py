@@ -1,10 +1,11 @@
 """JSON lines, one document each; compressed files are read from their beginning, others from anywhere."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from a3jax.data.sources.files import UNREADABLE, FileSource, open_bytes
-from a3jax.data.sources.interface import Document, Fault, Part, Tokens, document, no_column, part_bytes
+from a3jax.data.sources.interface import Chat, Document, Fault, Part, Row, Tokens, no_column, part_bytes
 from a3jax.errors import first_line
 from a3jax.files.outside_json import NotJson, value_of
 
@@ -13,9 +14,9 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Jsonl(FileSource):
-    """A file of JSON objects, one a line, with the text in the field `column`. Blank lines are no documents."""
+    """A file of JSON objects, one a line, each a document. Blank lines are none."""
 
-    column: str
+    row: Row
 
     def parts(self) -> Sequence[Part]:  # noqa: D102, the interface says it
         size = self.file.bytes
@@ -38,16 +39,17 @@ class Jsonl(FileSource):
                     at += len(line)
                     number += 1
                     if line.strip():
-                        found = _read(line, self.column)
+                        found = _read(line, self.row)
                         yield found if isinstance(found, str) else self._located(found, part, number)
         except UNREADABLE as error:
             place = f"byte {at}" if part.begin else f"line {number}"
             yield Fault("damaged file", f"{self.name} cannot be read after {place}: {first_line(error)}")
 
-    def _located(self, found: Tokens | Fault, part: Part, number: int) -> Tokens | Fault:
+    def _located(self, found: Tokens | Chat | Fault, part: Part, number: int) -> Tokens | Chat | Fault:
         """With the line it is in. For a fault in the middle of a file, the lines before the part are counted only now."""
-        if isinstance(found, Tokens):
-            return Tokens(found.ids, f"{self.name}, line {number}" + (f" after byte {part.begin}" if part.begin else ""))
+        if not isinstance(found, Fault):
+            place = f"{self.name}, line {number} after byte {part.begin}" if part.begin else f"{self.name}:{number}"
+            return dataclasses.replace(found, where=place)
         left, before = part.begin, 0
         if left:
             with open_bytes(self.file) as file:
@@ -58,7 +60,7 @@ class Jsonl(FileSource):
         return Fault(found.reason, f"{self.name}:{before + number} {found.message.strip()}")
 
 
-def _read(line: bytes, column: str) -> Document:
+def _read(line: bytes, row: Row) -> Document:
     """The document of a line; faults are told without their place."""
     try:
         value = value_of(line, "")
@@ -66,6 +68,6 @@ def _read(line: bytes, column: str) -> Document:
         return Fault(error.reason, str(error))
     if not isinstance(value, dict):
         return Fault("not JSON", "is not a JSON object")
-    if column not in value:
-        return Fault("no text", no_column(column, list(value)))
-    return document(value[column], "", column)
+    if missing := no_column(row, list(value)):
+        return Fault("no text", missing)
+    return row.document([value[column] for column in row.columns], "")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from a3jax.data.sources.array_record import TokenDtype, TokenRecords
 from a3jax.data.sources.files import File, find, names_inside
-from a3jax.data.sources.interface import Source
+from a3jax.data.sources.interface import Row, Source
 from a3jax.data.sources.jsonl import Jsonl
+from a3jax.data.sources.rows import row_of
 from a3jax.data.sources.text import Text
 from a3jax.errors import UserError
 
@@ -29,6 +30,13 @@ class Reading:
     """Shell patterns of files to pass over."""
     token_dtype: TokenDtype = "uint16"
     """Of the records of ArrayRecord files."""
+    chat: tuple[str, ...] = ()
+    """In place of `column`, that of chats, or the two of prompts and responses."""
+
+    @property
+    def row(self) -> Row:
+        """What becomes of a row."""
+        return row_of(self.column, self.chat)
 
 
 def open_source(named: str, reading: Reading) -> list[Source]:
@@ -52,14 +60,14 @@ def open_source(named: str, reading: Reading) -> list[Source]:
 
 def _of_file(file: File, reading: Reading) -> Source:
     if _JSONL.search(file.name):
-        return Jsonl(file, reading.column)
-    if _ARRAY_RECORD.search(file.name):
-        return TokenRecords(file, reading.token_dtype)
+        return Jsonl(file, reading.row)
     if _PARQUET.search(file.name):
         from a3jax.data.sources.parquet import Parquet
 
-        return Parquet(file, reading.column)
-    return Text(file)
+        return Parquet(file, reading.row)
+    if reading.chat:
+        raise UserError(f"{file.name} has no columns, and so no chats; choose files with --include, or leave --chat out")
+    return TokenRecords(file, reading.token_dtype) if _ARRAY_RECORD.search(file.name) else Text(file)
 
 
 def _hugging_face(named: str, reading: Reading) -> Source:
@@ -67,10 +75,10 @@ def _hugging_face(named: str, reading: Reading) -> Source:
         from a3jax.data.sources.huggingface import HuggingFace
     except ImportError:
         raise UserError(f"{named} needs the package datasets; pip install 'a3jax[datasets]'") from None
-    return HuggingFace(named, reading.split, reading.column)
+    return HuggingFace(named, reading.split, reading.row)
 
 
 def _tfds(named: str, reading: Reading) -> Source:
     from a3jax.data.sources.tfds import Tfds
 
-    return Tfds(named, reading.split, reading.column)
+    return Tfds(named, reading.split, reading.row)

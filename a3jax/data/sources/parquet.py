@@ -1,4 +1,4 @@
-"""Parquet files: one column, read row group by row group, and of a row group a few pages at a time."""
+"""Parquet files: the columns of a row, read row group by row group, and of a row group a few pages at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from a3jax.data.sources import arrow
 from a3jax.data.sources.files import FileSource, open_raw
-from a3jax.data.sources.interface import ROWS, Document, Fault, Part, no_column, part_bytes
+from a3jax.data.sources.interface import ROWS, Document, Fault, Part, Row, no_column, part_bytes
 from a3jax.errors import UserError, first_line
 
 _BUFFER = 2**20
@@ -17,9 +17,9 @@ _DAMAGED = (pa.ArrowException, OSError)
 
 @dataclass(frozen=True)
 class Parquet(FileSource):
-    """A Parquet file with the text in `column`. A part is consecutive row groups."""
+    """A Parquet file with a document in every row. A part is consecutive row groups."""
 
-    column: str
+    row: Row
 
     def parts(self) -> Sequence[Part] | Fault:  # noqa: D102, the interface says it
         try:
@@ -28,13 +28,13 @@ class Parquet(FileSource):
                 names = metadata.schema.to_arrow_schema().names
         except _DAMAGED as error:
             return self._damaged(f"{self.name} cannot be read", error)
-        if self.column not in names:
-            raise UserError(f"{self.name} {no_column(self.column, names)}")
+        if missing := no_column(self.row, names):
+            raise UserError(f"{self.name} {missing}")
         parts, begin, size, step = [], 0, 0, part_bytes(self.file.bytes)
         for i in range(metadata.num_row_groups):
             group = metadata.row_group(i)
             columns = (group.column(j) for j in range(group.num_columns))
-            size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == self.column)
+            size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in self.row.columns)
             if size >= step or i == metadata.num_row_groups - 1:
                 parts.append(Part(begin, i + 1, size))
                 begin, size = i + 1, 0
@@ -53,8 +53,8 @@ class Parquet(FileSource):
     def _row_group(self, file: pq.ParquetFile, group: int, row: int) -> Iterator[Document]:
         """The documents of a row group, whose first row is number `row`; one that is damaged leaves the others readable."""
         try:
-            for batch in file.iter_batches(ROWS, [group], [self.column], use_threads=False):
-                yield from arrow.documents(batch.column(0), row, self.name, self.column)
+            for batch in file.iter_batches(ROWS, [group], list(self.row.columns), use_threads=False):
+                yield from arrow.documents(batch, row, self.name, self.row)
                 row += len(batch)
         except _DAMAGED as error:
             yield self._damaged(f"{self.name}, row {row} cannot be read", error)

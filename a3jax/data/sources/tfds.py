@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from a3jax.data.sources.interface import ROWS, Document, Fault, Part, document, no_column, ranges
+from a3jax.data.sources.interface import ROWS, Document, Fault, Part, Row, no_column, ranges
 from a3jax.errors import UserError, first_line
 
 PREFIX = "tfds:"
@@ -22,7 +22,7 @@ class Tfds:
 
     name: str
     split: str
-    column: str
+    row: Row
 
     @property
     def identity(self) -> str:  # noqa: D102, the interface says it
@@ -31,8 +31,8 @@ class Tfds:
 
     def parts(self) -> Sequence[Part] | Fault:  # noqa: D102, the interface says it
         rows, info = _rows(self.name, self.split), _builder(self.name).info
-        if self.column not in info.features:
-            raise UserError(f"{self.name} {no_column(self.column, sorted(info.features))}")
+        if missing := no_column(self.row, sorted(info.features)):
+            raise UserError(f"{self.name} {missing}")
         return ranges(len(rows), info.splits[self.split].num_bytes)
 
     def documents(self, part: Part) -> Iterator[Document]:  # noqa: D102, the interface says it
@@ -41,7 +41,7 @@ class Tfds:
             rows = _rows(self.name, self.split)
             for begin in range(part.begin, part.end, ROWS):
                 for example in rows.__getitems__(range(begin, min(begin + ROWS, part.end))):
-                    yield document(example[self.column], f"{self.name}, row {row}", self.column)
+                    yield self.row.document([example[column] for column in self.row.columns], f"{self.name}, row {row}")
                     row += 1
         except _NOT_READ as error:
             yield Fault("damaged file", f"{self.name}, row {row} cannot be read: {first_line(error)}")

@@ -52,9 +52,15 @@ class A3Config(PretrainedConfig):
         content: str = "group",  # up to where content sees: the end of its "group", or its own "slot"
         adapter_rank: int = 0,  # inner width of low-rank changes to the query stream's weights; 0: there are none
         unfillable: list[list[int]] | None = None,  # [first, last] ranges of tokens that never stand in a blank
+        use_cache: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        special = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **special, **kwargs)
+        self.use_cache = use_cache
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size

@@ -8,17 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class A3Cache(dict[int, tuple[Tensor, Tensor]]):
-    """Layer -> keys and values of committed tokens, B x K x S x E. Content never changes once committed."""
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a layer's new keys and values; returns all of them."""
-        if layer in self:
-            key, value = (torch.cat(pair, 2) for pair in zip(self[layer], (key, value)))
-        self[layer] = key, value
-        return self[layer]
+from transformers import DynamicCache
 
 
 class A3Decoding:
@@ -47,31 +37,6 @@ class A3Decoding:
             pass
         return tokens
 
-    def generate(
-        self, input_ids: Tensor, max_new_tokens: int = 64, attention_mask: Tensor | None = None, **choice: Any
-    ) -> Tensor:
-        """Continue `input_ids` from left to right; returns all ids. Prompts of unequal lengths are padded on the left.
-
-        Stops when every row holds one of the configuration's `eos_token_id`, which fills the row's rest. Any token may
-        be generated, unless `fillable` says otherwise. For `choice` see `infill`.
-        """
-        ends = self.config.eos_token_id
-        ends = torch.tensor([] if ends is None else ends, device=input_ids.device, dtype=input_ids.dtype).view(-1)
-        start = input_ids.shape[1]
-        new = input_ids.new_zeros(len(input_ids), max_new_tokens)
-        blank = torch.cat([torch.zeros_like(input_ids), new + 1], 1).bool()
-        if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, torch.ones_like(new)], 1)
-        choice.setdefault("fillable", torch.ones(self.config.vocab_size, dtype=torch.bool))
-        tokens, ended = input_ids, torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
-        for filled in self.steps(torch.cat([input_ids, new], 1), blank, attention_mask=attention_mask, **choice):
-            column = filled[:, tokens.shape[1]].unsqueeze(1)
-            tokens = torch.cat([tokens, torch.where(ended, tokens[:, -1:], column)], 1)
-            ended = torch.isin(tokens[:, start:], ends).any(1, keepdim=True)
-            if ended.all():
-                break
-        return tokens
-
     @torch.no_grad()
     def steps(
         self,
@@ -94,7 +59,7 @@ class A3Decoding:
         tokens, position = input_ids.masked_fill(blank, 0), (real.cumsum(-1) - 1).clamp(min=0)
         group = _groups(blank, committed, position, group_size, order, generator)
         never = ~(self._fillable() if fillable is None else fillable).to(tokens.device)
-        content, cache = _where(committed), A3Cache()
+        content, cache = _where(committed), DynamicCache()
         known = content[:, :0] >= 0  # B x S: which cached keys stand for a token
         seen = position[:, :0]  # B x S: where these stand
         for number in range(int(group.max()) + 1):
@@ -103,19 +68,21 @@ class A3Decoding:
             known, seen = torch.cat([known, new], 1), torch.cat([seen, position.gather(1, content.clamp(min=0))], 1)
             visible = known[:, None].repeat(1, C + Q, 1)
             # Given tokens are groups of one. A later group sees itself whole, or each of its tokens what is on its left.
-            if not cache or self.config.content == "slot":
+            if number == 0 or self.config.content == "slot":
                 visible[:, :C, -C:] &= torch.ones(C, C, dtype=torch.bool, device=tokens.device).tril()
             at, before = query.clamp(min=0), (query - 1).clamp(min=0)
             follows = (query > 0) & committed.gather(1, before)
-            seeds, seed_position = self.model.queries(tokens.gather(1, before), follows, position.gather(1, at))
             here, where = content.clamp(min=0), position.gather(1, at)
+            read, previous = (self.model.scaled(self.model.embed_tokens(tokens.gather(1, i))) for i in (here, before))
+            seeds, seed_position = self.model.queries(previous, follows, where)
             last = seen.masked_fill(~known, -1).amax(-1, keepdim=True)
             causal = (known.sum(-1, keepdim=True) == where) & (last < where) & (last >= 0)
+            rows = torch.cat([position.gather(1, here), seed_position], 1)
             hidden = self.model(
-                torch.cat([self.model.embed(tokens.gather(1, here)), seeds], 1),
-                torch.cat([position.gather(1, here), seed_position], 1),
+                torch.cat([read, seeds], 1),
+                rows,
                 visible,
-                seen,
+                self.model.distance(rows, seen),
                 causal,
                 cache,
             )

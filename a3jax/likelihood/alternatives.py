@@ -1,0 +1,77 @@
+"""What else might have stood in each place of a text, from left to right: the most probable tokens beside the one there."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from a3jax.config import ModelConfig
+from a3jax.devices.mesh import fetched, filled_up
+from a3jax.likelihood.forward import one_stream_is_enough, predict
+from a3jax.model.network import Network, check_context
+from a3jax.model.parameters import graph
+from a3jax.model.two_stream import Compute, sort
+from a3jax.ordering import Order
+from a3jax.ordering.sequence import bucket, draw, pad_order
+
+ROWS = 256
+"""Rows whose logits exist at one time."""
+
+
+class Alternatives(NamedTuple):
+    """Of each of T tokens of a text; zeros for the first, which is given."""
+
+    log_probs_T: np.ndarray | Array
+    """In nats, of the token that stands there."""
+    likeliest_TxK: np.ndarray | Array
+    """The K most probable tokens, and how probable they are."""
+    log_probs_TxK: np.ndarray | Array
+
+
+def alternatives(model: Network, tokens: Sequence[int], count: int) -> Alternatives:
+    """The `count` most probable tokens of each place, from those before it. Raises `UserError` beyond the model's context.
+
+    Programs are compiled for each count, and for each length rounded up to one of few.
+    """
+    check_context(model, len(tokens))
+    length = bucket(len(tokens), least=32, steps=4)
+    given = [place == 0 for place in range(len(tokens))]
+    order_L = pad_order(draw(0, tokens, given, "ar", model.config.seeding).order, length)
+    rows = len(filled_up([order_L]))
+    tokens_BxL = np.stack([np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))] * rows)
+    order_BxL = jax.tree.map(lambda x: np.stack([x] * rows), order_L)
+    how = {"config": model.config, "compute": model.compute, "count": count}
+    found = fetched(_alternatives(model.params, tokens_BxL, order_BxL, **how))
+    return Alternatives(*(x[0, : len(tokens)] for x in found))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "count"))
+def _alternatives(
+    params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, compute: Compute, count: int
+) -> Alternatives:
+    one_stream = one_stream_is_enough(config, left_to_right=True)
+    found = predict(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, compute, one_stream)
+
+    def of_row(row: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        hidden_D, target = row
+        logits_V = jnp.einsum("d,vd->v", hidden_D, found.head_VxD, preferred_element_type=jnp.float32)
+        log_prob_V = jax.nn.log_softmax(logits_V)
+        top_K, token_K = jax.lax.top_k(log_prob_V, count)
+        return log_prob_V[target], token_K, top_K
+
+    B, L = found.target_BxL.shape
+    flat = found.hidden_BxLxD.reshape(B * L, -1), found.target_BxL.reshape(-1)
+    back = jnp.argsort(found.index_BxL, axis=1)
+    predicted_BxL = sort(found.weight_BxL, back) > 0
+
+    def in_place(x: Array) -> Array:
+        by_place = sort(x.reshape(B, L, -1), back[..., None])
+        return jnp.where(predicted_BxL[..., None], by_place, 0)
+
+    log_prob, token, top = map(in_place, jax.lax.map(of_row, flat, batch_size=ROWS))
+    return Alternatives(log_prob[..., 0], token, top)
