@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from a3jax.generate.infill import Blank, Infilled, complete, infill, infill_batch
     from a3jax.generate.text_likelihood import log_likelihood, log_likelihoods
     from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
+    from a3jax.train.callbacks import Callback
+    from a3jax.train.loop import fit
     from a3jax.weights.loading import Model, load
 
 __all__ = [
     "Blank",
+    "Callback",
     "Decoding",
     "Infilled",
     "Likelihood",
@@ -24,6 +27,7 @@ __all__ = [
     "UserError",
     "chat",
     "complete",
+    "fit",
     "infill",
     "infill_batch",
     "load",
@@ -38,6 +42,8 @@ _WHERE = {
     "a3jax.generate.chat": ["chat"],
     "a3jax.generate.infill": ["Blank", "Infilled", "complete", "infill", "infill_batch"],
     "a3jax.likelihood.scoring": ["Likelihood", "token_log_likelihood", "token_log_likelihoods"],
+    "a3jax.train.callbacks": ["Callback"],
+    "a3jax.train.loop": ["fit"],
     "a3jax.weights.loading": ["Model", "load"],
     "a3jax.generate.text_likelihood": ["log_likelihood", "log_likelihoods"],
 }

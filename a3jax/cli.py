@@ -1,12 +1,15 @@
 """The `a3jax` command: finds the subcommand, runs it, and says what came of it."""
 
 import importlib
+import importlib.metadata
 import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Sequence
@@ -65,6 +68,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if not args or args[0] in ("-h", "--help"):
             print(_help())
             sys.exit(0 if args else 2)
+        if args[0] == "--version":
+            print(f"a3jax {importlib.metadata.version('a3jax')}")
+            sys.exit(0)
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
         kind, module, _ = COMMANDS[args[0]]
@@ -75,6 +81,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(command, Import | Prepare) and is_another():
             say(f"{prog} works in one process: the first does it, and this one, which is another, does nothing")
             sys.exit(0)
+        if "jax" not in sys.modules and (beginning := getattr(command, "beginning", None)) and not is_another():
+            say(beginning)  # importing JAX takes seconds
         with stop_requests() as stopped_by:  # libraries that are being imported can swallow an interrupt
             importlib.import_module(module)
             if "jax" in sys.modules:  # commands that compile nothing do not wait for it
@@ -168,7 +176,7 @@ def _unraisable(what: "sys.UnraisableHookArgs") -> None:
 
 def _help() -> str:
     rows = "\n".join(f"  {name:12}{what}" for name, (*_, what) in COMMANDS.items())
-    return f"usage: a3jax COMMAND ...\n\n{rows}\n\nHelp and an example:  a3jax COMMAND --help"
+    return f"usage: a3jax COMMAND ...\n\n{rows}\n\nHelp and an example:  a3jax COMMAND --help   Version:  a3jax --version"
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -177,7 +185,15 @@ def _show(result: dict[str, Any]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items() if not isinstance(item, list | tuple))
         if value and not isinstance(value, list | tuple):
-            print(one_line(f"{name.replace('_', ' '):22} {_number(value)}"))
+            print(_wrapped(one_line(f"{name.replace('_', ' '):22} {_number(value)}")))
+
+
+def _wrapped(line: str) -> str:
+    """On a terminal, cut at words where it is wider than that, and set in under its value."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, subsequent_indent=" " * 23, drop_whitespace=True, break_on_hyphens=False)
 
 
 def _number(value: Any) -> str:

@@ -52,27 +52,30 @@ class Progress:
         else:
             self.note(note)
 
-    def note(self, text: str) -> None:
-        """Replace the text beside the bar."""
+    def note(self, text: str, at_once: bool = False) -> None:
+        """Replace the text beside the bar; where there is none it is written, with the next line or `at_once`."""
         self._bar.update(self._task, note=text)
-        self._tell()
+        self._tell(at_once)
 
     def set(self, completed: int) -> None:
         """Go to another place."""
         self._bar.update(self._task, completed=completed)
         self._told = time.monotonic(), float(completed)
 
-    def _tell(self) -> None:
-        """Write a line if it is time. Its speed is that since the last one, for much work gets slower on its way."""
+    def _tell(self, at_once: bool = False) -> None:
+        """Write a line if it is time. Its speed is that since the last one, for much work gets slower on its way.
+
+        One that is written `at_once` says none.
+        """
         (then, before), now = self._told, time.monotonic()
-        if not self._lines or now - then < EVERY:
+        if not self._lines or (now - then < EVERY and not at_once):
             return
         (task,) = self._bar.tasks
         self._told = now, task.completed
         amount, unit = _amounts(task.fields["unit"])
         total = "" if task.total is None else f" of {amount(task.total)}"
         parts = [f"{amount(task.completed)}{total}{unit}"]
-        if (speed := (task.completed - before) / (now - then)) > 0:
+        if not at_once and (speed := (task.completed - before) / (now - then)) > 0:
             parts.append(f"{amount(speed)} a second" if speed >= 1 else f"{amount(60 * speed)} a minute")
             if task.total is not None:
                 parts.append(f"about {_duration((task.total - task.completed) / speed)} left")

@@ -73,6 +73,8 @@ class Options:
     """Folder of the results item by item."""
     lines: tuple[str, ...] = ("20%",)
     """Budgets whose runs fill in lines."""
+    line_seeds: int = 1
+    """Of so many seeds, from 0 on; lines take longer than all else."""
     judge: Path | None = None
     """Checkpoint that judges what is written; without it nothing is written."""
 
@@ -212,15 +214,15 @@ def figures(options: Options) -> dict[str, Any]:
     base = load(options.base)
     shares = {("base", ""): [on_test(options, "base", base, True)]}
     for (arm, budget), each in settings.items():
-        shares[arm, budget] = [on_test(options, one.path.name, load(one.path), budget in options.lines) for one in each]
+        shares[arm, budget] = [
+            on_test(options, one.path.name, load(one.path), budget in options.lines and one.seed < options.line_seeds)
+            for one in each
+        ]
     best = {setting: best_decoder(each) for setting, each in shares.items()}
     for setting, each in shares.items():
         for one in each:
-            one |= (
-                {}
-                if best[setting] is None
-                else {f"best/{column}": one[f"lines/{best[setting]}/{column}"] for column in COLUMNS}
-            )
+            names = {column: f"lines/{best[setting]}/{column}" for column in COLUMNS}
+            one |= {f"best/{column}": one[name] for column, name in names.items() if name in one}
     found = {}
     for (arm, budget), each in shares.items():
         runs = settings.get((arm, budget), [])
@@ -234,7 +236,8 @@ def best_decoder(seeds: list[Shares]) -> str | None:
     """Of most exact lines on dev files; of equal ones that of larger ROUGE-L there. None where no lines were filled in."""
 
     def on_dev(name: str, column: str) -> float:
-        return _value(_sums([each[f"dev lines/{name}/{column}"] for each in seeds]), column)
+        figure = f"dev lines/{name}/{column}"
+        return _value(_sums([each[figure] for each in seeds if figure in each]), column)
 
     names = [name.split("/")[1] for name in seeds[0] if name.startswith("dev lines/") and name.endswith("/exact")]
     return max(names, key=lambda name: (on_dev(name, "exact"), on_dev(name, "ROUGE-L")), default=None)
@@ -279,15 +282,14 @@ def figures_of(seeds: list[Shares], reference: list[Shares] | None, base: Shares
     """Every figure with its interval, its spread over seeds, and what it is above those of the reference and the base."""
     found = {}
     for name in seeds[0]:
-        if not all(name in each for each in seeds):
-            continue
-        own = _sums([each[name] for each in seeds])
+        having = [each[name] for each in seeds if name in each]
+        own = _sums(having)
         one: dict[str, Any] = {"value": _value(own, name), "interval": _interval(_drawn(own, name))}
-        if len(seeds) > 1:
-            one["seed_sd"] = statistics.stdev(mean(each[name]) for each in seeds)
+        if len(having) > 1:
+            one["seed_sd"] = statistics.stdev(mean(each) for each in having)
         for what, others in (("above_reference", reference), ("above_base", [base])):
-            if others and all(name in each for each in others):
-                other = _sums([each[name] for each in others])
+            if theirs := [each[name] for each in others or () if name in each]:
+                other = _sums(theirs)
                 above = _value(own, name) - _value(other, name)
                 one[what] = {"value": above, "interval": _interval(_drawn(own, name) - _drawn(other, name))}
         found[name] = one

@@ -113,6 +113,8 @@ def lines(found: dict[str, Found], budget: str) -> str:
     """Of every arm its best decoder, and from the left alone."""
     rows = []
     for arm, one in settings(found, budget):
+        if one["decoder"] is None:
+            continue
         compared = [
             above(one, f"best/{column}", "above_reference", 1, scale) for column, scale in (("exact", 100), ("ROUGE-L", 1))
         ]

@@ -9,8 +9,8 @@ The text is the source of large packages that the environment has (`requirements
 by package, so that nothing of a test package is seen in training, nor chosen by. Vendored copies are left out. Files of the
 dev and test packages are read as they are, by `benchmarks/duel_figures.py`.
 
-Where the packages are not those of the environment, A3JAX_PACKAGES names a folder that has them: `site/` with the packages, and
-`stdlib/`.
+Where the packages are not those of the environment, A3JAX_PACKAGES names a folder that has them: `site/` with the packages,
+and `stdlib/`.
 """
 
 import fnmatch

@@ -6,9 +6,9 @@ a3jax prepare .venv/lib/python3.11/site-packages data/packages --tokenizer model
     '*/tests/*' '*/_vendor/*' '*/test_*'
 a3jax train smollm2_code
 
-The text is the source of the packages of a development install, some 72 million tokens, without those that models are measured
-on (experiments/duel_base.py) and without the standard library. Windows draw what users ask for: blanks of unknown length and
-of a known one with text on both sides, several blanks, and drafts from left to right.
+The text is the source of the packages of a development install, some 72 million tokens, without those that models are
+measured on (experiments/duel_base.py) and without the standard library. Windows draw what users ask for: blanks of unknown
+length and of a known one with text on both sides, several blanks, and drafts from left to right.
 """
 
 from a3jax.config import AdaptConfig, Config, DataConfig, GuardConfig, OptimizerConfig, Stage, TrainConfig

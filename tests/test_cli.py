@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import typed
 from typed import fails, run
 
+from a3jax import cli
 from a3jax.cli import COMMANDS
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
@@ -55,6 +57,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "texts" / f"{i}.txt").write_text(f"The number {i} is followed by the number {i + 1}.\n")
     (folder / "road.py").write_text(EXPERIMENT)
     return folder
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--version")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"a3jax {importlib.metadata.version('a3jax')}\n"
+
+
+def test_results_fit_the_terminal(monkeypatch, capsys):
+    facts = {"what": "run folder", "nll": {f"random_{n}": 1.23456 for n in range(9)}, "saved_steps": ", ".join("123456789")}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    cli._show(facts)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line.startswith(" " * 23)]
+    assert " ".join(" ".join(lines).split()) == (
+        f"what run folder nll {', '.join(f'random_{n} 1.235' for n in range(9))} saved steps 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    )
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Saved parameters read and written a part at a time, so that a model larger than memory can be imported and exported.
 
 A parameter is one Zarr array in the folder that Orbax saves to and restores from. Orbax makes the folder and reads it
-back; the numbers pass between here and the arrays through TensorStore, one layer after another. Files written here hold
+back, and is imported only where that is done; the numbers pass between here and the arrays through TensorStore, one
+layer after another. Files written here hold
 one chunk each with a CRC-32C, which every later read checks, and appear whole: what is there need not be written again.
 """
 
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
@@ -90,6 +90,8 @@ class _WritableArray:
 
 def _save_outline(folder: Path, forms: Mapping[str, Form]) -> None:
     """Have Orbax save a tree of the right names and nothing in it; the arrays are then replaced."""
+    import orbax.checkpoint as ocp
+
     outline = nested({name: np.zeros((), form.dtype) for name, form in forms.items()})
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)) as checkpointer:
         checkpointer.save(folder.resolve(), outline)
@@ -126,14 +128,18 @@ def saved_names(folder: Path) -> set[str]:
 
 
 def _described(folder: Path) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
         return flat(checkpointer.metadata(epath.Path(folder)).item_metadata.tree)
 
 
 def saved_parameters(folder: Path) -> dict[str, SavedParameter]:
     """The parameters that Orbax saved in `folder`, by dotted path, none of them read."""
+    from orbax.checkpoint import type_handlers
+
     folder = for_orbax(folder)
-    packed = ocp.type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
+    packed = type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
     leaves = _described(folder)
     # A chunk that spans layers stays in memory until another is read, not to be read again for each of them.
     largest = max(math.prod(leaf.storage.chunk_shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -102,6 +101,8 @@ def saved_steps(run: Path) -> list[int]:
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
     """Its weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
+    import orbax.checkpoint as ocp  # takes seconds, and what only describes a model does not need it
+
     tree = nnx.filter_state(shapes(checkpoint.config), named(saved(checkpoint)))
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
     with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:

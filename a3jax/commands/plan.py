@@ -10,6 +10,7 @@ from a3jax.commands.commandline import Json
 from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config
 from a3jax.errors import UserError
+from a3jax.plan.compiler import check_compiler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,9 @@ class Plan:
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Plan":
         """`EXPERIMENT --topology CHIP:AxB [option ...] [--field value ...]`."""
-        return cls(*parse_experiment(PlanOptions, args, prog, _PLAN_HELP))
+        plan = cls(*parse_experiment(PlanOptions, args, prog, _PLAN_HELP))
+        check_compiler()  # before JAX is imported, which takes seconds
+        return plan
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         import jax

@@ -1,14 +1,20 @@
 """a3jax train: run an experiment, or go on with it."""
 
 import dataclasses
+import shlex
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from a3jax.commands.commandline import Json
 from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config
 from a3jax.devices.processes import Processes
+from a3jax.outside_text import say
+
+if TYPE_CHECKING:
+    from a3jax.train.loop import Summary
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,27 @@ class Train:
         from a3jax.train.loop import train
 
         summary = train(self.config, self.options)
-        return dataclasses.asdict(summary) if jax.process_index() == 0 else {"stopped_by": summary.stopped_by}
+        if jax.process_index():
+            return {"stopped_by": summary.stopped_by}
+        say(_end(self.config, summary))
+        return dataclasses.asdict(summary)
+
+    @property
+    def beginning(self) -> str:
+        """What is about to happen, before anything that takes long."""
+        return f"{self.config.name}: {self.config.end:,} steps into {self.config.run_folder}; loading JAX"
+
+
+def _end(config: Config, summary: "Summary") -> str:
+    """How a run ended, and what can be done next."""
+    done = f"{summary.steps:,} of {config.steps:,} steps"
+    if summary.stopped_by:
+        name = signal.Signals(summary.stopped_by).name
+        done = f"stopped at {done} ({name}{', Ctrl-C' if name == 'SIGINT' else ''}); the same command goes on"
+    elif summary.steps < config.steps:
+        done = f"done for now: {done}"
+    text = config.train.sample or "def area(r): [[8]] * r"
+    return f"{done}; try: a3jax generate {shlex.quote(summary.run)} --text {shlex.quote(text)}"
 
 
 _TRAIN_HELP = """usage: a3jax train EXPERIMENT [--field value ...] [--json]

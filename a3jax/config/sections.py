@@ -178,6 +178,8 @@ class TrainConfig:
     """Held-out windows per evaluation."""
     eval_stages: bool = False
     """Evaluate at the end of every stage too, and log the NLL by rank and by what is visible; the runs of a sweep do."""
+    sample: str | None = None
+    """A text with blanks, such as `def area(r): [[8]] * r`, that is filled and printed at every evaluation."""
     stop_at: int | None = None
     """The step that ends the run for now; the learning rate goes on as if there were none."""
     save: Literal["trained", "whole"] = "trained"

@@ -110,7 +110,7 @@ class A3(TemplateLM):
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:
-        return template_of(self.model.codec, str(self.model.checkpoint.folder))
+        return template_of(self.model.codec, self.model.name)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, with the start token where the harness would have the tokenizer put it."""

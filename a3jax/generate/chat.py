@@ -33,5 +33,5 @@ def asked(model: Model, messages: Sequence[Mapping[str, Any]], tokens: Size = AN
         raise UserError(read.message)
     if not read:
         raise UserError("messages is an empty list; give at least one message")
-    template = template_of(model.codec, str(model.checkpoint.folder))
+    template = template_of(model.codec, model.name)
     return Template((template.render(read, reply=True), ""), (tokens,), whole=True)

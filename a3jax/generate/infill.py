@@ -9,6 +9,7 @@ print(a3jax.log_likelihood(model, filled.text).total)
 """
 
 import dataclasses
+import html
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ class Infilled:
     def log_prob(self) -> float:
         """Of all blanks together, in nats."""
         return sum(blank.log_prob for blank in self.blanks)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the text, what was filled in on a ground of colour that suits light and dark pages."""
+        mark = '<mark style="background: #2ea04355; color: inherit">{}</mark>'
+        shown = "".join(mark.format(html.escape(text)) if filled else html.escape(text) for text, filled in self.pieces)
+        return f'<pre style="white-space: pre-wrap">{shown}</pre>'
 
 
 def infill(model: Model, template: str | Template, decoding: Decoding | None = None, **changes: Any) -> Infilled:

@@ -1,6 +1,5 @@
 """TPU topologies by name, and what one chip of each generation can do."""
 
-import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from jax.experimental import topologies
 
 from a3jax.errors import UserError, first_line
 from a3jax.files.strict import nearest
+from a3jax.plan.compiler import check_compiler
 from a3jax.train import flops
 
 GIB = 2**30
@@ -72,8 +72,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     kind, shape = found.groups()
     if kind not in CHIPS:
         raise UserError(f"topology '{name}': chip '{kind}' is unknown; chips are {', '.join(CHIPS)}{nearest(kind, CHIPS)}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed; pip install 'a3jax[tpu]' (it needs no TPU)")
+    check_compiler()
     # Without a TPU around it libtpu looks for what machine this is, in vain, and says so on standard error.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -17,7 +17,7 @@ from a3jax.files.places import local_copy, local_folder, place, sizes
 from a3jax.files.strict import read
 from a3jax.model.parameters import count
 from a3jax.train import goodput, hosts
-from a3jax.train.metrics import last_nll
+from a3jax.train.metrics import last_evaluation
 from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder, quantized
 from a3jax.weights.gguf import GgufFile, open_gguf
@@ -61,7 +61,8 @@ def _run_folder(path: Path, step: int | None) -> Facts:
         "step": f"{at:,} of {config.steps:,}",
         "curriculum_stage": f"{stage.name}, {number + 1} of {len(config.schedule.stages)}",
         "saved_steps": ", ".join(map(str, steps)),
-        "nll": last_nll(path),
+        "nll": (evaluated := last_evaluation(path)).nll,
+        "nll_step": evaluated.step,
         "time": ", ".join(f"{cause} {share:.2%}" for cause, share in goodput.shares(path).items() if share),
         **_hosts(path),
     }

@@ -13,7 +13,7 @@ from a3jax.outside_text import show
 from a3jax.sweep.halving import dropped
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, reached
 from a3jax.terminal import Terminal
-from a3jax.train.metrics import last_nll
+from a3jax.train.metrics import last_evaluation
 from a3jax.train.run import is_training
 
 State = Literal["waiting", "training", "stopped", "done", "dropped", "failed"]
@@ -55,7 +55,7 @@ def status(folder: Path, sweep: Sweep) -> list[Status]:
         elif trial.name in gone:
             state = "dropped"
         log = last_lines(run / LOG) if failed else ""
-        found.append(Status(trial.name, state, step, trial.config.steps, last_nll(run), log))
+        found.append(Status(trial.name, state, step, trial.config.steps, last_evaluation(run).nll, log))
     return found
 
 

@@ -8,13 +8,14 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from a3jax.checkpoint.folder import saved_steps
 from a3jax.config import Config, settled
 from a3jax.curriculum.plateau import PlateauState, judge
 from a3jax.data.pipeline import Batches, held_out_windows
@@ -29,11 +30,12 @@ from a3jax.files.desk import Desk
 from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
 from a3jax.progress import console
+from a3jax.train.callbacks import Callback, Samples
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.goodput import FILE as TIMES
 from a3jax.train.hosts import Hosts
-from a3jax.train.metrics import EVENTS, METRICS, last_nll, say_unsent
+from a3jax.train.metrics import EVENTS, METRICS, last_evaluation, say_unsent
 from a3jax.train.objectives import compute_of
 from a3jax.train.pace import Interval
 from a3jax.train.position import Position, Rollbacks, after, at_checkpoint, begin
@@ -42,6 +44,7 @@ from a3jax.train.run import Run, open_run, opened_folder
 from a3jax.train.state import abstract_state, with_counts
 from a3jax.train.tracing import Tracing
 from a3jax.train.tries import AGAIN, Tries, given_up
+from a3jax.weights.loading import model_of
 
 ALONE = Processes()
 
@@ -59,16 +62,19 @@ class Summary:
     """Median over this call's steps; tokens of documents, without padding."""
     nll: dict[str, float]
     """Held-out nats per predicted token by order, at the last evaluation; empty where nothing is held out."""
+    nll_step: int | None
+    """The step after which that was made."""
     stopped_by: int
     """Signal that ended the run early, or 0."""
     goodput: float | None
     """Useful step time over wall time since the run began; process 0 knows it."""
 
 
-def train(config: Config, processes: Processes = ALONE) -> Summary:
+def train(config: Config, processes: Processes = ALONE, callbacks: Sequence[Callback] = ()) -> Summary:
     """Train an experiment to the end of its curriculum, resuming it if its run folder holds a checkpoint.
 
-    Called in every process of a run that has several, which `processes` or the environment introduces to each other.
+    `callbacks` look on. Called in every process of a run that has several, which `processes` or the environment introduces to
+    each other.
 
     Raises `UserError` for a configuration that cannot work, a bad step that ends the run, and a checkpoint that cannot be
     written; `Passing` for what may pass, and `GivenUp` once it has not. What was saved before stays.
@@ -79,7 +85,7 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
     with stop_requests() as caught:
         connect(processes)
         try:
-            return _train(config, tries, caught, started)
+            return _train(config, tries, caught, started, callbacks)
         except Exception as error:
             if not may_pass(error):
                 raise
@@ -89,7 +95,17 @@ def train(config: Config, processes: Processes = ALONE) -> Summary:
             raise failure from error
 
 
-def _train(config: Config, tries: Tries, caught: Callable[[], int], started: float) -> Summary:
+def fit(config: Config, callbacks: Sequence[Callback] = ()) -> Summary:
+    """Train an experiment from Python: what `a3jax train` does, in this process, with `callbacks` that look on.
+
+    Resumes a run, and raises, as `train` does.
+    """
+    return train(config, callbacks=callbacks)
+
+
+def _train(
+    config: Config, tries: Tries, caught: Callable[[], int], started: float, callbacks: Sequence[Callback]
+) -> Summary:
     """`train`, of processes that have found each other."""
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
@@ -98,7 +114,7 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
         run = open_run(config, mesh)
         stack.enter_context(opened_folder(run))
         if is_first():
-            console.print(f"computing with {environment()}", soft_wrap=True)
+            console.print(f"computing with {environment()}; {_beginning(run)}", soft_wrap=True)
         hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
         meeting_at(hosts.first, AGAIN)
@@ -117,12 +133,24 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
         done = position.step, position.record.tokens
         grows = (METRICS, TIMES, EVENTS) if is_first() else (EVENTS,)
         desk = stack.enter_context(Desk(config.run_folder, *grows, failed=say_unsent))
-        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started, desk.folder))
+        if config.train.sample is not None:
+            callbacks = [*callbacks, Samples(config, config.train.sample)]
+        report = stack.enter_context(
+            Report(config, run.model, mesh, *done, source, hosts, started, desk.folder, callbacks)
+        )
         tracing = stack.enter_context(Tracing(config, desk.folder))
-        steps = _steps(run, position, _Means(mesh, compiled, checkpoints, desk, report, tracing, stop, hosts))
+        steps = _steps(run, position, _Means(mesh, compiled, checkpoints, desk, report, tracing, stop, hosts, callbacks))
     folder = config.run_folder
     goodput = report.goodput.facts()["goodput"] if report.goodput else None
-    return Summary(str(folder), steps, report.loss, report.tokens_per_second, last_nll(folder), stop.agreed, goodput)
+    step, nll = last_evaluation(folder)
+    return Summary(str(folder), steps, report.loss, report.tokens_per_second, nll, step, stop.agreed, goodput)
+
+
+def _beginning(run: Run) -> str:
+    """What there is to wait for first."""
+    if steps := saved_steps(run.config.run_folder):
+        return f"loading step {steps[-1]} of {run.config.run_folder}"
+    return f"loading {run.source.folder}" if run.source else "drawing weights"
 
 
 @dataclass(frozen=True)
@@ -137,6 +165,7 @@ class _Means:
     tracing: Tracing
     stop: AgreedStop
     hosts: Hosts
+    callbacks: Sequence[Callback]
 
 
 def _steps(run: Run, start: Position, means: _Means) -> int:
@@ -164,9 +193,20 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
             means.desk.send()  # first: a run that goes on from the checkpoint finds all that was logged before it
             read_so_far = dataclasses.replace(record, tokens=report.tokens)
             checkpoints.save(step, state, read_so_far, batches.get_state(), standing, nll)
+            for callback in means.callbacks:
+                callback.saved(step, config.run_folder)
+
+    def evaluate() -> dict[str, float]:
+        nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
+        if means.callbacks:
+            model = model_of(run.model, state.params, compute_of(config), run.codec, record, run.source)
+            with report.pause("evaluating"):
+                for callback in means.callbacks:
+                    callback.evaluated(step, nll, model)
+        return nll
 
     if step == 0:
-        report.evaluation(step, functools.partial(held_out.nll, state.params))
+        evaluate()
     if stop.now():
         return step
     while step < _end(config, standing):
@@ -193,7 +233,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
         ends_stage = settings.eval_stages and position + 1 == schedule.ends[index]
         nll = None
         if last_step or step % settings.eval_every == 0 or ends_stage:
-            nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
+            nll = evaluate()
             standing = judge(standing, schedule, step, nll)
             if step + standing.skipped > position + 1:  # the stage ends here
                 state = with_counts(state, step, standing.skipped)

@@ -17,15 +17,16 @@ from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
 from a3jax.progress import console
 
-# tensorboardX imports PyTorch where it is installed, for tensors that are never written here: seconds of every start.
-if hide := "torch" not in sys.modules:
-    sys.modules["torch"] = None  # type: ignore[assignment]
+# tensorboardX imports PyTorch and the clients of buckets where they are installed, for what is never asked of it here:
+# seconds of every start.
+hidden = [name for name in ("torch", "boto3", "google.cloud.storage") if name not in sys.modules]
+sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-if hide:
-    del sys.modules["torch"]
+for name in hidden:
+    del sys.modules[name]
 
 METRICS, EVENTS = "metrics.jsonl", "events"
 _BEGIN = b'{"step": '
@@ -92,13 +93,22 @@ def read(run: Path) -> list[dict[str, Any]]:
     return []
 
 
-def last_nll(run: Path) -> dict[str, float]:
-    """Held-out NLL by order at the newest evaluation; empty if there was none."""
+class Evaluation(NamedTuple):
+    """What an evaluation found."""
+
+    step: int | None
+    """After which it was made; None if there was none."""
+    nll: dict[str, float]
+    """Held-out nats per token by order; empty where nothing is held out."""
+
+
+def last_evaluation(run: Path) -> Evaluation:
+    """The newest evaluation of a run."""
     for line in reversed(read(run)):
         nll = {name.removeprefix("nll/"): value for name, value in line.items() if name.startswith("nll/")}
         if nll:
-            return nll
-    return {}
+            return Evaluation(line["step"], nll)
+    return Evaluation(None, {})
 
 
 class _Line(NamedTuple):

@@ -4,7 +4,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,6 +18,7 @@ from a3jax.errors import UserError
 from a3jax.likelihood.held_out import Bound, Nll
 from a3jax.progress import Progress
 from a3jax.train import flops, routers
+from a3jax.train.callbacks import Callback
 from a3jax.train.counts import Counts
 from a3jax.train.goodput import USEFUL, Goodput
 from a3jax.train.hosts import Hosts
@@ -50,14 +51,15 @@ class Report:
         hosts: Hosts,
         started: float,
         folder: Path,
+        callbacks: Sequence[Callback] = (),
     ):
         """`step` is how many steps are done, with how many `tokens`, `batches` what they read, `started` when
-        (`time.perf_counter`) all began; in `folder` the files grow.
+        (`time.perf_counter`) all began; in `folder` the files grow. `callbacks` see what is written.
         """
         self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
-        self._folder = folder
+        self._folder, self._callbacks = folder, callbacks
         self._log = Log(folder, step) if jax.process_index() == 0 else None
         self._tracker = Tracker(config, folder) if self._log else None
         self.goodput = Goodput(folder, self._log.dropped_seconds, started) if self._log else None
@@ -65,6 +67,7 @@ class Report:
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
         self._own = self._waited = 0.0
+        self._told = {"saving"}  # which takes no time to speak of
         self._bad = 0
         self._speeds: list[float] = []
         self.tokens = tokens
@@ -173,6 +176,8 @@ class Report:
         if self._log and self._tracker:
             self._log.write(**values)
             self._tracker.write(**values)
+            for callback in self._callbacks:
+                callback.metrics(values)
 
     def rewind(self, step: int, tokens: int) -> None:
         """Go on from an earlier step, and the tokens until then: what was logged after it is dropped."""
@@ -189,7 +194,8 @@ class Report:
         """Say what takes time now, one of `goodput.CAUSES`, and keep it out of the steps' tokens per second."""
         self.flush()
         self._spent(USEFUL)
-        self._bar.note(f"{cause} {what}")
+        self._bar.note(f"{cause} {what}".rstrip(), at_once=cause not in self._told)
+        self._told.add(cause)
         yield
         self._spent(cause)
         self._clock = time.perf_counter()

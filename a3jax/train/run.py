@@ -48,7 +48,7 @@ _WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, FROZEN, METRICS, EVENTS)
 _FREE_TO_CHANGE = (
     *("name", "run", "mesh", "guard", "profile"),
     *(f"train.{name}" for name in ("attention", "attention_block", "remat", "loss_chunk", "executables", "log_every")),
-    *(f"train.{name}" for name in ("eval_every", "eval_windows", "eval_stages", "stop_at", "save", "save_every")),
+    *(f"train.{name}" for name in ("sample", "eval_every", "eval_windows", "eval_stages", "stop_at", "save", "save_every")),
     *(f"train.{name}" for name in ("save_minutes", "keep", "keep_hours", "keep_best", "best_order", "wandb")),
 )
 """Fields that a resumed run may set anew, since the steps stay the same steps."""

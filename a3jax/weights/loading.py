@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
+from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.accelerators import check_used
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
 from a3jax.model.network import Network
+from a3jax.model.parameters import count
 from a3jax.model.two_stream import Compute
 from a3jax.weights.pretrained import Pretrained, pretrained
 
@@ -23,9 +26,21 @@ class Model(Network):
 
     codec: TextCodec
     record: Provenance
-    checkpoint: Pretrained
+    checkpoint: Pretrained | None
+    """Where it was loaded from; None for random weights in training."""
     fillable: Array
     """V bool: tokens that may stand in a blank, which are those of plain text."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "the model" if self.checkpoint is None else str(self.checkpoint.folder)
+
+    def __repr__(self) -> str:
+        """One line, without the weights."""
+        config = self.config
+        shape = f"{config.family}, {config.layers} layers of width {config.width}, {count(config):,} parameters"
+        return f"<a3jax.Model {self.name}: {shape}, {self.compute.dtype.name}, {self.record.steps:,} steps trained>"
 
 
 def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh: Mesh | None = None) -> Model:
@@ -45,6 +60,16 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
     params = checkpoint.load(mesh, dtype)
-    compute = Compute(jnp.dtype(dtype))
-    may_fill = jnp.asarray(fillable(codec, checkpoint.config))
-    return Model(checkpoint.config, params, compute, codec, checkpoint.record, checkpoint, may_fill)
+    return model_of(checkpoint.config, params, Compute(jnp.dtype(dtype)), codec, checkpoint.record, checkpoint)
+
+
+def model_of(
+    config: ModelConfig,
+    params: nnx.State,
+    compute: Compute,
+    codec: TextCodec,
+    record: Provenance,
+    checkpoint: Pretrained | None,
+) -> Model:
+    """A model of what is in memory."""
+    return Model(config, params, compute, codec, record, checkpoint, jnp.asarray(fillable(codec, config)))

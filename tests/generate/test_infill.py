@@ -410,3 +410,12 @@ def test_a_model_begins_its_documents_as_its_tokenizer_does(worded):
     for empty in a3jax.complete(worded, [""], 3), [a3jax.infill(worded, "[[3]]")]:
         assert empty[0].tokens[0] == worded.config.start_token
         assert empty[0].given == (True, False, False, False)
+
+
+def test_a_model_is_one_line_and_a_filled_text_shows_itself_in_a_notebook(model, model_folder):
+    assert repr(model).startswith(f"<a3jax.Model {model_folder}: llama, 2 layers of width 16, ")
+    assert len(repr(model)) < 300
+    filled = a3jax.infill(model, "<b> [[2]] & c")
+    page = filled._repr_html_()
+    assert "&lt;b&gt; <mark" in page
+    assert page.endswith("</mark> &amp; c</pre>")

@@ -13,7 +13,7 @@ from a3jax.files.strict import to_json
 from a3jax.show.describe import describe
 from a3jax.train import hosts
 from a3jax.train.loop import train
-from a3jax.train.metrics import Log, last_nll, read
+from a3jax.train.metrics import Log, last_evaluation, read
 
 
 def flip_a_bit(file: Path, seed: int) -> None:
@@ -80,7 +80,7 @@ def test_a_bit_flipped_anywhere_in_the_metrics_stops_nothing(tmp_path):
         damaged = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
         found = read(tmp_path)
         assert len(lines) - 2 <= len(found) <= len(lines) + 1
-        last_nll(tmp_path)
+        last_evaluation(tmp_path)
         Log(tmp_path, 9_999_999).close()
         assert (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")[: len(damaged) - 1] == damaged[:-1], "all is kept"
         assert read(tmp_path) == found
