@@ -70,7 +70,8 @@ def kinds_of(config: A3Config, position: Tensor, visible: Tensor | None, distanc
         rates = torch.tensor(kind["frequencies"], device=position.device)
         angle, factor, near = position[:, None, :, None].float() * rates, kind["attention_factor"], visible
         if distance is not None and kind["window"] is not None:
-            seen = up_to_their_own(*distance.shape[1:], distance.device) if visible is None else visible
+            _, rows, keys = distance.shape
+            seen = up_to_their_own(rows, keys, distance.device) if visible is None else visible
             near = seen & (distance < kind["window"])
         result.append(A3Kind(angle.cos() * factor, angle.sin() * factor, near))
     return result
@@ -146,8 +147,9 @@ class A3Attention(A3Adapted):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         causal = mask is None and query.shape[2] > 1  # for which PyTorch has faster kernels
         if self.cap is None:
-            how = {"attn_mask": mask, "is_causal": causal, "scale": self.scale, "enable_gqa": True}
-            return functional.scaled_dot_product_attention(query, key, value, **how)
+            return functional.scaled_dot_product_attention(
+                query, key, value, mask, is_causal=causal, scale=self.scale, enable_gqa=True
+            )
         if mask is None:
             mask = up_to_their_own(query.shape[2], key.shape[2], key.device)
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
