@@ -47,8 +47,8 @@ CASES = {
 
 
 def few(*changes: dict) -> list:
-    """Parameters of a test of all cases; two that have nothing that no other has are left to the long tests."""
-    known = ("gemma", "mistral_local")
+    """Parameters of a test of all cases; four that have nothing that no other has are left to the long tests."""
+    known = ("gemma", "mistral_local", "qwen3_moe", "olmoe")
     return [pytest.param(case, *changes, marks=[pytest.mark.long] if case in known else []) for case in CASES]
 
 

@@ -37,7 +37,7 @@ def window_groups(order, b=0):
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
-        ("random_4", {"experts": Experts(4, 2)}),
+        pytest.param("random_4", {"experts": Experts(4, 2)}, marks=pytest.mark.long),
     ],
 )
 def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny, network):

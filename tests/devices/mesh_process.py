@@ -43,13 +43,12 @@ MESHES = {
     "slices x data x context": MeshConfig(data=2, fsdp=1, context=2, slices=2),
     "slices x fsdp x context": MeshConfig(fsdp=2, context=2, slices=2),
     "experts on one device": MeshConfig(fsdp=1),
-    "expert x fsdp x context": MeshConfig(expert=2, fsdp=2, context=2),
-    "data x expert x tensor": MeshConfig(data=2, expert=2, fsdp=1, tensor=2),
+    "expert x fsdp x tensor": MeshConfig(expert=2, fsdp=2, tensor=2),
 }
 """Over two processes, the outermost axis that a mesh has spans both: each of the five does so in one of them at least."""
 IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
-WITH_EXPERTS = ("experts on one device", "expert x fsdp x context", "data x expert x tensor")
+WITH_EXPERTS = ("experts on one device", "expert x fsdp x tensor")
 """Meshes over which a model with experts is computed in place of `MODEL`."""
 SINGLE = ("one device", "experts on one device")
 """What the others are compared with."""

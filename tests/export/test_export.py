@@ -30,7 +30,7 @@ from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 from a3jax.weights.table import QUERY_SEED, entries
 
-OTHERS = [case for case in CASES if case not in ("gemma2", "granite", "mixtral")]
+OTHERS = [case for case in CASES if case not in ("gemma2", "granite")]
 ADAPTED = Provenance("source", "float32", steps=3000, tokens=2_000_000, stages=("in_order_1", "random_4"))
 
 
@@ -76,9 +76,7 @@ def test_the_twin_computes_both_streams(case, changes, pretrained, imported, tmp
         np.testing.assert_allclose(torch_logits(tmp_path / "out", ids, groups=groups), ours, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "case", ["gemma2", "granite", "mixtral", *(pytest.param(case, marks=pytest.mark.long) for case in OTHERS)]
-)
+@pytest.mark.parametrize("case", ["gemma2", "granite", *(pytest.param(case, marks=pytest.mark.long) for case in OTHERS)])
 def test_a_step_has_the_gradients_of_pytorch(case, imported, tmp_path):
     checkpoint = _adapted(imported(case), tmp_path / "model")
     export_model(checkpoint, tmp_path / "out")

@@ -27,7 +27,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize(("name", "native"), [*((name, False) for name in SIZES), ("rows of nobody", True)])
+@pytest.mark.parametrize(
+    ("name", "native"), [*((name, False) for name in SIZES), pytest.param("rows of nobody", True, marks=pytest.mark.long)]
+)
 def test_each_row_is_multiplied_with_its_own_weight(name, native, monkeypatch):
     monkeypatch.setattr(grouped, "TILE", 16)
     sizes, draw = np.array(SIZES[name]), np.random.default_rng(0)
@@ -48,7 +50,9 @@ def test_each_row_is_multiplied_with_its_own_weight(name, native, monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize(
+    "case", ["mixtral", *(pytest.param(case, marks=pytest.mark.long) for case in ("qwen3_moe", "olmoe"))]
+)
 def test_a_loss_with_balance_and_its_gradients_are_those_of_transformers(case, pretrained, imported):
     checkpoint, ids, weight = imported(case), tokens(20), 0.7
     config, batch = checkpoint.config, {"tokens": jnp.asarray(ids), "segments": jnp.ones(ids.shape, jnp.int32)}

@@ -44,7 +44,10 @@ LOCAL = {"local_layers": (0,), "local_window": 4, "attention_cap": 2.0, "logit_c
 @pytest.mark.parametrize(
     ("attention", "seeding", "changes"),
     [(path, seeding, {}) for path in ("dense", "chunked", "splash", "flash") for seeding in ("successor", "learned")]
-    + [("chunked", "successor", LOCAL), ("dense", "successor", {"experts": Experts(4, 2)})]
+    + [
+        ("chunked", "successor", LOCAL),
+        pytest.param("dense", "successor", {"experts": Experts(4, 2)}, marks=pytest.mark.long),
+    ]
     + [pytest.param("flash", "learned", LOCAL, marks=pytest.mark.long)],
 )
 def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(

@@ -63,7 +63,10 @@ def pure(net: TwoStream) -> dict:
     return nnx.to_pure_dict(nnx.state(net, nnx.Param))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+LONG = ("experts by probability, one layer", "experts, adapters")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in OPTIONS])
 def test_both_streams_equal_the_brute_force(name, tiny, network, packed, monkeypatch):
     monkeypatch.setattr(chunked, "ROW_BLOCK", 8)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)

@@ -76,6 +76,7 @@ def test_micro_batches_change_nothing(two_steps, accumulate):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_routers_are_told_of_over_micro_batches(tiny, batch, mesh):
     """Rows add up; the load-balancing loss is each micro-batch's, by its tokens."""
     found = {}

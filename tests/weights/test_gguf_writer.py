@@ -74,7 +74,9 @@ MIXTURES = {"mixtral": "llama", "qwen3_moe": "qwen3moe", "olmoe": "olmoe"}
 """What GGUF calls a family with experts."""
 
 
-@pytest.mark.parametrize("case", MIXTURES)
+@pytest.mark.parametrize(
+    "case", ["mixtral", *(pytest.param(case, marks=pytest.mark.long) for case in ("qwen3_moe", "olmoe"))]
+)
 def test_experts_are_stacked_by_the_names_of_llama_cpp_and_come_back(case, pretrained, imported, tokenizer, tmp_path):
     path = _write(tmp_path / "model.gguf", pretrained, imported, tokenizer, case, "bfloat16")
     reader = gguf.GGUFReader(path)
