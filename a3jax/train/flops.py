@@ -71,6 +71,18 @@ def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: b
     return float(own + _of_source(model, counts) if distilled else own)
 
 
+def of_experts(model: ModelConfig, stage: Stage, counts: Counts[float], recomputed: bool) -> float:
+    """FLOPs of the products with experts, forward and backward, and once more forward where that is computed again."""
+    single, fixed, total = one_stream_is_enough(model, stage.is_ar), content_is_fixed(model), 0.0
+    passes = (2 if model.adapter_rank else 3) + recomputed
+    for path, weight in declarations(model).items():
+        if weight.kind == "expert":
+            layers = _layers(model, weight, single)
+            content, query = layers[0] * counts.content, layers[1] * counts.predicted
+            total += 2 * _size(model, path) * ((1 if fixed else passes) * content + passes * query)
+    return float(total)
+
+
 def _of_source(model: ModelConfig, counts: Counts[float]) -> float:
     """FLOPs of one stream of the source model, forward only, and of its logits of predicted tokens."""
     source = without_adapters(model)

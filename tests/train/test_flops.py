@@ -107,6 +107,9 @@ def test_of_experts_those_count_that_a_row_goes_to(tiny):
     more = flops.per_window(model, stage, L) - flops.per_window(dense, stage, L)
     assert more == 3 * 2 * model.width * 8 * (2 * model.layers - 1) * L
     assert count(model) > 2 * count(dense)
+    own = flops.of_experts(model, stage, full_window(L), recomputed=False)
+    assert own == 3 * 2 * 2 * 3 * model.width * 24 * (2 * model.layers - 1) * L
+    assert flops.of_experts(model, stage, full_window(L), recomputed=True) == own * 4 / 3
 
 
 def step_products(model, stage, distill=0.0):
