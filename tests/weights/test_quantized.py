@@ -70,7 +70,7 @@ def awq(weight, draw, groups=4):
     return parts | {"scales": torch.from_numpy(scale_GxO)}, np.array(expected, np.float32)
 
 
-def fp8(weight, draw, block=(16, 16), scale="weight_scale_inv"):
+def fp8(weight, draw, block=(4, 16), scale="weight_scale_inv"):
     values = torch.from_numpy(draw.normal(size=weight.shape).astype(np.float32) * 50).to(torch.float8_e4m3fn)
     blocks = [n // size for n, size in zip(weight.shape, block)]
     factors = torch.from_numpy(draw.uniform(0.001, 0.01, blocks).astype(np.float32))
@@ -97,7 +97,7 @@ FORMATS = {
         lambda *a: gptq(*a, bits=2, groups=1, less=0),
     ),
     "AWQ": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, awq),
-    "FP8 in blocks": ({"quant_method": "fp8", "weight_block_size": [16, 16]}, fp8),
+    "FP8 in blocks": ({"quant_method": "fp8", "weight_block_size": [4, 16]}, fp8),
     "FP8 per tensor": ({"quant_method": "fp8"}, lambda w, draw: fp8(w, draw, w.shape)),
     "FP8 by rows": ({"quant_method": "fbgemm_fp8"}, lambda w, draw: fp8(w, draw, (1, w.shape[1]), "weight_scale")),
     "FP8 of llm-compressor": (
@@ -196,7 +196,7 @@ WRONG = {
     "another layout": ("GPTQ, groups shuffled", {"checkpoint_format": "marlin"}, None, "checkpoint_format 'marlin' is not"),
     "whole numbers": ("MXFP4", {"format": "pack-quantized"}, None, "quant_method 'compressed-tensors pack-quantized'"),
     "no zero points": ("GPTQ, groups shuffled", {}, without("qzeros"), "q_proj.qzeros is missing from the weights"),
-    "scales that do not fit": ("AWQ", {}, cut("scales"), r"qzeros is int32 of shape \(4, 4\); its quantization asks for"),
+    "scales that do not fit": ("AWQ", {}, cut("scales"), r"qzeros is int32 of shape \(4, 6\); its quantization asks for"),
     "no scale": ("FP8 in blocks", {}, without("weight_scale_inv"), "is float8_e4m3fn, and has no"),
     "blocks that do not fit": ("FP8 in blocks", {"weight_block_size": [7, 16]}, None, "which does not fit"),
     "no blocks at all": ("FP8 in blocks", {"weight_block_size": [0]}, None, "weight_block_size must be two numbers"),
