@@ -111,16 +111,16 @@ def predictions(
         known_BxL = follows_BxL & (next_slot_BxL < order.group_start)
         queries = queries._replace(embedding=queries.embedding + jnp.where(known_BxL[..., None], added_BxLxD, 0))
     if content_is_fixed(net.config):
-        hidden_BxLxD = net.run_queries(queries, jax.lax.stop_gradient(net.run_content(content, HOW)), HOW)
+        hidden_BxLxD, _ = net.run_queries(queries, jax.lax.stop_gradient(net.run_content(content, HOW)), HOW)
     else:
-        hidden_BxLxD = net.run(content, queries, HOW)
+        hidden_BxLxD, _ = net.run(content, queries, HOW)
     asked = Rows(hidden_BxLxD, read_BxL, order.predicted.astype(jnp.float32))
     if not arm.free:
         return asked, None
     unseen_BxL = follows_BxL & (next_slot_BxL >= end_BxL)
     weight_BxL = arm.free * unseen_BxL * sort(order.predicted, next_slot_BxL)
     # The content stream is run once more, for its last layer alone: simple, and no matter here.
-    return asked, Rows(net.run(content, None, HOW), next_token_BxL, weight_BxL)
+    return asked, Rows(net.run(content, None, HOW)[0], next_token_BxL, weight_BxL)
 
 
 def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:

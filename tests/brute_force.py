@@ -132,13 +132,25 @@ def _layer(config, w, x, position, mask, keys, values, key_position, number):
             out[t] += (weights / weights.sum()) @ values[seen, shared] @ w["output"][head]
     x = x + config.residual_scale * (_norm(config, out, w.get("attention_post_norm")) if config.post_norm else out)
     inputs = _norm(config, x, w.get("mlp_norm")) if config.pre_norm else x
+    out = _mlp(config, inputs, w) if config.experts is None else np.stack([_experts(config, row, w) for row in inputs])
+    return x + config.residual_scale * (_norm(config, out, w.get("mlp_post_norm")) if config.post_norm else out)
+
+
+def _mlp(config, inputs, w):
     gate = inputs @ w["gate"] + w.get("gate_bias", 0.0)
     if config.activation == "silu":
         gate = gate / (1 + np.exp(-gate))
     else:
         gate = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    out = (gate * (inputs @ w["up"] + w.get("up_bias", 0.0))) @ w["down"] + w.get("down_bias", 0.0)
-    return x + config.residual_scale * (_norm(config, out, w.get("mlp_post_norm")) if config.post_norm else out)
+    return (gate * (inputs @ w["up"] + w.get("up_bias", 0.0))) @ w["down"] + w.get("down_bias", 0.0)
+
+
+def _experts(config, row, w):
+    """One row through the experts that its router likes best, by their probabilities."""
+    probability = np.exp(log_softmax(row @ w["router"]))
+    best = np.argsort(-probability)[: config.experts.active]
+    shares = probability[best] / (probability[best].sum() if config.experts.normalized else 1)
+    return sum(s * _mlp(config, row, {name: w[name][x] for name in ("gate", "up", "down")}) for s, x in zip(shares, best))
 
 
 def _keys_values(config, w, content, position, number):

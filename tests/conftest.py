@@ -20,6 +20,7 @@ from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part
 from a3jax.data.tokenizer import TextCodec, byte_codec, with_start
+from a3jax.model.parameters import declared
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import Order, arrange, draw_part
 
@@ -74,8 +75,8 @@ def network() -> Callable[..., TwoStream]:
                 return 0.5 * rng.normal(size=shape)
             if name in ("embedding", "head"):
                 return rng.normal(size=shape) * (0.7 if name == "embedding" else 0.3)
-            inputs = config.query_heads * config.head_width if name in ("output", "output_in") else shape[1]
-            return rng.normal(size=shape) * inputs**-0.5
+            it = declared(variable)
+            return rng.normal(size=shape) * np.prod(shape[it.stacked :][: it.inputs]) ** -0.5
 
         for path, variable in nnx.to_flat_state(nnx.state(result, nnx.Param)):
             variable[...] = draw(path, variable).astype(np.float32)

@@ -44,7 +44,7 @@ def pretrained(tmp_path_factory) -> Callable[..., Path]:
             for key, tensor in model.named_parameters():
                 noise = torch.randn(tensor.shape, generator=draw)
                 gain = 0.7 if "embed" in key else tensor.shape[-1] ** -0.5
-                tensor.copy_(noise * gain if tensor.ndim == 2 else noise * 0.5 if "bias" in key else 1 + 0.3 * noise)
+                tensor.copy_(noise * gain if tensor.ndim > 1 else noise * 0.5 if "bias" in key else 1 + 0.3 * noise)
         folder = tmp_path_factory.mktemp(f"{case}-{dtype}")
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         for file, content in byte_codec().files.items():

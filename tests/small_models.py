@@ -36,6 +36,12 @@ CASES = {
     "gemma3_text": ("Gemma3", GEMMA | {"sliding_window_pattern": 3}),
     "granite": ("Granite", {**dict.fromkeys(BIASES, True), **MULTIPLIERS}),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.75, "sliding_window": 16, "rope_parameters": LONG, **ORIGINAL}),
+    "mixtral": ("Mixtral", {"head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "norm_topk_prob": True},
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "rope_scaling": LINEAR}),
 }
 

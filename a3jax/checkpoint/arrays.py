@@ -28,8 +28,8 @@ class Form(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    stacked: bool
-    """Whether the first axis counts layers."""
+    stacked: int
+    """How many of its first axes count matrices that are written one at a time: those of layers, and of experts."""
 
 
 class ParameterWriter:
@@ -43,26 +43,25 @@ class ParameterWriter:
             _save_outline(folder, forms)
         self._arrays = {name: _WritableArray(folder / name, form) for name, form in forms.items()}
 
-    def has(self, name: str, layer: int | None = None) -> bool:
-        """Whether a parameter, or one layer of it, was written whole."""
-        return self._arrays[name].has(layer)
+    def has(self, name: str, index: tuple[int, ...] = ()) -> bool:
+        """Whether a parameter, or the entry at an index of all axes that it is stacked over, was written whole."""
+        return self._arrays[name].has(index)
 
-    def write(self, name: str, value: np.ndarray, layer: int | None = None) -> None:
-        """Write a parameter, or one layer of it; on return it is in its files."""
-        self._arrays[name].write(value, layer)
+    def write(self, name: str, value: np.ndarray, index: tuple[int, ...] = ()) -> None:
+        """Write a parameter, or one entry of it; on return it is in its files."""
+        self._arrays[name].write(value, index)
 
 
 class _WritableArray:
-    """One Zarr array, cut into chunks of one layer and a part of the axis behind it."""
+    """One Zarr array, cut into chunks of one layer, or one expert of it, and a part of the axis behind it."""
 
     def __init__(self, path: Path, form: Form):
         self._path = path
-        layers = form.shape[:1] if form.stacked else ()
-        self._rest = form.shape[len(layers) :]
+        self._rest = form.shape[form.stacked :]
         row = int(np.prod(self._rest[1:])) * form.dtype.itemsize
         fitting = [n for n in range(1, self._rest[0] + 1) if self._rest[0] % n == 0 and n * row <= CHUNK_BYTES]
         self._rows = max(fitting, default=1)
-        chunk = [1 for _ in layers] + [self._rows, *self._rest[1:]]
+        chunk = [1] * form.stacked + [self._rows, *self._rest[1:]]
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{path.resolve()}/"},
@@ -80,14 +79,13 @@ class _WritableArray:
             shutil.rmtree(path)
             self._store = ts.open(spec, create=True).result()
 
-    def has(self, layer: int | None) -> bool:
-        first = "" if layer is None else f"{layer}/"
+    def has(self, index: tuple[int, ...]) -> bool:
+        first = "".join(f"{i}/" for i in index)
         rest = "/0" * (len(self._rest) - 1)
         return all((self._path / f"c/{first}{i}{rest}").is_file() for i in range(self._rest[0] // self._rows))
 
-    def write(self, value: np.ndarray, layer: int | None) -> None:
-        target = self._store if layer is None else self._store[layer]
-        target.write(value, can_reference_source_data_indefinitely=True).result()
+    def write(self, value: np.ndarray, index: tuple[int, ...]) -> None:
+        self._store[index].write(value, can_reference_source_data_indefinitely=True).result()
 
 
 def _save_outline(folder: Path, forms: Mapping[str, Form]) -> None:
@@ -115,9 +113,9 @@ class SavedParameter:
         """As saved."""
         return self._store.dtype.numpy_dtype
 
-    def read(self, layer: int | None = None) -> np.ndarray:
-        """All of it, or one entry of the first axis."""
-        return (self._store if layer is None else self._store[layer]).read().result()
+    def read(self, index: tuple[int, ...] = ()) -> np.ndarray:
+        """All of it, or the entry at an index of its first axes."""
+        return self._store[index].read().result()
 
     def part(self, index: tuple[slice, ...]) -> np.ndarray:
         """A part of it, one slice an axis."""

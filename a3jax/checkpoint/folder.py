@@ -174,6 +174,6 @@ def save_model(
     with complete_or_nothing(out) as partial:
         write_description(partial, config, record, tokenizer)
         arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
-        writer = ParameterWriter(partial / PARAMS, {name: Form(a.shape, a.dtype, False) for name, a in arrays.items()})
+        writer = ParameterWriter(partial / PARAMS, {name: Form(a.shape, a.dtype, 0) for name, a in arrays.items()})
         for name, array in arrays.items():
             writer.write(name, array)

@@ -15,6 +15,8 @@ class Provenance:
     dtype: str = "float32"
     """Of the source's matrices."""
     dequantized: bool = False
+    stored: str = ""
+    """What they were quantized as, such as "GPTQ, 4 bits", where that is known."""
     steps: int = 0
     tokens: int = 0
     """Tokens of documents that were trained on, given ones included and those of every epoch again; neither padding nor
@@ -33,3 +35,9 @@ class Provenance:
     """Versions and devices of each start that went on from the one before with others, oldest first."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults and the padding token, as the source's `generation_config.json` has them; exports have them too."""
+
+    @property
+    def origin(self) -> str:
+        """The dtype of the source's matrices, and what it was made of."""
+        of = f" from {self.stored}" if self.stored else ""
+        return f"dequantized{of} to {self.dtype}" if self.dequantized else self.dtype

@@ -96,6 +96,7 @@ def check_sections(
         ("optimizer.decay", optimizer.decay, 1),
         ("optimizer.final_lr", optimizer.final_lr, 1),
         ("optimizer.weight_decay", optimizer.weight_decay, None),
+        ("adapt.balance", adapt.balance or 0, None),
         ("adapt.distill", adapt.distill, 1),
     ]:
         if not math.isfinite(number):

@@ -1,10 +1,11 @@
 """The shape of a network, which lies beside its weights as `model.json`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from a3jax.config.rope import LongScaling, Rope, RopeScaling
-from a3jax.errors import UserError, check_count, check_positive, check_token
+from a3jax.errors import UserError, check_count, check_positive, check_token, shown
 
 Seeding = Literal["successor", "learned"]
 Content = Literal["group", "slot"]
@@ -23,8 +24,31 @@ class LayerKind(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A feed-forward of several experts, of which a router chooses some for each row (Mixtral, arXiv 2401.04088).
+
+    Raises `UserError` for a number that means nothing.
+    """
+
+    count: int
+    active: int
+    """Experts that a row goes through."""
+    normalized: bool = True
+    """Whether the router's weights of these add up to 1; else they are its probabilities among all."""
+    balance: float = 0.0
+    """What the load-balancing loss is multiplied with where routers are trained: `router_aux_loss_coef` of Hugging Face."""
+
+    def __post_init__(self) -> None:
+        check_count("experts.count", self.count)
+        if check_count("experts.active", self.active) > self.count:
+            raise UserError(f"experts.active is {self.active}, but there are only {self.count} experts")
+        if not (isinstance(self.balance, int | float) and 0 <= self.balance < math.inf):
+            raise UserError(f"experts.balance is {shown(self.balance)}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """One dense transformer with gated MLPs, of the Llama kind. Widths in numbers of floats, `context` in tokens.
+    """One transformer with gated MLPs, of the Llama kind. Widths in numbers of floats, `context` in tokens.
 
     A field's default is what Llama has. Raises `UserError`, with the field's name, for a number or a token that no model can
     have.
@@ -58,6 +82,8 @@ class ModelConfig:
     mlp_bias: bool = False
     query_key_norm: Literal["none", "head", "full"] = "none"
     """`head`: a norm over each head (Qwen 3, Gemma 3); `full`: over all heads at once (OLMo 2)."""
+    experts: Experts | None = None
+    """Of every layer's feed-forward, `ff_width` wide each (Mixtral, Qwen 3 MoE, OLMoE); None: it is one dense MLP."""
     norm: Norm = "rms"
     """`rms_offset`: RMSNorm that multiplies with 1 + weight (Gemma); `layer`: LayerNorm without weights (OLMo)."""
     pre_norm: bool = True

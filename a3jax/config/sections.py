@@ -133,6 +133,8 @@ class AdaptConfig:
     query_seed: Literal["kept", "normal"] = "kept"
     """What the learned vector of queries begins as: the source's, which after import is the mean token embedding, or draws
     from N(0, 1), as in the authors' code of arXiv 2601.13228."""
+    balance: float | None = None
+    """Weight of the load-balancing loss of experts, where their routers are trained; None: the source's own."""
     distill: float = 0.0
     """Share of the loss that is the cross-entropy to the source model's own distribution of a token, given all tokens
     before it, in place of the token itself. It costs a forward pass of one stream, and the source's weights in memory."""
@@ -149,6 +151,8 @@ class MeshConfig:
     """Splits the slots of a window: for windows too long for one device."""
     slices: int = 1
     """Parts of the machine that only a data-centre network joins: TPU slices, or groups of processes."""
+    expert: int = 1
+    """Splits the batch, and the experts of a model that has some."""
 
 
 @dataclass(frozen=True)

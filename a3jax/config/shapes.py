@@ -1,6 +1,6 @@
 """Shapes of published models by name, for plans and for training before any weights are there."""
 
-from a3jax.config.model import ModelConfig
+from a3jax.config.model import Experts, ModelConfig
 from a3jax.config.rope import Llama3Scaling
 
 
@@ -29,3 +29,19 @@ def _llama_3(
 LLAMA_3_2_1B = _llama_3(2048, 8192, 16, 32, head_width=64, rope_factor=32.0, tied_head=True)
 LLAMA_3_2_3B = _llama_3(3072, 8192, 28, 24, head_width=128, rope_factor=32.0, tied_head=True)
 LLAMA_3_1_8B = _llama_3(4096, 14336, 32, 32, head_width=128, rope_factor=8.0, tied_head=False)
+
+MIXTRAL_8X7B = ModelConfig(
+    family="mixtral",
+    vocab=32000,
+    width=4096,
+    ff_width=14336,
+    layers=32,
+    query_heads=32,
+    kv_heads=8,
+    head_width=128,
+    context=32768,
+    rope_theta=1e6,
+    experts=Experts(8, 2, balance=0.02),
+    start_token=1,
+    end_tokens=(2,),
+)

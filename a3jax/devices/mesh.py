@@ -1,7 +1,8 @@
 """The device mesh, and the one table that lays parameters and batches over it.
 
 Axes, from the slowest network to the fastest: `slices` are parts of the machine that only a data-centre network joins,
-`data` splits the batch, `fsdp` splits the batch and every parameter's width, `context` splits the slots of a window
+`data` splits the batch, `expert` splits the batch and the experts of a feed-forward (`a3jax.model.experts`), `fsdp` splits
+the batch and every parameter's width, `context` splits the slots of a window
 (`a3jax.devices.context_parallel`), `tensor` splits heads, feed-forward and vocabulary. Parameters name their axes by letter
 (`a3jax.model.parameters`); `RULES` maps letters to mesh axes. So do activations, whose batch takes `fsdp` and whose slots
 take `context`: their width stays whole, and weights are gathered where they are used.
@@ -25,14 +26,24 @@ from jax.sharding import PartitionSpec as P
 from a3jax.config import MeshConfig, ModelConfig
 from a3jax.errors import UserError
 
-AXES = ("slices", "data", "fsdp", "context", "tensor")
+AXES = ("slices", "data", "expert", "fsdp", "context", "tensor")
 """Outermost first; `MeshConfig` has a field of the same name for each."""
-BATCH = ("slices", "data", "fsdp")
+BATCH = ("slices", "data", "expert", "fsdp")
 """What windows are split over."""
 WIDTH = ("fsdp", "context")
 """What a parameter's width is split over."""
-RULES = {"N": None, "D": WIDTH, "F": "tensor", "H": "tensor", "K": "tensor", "E": None, "V": "tensor", "A": None}
-ACTIVATIONS = {**RULES, "B": BATCH, "D": None, "L": "context", "R": "context"}
+RULES = {
+    "N": None,
+    "D": WIDTH,
+    "F": "tensor",
+    "H": "tensor",
+    "K": "tensor",
+    "E": None,
+    "V": "tensor",
+    "A": None,
+    "X": "expert",
+}
+ACTIVATIONS = {**RULES, "B": BATCH, "D": None, "X": None, "L": "context", "R": "context"}
 _NAMES = "/".join(AXES)
 T = TypeVar("T")
 
@@ -57,7 +68,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if _granules(devices, slices) == slices > 1:
         by_process = devices[0].platform != "tpu"
         hybrid = mesh_utils.create_hybrid_device_mesh(
-            inner, (slices, 1, 1, 1, 1), devices, process_is_granule=by_process, allow_split_physical_axes=True
+            inner, (slices, *[1] * len(inner[1:])), devices, process_is_granule=by_process, allow_split_physical_axes=True
         )
         return Mesh(hybrid, AXES, axis_types=types)
     try:
@@ -89,15 +100,18 @@ def check_mesh(mesh: Mesh, model: ModelConfig, batch: int = 0, length: int = 0) 
     `batch` and `length` are windows of one micro-batch and their tokens, where they are known beforehand. Over `context` a
     window is cut into twice as many blocks as there are devices (`a3jax.devices.context_parallel`).
     """
-    tensor, context = mesh.shape["tensor"], mesh.shape["context"]
+    tensor, context, expert = (mesh.shape[axis] for axis in ("tensor", "context", "expert"))
+    if expert > 1 and model.experts is None:
+        raise UserError(f"mesh.expert is {expert}, but the model has no experts; take mesh.data or mesh.fsdp")
     for name, size, axis, parts in [
         ("query_heads", model.query_heads, "tensor", tensor),
         ("kv_heads", model.kv_heads, "tensor", tensor),
         ("ff_width", model.ff_width, "tensor", tensor),
         ("vocab", model.vocab, "tensor", tensor),
+        ("experts", model.experts.count if model.experts else 0, "expert", expert),
         ("width", model.width, "fsdp x context", mesh.shape["fsdp"] * context),
         ("data.length", length, "2 x context", 2 * context if context > 1 else 1),
-        ("the batch of one micro-batch", batch, "slices x data x fsdp", batch_parts(mesh)),
+        ("the batch of one micro-batch", batch, "slices x data x expert x fsdp", batch_parts(mesh)),
     ]:
         if size % parts:
             raise UserError(f"mesh: {name} = {size} is not divisible by {axis} = {parts}")
@@ -177,7 +191,7 @@ def _scattered(axes: tuple[str, ...], _: None, gradient: Array) -> tuple[Array]:
         return (gradient,)
     first, then = two_steps(width_parts(mesh))
     # The same devices in the same order, with those that a width is split over divided into two axes.
-    sizes = {axis: mesh.shape[axis] for axis in BATCH[:2]} | {"first": first, "then": then, "tensor": mesh.shape["tensor"]}
+    sizes = {axis: mesh.shape[axis] for axis in BATCH[:-1]} | {"first": first, "then": then, "tensor": mesh.shape["tensor"]}
     view = AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
     spec = P(*("first" if RULES[letter] == WIDTH else RULES[letter] for letter in axes))
     return (lay(jax.lax.with_sharding_constraint(gradient, NamedSharding(view, spec)), *partition(axes)),)

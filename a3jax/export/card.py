@@ -98,7 +98,7 @@ def adapter_card(name: str, config: ModelConfig, record: Provenance) -> str:
 
 def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -> str:
     """Markdown for a folder called `name`, of both streams or of the family's own class."""
-    source = f"{record.source} ({'dequantized to ' if record.dequantized else ''}{record.dtype})"
+    source = f"{record.source} ({record.origin})"
     facts = {
         "Source": source,
         "Family": config.family,

@@ -31,7 +31,9 @@ from a3jax.weights.source import without_code
 from a3jax.weights.table import QUERY_SEED, Entry, entries
 from a3jax.weights.whole import Parameter, parameters
 
-TWIN = tuple(Path(__file__).parent / "twin" / name for name in ("configuration_a3.py", "decoding_a3.py", "modeling_a3.py"))
+TWIN = tuple(
+    Path(__file__).parent / "twin" / f"{name}_a3.py" for name in ("configuration", "decoding", "experts", "modeling")
+)
 """The model in PyTorch, which stands alone."""
 GGUF, ADAPTERS = "gguf", "adapters"
 """The style that is one file instead of a folder, and that of adapters without the weights that they change."""
@@ -137,20 +139,19 @@ def _tensors(config: ModelConfig, found: dict[str, Parameter], dtype: str | None
         parameter = found[entry.ours]
         block, _, own = entry.ours.rpartition(".")
         change = [found[f"{block}.{factor}"] for factor in factors(own)] if own in merge else []
-        shape = entry.their_shape(parameter.shape[1:] if entry.per_layer else parameter.shape)
+        shape = entry.their_shape(parameter.shape[entry.stacked :])
         target = np.dtype(dtype or parameter.dtype)
-        for i, name in enumerate(entry.names(config.layers)):
-            layer = i if entry.per_layer else None
-            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, change, layer, entry, name, target))
+        for index, name in entry.names(parameter.shape).items():
+            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, change, index, entry, name, target))
 
 
 def _theirs(
-    parameter: Parameter, change: list[Parameter], layer: int | None, entry: Entry, name: str, dtype: np.dtype
+    parameter: Parameter, change: list[Parameter], index: tuple[int, ...], entry: Entry, name: str, dtype: np.dtype
 ) -> np.ndarray:
     """One tensor as it will be written, its adapter added in. Raises `UserError` if it is not finite."""
-    own = parameter.read(layer)
+    own = parameter.read(index)
     with np.errstate(over="ignore"):
-        cast = (merged(own, *(factor.read(layer) for factor in change)) if change else own).astype(dtype, copy=False)
+        cast = (merged(own, *(factor.read(index) for factor in change)) if change else own).astype(dtype, copy=False)
     if not is_finite(cast):
         raise UserError(f"tensor {name} holds NaN, or numbers too large for {dtype}; nothing was exported")
     return entry.to_theirs(cast)

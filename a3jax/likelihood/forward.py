@@ -15,6 +15,7 @@ from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import spread
 from a3jax.devices.mesh import constrain
 from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
+from a3jax.model.experts import Routing
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Masking, Order
 
@@ -43,6 +44,8 @@ class Predictions(NamedTuple):
     """That token."""
     weight_BxL: Array
     """float32: how much its loss counts; 0 where it is given or padding."""
+    routing: Routing | None = None
+    """What the routers of its layers did, if there are some."""
 
     def nll_sum(self, chunk: int, soft: SoftTargets | None = None) -> Array:
         """Sum of weight x -log p over all tokens, in nats, a float32 scalar.
@@ -68,10 +71,10 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Comput
     index_BxL, weight_BxL = order.token_index, order.predicted.astype(jnp.float32)
     if one_stream:  # a slot's content predicts the token of the next
         index_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, weight_BxL))
-    hidden = network.content_hidden if one_stream else network.query_hidden
-    hidden_BxLxD = hidden(tokens_BxL, jax.tree.map(spread, order), compute)
+    run = network.content_pass if one_stream else network.query_pass
+    hidden_BxLxD, routing = run(tokens_BxL, jax.tree.map(spread, order), compute)
     target_BxL = sort(tokens_BxL, index_BxL)
-    return Predictions(hidden_BxLxD, *_head(network), index_BxL, target_BxL, weight_BxL)
+    return Predictions(hidden_BxLxD, *_head(network), index_BxL, target_BxL, weight_BxL, routing)
 
 
 def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute) -> Predictions:
@@ -79,10 +82,10 @@ def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, comp
 
     `tokens` are in window order, and true ones: what is masked is not read. Windows are whole on a device (`mesh.context` 1).
     """
-    hidden_BxRxD = network.masked_hidden(tokens_BxL, masking.rows, compute)
+    hidden_BxRxD, routing = network.masked_pass(tokens_BxL, masking.rows, compute)
     hidden_BxLxD = constrain(sort(hidden_BxRxD, masking.row[..., None]), "BxLxD")
     place_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-    return Predictions(hidden_BxLxD, *_head(network), place_BxL, tokens_BxL, masking.weight)
+    return Predictions(hidden_BxLxD, *_head(network), place_BxL, tokens_BxL, masking.weight, routing)
 
 
 def _head(network: TwoStream) -> tuple[Array, float | None]:

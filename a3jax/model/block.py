@@ -9,17 +9,18 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from a3jax.attention.blocks import Local, Range
-from a3jax.config import Activation, ModelConfig
+from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import first, rest, streams
 from a3jax.devices.mesh import constrain
+from a3jax.model import experts, mlp
 from a3jax.model.adapters import adapted, factor_axes, factors, has_adapter
 from a3jax.model.cache import Keys
+from a3jax.model.experts import Routing
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import project
@@ -59,6 +60,12 @@ class Rows(NamedTuple):
         """The rows whose last hidden state is a pass's result: queries, or content where there are none."""
         return self if self.content_rows == self.x.shape[1] else self.queries
 
+    @property
+    def seen(self) -> Array:
+        """Which rows see something, B x R: neither padding nor a query before which there is nothing."""
+        seen = self.end > self.start
+        return seen if self.own is None else seen | (self.own[1] > self.own[0])
+
     def _part(self, cut: Callable[[Array, int], Array], content_rows: int, changed: Array | None) -> "Rows":
         x, normed, cos, sin, start, end, position = (cut(array, self.content_rows) for array in self[:7])
         own = None if self.own is None else (cut(self.own[0], self.content_rows), cut(self.own[1], self.content_rows))
@@ -80,9 +87,8 @@ class Block(nnx.Module):
         self.key = declare("NxD->KxE", "matrix", normal)
         self.value = declare("NxD->KxE", "matrix", normal)
         self.output = declare("NxHxE->D", "matrix", normal)
-        self.gate = declare("NxD->F", "matrix", normal)
-        self.up = declare("NxD->F", "matrix", normal)
-        self.down = declare("NxF->D", "matrix", normal)
+        for name, (axes, kind) in (mlp.WEIGHTS if config.experts is None else experts.WEIGHTS).items():
+            setattr(self, name, declare(axes, kind, normal))
         if config.qkv_bias:
             self.query_bias = declare("NxHxE", "bias", zeros)
             self.key_bias = declare("NxKxE", "bias", zeros)
@@ -110,8 +116,11 @@ class Block(nnx.Module):
         key, value = (self._project(content.normed, name, content) for name in ("key", "value"))
         return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
 
-    def attend_and_mlp(self, rows: Rows, known: Keys, attend: Callable[..., Array]) -> Array:
-        """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see."""
+    def attend_and_mlp(self, rows: Rows, known: Keys, attend: Callable[..., Array]) -> tuple[Array, Routing | None]:
+        """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see.
+
+        With them comes what the router did, in a layer that has one.
+        """
         query = rotate(self._per_head(self._project(rows.normed, "query", rows), "query_norm"), rows.cos, rows.sin)
         if (scale := self.config.attention_scale) is not None:
             query *= scale * self.config.head_width**0.5  # `attend` divides by the root
@@ -119,14 +128,16 @@ class Block(nnx.Module):
         how = {"own": rows.own, "cap": self.config.attention_cap, "local": local}
         seen = attend(query, known.key, known.value, rows.start, rows.end, **how)
         x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_post_norm")
-        out_BxRxD = self._mlp(self._before(x_BxRxD, "mlp_norm"), rows)
-        return constrain(x_BxRxD + self._after(out_BxRxD, "mlp_post_norm"), "BxRxD")
+        out_BxRxD, routing = self._feed_forward(self._before(x_BxRxD, "mlp_norm"), rows)
+        return constrain(x_BxRxD + self._after(out_BxRxD, "mlp_post_norm"), "BxRxD"), routing
 
-    def _mlp(self, normed_BxRxD: Array, rows: Rows) -> Array:
-        """The gated feed-forward network."""
-        gate, up = (self._project(normed_BxRxD, name, rows) for name in ("gate", "up"))
-        hidden = ACTIVATIONS[self.config.activation](gate) * up
-        return self._project(constrain(hidden, "BxRxF"), "down", rows)
+    def _feed_forward(self, normed_BxRxD: Array, rows: Rows) -> tuple[Array, Routing | None]:
+        """A dense one, or one of experts; each has a file of its own."""
+        activate = mlp.ACTIVATIONS[self.config.activation]
+        if self.config.experts is None:
+            return mlp.mlp(normed_BxRxD, activate, lambda x, name: self._project(x, name, rows)), None
+        weights = {name: getattr(self, name)[...] for name in experts.WEIGHTS}
+        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, activate, weights)
 
     def _project(self, x_BxRxi: Array, name: str, rows: Rows) -> Array:
         """The product of `rows` with a weight, and with its adapter in those that have one; and its bias, if it has one."""
@@ -164,6 +175,3 @@ class Block(nnx.Module):
             return x_BxRxHxE
         axes = (-1,) if self.config.query_key_norm == "head" else (-2, -1)
         return normalize(self.config, x_BxRxHxE, getattr(self, norm), axes)
-
-
-ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}

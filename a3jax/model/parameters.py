@@ -19,9 +19,10 @@ from flax import nnx
 from a3jax.config import ModelConfig
 
 Initializer = Callable[..., jax.Array]
-Kind = Literal["matrix", "norm", "bias", "embedding", "head", "adapter", "seed"]
-"""`matrix`: what rows of a layer are multiplied with; `adapter`: a factor of the low-rank change of one; `seed`: the vector
-that seeds queries."""
+Kind = Literal["matrix", "router", "expert", "norm", "bias", "embedding", "head", "adapter", "seed"]
+"""`matrix`: what rows of a layer are multiplied with; `expert`: several of them, of which each row is multiplied with some;
+`router`: the matrix that says with which; `adapter`: a factor of the low-rank change of a matrix; `seed`: the vector that
+seeds queries."""
 
 
 class Declared(NamedTuple):
@@ -30,23 +31,29 @@ class Declared(NamedTuple):
     axes: tuple[str, ...]
     kind: Kind
     inputs: int
-    """How many axes, after that of layers, rows are multiplied with; 0 for what is no product of rows."""
+    """How many axes, after those that it is stacked over, rows are multiplied with; 0 for what is no product of rows."""
+
+    @property
+    def stacked(self) -> int:
+        """How many of its first axes count parameters of the same kind: layers, and experts in a layer."""
+        return sum(letter == axis for letter, axis in zip(self.axes, "NX"))
 
 
 def parameter(config: ModelConfig, axes: str, kind: Kind, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:
     """A float32 parameter of a kind with axes such as "NxD->F" (a product of rows) or "NxD"."""
     before, arrow, _ = axes.partition("->")
-    letters = tuple(axes.replace("->", "x").split("x"))
+    letters, stacked = tuple(axes.replace("->", "x").split("x")), 2 if axes.startswith("NxXx") else 1
     value = initializer(rngs.params(), tuple(size_of(config)[letter] for letter in letters))
-    return nnx.Param(value, axes=letters, kind=kind, inputs=before.count("x") if arrow else 0)
+    return nnx.Param(value, axes=letters, kind=kind, inputs=before.count("x") + 1 - stacked if arrow else 0)
 
 
 def size_of(config: ModelConfig) -> dict[str, int]:
-    """The sizes of axes: N layers, D width, F feed-forward, H and K heads, E head, V vocabulary, A adapter."""
+    """The sizes of axes: N layers, D width, F feed-forward, X experts, H and K heads, E head, V vocabulary, A adapter."""
     return {
         "N": config.layers,
         "D": config.width,
         "F": config.ff_width,
+        "X": config.experts.count if config.experts else 0,
         "H": config.query_heads,
         "K": config.kv_heads,
         "E": config.head_width,

@@ -36,6 +36,7 @@ from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows
 from a3jax.model.cache import Cache, Keys
+from a3jax.model.experts import Routing
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
@@ -117,6 +118,10 @@ class TwoStream(nnx.Module):
         of earlier groups of its document alone. Over a mesh with `context`, orders come and slots go as
         `a3jax.devices.context_parallel.spread` lays them; so for `content_hidden`.
         """
+        return self.query_pass(token_BxL, order, compute)[0]
+
+    def query_pass(self, token_BxL: Array, order: Order, compute: Compute) -> tuple[Array, Routing | None]:
+        """`query_hidden`, and what the layers' routers did: with the queries alone where the content stream is fixed."""
         content = self._content(token_BxL, order, compute)
         predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))
         queries = self.query_stream(predecessor_BxL, order.query, order.start, order.group_start, compute)
@@ -126,6 +131,10 @@ class TwoStream(nnx.Module):
 
     def content_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's content, B x L x D in slot order: the model's AR view."""
+        return self.content_pass(token_BxL, order, compute)[0]
+
+    def content_pass(self, token_BxL: Array, order: Order, compute: Compute) -> tuple[Array, Routing | None]:
+        """`content_hidden`, and what the layers' routers did."""
         return self.run(self._content(token_BxL, order, compute), None, compute)
 
     def masked_hidden(self, token_BxL: Array, rows: MaskedRows, compute: Compute) -> Array:
@@ -134,6 +143,10 @@ class TwoStream(nnx.Module):
         `token_BxL` is in window order. The head applied to a row that reads token t gives logits of token t + 1: the row is
         an AR query for that token, which may see more.
         """
+        return self.masked_pass(token_BxL, rows, compute)[0]
+
+    def masked_pass(self, token_BxL: Array, rows: MaskedRows, compute: Compute) -> tuple[Array, Routing | None]:
+        """`masked_hidden`, and what the layers' routers did."""
         x_BxRxD = self.embed_queries(sort(token_BxL, rows.token_index), ~rows.masked, compute)
         return self.run(Stream(x_BxRxD, rows.position, rows.start, rows.end, own=rows.own), None, compute)
 
@@ -167,22 +180,24 @@ class TwoStream(nnx.Module):
         scale = self.config.embedding_scale
         return embedding if scale == 1 else embedding * jnp.asarray(scale, embedding.dtype)
 
-    def run(self, content: Stream, queries: Stream | None, compute: Compute) -> Array:
+    def run(self, content: Stream, queries: Stream | None, compute: Compute) -> tuple[Array, Routing | None]:
         """Both streams, or content alone, through all layers; slot i is content row i.
 
-        Returns the normalized last hidden states of the queries, or of the content where there are none.
+        Returns the normalized last hidden states of the queries, or of the content where there are none, and what the
+        routers of all layers did, if they have some.
         """
         rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
 
-        def layer(x_BxRxD: Array, own: Layer, last: bool) -> tuple[Array, None]:
+        def layer(x_BxRxD: Array, own: Layer, last: bool) -> tuple[Array, Routing | None]:
             block, here = enter(own, rows, x_BxRxD)
             known = Keys(*block.keys_values(here.content), here.content.position)
-            return block.attend_and_mlp(here.wanted if last else here, known, compute.attend), None
+            return block.attend_and_mlp(here.wanted if last else here, known, compute.attend)
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
-        x_BxRxD, _ = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], layers))
-        x_BxRxD, _ = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], layers))
-        return self._normalize(x_BxRxD, compute)
+        x_BxRxD, routing = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], layers))
+        x_BxRxD, of_last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], layers))
+        routing = jax.tree.map(lambda others, last: jnp.concatenate([others, last[None]]), routing, of_last)
+        return self._normalize(x_BxRxD, compute), routing
 
     def run_content(self, content: Stream, compute: Compute) -> Cache:
         """The keys and values of all slots, for queries that come without content; slot i is content row i."""
@@ -191,21 +206,22 @@ class TwoStream(nnx.Module):
         def layer(x_BxLxD: Array, own: Layer) -> tuple[Array, tuple[Array, Array]]:
             block, here = enter(own, rows, x_BxLxD)
             key, value = block.keys_values(here)
-            return block.attend_and_mlp(here, Keys(key, value, here.position), compute.attend), (key, value)
+            return block.attend_and_mlp(here, Keys(key, value, here.position), compute.attend)[0], (key, value)
 
         keys, values = (constrain(x, "NxBxLxKxE") for x in jax.lax.scan(layer, rows.x, layers)[1])
         return Cache(keys, values, rows.position)
 
-    def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> Array:
-        """The normalized last hidden states of queries alone, from the keys and values of all slots."""
+    def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> tuple[Array, Routing | None]:
+        """The normalized last hidden states of queries alone, from the keys and values of all slots; and as `run`."""
         rows, (enter, layers) = self._rows(None, queries), self._layers(compute)
 
-        def layer(x_BxLxD: Array, xs: tuple[Layer, tuple[Array, Array]]) -> tuple[Array, None]:
+        def layer(x_BxLxD: Array, xs: tuple[Layer, tuple[Array, Array]]) -> tuple[Array, Routing | None]:
             own, keys_values = xs
             block, here = enter(own, rows, x_BxLxD)
-            return block.attend_and_mlp(here, Keys(*keys_values, known.position), compute.attend), None
+            return block.attend_and_mlp(here, Keys(*keys_values, known.position), compute.attend)
 
-        return self._normalize(jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))[0], compute)
+        x_BxLxD, routing = jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))
+        return self._normalize(x_BxLxD, compute), routing
 
     def run_cached(
         self, content: Stream, queries: Stream | None, cache: Cache, offset_B: Array | int, compute: Compute
@@ -224,7 +240,7 @@ class TwoStream(nnx.Module):
             (x_BxRxD, cache), (own, number) = carry, xs
             block, here = enter(own, rows, x_BxRxD)
             cache = cache.write(number, offset_B, *block.keys_values(here.content))
-            return (block.attend_and_mlp(here, cache.layer(number), compute.attend), cache), None
+            return (block.attend_and_mlp(here, cache.layer(number), compute.attend)[0], cache), None
 
         (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
@@ -254,8 +270,7 @@ class TwoStream(nnx.Module):
             windows = jnp.array([EVERYWHERE if kind.window is None else kind.window for kind in kinds])
 
         def enter(layer: Layer, rows: Rows, x_BxRxD: Array) -> tuple[Block, Rows]:
-            own = jax.tree.map(_of_a_layer, layer.parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-            block = nnx.merge(graph, own)
+            block = nnx.merge(graph, jax.tree.map(_of_a_layer, layer.parameters, is_leaf=_is_variable))
             if len(kinds) > 1:
                 cos, sin = (jax.lax.dynamic_slice_in_dim(turn, layer.kind, 1, axis=2) for turn in (rows.cos, rows.sin))
                 rows = rows._replace(cos=cos, sin=sin)
@@ -263,8 +278,12 @@ class TwoStream(nnx.Module):
                 rows = rows._replace(window=windows[layer.kind])
             return block, block.enter(rows, x_BxRxD)
 
+        def computed(parameter: nnx.Variable) -> nnx.Variable:
+            value = parameter[...]
+            return parameter.replace(value if declared(parameter).kind == "router" else value.astype(compute.dtype))
+
         kind_N = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds])
-        return enter, Layer(jax.tree.map(lambda p: p.astype(compute.dtype), parameters), kind_N)
+        return enter, Layer(jax.tree.map(computed, parameters, is_leaf=_is_variable), kind_N)
 
     def _normalize(self, x_BxRxD: Array, compute: Compute) -> Array:
         """What the head takes: logits' divisor divides here, where there are fewer numbers."""
@@ -273,9 +292,18 @@ class TwoStream(nnx.Module):
 
 
 def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
-    """A parameter of one layer, whose gradient every device keeps its part of; vectors are not worth it."""
-    _, *axes = declared(parameter).axes
-    return parameter.replace(scattering(parameter[...], tuple(axes))) if len(axes) > 1 and "D" in axes else parameter
+    """A parameter of one layer, whose gradient every device keeps its part of; vectors are not worth it.
+
+    Those of experts are summed by `a3jax.model.experts`.
+    """
+    (_, *axes), kind, _ = declared(parameter)
+    if len(axes) < 2 or "D" not in axes or kind == "expert":
+        return parameter
+    return parameter.replace(scattering(parameter[...], tuple(axes)))
+
+
+def _is_variable(leaf: object) -> bool:
+    return isinstance(leaf, nnx.Variable)
 
 
 def sort(x_BxL: Array, index_BxL: Array) -> Array:

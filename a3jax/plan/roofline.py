@@ -97,6 +97,8 @@ def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, top
         executed += (
             windows * flops.source_attention(model, full_window(length, config.mask_block)) if config.adapt.distill else 0
         )
+    # Their products are a kernel of the compiler's own, behind which nothing is counted.
+    executed += windows * flops.of_experts(model, stage, full_window(length, config.mask_block), config.train.remat == "full")
     compute = executed / devices / topology.flops_per_second
     memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second
     communication = sum(costs.sent_bytes.values()) / topology.chip.ici_bytes_per_second

@@ -19,7 +19,6 @@ from a3jax.config import Config, MeshConfig, ModelConfig, settled
 from a3jax.devices.mesh import AXES
 from a3jax.errors import UserError
 from a3jax.likelihood.forward import one_stream_is_enough
-from a3jax.model.parameters import count
 from a3jax.plan.compile import Fits, fit, mesh_over, model_of
 from a3jax.plan.roofline import Roofline, read_costs, roofline
 from a3jax.plan.topology import Topology
@@ -27,7 +26,6 @@ from a3jax.progress import Progress
 from a3jax.train import flops, remat
 from a3jax.train.compiled import lower
 from a3jax.train.optimizer import moment_bytes
-from a3jax.train.trained import count_trained
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,8 @@ def search(config: Config, topology: Topology, batches: Sequence[int], limit: in
 
 def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Sequence[int]) -> list[Config]:
     """Every mesh and batch that divides, and whose parameters and saved activations alone do not fill a device."""
-    context, slices = (max(1, size) for size in (config.mesh.context, config.mesh.slices))
-    devices = len(topology.devices) // (context * slices)
+    context, slices, expert = (max(1, size) for size in (config.mesh.context, config.mesh.slices, config.mesh.expert))
+    devices = len(topology.devices) // (context * slices * expert)
     sizes = [size for size in range(1, devices + 1) if devices % size == 0]
     found = []
     for data, fsdp, batch in itertools.product(sizes, sizes, batches):
@@ -92,7 +90,7 @@ def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Se
             continue
         one = dataclasses.replace(
             config,
-            mesh=MeshConfig(data, fsdp, devices // (data * fsdp), context, slices),
+            mesh=MeshConfig(data, fsdp, devices // (data * fsdp), context, slices, expert),
             data=dataclasses.replace(config.data, batch=batch),
         )
         try:
@@ -107,7 +105,8 @@ def _allowed(config: Config, model: ModelConfig, topology: Topology, batches: Se
 def _least_bytes(config: Config, model: ModelConfig) -> int:
     """Of a device: parameters and moments, and what every layer leaves for the backward pass."""
     mesh = config.mesh
-    held = jnp.dtype("float32").itemsize * count(model) + moment_bytes(config.optimizer) * count_trained(config, model)
+    held, changed = remat.held_and_changed(config, model, mesh.expert)
+    held = jnp.dtype("float32").itemsize * held + moment_bytes(config.optimizer) * changed
     state = held // (mesh.fsdp * mesh.context * mesh.tensor)
     return state + model.layers * _rows(config, model) * model.width * jnp.dtype(config.train.compute_dtype).itemsize
 
@@ -121,21 +120,26 @@ def _rows(config: Config, model: ModelConfig) -> int:
 def _tokens(config: Config) -> int:
     """Of the windows that a device computes, or its share of them, at one time."""
     mesh = config.mesh
-    return config.data.batch // (config.train.accumulate * mesh.slices * mesh.data * mesh.fsdp) * config.data.length
+    return (
+        config.data.batch
+        // (config.train.accumulate * mesh.slices * mesh.data * mesh.expert * mesh.fsdp)
+        * config.data.length
+    )
 
 
 def _seconds_per_token(config: Config, model: ModelConfig, topology: Topology) -> tuple[float, float]:
     """The larger of arithmetic and communication as estimated, then their sum to decide between equals."""
     mesh, parts = config.mesh, config.train.accumulate
-    sharing, copies = mesh.fsdp * mesh.context, mesh.slices * mesh.data
+    sharing, copies = mesh.fsdp * mesh.context, mesh.slices * mesh.data * mesh.expert
     width = jnp.dtype(config.train.compute_dtype).itemsize
-    weights = width * count(model) / mesh.tensor
+    weights = width * remat.held_and_changed(config, model, mesh.expert)[0] / mesh.tensor
     gathered = 3 * parts * weights * (sharing - 1) / sharing
     reduced = 2 * parts * weights / sharing * (copies - 1) / copies
     summed = 4 * model.layers * parts * _rows(config, model) * model.width * width * 2 * (mesh.tensor - 1) / mesh.tensor
     token = 2 * model.layers * model.kv_heads * model.head_width * width / mesh.tensor
+    sent = 4 * model.layers * parts * _rows(config, model) * model.width * width * (mesh.expert - 1)
     keys = 3 * parts * _tokens(config) * token * (mesh.context - 1) / mesh.context
-    communication = (gathered + reduced + summed + keys) / topology.chip.ici_bytes_per_second
+    communication = (gathered + reduced + summed + sent + keys) / topology.chip.ici_bytes_per_second
     stage, length = config.schedule.stages[0], config.data.length
     useful = config.data.batch * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
     arithmetic = useful / len(topology.devices) / topology.flops_per_second

@@ -19,7 +19,7 @@ from a3jax.model.parameters import count
 from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_evaluation
 from a3jax.train.run import CONFIG
-from a3jax.weights import a3_folder
+from a3jax.weights import a3_folder, quantized
 from a3jax.weights.gguf import GgufFile, open_gguf
 from a3jax.weights.huggingface import read_description, with_stored_head
 from a3jax.weights.pretrained import frozen_source
@@ -88,7 +88,9 @@ def _hugging_face_folder(path: Path, _: int | None) -> Facts:
     tensors = TensorFiles(path)
     facts: Facts = {"what": "Hugging Face folder, " + ("both streams" if both else "left to right")}
     try:
+        tensors = quantized.opened(path, raw)
         facts |= _network(with_stored_head(read_description(path).config, tensors, where))
+        facts |= {"quantized": said} if (said := quantized.said(raw)) else {}
     except UserError as error:
         facts |= {"family": raw.get("model_type"), "not_importable": str(error)}
     facts |= _stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), _sizes(tensors.files()))
@@ -133,6 +135,7 @@ def _network(config: ModelConfig) -> Facts:
         "layers": config.layers,
         "width": config.width,
         "feed_forward_width": config.ff_width,
+        **({"experts": f"{mixture.count}, {mixture.active} of them for a token"} if (mixture := config.experts) else {}),
         "heads": heads,
         "vocabulary": config.vocab,
         "head": "tied to the embedding" if config.tied_head else "its own",
@@ -179,7 +182,7 @@ def _stored(tensors: Iterable[tuple[Iterable[int], str]], files: dict[str, int])
 
 
 def _history(record: Provenance) -> Facts:
-    dequantized = f", dequantized to {record.dtype}" if record.dequantized else ""
+    dequantized = f", {record.origin}" if record.dequantized else ""
     return {
         "source": record.source + dequantized,
         "steps_trained": record.steps,

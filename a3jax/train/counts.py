@@ -60,12 +60,6 @@ def counted_masked(masking: Masking, segment_BxL: Array) -> Counts[Array]:
     )
 
 
-def no_counts() -> Counts[Array]:
-    """Zeros, to which counts are added."""
-    rows, keys = jnp.zeros((), jnp.int32), jnp.zeros(())
-    return Counts(rows, rows, rows, keys, keys, keys)
-
-
 def full_window(length: int, mask_block: int | None = None) -> Counts[float]:
     """A window that one document fills, nothing of it given: rows see half of all keys on average, those before them.
 

@@ -1,6 +1,7 @@
 """How much arithmetic a step needs, counted by hand, and how much the machine can do: their ratio is the MFU.
 
-Useful FLOPs only: those of rows and keys that a prediction comes of (`a3jax.train.counts`), once each. Not counted are
+Useful FLOPs only: those of rows and keys that a prediction comes of (`a3jax.train.counts`), once each. Of experts a row is
+counted with those that it goes to. Not counted are
 padding, the queries of given tokens, keys that are computed and hidden, what is computed again for the backward pass, and
 the last layer's content rows, which are not computed.
 """
@@ -12,9 +13,11 @@ import jax
 from a3jax.config import ModelConfig, Stage
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.adapters import content_is_fixed, factors, has_adapter, without_adapters
-from a3jax.model.parameters import Declared, declarations, size_of
+from a3jax.model.parameters import Declared, Kind, declarations, size_of
 from a3jax.train.counts import Counts, full_window
 
+PRODUCTS: frozenset[Kind] = frozenset(("matrix", "router", "expert"))
+"""Kinds of parameters that rows are multiplied with, and that are there without adapters."""
 PEAK_BF16 = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -56,7 +59,7 @@ def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: b
     passes = 2 if model.adapter_rank else 3
     weights = model.width * model.vocab * counts.predicted * (1 if single and fixed else passes)
     for path, weight in declarations(model).items():
-        if weight.kind != "matrix":
+        if weight.kind not in PRODUCTS:
             continue
         layers = _layers(model, weight, single)
         content, query = layers[0] * counts.content, layers[1] * counts.predicted
@@ -68,10 +71,22 @@ def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: b
     return float(own + _of_source(model, counts) if distilled else own)
 
 
+def of_experts(model: ModelConfig, stage: Stage, counts: Counts[float], recomputed: bool) -> float:
+    """FLOPs of the products with experts, forward and backward, and once more forward where that is computed again."""
+    single, fixed, total = one_stream_is_enough(model, stage.is_ar), content_is_fixed(model), 0.0
+    passes = (2 if model.adapter_rank else 3) + recomputed
+    for path, weight in declarations(model).items():
+        if weight.kind == "expert":
+            layers = _layers(model, weight, single)
+            content, query = layers[0] * counts.content, layers[1] * counts.predicted
+            total += 2 * _size(model, path) * ((1 if fixed else passes) * content + passes * query)
+    return float(total)
+
+
 def _of_source(model: ModelConfig, counts: Counts[float]) -> float:
     """FLOPs of one stream of the source model, forward only, and of its logits of predicted tokens."""
     source = without_adapters(model)
-    sizes = sum(_size(source, path) for path, weight in declarations(source).items() if weight.kind == "matrix")
+    sizes = sum(_size(source, path) for path, weight in declarations(source).items() if weight.kind in PRODUCTS)
     rows = model.layers * sizes * counts.content + model.width * model.vocab * counts.predicted
     return float(2 * rows + source_attention(model, counts))
 
@@ -107,8 +122,11 @@ def _per_key(model: ModelConfig) -> int:
 
 
 def _size(model: ModelConfig, path: str) -> int:
-    """Floats of a layer's parameter."""
-    return math.prod(size_of(model)[letter] for letter in declarations(model)[path].axes[1:])
+    """Floats of a layer's parameter that a row is multiplied with: of experts, those of the row's."""
+    it, sizes = declarations(model)[path], size_of(model)
+    if it.kind == "expert" and model.experts:
+        sizes["X"] = model.experts.active
+    return math.prod(sizes[letter] for letter in it.axes[1:])
 
 
 def _layers(model: ModelConfig, weight: Declared, single: bool) -> tuple[int, int]:

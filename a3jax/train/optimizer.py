@@ -19,7 +19,7 @@ from a3jax.config import OptimizerConfig
 from a3jax.model.parameters import Kind, declared
 from a3jax.train import scaling
 
-DECAYING: frozenset[Kind] = frozenset(("matrix", "embedding", "head", "adapter"))
+DECAYING: frozenset[Kind] = frozenset(("matrix", "router", "expert", "embedding", "head", "adapter"))
 """Kinds of parameters that weight decay acts on. An adapter's two factors are matrices as others are, and PEFT with PyTorch's
 AdamW decays them too; as their product is what is added to a weight, they decay towards the source model."""
 

@@ -7,20 +7,22 @@ full     each layer's input; the whole forward pass is computed again
 """
 
 import dataclasses
+import math
 import os
 from typing import cast
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig
 from a3jax.devices.mesh import batch_parts, width_parts
 from a3jax.errors import UserError
-from a3jax.model.parameters import count
+from a3jax.model.parameters import declared, shapes
 from a3jax.model.two_stream import Remat
 from a3jax.train.optimizer import moment_bytes
-from a3jax.train.trained import count_trained
+from a3jax.train.trained import changes
 
 SHARE = 0.8
 """Of the device's memory; the rest is for logits, attention and what the estimate leaves out."""
@@ -47,10 +49,23 @@ def chosen(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -
 
 def state_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
     """On one device: parameters, gradients and moments of those that are trained, a source to learn from."""
-    changed = count_trained(config, model)
-    held = count(model) * (2 if config.adapt.distill else 1)
+    held, changed = held_and_changed(config, model, mesh.shape["expert"])
     moments = moment_bytes(config.optimizer) * changed
-    return (4 * (held + changed) + moments) // (width_parts(mesh) * mesh.shape["tensor"])
+    return (4 * (held * (2 if config.adapt.distill else 1) + changed) + moments) // (width_parts(mesh) * mesh.shape["tensor"])
+
+
+def held_and_changed(config: Config, model: ModelConfig, expert: int) -> tuple[int, int]:
+    """How many numbers of parameters lie beside one another, and how many of them are trained, as `expert` splits them.
+
+    What splits the width, heads and feed-forward has then still to be divided by.
+    """
+
+    def count(parameters: nnx.State) -> int:
+        leaves = jax.tree.leaves(parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        return sum(math.prod(leaf.shape) // (expert if "X" in declared(leaf).axes else 1) for leaf in leaves)
+
+    everything = shapes(model)
+    return count(everything), count(nnx.filter_state(everything, changes(config.adapt, model)))
 
 
 def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
@@ -58,12 +73,13 @@ def saved_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> int:
 
     A row keeps in each layer the layer's input, the results of output and down projections (D each), query and
     attention (H E each), gate and up (F each); a content row keeps its key and value (K E each). The last layer has
-    query rows only.
+    query rows only. Of experts, a row keeps the results of all those that it goes to, and of rows of other devices too.
     """
     itemsize = jnp.dtype(config.train.compute_dtype).itemsize
     windows = max(config.batches) // config.train.accumulate / (batch_parts(mesh) * mesh.shape["context"])
-    split = 2 * model.query_heads * model.head_width + 2 * model.ff_width + model.kv_heads * model.head_width
-    row = 3 * model.width + split / mesh.shape["tensor"]
+    copies = model.experts.active * mesh.shape["expert"] if model.experts else 1
+    split = 2 * model.query_heads * model.head_width + 2 * copies * model.ff_width + model.kv_heads * model.head_width
+    row = (2 + copies) * model.width + split / mesh.shape["tensor"]
     return int(itemsize * 2 * windows * config.data.length * row * (model.layers - 0.5))
 
 

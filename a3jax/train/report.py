@@ -17,7 +17,7 @@ from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.likelihood.held_out import Bound, Nll
 from a3jax.progress import Progress
-from a3jax.train import flops
+from a3jax.train import flops, routers
 from a3jax.train.callbacks import Callback
 from a3jax.train.counts import Counts
 from a3jax.train.goodput import USEFUL, Goodput
@@ -130,6 +130,8 @@ class Report:
         if self._peak:
             needed = flops.useful(self._model, stage, counts, self._config.adapt.distill > 0)
             facts["mfu"] = needed / seconds / self._peak
+        if found.routing is not None:
+            facts |= {"balance": float(found.balance), **routers.facts(found.routing)}
         if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
             slow = self._hosts.straggler
             self._write(

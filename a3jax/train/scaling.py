@@ -75,10 +75,9 @@ def _as_large_as_adams(leaf: nnx.Variable) -> nnx.Variable:
 
 
 def _sides(leaf: nnx.Variable) -> tuple[int, int]:
-    """Where the axes of inputs and those of outputs begin; an axis before them counts layers."""
-    axes, _, inputs = declared(leaf)
-    begin = 1 if axes[0] == "N" else 0
-    return begin, begin + inputs
+    """Where the axes of inputs and those of outputs begin; axes before them count matrices."""
+    it = declared(leaf)
+    return it.stacked, it.stacked + it.inputs
 
 
 def _split(tree: nnx.State) -> tuple[nnx.State, nnx.State]:
@@ -86,7 +85,7 @@ def _split(tree: nnx.State) -> tuple[nnx.State, nnx.State]:
 
 
 def _dimensions(tree: nnx.State) -> nnx.State:
-    """Which axes of every parameter are those of inputs and of outputs; layers are matrices of their own."""
+    """Which axes of every parameter are those of inputs and of outputs; layers and experts are matrices of their own."""
 
     def of(leaf: nnx.Variable) -> nnx.Variable:
         begin, middle = _sides(leaf)
@@ -96,7 +95,7 @@ def _dimensions(tree: nnx.State) -> nnx.State:
 
 
 def adafactor() -> optax.GradientTransformationExtraArgs:
-    """Adafactor, whose update of each layer of a parameter is at most 1 in the root of its mean square."""
+    """Adafactor, whose update of each matrix of a parameter is at most 1 in the root of its mean square."""
     inner = optax.scale_by_factored_rms(min_dim_size_to_factor=FACTORED)
 
     def init(params: nnx.State) -> optax.FactoredState:
@@ -112,7 +111,7 @@ def adafactor() -> optax.GradientTransformationExtraArgs:
 
 
 def _bounded(leaf: nnx.Variable) -> nnx.Variable:
-    axes = tuple(axis for axis, letter in enumerate(declared(leaf).axes) if letter != "N")
+    axes = tuple(range(declared(leaf).stacked, leaf.ndim))
     value = leaf[...]
     rms = jnp.sqrt(jnp.square(value).mean(axes, keepdims=True))
     return leaf.replace(value / jnp.maximum(1, rms))

@@ -64,7 +64,8 @@ def _check_one_stream(config: Config, model: ModelConfig) -> None:
 
 def told(config: Config, model: ModelConfig) -> str:
     """What a run trains, in words, and how to have it otherwise where nobody said it."""
-    numbers = f"{count_trained(config, model):,} of {count(model):,} numbers"
+    changed = nnx.filter_state(shapes(model), changes(config.adapt, model))
+    numbers = f"{sum(leaf.size for leaf in jax.tree.leaves(changed)):,} of {count(model):,} numbers"
     if not model.adapter_rank:
         return f"training weights, {numbers}"
     stream = "the query stream" if content_is_fixed(model) else "both streams"
@@ -93,12 +94,6 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
     if not changed:
         raise UserError("adapt.frozen names all parameters; leave some out, or there is nothing to train")
     return lambda path, _: str(path[-1]) in changed
-
-
-def count_trained(config: Config, model: ModelConfig) -> int:
-    """Number of parameters that change."""
-    changed = changes(config.adapt, model)
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.filter_state(shapes(model), changed)))
 
 
 def adapters(model: ModelConfig) -> set[str]:

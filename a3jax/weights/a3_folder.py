@@ -71,6 +71,7 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
         "rope_parameters": ropes,
         "a3_family": config.family,
         **{name: getattr(config, name) for name in _MECHANISMS},
+        "num_experts": config.experts.count if config.experts else 0,
         "layer_kinds": [_kind_to_hf(config, kind) for kind in kinds],
         "kind_of_layer": [kinds.index(kind) for kind in config.layer_kinds],
         "seeding": config.seeding,

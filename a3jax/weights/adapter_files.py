@@ -43,12 +43,12 @@ class Adapters:
 def names(config: ModelConfig) -> frozenset[str]:
     """The tensors of a two-stream export that are no part of the source."""
     own = [entry for entry in entries(config) if entry.kind == "adapter"]
-    return frozenset(name for entry in (*own, QUERY_SEED) for name in entry.names(config.layers))
+    return frozenset(name for entry in (*own, QUERY_SEED) for name in entry.names((config.layers,)).values())
 
 
 def norm_names(config: ModelConfig) -> list[str]:
     """The tensors that a source is known by, in the order of the table."""
-    return [name for entry in entries(config) if entry.kind == "norm" for name in entry.names(config.layers)]
+    return [name for entry in entries(config) if entry.kind == "norm" for name in entry.names((config.layers,)).values()]
 
 
 def fingerprint(norms: Iterable[np.ndarray]) -> str:

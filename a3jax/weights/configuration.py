@@ -6,18 +6,18 @@ What transformers takes where a file is silent is taken here. What no mechanism 
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from a3jax.config import Activation, ModelConfig
+from a3jax.config import Activation, Experts, ModelConfig
 from a3jax.errors import UserError, check_count, check_positive, shown
 from a3jax.weights import rope
-from a3jax.weights.families import ATTENTION_BIAS, MLP_BIAS, Family, family_of
+from a3jax.weights.families import ATTENTION_BIAS, MLP_BIAS, Family, Mixture, family_of
 from a3jax.weights.generation import end_tokens, special_tokens, start_token
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 assert set(_ACTIVATIONS.values()) == set(get_args(Activation))
+_BALANCE = "router_aux_loss_coef"
 _MOST_LAYERS = 10_000
 """Of families whose layers are of several kinds."""
 _REFUSED = {
-    "quantization_config": "quantization_config (quantized weights; import the unquantized model)",
     "transformers_weights": "transformers_weights (weights in a file of another name)",
     "clip_qkv": "clip_qkv (queries, keys and values that are clipped)",
     "use_bidirectional_attention": "use_bidirectional_attention (an encoder)",
@@ -76,7 +76,7 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
     fields.refuse(heads % kv_heads != 0, f"num_attention_heads {heads} that num_key_value_heads {kv_heads} does not divide")
     fields.refuse(head_width % 2 != 0, f"odd head_dim {head_width}")
     made: dict[str, Any] = {
-        "ff_width": fields.count("intermediate_size"),
+        **_feed_forward(fields, family.mixture),
         "layers": fields.count("num_hidden_layers"),
         "norm_eps": family.norm_eps or check_positive(f"{where}: rms_norm_eps", fields.needed("rms_norm_eps")),
         "activation": _activation(fields, family),
@@ -91,6 +91,22 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
     if not made.get("local_layers"):
         made["local_rope"] = None
     return ModelConfig(family.name, vocab, width, query_heads=heads, kv_heads=kv_heads, head_width=head_width, **made)
+
+
+def _feed_forward(fields: _Fields, mixture: Mixture | None) -> dict[str, Any]:
+    """Its width, and of experts all else. Refuses a model some of whose layers have none."""
+    if mixture is None:
+        return {"ff_width": fields.count("intermediate_size")}
+    fields.refuse(fields.get("mlp_only_layers") not in (None, []), f"mlp_only_layers {shown(fields.get('mlp_only_layers'))}")
+    fields.refuse(fields.count("decoder_sparse_step", 1) != 1, f"decoder_sparse_step {fields.get('decoder_sparse_step')}")
+    other = "num_experts" if mixture.count == "num_local_experts" else "num_local_experts"  # transformers takes either
+    count = fields.count(other if fields.get(mixture.count) is None else mixture.count, mixture.silent.count)
+    active = fields.count("num_experts_per_tok", mixture.silent.active)
+    fields.refuse(active > count, f"num_experts_per_tok {active} of {count} experts")
+    balance = fields.settings.get(_BALANCE, mixture.silent.balance)
+    balance = 0.0 if balance in (None, 0) else check_positive(f"{fields.where}: {_BALANCE}", balance)
+    experts = Experts(count, active, fields.flag("norm_topk_prob", mixture.silent.normalized), balance)
+    return {"ff_width": fields.count(mixture.width, mixture.silent_width), "experts": experts}
 
 
 def _activation(fields: _Fields, family: Family) -> Activation:
@@ -188,7 +204,15 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     for number in family.numbers:
         value = getattr(config, number.ours)
         result[number.theirs] = None if value is None else number.to_theirs(value)
-    return result | _layers_to_hf(config, family)
+    return result | _experts_to_hf(config, family) | _layers_to_hf(config, family)
+
+
+def _experts_to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
+    experts, mixture = config.experts, family.mixture
+    if experts is None or mixture is None:
+        return {}
+    said = {"num_experts_per_tok": experts.active, "norm_topk_prob": experts.normalized, _BALANCE: experts.balance}
+    return said | {mixture.count: experts.count, mixture.width: config.ff_width}
 
 
 def _layers_to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from a3jax.config import Experts
 from a3jax.errors import UserError, shown
 from a3jax.files.strict import misspelt
 
@@ -30,6 +31,19 @@ class Number(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """How a family's `config.json` tells of experts, of which all its layers are."""
+
+    silent: Experts
+    """What it takes where the file is silent."""
+    count: str = "num_experts"
+    """The field that says how many there are."""
+    width: str = "intermediate_size"
+    """The field of the feed-forward width of one."""
+    silent_width: int | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """What sets a family apart from Llama."""
 
@@ -43,6 +57,8 @@ class Family:
     """Matrices that it stores as one, rows upon rows (`a3jax.weights.fused`)."""
     biases: tuple[str, ...] = ()
     """The fields by which a model may have biases."""
+    mixture: Mixture | None = None
+    """None: its feed-forward is dense."""
     scaled_embedding: bool = False
     """Embeddings are multiplied with the root of the width."""
     activation: str = "silu"
@@ -153,15 +169,37 @@ FAMILIES = (
         start_token=128000,
         end_token=128001,
     ),
+    Family(
+        "mixtral",
+        "MixtralForCausalLM",
+        mixture=Mixture(Experts(8, 2, True, 0.001), count="num_local_experts"),
+        kv_heads=8,
+        slides=True,
+        rope_base=1e6,
+        start_token=1,
+        end_token=2,
+    ),
+    Family(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {"query_key_norm": "head"},
+        mixture=Mixture(Experts(128, 8, False, 0.001), width="moe_intermediate_size", silent_width=768),
+        biases=(ATTENTION_BIAS,),
+        **_QWEN | {"kv_heads": 4},
+    ),
+    Family(
+        "olmoe",
+        "OlmoeForCausalLM",
+        {"query_key_norm": "full"},
+        mixture=Mixture(Experts(64, 8, False, 0.01)),
+        **_OLMO,
+    ),
 )
 
 _MISSING = {
     "gemma3": "images beside the text; import a folder of its text model, whose model_type is gemma3_text",
     "gemma3n_text": "embeddings of its own in every layer",
-    "mixtral": "a mixture of experts",
-    "qwen2_moe": "a mixture of experts",
-    "qwen3_moe": "a mixture of experts",
-    "olmoe": "a mixture of experts",
+    "qwen2_moe": "an expert that every token goes through beside those chosen",
     "gpt2": "learned position embeddings and LayerNorm",
     "llava": "images beside the text",
     "mllama": "images beside the text",

@@ -16,7 +16,7 @@ from a3jax.data.tokenizer_files import FILES
 from a3jax.errors import UserError
 from a3jax.files.strict import read
 from a3jax.outside_text import say
-from a3jax.weights import a3_folder, configuration, generation, sha256
+from a3jax.weights import a3_folder, configuration, generation, quantized, sha256
 from a3jax.weights.fused import parts
 from a3jax.weights.source import Source, without_code
 from a3jax.weights.tensor_files import TensorFiles, read_json
@@ -34,6 +34,8 @@ class Description(NamedTuple):
     config: ModelConfig
     generation: dict[str, Any]
     """As `Provenance` has it."""
+    model: dict[str, Any]
+    """`config.json` itself."""
 
 
 def read_description(path: Path) -> Description:
@@ -46,7 +48,7 @@ def read_description(path: Path) -> Description:
     if not adapted and model.get("rope_scaling") and model.get("rope_parameters") and config.local_rope is None:
         say(f"{where}: rope_scaling stands in place of all of rope_parameters, as in transformers")
     config = generation.united(config, model, settings, str(file))
-    return Description(adapted, config, generation.kept(model, settings, config.vocab))
+    return Description(adapted, config, generation.kept(model, settings, config.vocab), model)
 
 
 def with_stored_head(config: ModelConfig, tensors: TensorFiles, where: str) -> ModelConfig:
@@ -79,17 +81,18 @@ class HuggingFaceFolder(Source):
 
     def __init__(self, path: Path, name: str | None = None):
         self.path = path
-        adapted, config, settings = read_description(path)
+        adapted, config, settings, model = read_description(path)
         found = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
         self.tokenizer = without_code(found, str(path))
         if "tokenizer.json" not in self.tokenizer:
             raise UserError(f"{path} has no tokenizer.json; save the fast tokenizer into it")
         config = with_start(config, self.tokenizer, str(path / "tokenizer.json"))
-        self._tensors = TensorFiles(path)
-        self._tensors.check_dtypes()
+        self._tensors = quantized.opened(path, model)
         self.config = with_stored_head(config, self._tensors, str(path / "config.json"))
         self._parts = parts(self._tensors, config)
-        record = Provenance(source=name or path.resolve().name, dtype=self._tensors.main_dtype())
+        stored = quantized.said(model)
+        dtype = "float32" if stored else self._tensors.main_dtype()
+        record = Provenance(name or path.resolve().name, dtype, dequantized=bool(stored), stored=stored)
         if adapted and (path / a3_folder.RECORD).is_file():
             record = read(Provenance, path / a3_folder.RECORD)
         self.record = dataclasses.replace(record, generation=settings)

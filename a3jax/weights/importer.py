@@ -64,7 +64,8 @@ class _Part(NamedTuple):
     name: str
     """Theirs."""
     entry: Entry
-    layer: int | None
+    place: tuple[int, ...]
+    """Of the layer, and of the expert."""
     form: Form
     """Of the whole parameter, ours."""
     bytes: int
@@ -76,13 +77,14 @@ def _parts(source: Source, dtype: np.dtype | None) -> Iterator[_Part]:
     config, found = source.config, source.shapes()
     tree = nnx.to_pure_dict(shapes(config))
     for entry in table_of(source):
-        names, shape = entry.names(config.layers), entry.get(tree).shape
-        dtypes = {source.dtype(name) for name in names}
+        shape = entry.get(tree).shape
+        names = entry.names(shape)
+        dtypes = {source.dtype(name) for name in names.values()}
         saved_as = dtype or (dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32))
-        form = Form(shape, saved_as, entry.per_layer)
-        for layer, name in enumerate(names):
+        form = Form(shape, saved_as, entry.stacked)
+        for index, name in names.items():
             size = int(np.prod(found[name])) * source.dtype(name).itemsize
-            yield _Part(name, entry, layer if entry.per_layer else None, form, size)
+            yield _Part(name, entry, index, form, size)
 
 
 def table_of(source: Source) -> tuple[Entry, ...]:
@@ -93,21 +95,21 @@ def table_of(source: Source) -> tuple[Entry, ...]:
 def _seed_form(source: Source, parts: list[_Part]) -> Form:
     """Of the query seed, which takes the embedding's dtype where the source has none."""
     forms = {part.entry.ours: part.form for part in parts}
-    return forms.get(QUERY_SEED.ours) or Form((source.config.width,), forms["embedding"].dtype, False)
+    return forms.get(QUERY_SEED.ours) or Form((source.config.width,), forms["embedding"].dtype, 0)
 
 
 def _write(source: Source, part: _Part, writer: ParameterWriter) -> None:
     """Import one tensor, unless it is there. The query seed of a source without one starts as the mean token embedding."""
-    if writer.has(part.entry.ours, part.layer):
+    if writer.has(part.entry.ours, part.place):
         return
     tensor = source.read(part.name)
     with np.errstate(over="ignore"):
         cast = tensor.astype(part.form.dtype, copy=False)
     check_finite(tensor, cast, source.where(part.name))
-    ours = part.entry.to_ours(cast, part.form.shape if part.layer is None else part.form.shape[1:])
+    ours = part.entry.to_ours(cast, part.form.shape[part.form.stacked :])
     if part.entry.ours == "embedding" and QUERY_SEED.theirs not in source.shapes():
         writer.write(QUERY_SEED.ours, mean_embedding(ours))  # first: it is there if this one is
-    writer.write(part.entry.ours, ours, part.layer)
+    writer.write(part.entry.ours, ours, part.place)
 
 
 def check_finite(tensor: np.ndarray, cast: np.ndarray, where: str) -> None:
@@ -136,13 +138,15 @@ def _made_from(source: Source, dtype: str | None) -> dict[str, Any]:
 
 def _check_shapes(source: Source) -> None:
     config, found = source.config, source.shapes()
-    if config.layers > len(found):  # before as many names are made
-        raise UserError(f"{source.path}: {config.layers} layers are asked for, and the weights have {len(found)} tensors")
+    asked = {"layers": config.layers, "experts": config.experts.count if config.experts else 0}
+    for what, count in asked.items():
+        if count > len(found):  # before as many names are made
+            raise UserError(f"{source.path}: {count} {what} are asked for, and the weights have {len(found)} tensors")
     tree = nnx.to_pure_dict(shapes(config))
     expected: dict[str, tuple[int, ...]] = {}
     for entry in table_of(source):
         shape = entry.get(tree).shape
-        expected |= dict.fromkeys(entry.names(config.layers), entry.their_shape(shape[1:] if entry.per_layer else shape))
+        expected |= dict.fromkeys(entry.names(shape).values(), entry.their_shape(shape[entry.stacked :]))
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{source.where(name)} is missing from the weights")

@@ -75,13 +75,11 @@ def _lay_out(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index],
 def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype, index: Index) -> np.ndarray:
     """A part of a parameter whose whole shape is `shape`."""
     result = _empty(tuple(map(len, _ranges(index, shape))), dtype)
-    names = entry.names(source.config.layers)
-    if entry.per_layer:
-        names, parts, index, shape = names[index[0]], list(result), index[1:], shape[1:]
-    else:
-        parts = [result]
-    for name, part in zip(names, parts, strict=True):
-        tensor = source.read_part(name, entry.their_index(index, shape))
+    names, stacked = np.array(list(entry.names(shape).values())).reshape(shape[: entry.stacked]), entry.stacked
+    wanted = entry.their_index(index[stacked:], shape[stacked:])
+    parts = result.reshape(-1, *result.shape[stacked:])
+    for name, part in zip(names[index[:stacked]].ravel(), parts, strict=True):
+        tensor = source.read_part(name, wanted)
         with np.errstate(over="ignore"):
             part[...] = entry.to_ours(tensor, part.shape)
         check_finite(tensor, part, source.where(name))

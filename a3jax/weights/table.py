@@ -19,7 +19,10 @@ from a3jax.model.parameters import Kind, declarations
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: our dotted path, their name ("{i}" is the layer), its kind, and how many of our axes are inputs."""
+    """One parameter: our dotted path, their name, its kind, and how many of our axes are inputs.
+
+    In their name "{i}" is the layer, and "{x}" the expert: ours is stacked over what theirs has one tensor of each for.
+    """
 
     ours: str
     theirs: str
@@ -27,9 +30,9 @@ class Entry:
     inputs: int = 0
 
     @property
-    def per_layer(self) -> bool:
-        """Whether ours is stacked over layers while theirs is one tensor per layer."""
-        return "{i}" in self.theirs
+    def stacked(self) -> int:
+        """Over how many of its first axes ours is stacked."""
+        return ("{i}" in self.theirs) + ("{x}" in self.theirs)
 
     def get(self, tree: dict[str, Any]) -> Any:
         """Our parameter in a nested dict of all of them."""
@@ -44,27 +47,27 @@ class Entry:
             tree = tree[part]
         tree[last] = value
 
-    def names(self, layers: int) -> list[str]:
-        """Their names, one per layer or just one."""
-        return [self.theirs.format(i=i) for i in range(layers)] if self.per_layer else [self.theirs]
+    def names(self, shape: tuple[int, ...]) -> dict[tuple[int, ...], str]:
+        """Their names by index along the axes that ours, whose whole shape is given, is stacked over."""
+        return {index: self.theirs.format(**dict(zip("ix", index))) for index in np.ndindex(*shape[: self.stacked])}
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Their tensor's shape, from ours (without the layer axis)."""
+        """Their tensor's shape, from ours (without the axes it is stacked over; so for the other methods)."""
         return tuple(math.prod(shape[axes]) for axes in self._axes())
 
     def their_index(self, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """Where a part of ours lies in theirs; `shape` is all of ours, `index` one slice an axis, both without layers.
+        """Where a part of ours lies in theirs; `shape` is all of ours, `index` one slice an axis.
 
         Of our axes that are one in theirs (heads and head width), only the first may be cut; else raises `ValueError`.
         """
         return tuple(_merged(index[axes], shape[axes]) for axes in self._axes())
 
     def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Their tensor, or the part of it at `their_index`, in our layout; `shape` is ours, without the layer axis."""
+        """Their tensor, or the part of it at `their_index`, in our layout; `shape` is ours."""
         return (tensor.T if self.inputs else tensor).reshape(shape)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """Our array (one layer of it) in their layout; the inverse of `to_ours`."""
+        """Our array in their layout; the inverse of `to_ours`."""
         theirs = self.their_shape(array.shape)
         return np.ascontiguousarray(array.reshape(theirs[::-1]).T if self.inputs else array.reshape(theirs))
 
@@ -98,6 +101,18 @@ _MLP: _Names = (
     ("blocks.up", "model.layers.{i}.mlp.up_proj.weight"),
     ("blocks.down", "model.layers.{i}.mlp.down_proj.weight"),
 )
+_EXPERTS: _Names = (
+    ("blocks.router", "model.layers.{i}.mlp.gate.weight"),
+    ("blocks.gate", "model.layers.{i}.mlp.experts.{x}.gate_proj.weight"),
+    ("blocks.up", "model.layers.{i}.mlp.experts.{x}.up_proj.weight"),
+    ("blocks.down", "model.layers.{i}.mlp.experts.{x}.down_proj.weight"),
+)
+_MIXTRAL: _Names = (
+    ("blocks.router", "model.layers.{i}.block_sparse_moe.gate.weight"),
+    ("blocks.gate", "model.layers.{i}.block_sparse_moe.experts.{x}.w1.weight"),
+    ("blocks.up", "model.layers.{i}.block_sparse_moe.experts.{x}.w3.weight"),
+    ("blocks.down", "model.layers.{i}.block_sparse_moe.experts.{x}.w2.weight"),
+)
 _QUERY_KEY_NORM: _Names = (
     ("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
     ("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
@@ -120,7 +135,7 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
         ("blocks.mlp_post_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
         *_ATTENTION,
         *_QUERY_KEY_NORM,
-        *_MLP,
+        *_feed_forward(config),
         *((f"{ours}_bias", theirs.replace(".weight", ".bias")) for ours, theirs in (*_ATTENTION, *_MLP)),
         ("final_norm", "model.norm.weight"),
         ("head", "lm_head.weight"),
@@ -130,6 +145,12 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
     return tuple(
         Entry(ours, theirs, declared[ours].kind, declared[ours].inputs) for ours, theirs in names if ours in declared
     )
+
+
+def _feed_forward(config: ModelConfig) -> _Names:
+    if config.experts is None:
+        return _MLP
+    return _MIXTRAL if config.family == "mixtral" else _EXPERTS
 
 
 def _adapters(config: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The tensors of a Hugging Face folder, by name over all its files: safetensors with or without an index, or `.bin`."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import safetensors
 
 from a3jax.errors import UserError
-from a3jax.files.outside_json import read_object
+from a3jax.files.outside_json import parse_object, read_object
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_INTEGERS = {"I32": "int32", "U8": "uint8"}
+_EIGHT_BITS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+_ALL = _DTYPES | _INTEGERS | _EIGHT_BITS
 
 
 class TensorFiles:
@@ -37,7 +41,7 @@ class TensorFiles:
     def dtype(self, name: str) -> str:
         """By numpy's name; one that numpy lacks keeps its own."""
         dtype = self._tensors[name][1].get_dtype().removeprefix("torch.")
-        return _DTYPES.get(dtype, dtype)
+        return _ALL.get(dtype, dtype)
 
     def file(self, name: str) -> Path:
         """Where one tensor lies."""
@@ -57,13 +61,14 @@ class TensorFiles:
 
     def check_dtypes(self) -> None:
         """Raise `UserError` for a tensor that is not of a plain floating dtype."""
-        for name, (file, _) in self._tensors.items():
+        for name in self:
             if (dtype := self.dtype(name)) not in _DTYPES.values():
-                raise UserError(f"{file}: tensor {name} is {dtype}; only unquantized weights can be imported")
+                what = "and nothing says how it is quantized; give an unquantized folder, or one whose config.json does"
+                raise UserError(f"{self.file(name)}: tensor {name} is {dtype}, {what}")
 
     def main_dtype(self) -> str:
         """That of the first matrix."""
-        return next((self.dtype(name) for name in self._tensors if len(self.shape(name)) == 2), "float32")
+        return next((self.dtype(name) for name in self if len(self.shape(name)) == 2), "float32")
 
 
 class _TorchTensor:
@@ -82,7 +87,34 @@ class _TorchTensor:
         import torch
 
         part = self._tensor[index].contiguous()
-        return part.view(torch.uint16).numpy().view(np.dtype("bfloat16")) if part.dtype == torch.bfloat16 else part.numpy()
+        if part.dtype == torch.bfloat16:
+            return part.view(torch.uint16).numpy().view(np.dtype("bfloat16"))
+        name = str(part.dtype).removeprefix("torch.")
+        return part.view(torch.uint8).numpy().view(np.dtype(name)) if name in _EIGHT_BITS.values() else part.numpy()
+
+
+class _EightBits:
+    """A tensor of eight-bit floats in a safetensors file, which the library cannot give to numpy: its bytes as they lie."""
+
+    def __init__(self, file: Path, begin: int, tensor: Any):
+        self.get_shape, self.get_dtype = tensor.get_shape, tensor.get_dtype
+        self._file, self._begin = file, begin
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        dtype = np.dtype(_EIGHT_BITS[self.get_dtype()])
+        return np.array(np.memmap(self._file, dtype, "r", self._begin, tuple(self.get_shape()))[index])
+
+
+def _begins(file: Path) -> Callable[[str], int]:
+    """Where each tensor of a safetensors file begins, of which the header is read when it is first asked."""
+
+    @functools.cache
+    def header() -> tuple[int, dict[str, Any]]:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            return 8 + length, parse_object(opened.read(length), str(file))
+
+    return lambda name: header()[0] + header()[1][name]["data_offsets"][0]
 
 
 def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
@@ -111,8 +143,10 @@ def _open_tensors(path: Path) -> dict[str, tuple[Path, Any]]:
             opened = safetensors.safe_open(file, "numpy")
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or damaged ({error}); download it again") from None
+        begins = _begins(file)
         for name in opened.keys():  # noqa: SIM118, not a mapping
-            _add(tensors, name, file, opened.get_slice(name))
+            tensor = opened.get_slice(name)
+            _add(tensors, name, file, _EightBits(file, begins(name), tensor) if tensor.get_dtype() in _EIGHT_BITS else tensor)
     for name in weight_map:
         if name not in tensors:
             raise UserError(f"{path / weight_map[name]}: tensor {name} is missing, though the index lists it")

@@ -21,11 +21,10 @@ class FrozenParameter:
         self.shape = shape
         self._read = read
 
-    def read(self, layer: int | None = None) -> np.ndarray:
-        """All of it, or one entry of the first axis. Raises `UserError` if it cannot be read."""
-        if layer is None:
-            return self._read((slice(None),) * len(self.shape))
-        return self._read((slice(layer, layer + 1), *(slice(None),) * (len(self.shape) - 1)))[0]
+    def read(self, index: tuple[int, ...] = ()) -> np.ndarray:
+        """All of it, or the entry at an index of its first axes. Raises `UserError` if it cannot be read."""
+        own = tuple(slice(i, i + 1) for i in index)
+        return self._read((*own, *[slice(None)] * (len(self.shape) - len(own))))[(0,) * len(own)]
 
 
 Parameter = SavedParameter | FrozenParameter

@@ -8,7 +8,7 @@ import pytest
 from filling import HOW, document, fill, log_probs
 from flax import nnx
 
-from a3jax.config import Rope
+from a3jax.config import Experts, Rope
 from a3jax.decode import groups
 from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
@@ -37,6 +37,7 @@ def window_groups(order, b=0):
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
+        pytest.param("random_4", {"experts": Experts(4, 2)}, marks=pytest.mark.long),
     ],
 )
 def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny, network):
@@ -67,7 +68,8 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
     ("order", "changes"),
     [(order, {}) for order in ORDERS]
     + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})]
-    + [("random_4", LOCAL), pytest.param("ar", LOCAL, marks=pytest.mark.long)],
+    + [("random_4", LOCAL), pytest.param("ar", LOCAL, marks=pytest.mark.long)]
+    + [("random_4", {"experts": Experts(5, 2)})],
 )
 def test_chain_rule(order, changes, tiny, network):
     net = network(tiny(layers=2, context=256, **changes))

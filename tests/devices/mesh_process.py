@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, Experts, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.curriculum.stage import Part
 from a3jax.devices import mesh as meshes
 from a3jax.likelihood.held_out import HeldOut
@@ -42,14 +42,21 @@ MESHES = {
     "context x tensor": MeshConfig(fsdp=1, context=4, tensor=2),
     "slices x data x context": MeshConfig(data=2, fsdp=1, context=2, slices=2),
     "slices x fsdp x context": MeshConfig(fsdp=2, context=2, slices=2),
+    "experts on one device": MeshConfig(fsdp=1),
+    "expert x fsdp x tensor": MeshConfig(expert=2, fsdp=2, tensor=2),
 }
 """Over two processes, the outermost axis that a mesh has spans both: each of the five does so in one of them at least."""
 IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
+WITH_EXPERTS = ("experts on one device", "expert x fsdp x tensor")
+"""Meshes over which a model with experts is computed in place of `MODEL`."""
+SINGLE = ("one device", "experts on one device")
+"""What the others are compared with."""
 THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
 LOCAL = {"local_layers": (0,), "local_window": 7, "attention_cap": 3.0, "logit_cap": 5.0, "output_bias": True}
 MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full", post_norm=True, **LOCAL)
+EXPERTS = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, experts=Experts(4, 2, balance=0.1))
 BATCH, L = 8, 32
 MIXTURE = (
     Part(2.0, "random", 4, 0.5),
@@ -60,12 +67,17 @@ ADAPTED = dataclasses.replace(MODEL, adapter_rank=2)
 STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1), "random_4"
 
 
+def model_of(name):
+    """The model that the mesh `name` computes."""
+    return EXPERTS if name in WITH_EXPERTS else MODEL
+
+
 def experiment(name):
     """What runs on the mesh `name`. AdamW's `eps` is large, so that an update is a smooth function of the gradient."""
     in_two = name in IN_TWO
     return Config(
         name="mesh",
-        model=MODEL,
+        model=model_of(name),
         mesh=MESHES[name],
         data=DataConfig(length=L, batch=BATCH),
         curriculum=(STAGE,),
@@ -94,7 +106,7 @@ def mesh_of(name):
     count = int(np.prod(dataclasses.astuple(MESHES[name])))
     devices = jax.local_devices()[:1] if count == 1 else jax.devices()[:: jax.device_count() // count]
     mesh = meshes.make_mesh(MESHES[name], devices)
-    meshes.check_mesh(mesh, MODEL, BATCH // experiment(name).train.accumulate, L)
+    meshes.check_mesh(mesh, model_of(name), BATCH // experiment(name).train.accumulate, L)
     return mesh
 
 
@@ -103,7 +115,7 @@ def run(name, step, params):
     config, mesh = experiment(name), mesh_of(name)
     found = {"temporaries": np.array(step.memory_analysis().temp_size_in_bytes)}
     found["collectives"] = np.array(json.dumps(collectives(step.as_text())))
-    state = states.init_state(config, jax.tree.map(jax.numpy.copy, params), MODEL, mesh)
+    state = states.init_state(config, jax.tree.map(jax.numpy.copy, params), model_of(name), mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     batch = jax.device_put(windows(), meshes.batch_sharding(mesh))
     state, first = step(state, batch)
@@ -118,14 +130,15 @@ def run(name, step, params):
     for path, leaf in nnx.to_flat_state(gather(state.params)):
         found[f"parameter/{'/'.join(path)}"] = np.asarray(leaf[...])
     for number, metrics in enumerate((first, second)):
-        found |= {f"{field}{number}": np.asarray(value) for field, value in metrics._asdict().items()}
+        for path, value in jax.tree.leaves_with_path(metrics):
+            found[f"{jax.tree_util.keystr(path, simple=True)}{number}"] = np.asarray(value)
     if name in THOROUGH:
         put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
         held_out = HeldOut(graph(MODEL), MODEL, windows(), compute_of(config), BATCH, put)
         found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
         one_stream = jax.jit(AnyOrder(MODEL, ONE_STREAM, compute_of(config), 64).sums)
         keys = example_keys(0, 0, BATCH)
-        loss, _, counts = one_stream(state.params, batch, keys)
+        loss, _, counts, _ = one_stream(state.params, batch, keys)
         found |= {"one_stream": np.asarray(loss / counts.predicted)}
         loss, gradients = distilled(name, params, batch)
         found |= {"distilled": np.asarray(loss)}
@@ -144,7 +157,7 @@ def distilled(name, source, batch):
     keys = example_keys(0, 0, BATCH)
 
     def loss(params, source, batch):
-        total, _, counts = objective.sums(params, batch, keys, source)
+        total, _, counts, _ = objective.sums(params, batch, keys, source)
         return total / counts.predicted
 
     return jax.jit(jax.value_and_grad(loss), out_shardings=(None, adapted))(params, source, batch)
@@ -152,7 +165,7 @@ def distilled(name, source, batch):
 
 def check_layout(path, leaf, mesh):
     """Every device holds just the part that the parameter's letters say."""
-    parts = {"D": mesh.fsdp * mesh.context, "F": mesh.tensor, "H": mesh.tensor, "K": mesh.tensor, "V": mesh.tensor}
+    parts = {"D": mesh.fsdp * mesh.context, "X": mesh.expert} | dict.fromkeys("FHKV", mesh.tensor)
     local = leaf[...].addressable_shards[0].data.shape
     letters = leaf.get_metadata()["axes"]
     assert local == tuple(n // parts.get(a, 1) for n, a in zip(leaf.shape, letters)), (path, "is not split as declared")
@@ -173,13 +186,19 @@ def main(out, *place):
     jax.config.update("jax_disable_most_optimizations", True)
     if place:
         jax.distributed.initialize(place[0], 2, int(place[1]))
-    results, names = {}, list(MESHES)[1 if place else 0 :]
+    results, names = {}, [name for name in MESHES if not (place and name in SINGLE)]
     with ThreadPoolExecutor(2) as compilers:
-        compiled = {name: compilers.submit(lower(experiment(name), MODEL, STAGE, mesh_of(name)).compile) for name in names}
-        drawn = {name: states.random_params(experiment(name), MODEL, mesh_of(name)) for name in THOROUGH}
+        compiled = {
+            name: compilers.submit(lower(experiment(name), model_of(name), STAGE, mesh_of(name)).compile) for name in names
+        }
+        drawn = {
+            name: states.random_params(experiment(name), model_of(name), mesh_of(name))
+            for name in (*THOROUGH, WITH_EXPERTS[0])
+        }
         for name in names:
-            layout = states.state_shardings(experiment(name), MODEL, mesh_of(name)).params
-            params = drawn.get(name) or jax.device_put(jax.device_get(drawn["one device"]), layout)
+            layout = states.state_shardings(experiment(name), model_of(name), mesh_of(name)).params
+            one = WITH_EXPERTS[0] if name in WITH_EXPERTS else "one device"
+            params = drawn.get(name) or jax.device_put(jax.device_get(drawn[one]), layout)
             with jax.set_mesh(mesh_of(name)):
                 results |= run(name, compiled[name].result(), params)
     if jax.process_index() == 0:

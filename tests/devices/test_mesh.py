@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from mesh_process import BATCH, MESHES, MODEL, L
+from mesh_process import BATCH, MESHES, MODEL, SINGLE, WITH_EXPERTS, L
 
-from a3jax.config import MeshConfig
+from a3jax.config import Experts, MeshConfig
 from a3jax.devices import mesh as meshes
 from a3jax.devices.mesh import AXES, check_mesh, constrain, make_mesh, parameter_shardings, partition, scattering, two_steps
 from a3jax.errors import UserError
@@ -101,10 +101,18 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(actual[key], expected[key], rtol=1e-5, atol=2e-6, err_msg=key)
 
 
+SEVERAL = [name for name in MESHES if name not in SINGLE]
+
+
+def alone(name):
+    """The mesh of one device that computes the same as the mesh `name`."""
+    return SINGLE[name in WITH_EXPERTS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(MESHES)[1:])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name):
-    expected, actual = simulated["one device"], simulated[name]
+    expected, actual = simulated[alone(name)], simulated[name]
     gradients = {key for key in actual if key.startswith("gradient/") and not key.startswith("gradient/distilled/")}
     assert gradients == {key.replace("parameter/", "gradient/") for key in expected if key.startswith("parameter/")}
     assert actual.keys() <= expected.keys()
@@ -114,10 +122,10 @@ def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(MESHES)[1:])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_two_processes_compute_what_one_process_and_one_device_do(simulated, over_two_processes, name):
     assert over_two_processes[name].keys() == simulated[name].keys()
-    assert_same(over_two_processes[name], simulated["one device"])
+    assert_same(over_two_processes[name], simulated[alone(name)])
     assert_same(over_two_processes[name], simulated[name])
 
 
@@ -244,8 +252,13 @@ def test_slices_that_the_devices_do_not_have_are_refused():
         ({"fsdp": 3}, 9, "width = 16 is not divisible by fsdp x context = 3"),
         ({"fsdp": 2, "context": 16}, 8, "width = 16 is not divisible by fsdp x context = 32"),
         ({"context": 8}, 8, "data.length = 24 is not divisible by 2 x context = 16"),
-        ({"data": 2, "fsdp": 4}, 12, "the batch of one micro-batch = 12 is not divisible by slices x data x fsdp = 8"),
-        ({"slices": 2}, 7, "the batch of one micro-batch = 7 is not divisible by slices x data x fsdp = 2"),
+        (
+            {"data": 2, "fsdp": 4},
+            12,
+            "the batch of one micro-batch = 12 is not divisible by slices x data x expert x fsdp = 8",
+        ),
+        ({"expert": 2}, 8, "mesh.expert is 2, but the model has no experts; take mesh.data or mesh.fsdp"),
+        ({"slices": 2}, 7, "the batch of one micro-batch = 7 is not divisible by slices x data x expert x fsdp = 2"),
     ],
 )
 def test_a_size_that_a_mesh_axis_cannot_split_is_named(mesh, batch, message, tiny):
@@ -258,6 +271,8 @@ def test_vocabulary_and_query_heads_must_split_too(tiny):
         check_mesh(FakeMesh(tensor=2), tiny(vocab=49), 8, 24)
     with pytest.raises(UserError, match="query_heads = 3 is not divisible by tensor = 2"):
         check_mesh(FakeMesh(tensor=2), tiny(query_heads=3, kv_heads=1), 8, 24)
+    with pytest.raises(UserError, match="experts = 3 is not divisible by expert = 2"):
+        check_mesh(FakeMesh(expert=2), tiny(experts=Experts(3, 1)), 8, 24)
     check_mesh(FakeMesh(slices=2, data=2, fsdp=2, tensor=2, context=4), tiny(), 8, 24)
 
 

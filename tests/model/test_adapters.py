@@ -102,7 +102,7 @@ def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_st
         queries = net.embed_queries(predecessor, order.predecessor >= 0, HOW)
         known = Stream(content, order.position, order.start, order.group_end)
         asked = Stream(queries, order.query_position, order.start, order.group_start, ~order.causal)
-        return jnp.sin(net.run(known, asked, HOW)).sum()
+        return jnp.sin(net.run(known, asked, HOW)[0]).sum()
 
     (value, gradients), (expected, wanted) = (jax.jit(jax.value_and_grad(f))(changed) for f in (apart, together))
     np.testing.assert_allclose(value, expected, rtol=1e-5)

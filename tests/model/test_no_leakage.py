@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked, flash, interface, splash
+from a3jax.config import Experts
 from a3jax.curriculum.stage import Part
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import example_keys
@@ -44,7 +45,8 @@ LOCAL = {"local_layers": (0,), "local_window": 4, "attention_cap": 2.0, "logit_c
     ("attention", "seeding", "changes"),
     [(path, "successor", {}) for path in ("dense", "splash", "flash")]
     + [(path, "learned", {}) for path in ("dense", "chunked", "splash", "flash")]
-    + [("chunked", "successor", LOCAL), pytest.param("flash", "learned", LOCAL, marks=pytest.mark.long)],
+    + [("chunked", "successor", LOCAL), pytest.param("flash", "learned", LOCAL, marks=pytest.mark.long)]
+    + [pytest.param("dense", "successor", {"experts": Experts(4, 2)}, marks=pytest.mark.long)],
 )
 def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
     attention, seeding, changes, tiny, network, packed, draw, monkeypatch

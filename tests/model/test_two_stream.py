@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from a3jax.attention import chunked
-from a3jax.config import Llama3Scaling, LongScaling, ModelConfig, Rope
+from a3jax.config import Experts, Llama3Scaling, LongScaling, ModelConfig, Rope
 from a3jax.model.parameters import count, shapes
 from a3jax.model.two_stream import Compute, TwoStream
 from a3jax.ordering import arrange, draw_order, example_keys
@@ -34,12 +34,15 @@ OPTIONS = {
     "one layer": {"layers": 1},
     "content up to its slot": {"content": "slot"},
     "content up to its slot, adapters": {"content": "slot", "adapter_rank": 3},
+    "experts": {"experts": Experts(5, 2)},
+    "experts by probability, one layer": {"experts": Experts(3, 1, normalized=False), "layers": 1},
+    "experts, adapters": {"experts": Experts(4, 3), "adapter_rank": 3},
     "adapters": {"adapter_rank": 3},
     "adapters in both streams, tied": {"adapter_rank": 3, "adapter_stream": "both", "tied_head": True},
 }
 
-LONG = ("granite", "phi")
-"""Whose mechanisms small models of the families meet too (`tests/weights/test_import.py`)."""
+LONG = ("granite", "phi", "experts by probability, one layer", "experts, adapters")
+"""Left to the long tests: others meet their mechanisms, here or in small models of the families (`tests/weights/test_import.py`)."""
 
 
 def random_batch(segments, config: ModelConfig, seed: int, size: int = 4, given: float = 0.4):

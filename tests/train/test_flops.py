@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from a3jax.config import AdaptConfig, Config, DataConfig, MeshConfig, Stage, TrainConfig
+from a3jax.config import AdaptConfig, Config, DataConfig, Experts, MeshConfig, Stage, TrainConfig
 from a3jax.curriculum.schedule import settle
 from a3jax.curriculum.stage import Part
 from a3jax.devices.mesh import make_mesh
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.adapters import content_is_fixed
+from a3jax.model.parameters import count
 from a3jax.ordering import draw_order, example_keys
 from a3jax.train import flops
 from a3jax.train.compiled import abstract_batch
@@ -97,6 +98,18 @@ def test_a_distilled_step_reads_its_windows_with_the_source_too(stage, changes, 
     attention = flops.source_attention(model, full_window(L))
     more = flops.per_window(model, stage, L, distilled=True) - flops.per_window(model, stage, L)
     assert (distilled[0] - own[0], distilled[1] - own[1]) == (BATCH * (more - attention), BATCH * attention * 2)
+
+
+def test_of_experts_those_count_that_a_row_goes_to(tiny):
+    """Two experts, 24 wide, cost what one feed-forward of 48 does, and the router D x X more for every row."""
+    model, dense = tiny(experts=Experts(8, 2), seeding="learned"), tiny(ff_width=48, seeding="learned")
+    stage = Stage(1, "random", 8)
+    more = flops.per_window(model, stage, L) - flops.per_window(dense, stage, L)
+    assert more == 3 * 2 * model.width * 8 * (2 * model.layers - 1) * L
+    assert count(model) > 2 * count(dense)
+    own = flops.of_experts(model, stage, full_window(L), recomputed=False)
+    assert own == 3 * 2 * 2 * 3 * model.width * 24 * (2 * model.layers - 1) * L
+    assert flops.of_experts(model, stage, full_window(L), recomputed=True) == own * 4 / 3
 
 
 def step_products(model, stage, distill=0.0):

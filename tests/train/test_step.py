@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, Experts, MeshConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.devices.mesh import make_mesh
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.model.parameters import graph
@@ -76,6 +76,21 @@ def test_micro_batches_change_nothing(two_steps, accumulate):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
+def test_routers_are_told_of_over_micro_batches(tiny, batch, mesh):
+    """Rows add up; the load-balancing loss is each micro-batch's, by its tokens."""
+    found = {}
+    for accumulate in (1, 2):
+        config = experiment(tiny(layers=2, experts=Experts(4, 2)), accumulate)
+        with jax.set_mesh(mesh):
+            step = steps.make_step(config, config.model, config.curriculum[0], mesh)
+            found[accumulate] = step(fresh(config, mesh), batch)[1]
+    for one, two in zip(found[1].routing, found[2].routing):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+    assert float(found[1].routing.chosen_X.sum()) == 2 * float(found[1].routing.rows.sum())
+    assert 1.5 < float(found[2].balance) < 3
+
+
 def test_the_loss_falls_and_each_step_draws_its_own_order(two_steps):
     _, first, second = two_steps[1]
     assert second.loss < first.loss
@@ -87,7 +102,7 @@ def losses(net, batch, model, stage):
     objective = any_order.AnyOrder(model, stage, Compute(attention="dense"), chunk=40)
 
     def mean(params):
-        total, _, counts = objective.sums(params, batch, example_keys(0, 0, BATCH))
+        total, _, counts, _ = objective.sums(params, batch, example_keys(0, 0, BATCH))
         return total / counts.predicted, counts.predicted
 
     assert split == graph(model)

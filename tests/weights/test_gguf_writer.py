@@ -70,6 +70,39 @@ def test_transformers_and_we_read_the_same_model(case, pretrained, imported, tok
         np.testing.assert_array_equal(source.read(name), array)
 
 
+MIXTURES = {"mixtral": "llama", "qwen3_moe": "qwen3moe", "olmoe": "olmoe"}
+"""What GGUF calls a family with experts."""
+
+
+@pytest.mark.parametrize(
+    "case", ["mixtral", *(pytest.param(case, marks=pytest.mark.long) for case in ("qwen3_moe", "olmoe"))]
+)
+def test_experts_are_stacked_by_the_names_of_llama_cpp_and_come_back(case, pretrained, imported, tokenizer, tmp_path):
+    path = _write(tmp_path / "model.gguf", pretrained, imported, tokenizer, case, "bfloat16")
+    reader = gguf.GGUFReader(path)
+    architecture = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[MIXTURES[case]]
+    known = {name.format(bid=0) for kind, name in gguf.TENSOR_NAMES.items() if kind in gguf.MODEL_TENSORS[architecture]}
+    assert {
+        tensor.name.replace(".1.", ".0.").replace(".2.", ".0.").removesuffix(".weight") for tensor in reader.tensors
+    } <= known
+    source, arrays = open_source(path), load_file(pretrained(case) / "model.safetensors")
+    without = dataclasses.replace(imported(case).config.experts, balance=0.0)  # for which GGUF has no name
+    own = {"experts": without, "starts": False, "local_layers": (), "local_window": None}
+    own["context"] = 16 if case == "mixtral" else 256
+    assert source.config == dataclasses.replace(imported(case).config, **own)
+    assert source.shapes() == {name: array.shape for name, array in arrays.items()}
+    for name, array in arrays.items():
+        kept = array.ndim < 2 or name.endswith(("mlp.gate.weight", "moe.gate.weight"))
+        np.testing.assert_array_equal(source.read(name), array if kept else array.astype("bfloat16"))
+
+
+def test_experts_that_llama_cpp_weighs_otherwise_are_not_written(pretrained, imported, tokenizer, tmp_path):
+    other = {"experts": dataclasses.replace(imported("olmoe").config.experts, normalized=True)}
+    with pytest.raises(UserError, match="a model with other weights of experts cannot be written as GGUF"):
+        _write(tmp_path / "model.gguf", pretrained, imported, tokenizer, "olmoe", **other)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_matrices_are_rounded_and_vectors_are_not(dtype, pretrained, imported, tokenizer, tmp_path):
     source = open_source(_write(tmp_path / "model.gguf", pretrained, imported, tokenizer, "qwen2", dtype))

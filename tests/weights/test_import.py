@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from small_models import CASES, LLAMA3, few, query_logits, tokens, torch_logits
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import Rope
+from a3jax.config import Experts, Rope
 from a3jax.errors import UserError
 from a3jax.weights import configuration, families, huggingface
 from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
 
-@pytest.mark.parametrize("case", few("olmo3", "gemma2", "granite", "phi3", "smollm3"))
+@pytest.mark.parametrize("case", few("olmo3", "gemma2", "granite", "phi3", "smollm3", "mixtral"))
 def test_the_query_stream_in_ar_order_is_the_source_model(case, pretrained, imported):
     ids = tokens()
     ours = query_logits(imported(case), ids, np.broadcast_to(np.arange(48), (2, 48)))
@@ -160,7 +160,15 @@ BAD = {
     "missing field": (_with_config(hidden_size="absent"), "field 'hidden_size' is missing"),
     "ill-typed field": (_with_config(num_attention_heads="four"), "num_attention_heads is 'four'"),
     "zero heads": (_with_config(num_attention_heads=0), "num_attention_heads is 0"),
-    "quantized": (_with_config(quantization_config={}), "quantization_config"),
+    "quantized": (
+        _with_config(quantization_config={}),
+        "quantization_config: quant_method .* is not supported; known are gptq",
+    ),
+    "more experts than there are": (
+        _with_config(model_type="mixtral", num_experts_per_tok=9),
+        "num_experts_per_tok 9 of 8 experts is not supported",
+    ),
+    "layers without experts": (_with_config(model_type="qwen3_moe", mlp_only_layers=[0]), r"mlp_only_layers \[0\] is not"),
     "unknown RoPE": (
         _with_config(rope_parameters={"rope_type": "axial"}),
         "rope_type 'axial' is not supported; supported are",
@@ -190,7 +198,7 @@ BAD = {
     "extra tensor": (_with_tensors(more=np.ones(3, np.float32)), "model.more.weight is not part of a llama model"),
     "wrong shape": (_with_tensors(norm=np.ones(31, np.float32)), r"model.norm.weight has shape \(31,\).*asks for \(32,\)"),
     "NaN": (_with_tensors(layers__2__mlp__up_proj=np.full((48, 32), np.nan, np.float32)), "2.mlp.up_proj.weight holds NaN"),
-    "integers": (_with_tensors(norm=np.ones(32, np.int8)), "model.norm.weight is I8; only unquantized"),
+    "integers": (_with_tensors(norm=np.ones(32, np.int8)), "model.norm.weight is I8, and nothing says how"),
     "a pipe": (_in_place_of_the_weights(os.mkfifo), "model.safetensors is no regular file"),
     "a folder": (_in_place_of_the_weights(Path.mkdir), "model.safetensors is no regular file"),
     "a device": (_in_place_of_the_weights(lambda path: path.symlink_to("/dev/zero")), "is no regular file"),
@@ -364,10 +372,15 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
     slides = [window is not None and (kinds is None or kinds[i] == "sliding_attention") for i in range(12)]
     ropes = theirs.rope_parameters
     ends = theirs.eos_token_id
+    if ours.experts is not None:
+        normalized = getattr(theirs, "norm_topk_prob", True)  # as Mixtral has it
+        weight = theirs.router_aux_loss_coef
+        assert ours.experts == Experts(theirs.num_local_experts, theirs.num_experts_per_tok, normalized, weight)
+        assert ours.ff_width == getattr(theirs, "moe_intermediate_size", 64)
     assert ours == dataclasses.replace(
         ours,
         kv_heads=theirs.num_key_value_heads,
-        head_width=getattr(theirs, "head_dim", 512 // 32),
+        head_width=getattr(theirs, "head_dim", None) or 512 // 32,
         context=9000,
         rope_theta=ropes.get("full_attention", ropes)["rope_theta"],
         local_rope=Rope(ropes["sliding_attention"]["rope_theta"]) if "sliding_attention" in ropes else None,

@@ -45,6 +45,9 @@ class A3Config(PretrainedConfig):
         attention_cap: float | None = None,  # scores are bent to stay within it
         logit_divisor: float = 1.0,
         logit_cap: float | None = None,
+        num_experts: int = 0,  # of each layer's feed-forward, `intermediate_size` wide each; 0: it is one dense MLP
+        num_experts_per_tok: int = 0,  # how many of them a row goes to
+        norm_topk_prob: bool = True,  # whether the router's weights of these add up to 1
         seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
         content: str = "group",  # up to where content sees: the end of its "group", or its own "slot"
         adapter_rank: int = 0,  # inner width of low-rank changes to the query stream's weights; 0: there are none
@@ -86,6 +89,9 @@ class A3Config(PretrainedConfig):
         self.attention_cap = attention_cap
         self.logit_divisor = logit_divisor
         self.logit_cap = logit_cap
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.norm_topk_prob = norm_topk_prob
         self.seeding = seeding
         self.content = content
         self.adapter_rank = adapter_rank

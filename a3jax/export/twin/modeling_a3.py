@@ -23,6 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_a3 import A3Config
 from .decoding_a3 import A3Decoding
+from .experts_a3 import MODULE, A3Experts
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What the transformers that is installed calls the keys and values of earlier tokens."""
@@ -180,12 +181,13 @@ class A3MLP(A3Adapted):
 
 
 class A3Layer(GradientCheckpointingLayer):
-    """Attention and MLP with residuals, normalized before (Llama), after (OLMo 2) or both (Gemma 2)."""
+    """Attention and MLP or experts with residuals, normalized before (Llama), after (OLMo 2) or both (Gemma 2)."""
 
     def __init__(self, config: A3Config, layer: int):
         super().__init__()
         self.self_attn = A3Attention(config, layer)
-        self.mlp = A3MLP(config)
+        self.feed_forward = MODULE.get(config.a3_family, "mlp")
+        self.add_module(self.feed_forward, A3Experts(config) if config.num_experts else A3MLP(config))
         self.scale = config.residual_scale
         mlp_norm = "pre_feedforward_layernorm" if config.post_norm else "post_attention_layernorm"
         self.before = ("input_layernorm", mlp_norm) if config.pre_norm else (None, None)
@@ -197,7 +199,8 @@ class A3Layer(GradientCheckpointingLayer):
         """Keeps the shape; the arguments are those of `A3Attention.forward`."""
         attended = self.self_attn(self._normed(self.before[0], x), changed, kind, cache)
         x = x + self._normed(self.after[0], attended) * self.scale
-        return x + self._normed(self.after[1], self.mlp(self._normed(self.before[1], x), changed)) * self.scale
+        out = getattr(self, self.feed_forward)(self._normed(self.before[1], x), changed)
+        return x + self._normed(self.after[1], out) * self.scale
 
     def _normed(self, norm: str | None, x: Tensor) -> Tensor:
         return x if norm is None else getattr(self, norm)(x)

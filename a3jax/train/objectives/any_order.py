@@ -20,7 +20,7 @@ from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order, arrange, draw_mixture
 from a3jax.train.counts import counted
-from a3jax.train.objectives.interface import Batch, Sums
+from a3jax.train.objectives.interface import Batch, Sums, routed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class AnyOrder:
         predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.compute, one_stream)
         soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)
         counts = counted(order, segment_BxL, self.model.content)
-        return Sums(predictions.nll_sum(self.chunk, soft), counts.predicted, counts)
+        routers = routed(predictions.routing, counts.predicted)
+        return Sums(predictions.nll_sum(self.chunk, soft), counts.predicted, counts, routers)
 
     def _soft_targets(self, teacher: nnx.State, tokens_BxL: Array, segment_BxL: Array, student: Predictions) -> SoftTargets:
         """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""

@@ -17,7 +17,7 @@ from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import draw_masking
 from a3jax.train.counts import counted_masked
-from a3jax.train.objectives.interface import Batch, Sums
+from a3jax.train.objectives.interface import Batch, Sums, routed
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,6 @@ class Diffusion:
         reach = jnp.minimum(1.0, step / self.anneal) if self.anneal else 1.0
         masking = draw_masking(keys_B, batch["segments"], reach, self.block)
         predictions = predict_masked(nnx.merge(graph(self.model), params), batch["tokens"], masking, self.compute)
-        return Sums(predictions.nll_sum(self.chunk), masking.predicted.sum(), counted_masked(masking, batch["segments"]))
+        tokens = masking.predicted.sum()
+        counts, routers = counted_masked(masking, batch["segments"]), routed(predictions.routing, tokens)
+        return Sums(predictions.nll_sum(self.chunk), tokens, counts, routers)

@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import Config
+from a3jax.model.experts import Routing
 from a3jax.model.two_stream import Compute
 from a3jax.train.counts import Counts
 
@@ -23,6 +24,20 @@ class Sums(NamedTuple):
     all, all of these."""
     counts: Counts[Array]
     """What the windows held."""
+    routers: "Routers | None" = None
+    """Of a model that has some."""
+
+
+class Routers(NamedTuple):
+    """What routers did, and the load-balancing loss of it, times `Sums.tokens` of each micro-batch."""
+
+    did: Routing
+    balance: Array
+
+
+def routed(routing: Routing | None, tokens: Array) -> Routers | None:
+    """Of a batch, or a micro-batch, with so many tokens."""
+    return None if routing is None else Routers(routing, routing.balance() * tokens)
 
 
 class Objective(Protocol):

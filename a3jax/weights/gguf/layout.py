@@ -21,12 +21,17 @@ class Architecture:
     """Those written as it; a file of it is read as the first, which computes the same."""
     pairs: bool = False
     """Whether rows of queries and keys are stored in rotary pairs side by side, where Hugging Face has halves."""
+    normalized: bool | None = None
+    """Of experts, what llama.cpp does with the weights of those that are chosen (`Experts.normalized`); None: it has none."""
 
 
 ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), pairs=True),
     Architecture("qwen2", ("qwen2",)),
     Architecture("qwen3", ("qwen3",)),
+    Architecture("llama", ("mixtral",), pairs=True, normalized=True),
+    Architecture("qwen3moe", ("qwen3_moe",), normalized=True),
+    Architecture("olmoe", ("olmoe",), normalized=False),
 )
 
 
@@ -41,8 +46,9 @@ def architecture_of(family: str) -> Architecture:
 
 def check_writable(config: ModelConfig) -> None:
     """Raise `UserError` for what a model has beyond what the architecture of its family computes in llama.cpp."""
-    architecture_of(config.family)
+    architecture = architecture_of(config.family)
     beyond = {
+        "other weights of experts": config.experts is not None and config.experts.normalized != architecture.normalized,
         "biases beyond those of its family": config.output_bias or config.mlp_bias,
         "a rotary embedding of parts of heads": config.rotary_width is not None,
         "RoPE scaling other than Llama 3's": not isinstance(config.rope_scaling, Llama3Scaling | None),
@@ -65,6 +71,10 @@ FIELDS = {
     "vocab": "vocab_size",
 }
 """Field of `ModelConfig` -> metadata, behind the architecture's name."""
+EXPERTS = {"count": "expert_count", "active": "expert_used_count"}
+"""The same of `Experts`."""
+EXPERT_WIDTH = "expert_feed_forward_length"
+"""Metadata that says the width of an expert in place of `feed_forward_length`."""
 HEAD_WIDTHS = ("attention.value_length", "rope.dimension_count")
 """Metadata that must be equal to the head width."""
 

@@ -12,12 +12,15 @@ import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 
 from a3jax.checkpoint.provenance import Provenance
-from a3jax.config import ModelConfig
+from a3jax.config import Experts, ModelConfig
 from a3jax.data.tokenizer import with_start
 from a3jax.errors import UserError, shown
 from a3jax.weights.families import ROPE_BASE, family_of
+from a3jax.weights.gguf.experts import unstacked
 from a3jax.weights.gguf.layout import (
     ARCHITECTURES,
+    EXPERT_WIDTH,
+    EXPERTS,
     FIELDS,
     HEAD_WIDTHS,
     ROPE_DIVISORS,
@@ -45,41 +48,47 @@ class GgufFile(Source):
         reader = open_gguf(path)
         self._metadata = Metadata(path, reader)
         name = self._metadata.get("general.architecture")
-        known = {architecture.name: architecture for architecture in ARCHITECTURES}
-        if name not in known:
+        mixed = bool(self._metadata.get(f"{name}.{EXPERTS['count']}"))
+        known = {(one.name, one.normalized is not None): one for one in ARCHITECTURES}
+        if (name, mixed) not in known:
+            what, names = " with experts" * mixed, dict.fromkeys(name for name, _ in known)
             raise UserError(
-                f"{path}: GGUF architecture '{name}' is not supported, only {', '.join(known)}; import its folder"
+                f"{path}: GGUF architecture '{name}'{what} is not supported, only {', '.join(names)}; import its folder"
             )
-        self._architecture = known[name]
-        self._tensors = {to_hugging_face(tensor.name): tensor for tensor in reader.tensors}
-        if len(self._tensors) < len(reader.tensors):
+        self._architecture = known[name, mixed]
+        by_name = {to_hugging_face(tensor.name): tensor for tensor in reader.tensors}
+        self._tensors = unstacked(by_name, self._architecture.families[0])
+        if len(by_name) < len(reader.tensors):
             raise UserError(f"{path} holds a tensor twice, by llama.cpp's name and by that of a Hugging Face folder")
-        divisors = self._tensors.pop(ROPE_DIVISORS, None)
+        divisors, _ = self._tensors.pop(ROPE_DIVISORS, (None, None))
         config = self._read_config(None if divisors is None else np.asarray(divisors.data, np.float32).ravel())
         self.tokenizer = to_files(self._metadata, config.context)
         self.config = with_start(config, self.tokenizer, f"{path}: tokenizer.json")
-        quantized = any(tensor.tensor_type not in PLAIN for tensor in self._tensors.values())
+        quantized = any(tensor.tensor_type not in PLAIN for tensor, _ in self._tensors.values())
         embedding = self._tensors.get("model.embed_tokens.weight")
         dtype = "float32" if embedding is None else self.dtype("model.embed_tokens.weight").name
         self.record = Provenance(source=path.name, dtype=dtype, dequantized=quantized)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source`."""
-        return {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in self._tensors.items()}
+        found = {name: ([int(n) for n in tensor.shape[::-1]], x) for name, (tensor, x) in self._tensors.items()}
+        return {name: tuple(shape if x is None else shape[1:]) for name, (shape, x) in found.items()}
 
     def dtype(self, name: str) -> np.dtype:
         """See `Source`."""
-        return PLAIN.get(self._tensors[name].tensor_type, np.dtype(np.float32))
+        return PLAIN.get(self._tensors[name][0].tensor_type, np.dtype(np.float32))
 
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
-        tensor = self._tensors[name]
+        tensor, x = self._tensors[name]
+        shape = [int(n) for n in tensor.shape[::-1]]
+        data, shape = (tensor.data, shape) if x is None else (tensor.data[x], shape[1:])
         try:
             plain = tensor.tensor_type in PLAIN
-            array = tensor.data.view(self.dtype(name)) if plain else dequantize(tensor.data, tensor.tensor_type)
+            array = data.view(self.dtype(name)) if plain else dequantize(data, tensor.tensor_type)
         except NotImplementedError:
             raise UserError(f"{self.where(name)} has type {tensor.tensor_type.name}, which gguf cannot read") from None
-        array = np.asarray(array).reshape([int(n) for n in tensor.shape[::-1]])
+        array = np.asarray(array).reshape(shape)
         return from_pairs(name, array, self._architecture, self.config.head_width)
 
     def _read_config(self, divisors: np.ndarray | None) -> ModelConfig:
@@ -97,12 +106,15 @@ class GgufFile(Source):
         for name in HEAD_WIDTHS:
             if metadata.get(f"{prefix}.{name}", head_width) != head_width:
                 raise UserError(f"{self.path}: metadata '{prefix}.{name}' is not the head width, which is not supported")
+        ff_width = number("ff_width")
+        if self._architecture.normalized is not None:
+            ff_width = metadata.need(f"{prefix}.{EXPERT_WIDTH}", default=ff_width)
         ends = [token for role in ("eos", "eot", "eom") if (token := metadata.token(role)) is not None]
         config = ModelConfig(
             family=family.name,
             vocab=number("vocab", default=len(metadata.need("tokenizer.ggml.tokens", list))),
             width=width,
-            ff_width=number("ff_width"),
+            ff_width=ff_width,
             layers=number("layers"),
             query_heads=heads,
             kv_heads=kv_heads,
@@ -112,6 +124,7 @@ class GgufFile(Source):
             rope_theta=_decimal(number("rope_theta", float, ROPE_BASE)),
             tied_head="lm_head.weight" not in self._tensors,
             **family.features,
+            experts=self._read_experts(prefix),
             start_token=metadata.token("bos"),
             end_tokens=tuple(dict.fromkeys(ends)),
         )
@@ -120,6 +133,12 @@ class GgufFile(Source):
         if (scaling := rope_scaling(config, divisors)) is None:
             raise UserError(f"{self.path}: {ROPE_DIVISORS} is not the scaling of Llama 3; import the model's folder")
         return replace(config, rope_scaling=scaling)
+
+    def _read_experts(self, prefix: str) -> Experts | None:
+        if self._architecture.normalized is None:
+            return None
+        count, active = (self._metadata.need(f"{prefix}.{name}") for name in EXPERTS.values())
+        return Experts(count, active, self._architecture.normalized)
 
     def _check_computation(self, prefix: str) -> None:
         """Raise `UserError` for metadata by which llama.cpp computes what we do not.

@@ -11,7 +11,10 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFile
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
+from a3jax.weights.gguf.experts import is_router, stacked
 from a3jax.weights.gguf.layout import (
+    EXPERT_WIDTH,
+    EXPERTS,
     FIELDS,
     HEAD_WIDTHS,
     ROPE_DIVISORS,
@@ -50,7 +53,7 @@ def write_gguf(
     check_writable(config)
     if config.local_window is not None:  # within which what llama.cpp computes, full attention, is the same
         config = dataclasses.replace(config, context=min(config.context, config.local_window))
-    architecture, tensors = architecture_of(config.family), list(tensors)
+    architecture, tensors = architecture_of(config.family), stacked(tensors)
     tokenizer = to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
     if config.rope_scaling is not None:
@@ -58,7 +61,8 @@ def write_gguf(
         tensors.insert(0, Tensor(ROPE_DIVISORS, divisors.shape, divisors.dtype, lambda: divisors))
 
     def written_as(tensor: Tensor) -> np.dtype:
-        return np.dtype(dtype or tensor.dtype) if len(tensor.shape) == 2 else np.dtype(np.float32)
+        kept = len(tensor.shape) > 1 and not is_router(tensor.name)
+        return np.dtype(dtype or tensor.dtype) if kept else np.dtype(np.float32)
 
     writer = GGUFWriter(path, architecture.name)
     try:
@@ -67,6 +71,8 @@ def write_gguf(
         writer.add_file_type(_TYPES[matrices.name][1])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         sizes = {FIELDS[field]: getattr(config, field) for field in FIELDS}
+        if config.experts is not None:
+            sizes |= {EXPERTS[field]: getattr(config.experts, field) for field in EXPERTS} | {EXPERT_WIDTH: config.ff_width}
         for key, value in (sizes | dict.fromkeys(HEAD_WIDTHS, config.head_width)).items():
             _add(writer, f"{architecture.name}.{key}", value)
         for key, value in tokenizer.items():
