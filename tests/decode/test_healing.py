@@ -94,7 +94,8 @@ def test_the_given_text_stands_in_the_whole_exactly_once(codec, data):
     assert [part.text for part in parts if not part.filled] == pieces
     text = "".join(part.text for part in parts)
     assert "".join(spelled(codec, filled.tokens, parts)) == text
-    assert text == codec.decode(tokens[filled.head :]) or "\ufffd" in codec.decode(tokens[filled.head :])
+    decoded = codec.decode(tokens[filled.head :])
+    assert text.lstrip(" ") == decoded.lstrip(" ") or "\ufffd" in decoded  # SentencePiece takes a first space for its own
     for number, place in enumerate(filled.blanks):
         if filled.healed[number] is not None:
             lead = filled.healed[number].text
