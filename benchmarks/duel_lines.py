@@ -90,8 +90,8 @@ class Lines:
             seconds = (time.process_time() - begun) / len(lines)
             if (seen := (way.sees, _likelihood(way.decoding))) not in scored:
                 scored[seen] = blanks_log_likelihoods(self._model, documents, way.decoding)
-            for line, one, score, row in zip(lines, filled, scored[seen], rows):
-                text, tokens = one.blanks[0].text, len(score.tokens)
+            for line, document, one, score, row in zip(lines, documents, filled, scored[seen], rows):
+                text, tokens = one.blanks[0].text, document.own
                 row["texts"][name] = text
                 row["figures"][TRUTH][name] = {"nats per token": (-score.total, tokens)}
                 row["figures"].setdefault(self.name, {})[name] = {
@@ -114,7 +114,9 @@ class Lines:
         return Line(before[:begin], before[begin:], truth, after[:end], after[end:])
 
     def _document(self, line: Line, sees: str) -> Document:
-        return lay_out((line.before, line.after if sees == BOTH else ""), [line.truth], self._model.codec)
+        return lay_out(
+            (line.before, line.after if sees == BOTH else ""), [line.truth], self._model.codec, self._model.healing
+        )
 
     def _sizes(self, documents: Sequence[Document]) -> tuple[int, int]:
         """Of which programs are compiled: those of the largest document and blank, rounded up."""
@@ -122,9 +124,8 @@ class Lines:
         return bucket(max(len(document.tokens) for document in documents)), bucket(blank)
 
     def _request(self, line: Line, document: Document, way: Way) -> Request:
-        (place,) = document.blanks
         pieces = (line.before, line.after if way.sees == BOTH else "")
-        return Request(Template(pieces, (place.stop - place.start,)), way.decoding, len(document.tokens))
+        return Request(Template(pieces, document.sizes), way.decoding, len(document.tokens))
 
 
 def _likelihood(decoding: Decoding) -> str:

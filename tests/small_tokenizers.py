@@ -20,11 +20,11 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPACED = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
 
 
-def _trained(tokenizer: Tokenizer, special: list[str], alphabet: list[str]) -> dict[str, bytes]:
+def _trained(tokenizer: Tokenizer, special: list[str], alphabet: list[str], text: list[str] = TEXT) -> dict[str, bytes]:
     trainer = trainers.BpeTrainer(
         vocab_size=480, special_tokens=special, initial_alphabet=alphabet, show_progress=False, max_token_length=8
     )
-    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.train_from_iterator(text, trainer)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     described = json.loads(tokenizer.to_str())
     for token in described["added_tokens"]:  # bytes are plain tokens, which text never spells
@@ -33,11 +33,12 @@ def _trained(tokenizer: Tokenizer, special: list[str], alphabet: list[str]) -> d
     return {"tokenizer.json": json.dumps(described).encode(), "tokenizer_config.json": json.dumps(settings).encode()}
 
 
-def _byte_level() -> dict[str, bytes]:
+def byte_level(text: list[str] = TEXT) -> dict[str, bytes]:
+    """One that has read `text`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _trained(tokenizer, ["<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet())
+    return _trained(tokenizer, ["<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet(), text)
 
 
 def _sentencepiece() -> Tokenizer:
@@ -59,4 +60,4 @@ def _byte_fallback() -> dict[str, bytes]:
     return _trained(tokenizer, ["<unk>", "<s>", "</s>", *_BYTES], [MARK])
 
 
-KINDS = {"byte_level": _byte_level, "metaspace": _metaspace, "byte_fallback": _byte_fallback}
+KINDS = {"byte_level": byte_level, "metaspace": _metaspace, "byte_fallback": _byte_fallback}

@@ -38,6 +38,8 @@ class Score:
     """What stands in the blanks: it alone is scored, all else is given."""
     file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
+    heal: bool = True
+    """What stands in a blank is read together with the last token of the text before it, as a3jax generate does it."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once; bound for a model of
     masked diffusion, which has no exact likelihood."""
@@ -87,7 +89,9 @@ class Score:
 
         text = by_first(given)
         model = self._model(mesh)
-        (scored,) = score(model, [subject(model, Asked(text, self.blanks or None))], self.order, self.seed, self.orders)
+        (scored,) = score(
+            model, [subject(model, Asked(text, self.blanks or None), self.heal)], self.order, self.seed, self.orders
+        )
         if self.json:
             return {"text": text, **scored.summary(), "token_log_probs": scored.tokens()}
         print_tokens(scored)
@@ -104,7 +108,7 @@ class Score:
             for line in lines(source, name):
                 with located(line.where):
                     asked = build(Asked, {"id": line.number, **line.value}, line.where)
-                    yield subject(model, asked)
+                    yield subject(model, asked, self.heal)
 
         texts, log_likelihood, tokens, count = 0, 0.0, 0, 0
         with opened(file) as (source, name):

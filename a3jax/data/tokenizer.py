@@ -101,12 +101,12 @@ class TextCodec:
     def certain(self, ids: list[int], inside: bool = False) -> str:
         """Their text as far as no further token changes it: up to a character, or a run of single bytes, that may go on."""
         count = len(ids)
-        while count and ids[count - 1] in self._bytes:
+        while count and ids[count - 1] in self.single_bytes:
             count -= 1
         return self.decode(ids[:count], inside).rstrip("\ufffd")
 
     @functools.cached_property
-    def _bytes(self) -> frozenset[int]:
+    def single_bytes(self) -> frozenset[int]:
         """The tokens of single bytes that are decoded together, all or none, as SentencePiece has them."""
         tokens = (self.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         return frozenset(token for token in tokens if token is not None)

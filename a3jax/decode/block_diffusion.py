@@ -66,7 +66,7 @@ def decode_block(
     place_BxS = current_B[:, None] + jnp.arange(block)
     before_BxS = jnp.clip(place_BxS - 1 - from_B[:, None], 0, rows - 1)  # the row before a place predicts it
     hidden_BxSxD = jnp.take_along_axis(hidden_BxRxD, before_BxS[..., None], axis=1)
-    logits_BxSxV = network.logits(hidden_BxSxD)
+    logits_BxSxV = plan.restriction.on(network.logits(hidden_BxSxD), place_BxS)
     seen_Bx1xV = seen_tokens(state, logits_BxSxV.shape[-1])[:, None]
     wanted = choices(logits_BxSxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
     token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted, plan.sampling)

@@ -24,6 +24,7 @@ from a3jax.curriculum.stage import parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding
 from a3jax.devices.context_parallel import refuse
+from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.cache import Cache, empty_cache
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, TwoStream
@@ -48,6 +49,8 @@ class Plan(NamedTuple):
     sampling: Sampling
     allowed_BxV: Array
     """Tokens that may be chosen."""
+    restriction: Restriction
+    """Places that are known to hold some tokens only: the model's distribution there is that of these."""
     threshold_B: Array
     groups: int
     """How many groups are predicted in the sequence that has most of them."""
@@ -124,11 +127,12 @@ def plan(
     allowed_BxV: Array,
     empty: Sequence[Sequence[bool]] | None = None,
     read: int = 0,
+    restricted: Sequence[Allowed] | None = None,
 ) -> Plan:
     """Draw every sequence's order and bring the batch to one shape. Raises `UserError` under a mesh with `context`.
 
     `empty` marks places that hold no token, in modes whose order is known beforehand. So many given tokens of each sequence
-    are `read` already.
+    are `read` already. At `restricted` places the model's distribution is that of some tokens only.
     """
     refuse("decoding")
     nothing = [None] * len(tokens) if empty is None else empty
@@ -148,6 +152,7 @@ def plan(
         keys_B=jnp.stack([one.key for one in drawn]),
         sampling=sampling_of(decodings),
         allowed_BxV=allowed_BxV,
+        restriction=restriction(restricted or [{}] * len(tokens), allowed_BxV.shape[-1]),
         threshold_B=jnp.asarray([d.threshold for d in decodings], jnp.float32),
         groups=max(len(np.unique(start)) for start in starts),
         prefill=bucket(int(given_B.max()) - read),
@@ -190,11 +195,12 @@ def begin(
 
 
 def predict(
-    params: nnx.State, state: State, until_B: Array, place_BxS: Array, end_BxS: Array, kind: Kind
+    params: nnx.State, state: State, plan: Plan, until_B: Array, place_BxS: Array, end_BxS: Array, kind: Kind
 ) -> tuple[Array, Cache]:
     """One pass: read slots [read, `until`), and predict the tokens of `place` from slots before `end`.
 
-    Returns logits B x S x V in float32, and the cache with what was read. Query rows whose end is 0 see nothing.
+    Returns logits B x S x V in float32, -inf for tokens that may not stand there, and the cache with what was read. Query
+    rows whose end is 0 see nothing.
     """
     network = nnx.merge(graph(kind.config), params)
     slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
@@ -209,7 +215,7 @@ def predict(
     asked = Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
 
     hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute)
-    return network.logits(hidden_BxSxD), cache
+    return plan.restriction.on(network.logits(hidden_BxSxD), place_BxS), cache
 
 
 def one_pass(

@@ -64,7 +64,7 @@ def decode_masked(
     place_BxW = jnp.sort(jnp.where(open_BxL, place_L, length), axis=1)[:, :rows]
     open_BxW = place_BxW < length
     before_BxW = jnp.minimum(jnp.maximum(place_BxW - 1, 0), length - 1)  # the row before a place predicts it
-    logits_BxWxV = network.logits(hidden_BxLxD[row, before_BxW])
+    logits_BxWxV = plan.restriction.on(network.logits(hidden_BxLxD[row, before_BxW]), place_BxW)
     seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B) if remask else plan.keys_B
     wanted = choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)

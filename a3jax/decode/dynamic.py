@@ -33,7 +33,7 @@ def decode_certain(
     place_BxW = open_places(state, plan, window)
     open_BxW = place_BxW < state.tokens_BxL.shape[1]
     end_BxW = jnp.where(open_BxW, state.decided_B[:, None], 0)
-    logits_BxWxV, cache = predict(params, state, state.decided_B, place_BxW, end_BxW, kind)
+    logits_BxWxV, cache = predict(params, state, plan, state.decided_B, place_BxW, end_BxW, kind)
     seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
     token_BxW = draw(
         place_keys(plan.keys_B, place_BxW), choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV), plan.sampling

@@ -22,7 +22,7 @@ def decode_group(params: nnx.State, state: State, plan: Plan, number: Array, kin
     live_BxS = slot_BxS < closed_B[:, None]
     place_BxS = at(state.place_BxL, slot_BxS)
     end_BxS = jnp.where(live_BxS, state.decided_B[:, None], 0)
-    logits_BxSxV, cache = predict(params, state, state.decided_B, place_BxS, end_BxS, kind)
+    logits_BxSxV, cache = predict(params, state, plan, state.decided_B, place_BxS, end_BxS, kind)
     seen_Bx1xV = seen_tokens(state, logits_BxSxV.shape[-1])[:, None]
     wanted = choices(logits_BxSxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
     token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted, plan.sampling)

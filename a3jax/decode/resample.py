@@ -39,7 +39,7 @@ def decode_anew(
     place_BxS = open_places(state, plan, rows)
     open_BxS = place_BxS < state.tokens_BxL.shape[1]
     end_BxS = jnp.where(open_BxS, state.decided_B[:, None], 0)
-    logits_BxSxV, cache = predict(params, state, state.decided_B, place_BxS, end_BxS, kind)
+    logits_BxSxV, cache = predict(params, state, plan, state.decided_B, place_BxS, end_BxS, kind)
     # Without temperature places are ranked as at temperature 1: that distribution has one token, and all are certain.
     drawn_B = plan.sampling.temperature_B > 0
     ranking = plan.sampling._replace(temperature_B=jnp.where(drawn_B, plan.sampling.temperature_B, 1.0))

@@ -61,7 +61,7 @@ def decode_drafted(
     supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros((batch, ahead)), number)
     until_B = state.decided_B + count_Bx1[:, 0]
     end_BxR = jnp.where(live_BxR, decided_Bx1 + j_R, 0)
-    logits, cache = predict(params, supposed, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
+    logits, cache = predict(params, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
     vocab = logits.shape[-1]
     logits_BxJxIxV = logits.reshape(batch, ahead + 1, ahead + 1, vocab)
 

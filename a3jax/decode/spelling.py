@@ -40,14 +40,16 @@ def spell(codec: TextCodec, tokens: Sequence[int], inside: bool, text: str | Non
 def spelled(codec: TextCodec, tokens: Sequence[int], parts: Sequence[Part]) -> list[str]:
     """The text of each token of a document, "" for one that is no text. Joined they are its parts' text.
 
-    A token behind a stop string, which is cut off, adds none.
+    A token behind a stop string, which is cut off, adds none. Text that was given back is that of the blank's first token.
     """
     head = parts[0].place.start
     pieces = [""] * head
-    for _, run in itertools.groupby((part for part in parts if part.text or part.place.stop > part.place.start), _is_filled):
-        touching = list(run)
+    shown = (part for part in parts if part.text or part.place.stop > part.place.start)
+    runs = [list(run) for _, run in itertools.groupby(shown, _is_filled)]
+    leads = [run[0].lead for run in runs] + [""]
+    for touching, lead, given_back in zip(runs, leads, leads[1:]):
         place = slice(touching[0].place.start, touching[-1].place.stop)
-        text = "".join(part.text for part in touching)
+        text = lead + "".join(part.text for part in touching).removesuffix(given_back)
         pieces += _up_to(text, spell(codec, tokens[place], place.start > head, None if touching[0].filled else text))
     return pieces
 

@@ -1,7 +1,8 @@
 """One part of a text blanked: filled in by a model that sees both sides, and by one that goes on from the left alone.
 
-Both get the same number of tokens, and both are asked how likely the truth is. What stands before the blank, in it and
-behind it is tokenized apart, so that the number of tokens tells nothing of how the truth joins its neighbours.
+Both get the same number of tokens, and both are asked how likely the truth is. What stands before the blank gives back its
+last token, and the truth has the tokens that it has behind the rest; what stands behind the blank is tokenized apart. Without
+healing all three are, so that the number of tokens tells nothing of how the truth joins its neighbours.
 """
 
 import dataclasses
@@ -50,8 +51,10 @@ class Filler:
 
     def document(self, blanked: Blanked) -> Document:
         """The tokens of what is seen, with the truth in its place. Raises `UserError` if nothing stands before it."""
-        pieces = (blanked.before, blanked.after if self.sees == BOTH else "")
-        return lay_out(pieces, [blanked.truth], self.model.codec)
+        return self._laid_out((blanked.before, blanked.after if self.sees == BOTH else ""), blanked.truth)
+
+    def _laid_out(self, pieces: Sequence[str], truth: str) -> Document:
+        return lay_out(pieces, [truth], self.model.codec, self.model.healing if self.decoding.heal else None)
 
     @property
     def ends_blanks(self) -> bool:
@@ -74,15 +77,16 @@ class Filler:
         documents = [self.document(blanked) for blanked in blanks]
         requests = []
         for blanked, document in zip(blanks, documents):
-            (place,) = document.blanks
-            length = place.stop - place.start
+            (length,) = document.sizes
             size = length if unknown is None else unknown
             most = size if isinstance(size, int) else size.most
             template = Template((blanked.before, blanked.after if self.sees == BOTH else ""), (size,))
             requests.append(Request(template, self.decoding, len(document.tokens) - length + most))
         filled = fill(self.model, requests, 1 if isinstance(unknown, Range) else batch)
         scores = blanks_log_likelihoods(self.model, documents, self.decoding)
-        return [Filling(one.blanks[0].text, -score.total, len(score.tokens)) for one, score in zip(filled, scores)]
+        return [
+            Filling(one.blanks[0].text, -score.total, document.own) for one, score, document in zip(filled, scores, documents)
+        ]
 
 
 def fillers(model: Model, baseline: Model, decoding: Decoding) -> tuple[Filler, Filler]:
@@ -92,7 +96,7 @@ def fillers(model: Model, baseline: Model, decoding: Decoding) -> tuple[Filler, 
     """
     if decoding.ends or decoding.stop:
         raise UserError("blanks that are evaluated have their length; leave --ends and --stop out")
-    names = ("seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    names = ("seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "heal")
     plain = Decoding(mode="ar", **{name: getattr(decoding, name) for name in names})
     return Filler(model, decoding, BOTH), Filler(baseline, plain, LEFT)
 
@@ -107,7 +111,7 @@ def fitting(
     items = []
     for name, blanked in named:
         documents = [filler.document(blanked) for filler in fillers]
-        givens = [sum(document.given) for document in documents]
+        givens = [sum(document.given) + len(document.allowed) for document in documents]
         marks = [3 * (filler.decoding.mode == "fim") for filler in fillers]
         lengths = [max(len(document.tokens), known + most) + more for document, known, more in zip(documents, givens, marks)]
         limits = [min(window, filler.model.config.context) for filler in fillers]

@@ -141,6 +141,7 @@ def _pace(name: str, options: DecodingOptions, drawing: Drawing) -> Pace:
         if getattr(options, option) != getattr(DEFAULTS, option):
             how = " and ".join(f"{of.replace('_', '-')} {value}" for of, value in fixed.items())
             raise UserError(f"protocol diffullama draws {name} with {how}; leave --{option.replace('_', '-')} out")
+    fixed["heal"] = False  # every string by itself
     asked = options.checked(**fixed)
     if (asked.mode, asked.order) != (DEFAULTS.mode, DEFAULTS.order):
         return Pace(asked)

@@ -84,7 +84,7 @@ class Drawn:
 
         def asked(row: Mapping[str, Any]) -> tuple[int, Blank]:
             blank = drawing.ask(row, model.codec)
-            return _length(model, blank), blank
+            return _length(model, blank, pace.decoding.heal), blank
 
         self.items = items(name, rows[: min(limit, drawing.first or limit)], asked, skip_bad, left_out)
         self.protocol = {
@@ -120,8 +120,8 @@ def _template(blank: Blank, codec: TextCodec) -> Template:
     return Template((blank.before, by_itself(blank.after, codec)), (blank.tokens,))
 
 
-def _length(model: Model, blank: Blank) -> int:
+def _length(model: Model, blank: Blank, heal: bool) -> int:
     """Of the document. Raises `UserError` if it does not fit, or there is nothing to fill in."""
     if blank.tokens < 1:
         raise UserError("the answer has no token of its own")
-    return len(document_of(model, _template(blank, model.codec)).tokens)
+    return len(document_of(model, _template(blank, model.codec), heal).tokens)

@@ -168,10 +168,11 @@ class A3(TemplateLM):
             temperature=temperature,
             ends=True,
             stop=tuple(until),
+            heal=False,  # the context has the tokens that the harness gives it
             **wanted,
         )
         template = Template((context, ""), (tokens,), whole=self._begins(context))
-        length = len(lay_out(template.pieces, [[0] * tokens], self.model.codec, template.whole).tokens)
+        length = len(lay_out(template.pieces, [[0] * tokens], self.model.codec, whole=template.whole).tokens)
         check_context(self.model, length)
         return Request(template, decoding, length)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Range, Template, lay_out
+from a3jax.decode.template import Document, Range, Template
 from a3jax.evaluate.blanks import BOTH, LEFT, Blanked, Filler, Filling, fillers
 from a3jax.evaluate.options import Infilling, Models
 from a3jax.generate.request import Request, fill
@@ -72,7 +72,7 @@ class Writer(Filler):
     sentinels: Sentinels | None = None
 
     def document(self, blanked: Blanked) -> Document:  # noqa: D102, as in `Filler`
-        return lay_out((self._prompt(blanked), ""), [blanked.truth], self.model.codec)
+        return self._laid_out((self._prompt(blanked), ""), blanked.truth)
 
     def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
         """What is written behind each prompt, of the largest size at most; how likely the truth is, is not asked."""

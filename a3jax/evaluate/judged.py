@@ -112,7 +112,7 @@ def _figures(choice: Choice, judged: Score) -> dict[str, tuple[float, float]]:
 
 def read(name: str, options: Options, left_out: Counter[str]) -> Ready:
     """The texts of `options.text`. Raises `UserError` for those that cannot be read, and where no judge is named."""
-    decoding = options.decoding.checked()
+    decoding = options.decoding.checked(heal=False)  # a prompt ends where a token of the text does
     if options.judge is None:
         raise UserError(f"{name} needs --judge, the model that says how likely the texts are")
     source, texts = read_texts(

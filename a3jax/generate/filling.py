@@ -12,7 +12,7 @@ from jax import Array
 from a3jax.decode import loop
 from a3jax.decode.cached import Beginning, plan
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Open, Range, Template, lay_out
+from a3jax.decode.template import Document, Open, Range, Template, lay_out, lead_of
 from a3jax.devices.mesh import filled_up
 from a3jax.errors import UserError
 from a3jax.model.network import check_context
@@ -28,17 +28,23 @@ class Tokens(NamedTuple):
     """-1 where a token is still open."""
     head: int
     """So many tokens at the beginning are no text."""
+    lead: str = ""
+    """The end of the text before the last blank, where that was given back and the blank begins with it."""
 
 
 Observe = Callable[[list[Tokens]], None]
 """Called after every pass with each text as it stands."""
 
 
-def document_of(model: Model, template: Template) -> Document:
-    """The tokens of a template, blanks of unknown size at their largest. Raises `UserError` beyond the model's context."""
+def document_of(model: Model, template: Template, heal: bool = True) -> Document:
+    """The tokens of a template, blanks of unknown size at their largest. Raises `UserError` beyond the model's context.
+
+    `heal` as in `Decoding`.
+    """
     sizes = [size if isinstance(size, int) else size.most for size in template.sizes]
     check_context(model, sum(sizes) + (model.codec.start is not None))  # before a million blanks are laid out
-    document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec, template.whole)
+    healing = model.healing if heal else None
+    document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec, healing, template.whole)
     check_context(model, len(document.tokens))
     return document
 
@@ -63,7 +69,7 @@ def fill_documents(
         for i, document in enumerate(documents):
             own = i, slice(len(document.tokens))
             found = filled.tokens_BxL[own], filled.log_probs_BxL[own], filled.passes_BxL[own]
-            each.append(Tokens(*found, document.head))
+            each.append(Tokens(*found, document.head, lead_of(document.healed[-1])))
         return each
 
     def look(filled: loop.Filled) -> bool:
@@ -84,6 +90,7 @@ def fill_documents(
         _allowed(model, [decoding for decoding, _, _ in rows]),
         None if empty is None else [none.tolist() for _, _, none in rows],
         0 if beginning is None else int(beginning.length_B[0]),
+        [document.allowed for _, document, _ in rows],
     )
     look_on = look if observe is not None or any(decoding.ends for decoding in decodings) else None
     return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look_on, beginning))
@@ -108,12 +115,12 @@ def end_of(model: Model, document: Document, decoding: Decoding, text: Tokens) -
     end_tokens = _end_tokens(model)
     ends = [i for i, token in enumerate(tokens) if token in end_tokens]
     tokens = tokens[: ends[0]] if ends else tokens
-    inside = begin > document.head
-    written = model.codec.decode(tokens, inside)
+    number = len(document.blanks) - 1
+    written = document.written(number, tokens, model.codec)
     stops = [written.find(stop) for stop in decoding.stop if stop in written]
     if stops:
         first = min(stops)
-        texts = (model.codec.decode(tokens[:n], inside) for n in itertools.count())
+        texts = (document.written(number, tokens[:n], model.codec) for n in itertools.count())
         count = next(n for n, text in enumerate(texts) if any(stop in text for stop in decoding.stop))
         return End(begin + count, first)
     return End(begin + len(tokens), len(written)) if ends else None

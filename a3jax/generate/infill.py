@@ -12,7 +12,7 @@ import dataclasses
 import html
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from a3jax.generate.lengths import with_lengths
 from a3jax.generate.objective import check_mode
 from a3jax.generate.one_by_one import Filled, fill_blanks
 from a3jax.generate.revision import revised
+from a3jax.likelihood.restriction import Allowed
 from a3jax.weights.loading import Model
 
 
@@ -36,6 +37,7 @@ class Blank:
     text: str
     """Its tokens alone, decoded; a character that is cut at the blank's edge shows as the replacement character."""
     tokens: tuple[int, ...]
+    """The first may begin with the end of the text before the blank (`Decoding.heal`), which `text` does not."""
     log_prob: float
     """Nats, under the model's own distribution in the order of decoding; after a revision, from left to right.
 
@@ -55,10 +57,8 @@ class Infilled:
     """Passes through the network until the last token was decided."""
     seconds: float
     """Wall time of the batch, compilation included where this was the first of its size."""
-    pieces: tuple[tuple[str, bool], ...]
-    """`text` in pieces, and whether each was filled in; a character cut between two blanks goes with the second."""
-    places: tuple[slice, ...]
-    """Where in `tokens` each of `pieces` stands; before the first are the tokens that are no text."""
+    parts: tuple[Part, ...]
+    """Pieces and blanks in turn; a character cut between two blanks goes with the second."""
     tokens: tuple[int, ...]
     """Of the whole document, what stands before its text included."""
     given: tuple[bool, ...]
@@ -69,11 +69,19 @@ class Infilled:
     """The pass that decided each token, from 1; 0 for given ones."""
     finished: str
     """ "length" where every blank was filled to its size, "stop" where one ended before."""
+    allowed: Allowed = field(default_factory=dict, compare=False, repr=False)
+    """V bool for the first token of each blank that the text before it gave back its last token (`Decoding.heal`): what could
+    stand there."""
 
     @property
-    def parts(self) -> list[Part]:
-        """Pieces and blanks in turn."""
-        return [Part(text, place, filled) for (text, filled), place in zip(self.pieces, self.places)]
+    def pieces(self) -> tuple[tuple[str, bool], ...]:
+        """`text` in pieces, and whether each was filled in."""
+        return tuple((part.text, part.filled) for part in self.parts)
+
+    @property
+    def places(self) -> tuple[slice, ...]:
+        """Where in `tokens` each of `pieces` stands; before the first are the tokens that are no text."""
+        return tuple(part.place for part in self.parts)
 
     @property
     def log_prob(self) -> float:
@@ -135,7 +143,7 @@ def infill_batch(
         for template, now, one in zip(parsed, ending, decodings)
     ]
     sized = [with_lengths(model, *one) for one in zip(ending, decodings)]
-    documents = [document_of(model, template) for template in sized]
+    documents = [document_of(model, template, one.heal) for template, one in zip(sized, decodings)]
     open_blanks = [frozenset(i for i, size in enumerate(one.sizes) if isinstance(size, Open)) for one in sized]
     filled = fill_blanks(model, documents, decodings, observe, open_blanks)
     if decodings[0].revise:
@@ -179,8 +187,8 @@ def _infilled(model: Model, filled: Filled, seconds: float) -> Infilled:
     tokens, log_probs, passes = (tuple(x.tolist()) for x in (text.tokens, text.log_probs, text.passes))
     document = document._replace(tokens=tokens)
     blanks = []
-    for place in document.blanks:
-        written = model.codec.decode(list(tokens[place]), inside=place.start > document.head)
+    for number, place in enumerate(document.blanks):
+        written = document.written(number, tokens[place], model.codec)
         blanks.append(Blank(written, tokens[place], float(np.sum(log_probs[place], dtype=np.float64))))
     parts = document.parts(model.codec)
     for number, end in ends.items():  # a stop string is no part of the text
@@ -193,11 +201,11 @@ def _infilled(model: Model, filled: Filled, seconds: float) -> Infilled:
         blanks=tuple(blanks),
         forwards=max(passes),
         seconds=seconds,
-        pieces=tuple((part.text, part.filled) for part in parts),
-        places=tuple(part.place for part in parts),
+        parts=tuple(parts),
         tokens=tokens,
         given=document.given,
         log_probs=log_probs,
         passes=passes,
         finished="stop" if ends else "length",
+        allowed=document.allowed,
     )

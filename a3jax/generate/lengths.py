@@ -27,6 +27,7 @@ from a3jax.generate.filling import document_of
 from a3jax.generate.one_by_one import fill_blanks
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.fused_loss import token_nll
+from a3jax.likelihood.restriction import Restriction, restriction
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering.sequence import bucket, draw
@@ -45,9 +46,10 @@ def with_lengths(model: Model, template: Template, decoding: Decoding) -> Templa
     """
     for i, size in enumerate(template.sizes):
         if isinstance(size, Range):
-            document_of(model, template)  # the largest must fit
+            document_of(model, template, decoding.heal)  # the largest must fit
             lengths = range(size.least, size.most + 1)
-            scores = _scores(model, [document_of(model, _sized(template, i, length)) for length in lengths], i, decoding)
+            documents = [document_of(model, _sized(template, i, length), decoding.heal) for length in lengths]
+            scores = _scores(model, documents, i, decoding)
             template = _sized(template, i, lengths[int(np.argmax(scores))])
     return template
 
@@ -72,23 +74,23 @@ def _scores(model: Model, documents: Sequence[Document], i: int, decoding: Decod
         rows = [*chosen, *[chosen[-1]] * (bucket(len(chosen), least=8, steps=2) - len(chosen))]
         read = beginning if decoding.reads_in_order else None
         filled = fill_blanks(model, rows, [decoding] * len(rows), beginning=read)
-        texts = [one.text.tokens.tolist() for one in filled]
+        texts = [one.document for one in filled]
         # The text is scored as it stands, so that of what was read only what precedes all blanks is of use.
         found = _nats_per_token(model, beginning, texts, blanks[0].start, blanks[i].start)
         scores += found[: len(chosen)]
     return scores
 
 
-def _nats_per_token(
-    model: Model, beginning: Beginning, texts: Sequence[Sequence[int]], alike: int, given: int
-) -> list[float]:
+def _nats_per_token(model: Model, beginning: Beginning, documents: Sequence[Document], alike: int, given: int) -> list[float]:
     """Log-likelihood per token of texts from left to right, but for the first `given` tokens; -inf where there are no more.
 
     The first `alike` of all texts are those of the beginning.
     """
     config, compute = model.config, model.compute
+    texts = [document.tokens for document in documents]
     begin = alike - 1  # the last one predicts the first that differs
-    if one_stream_is_enough(config, left_to_right=True):
+    one = one_stream_is_enough(config, left_to_right=True)
+    if one:
         each = [one_stream(text, given, begin) for text in texts]
     else:
         marks = [[place < given for place in range(len(text))] for text in texts]
@@ -96,16 +98,23 @@ def _nats_per_token(
         each = [two_streams(text, order, begin, model.config.content) for text, order in zip(texts, orders)]
     suffix = stacked(bucket(max(len(one.target) for one in each), least=8, steps=4), filled_up(each))
     begun = beginning._replace(length_B=np.full_like(beginning.length_B, begin))
-    nats_RxM = fetched(_log_probs(model.params, begun, suffix, config=config, compute=compute))
+    allowed = [{place - begin - one: set_V for place, set_V in document.allowed.items()} for document in documents]
+    known = restriction(filled_up(allowed), config.vocab)  # by rows
+    nats_RxM = fetched(_log_probs(model.params, begun, suffix, known, config=config, compute=compute))
     counts = [len(text) - given for text in texts]
     return [float(nats_M.sum(dtype=np.float64)) / n if n else -np.inf for nats_M, n in zip(nats_RxM, counts)]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _log_probs(params: nnx.State, beginning: Beginning, suffix: Suffix, config: ModelConfig, compute: Compute) -> Array:
-    """Of every target, R x M; 0 where it is not scored."""
+def _log_probs(
+    params: nnx.State, beginning: Beginning, suffix: Suffix, known: Restriction, config: ModelConfig, compute: Compute
+) -> Array:
+    """Of every target, R x M; 0 where it is not scored. The places of `known` are rows."""
     network = nnx.merge(graph(config), params)
-    owner_R = jnp.zeros(len(suffix.target), jnp.int32)
-    hidden_RxMxD = hidden(network, beginning, owner_R, suffix, compute)
-    nll_RxM = token_nll(hidden_RxMxD, network.output_matrix[...], jnp.asarray(suffix.target), HEADS_AT_ONCE, config.logit_cap)
-    return jnp.where(suffix.scored, -nll_RxM, 0.0)
+    target_RxM = jnp.asarray(suffix.target)
+    owner_R = jnp.zeros(len(target_RxM), jnp.int32)
+    hidden_RxMxD, head_VxD = hidden(network, beginning, owner_R, suffix, compute), network.output_matrix[...]
+    log_prob_RxM = -token_nll(hidden_RxMxD, head_VxD, target_RxM, HEADS_AT_ONCE, config.logit_cap)
+    row_RxM = jnp.broadcast_to(jnp.arange(target_RxM.shape[1]), target_RxM.shape)
+    log_prob_RxM = known.rescored(log_prob_RxM, hidden_RxMxD, head_VxD, target_RxM, row_RxM, config.logit_cap)
+    return jnp.where(suffix.scored, log_prob_RxM, 0.0)

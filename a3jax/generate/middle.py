@@ -29,4 +29,5 @@ def middle_last(document: Document, tokens: Sequence[int], number: int, marks: S
         blanks=(slice(len(known), len(known) + size),),
         head=document.head,
         pieces=("", ""),
+        healed=(document.healed[number],),
     )

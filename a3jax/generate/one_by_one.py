@@ -108,7 +108,8 @@ class _Filling:
         given_L = self.text.passes[kept_L] >= 0
         given_L[blank] = False
         tokens = tuple(self.text.tokens[kept_L].tolist())
-        return self.document._replace(tokens=tokens, given=tuple(given_L.tolist()), blanks=(blank,))
+        healed = (self.document.healed[number],)
+        return self.document._replace(tokens=tokens, given=tuple(given_L.tolist()), blanks=(blank,), healed=healed)
 
     def empty_but(self, number: int) -> np.ndarray:
         """Which places of `with_blank` hold nothing meanwhile: all blanks behind."""

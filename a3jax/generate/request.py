@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from a3jax.decode.settings import Decoding, DecodingOptions
-from a3jax.decode.template import Open, Range, Size, Template, parse
+from a3jax.decode.template import Open, Range, Size, Template, lay_out, parse
 from a3jax.errors import UserError
 from a3jax.generate.chat import ANSWER, asked
 from a3jax.generate.filling import Observe, Tokens, check_ends, document_of
@@ -65,7 +65,7 @@ class Wanted:
         elif self.text is not None and (count := _occurrences(self.text, self.rewrite or "")) != 1:
             raise UserError(f"rewrite is found {count} times in the text; give a part that stands there once")
 
-    def template(self, model: Model) -> Template:
+    def template(self, model: Model, heal: bool = True) -> Template:
         """Of fields that are right, with the model's tokens and its way of writing a chat. Raises `UserError` for what has no
         place there."""
         if self.text is not None and self.rewrite is None:
@@ -77,7 +77,8 @@ class Wanted:
             before, _, after = self.text.partition(self.rewrite)
         words = self._words
         if self.rewrite and words is None:
-            words = len(model.codec.encode(self.rewrite, inside=bool(before)))
+            healing = model.healing if heal else None
+            (words,) = lay_out((before, ""), [self.rewrite], model.codec, healing).sizes
         return Template((before, after), (_size(words),))
 
     @functools.cached_property
@@ -111,8 +112,8 @@ class Request:
 
 def request(model: Model, wanted: Wanted, decoding: Decoding) -> Request:
     """The request for what is `wanted`. Raises `UserError` where it cannot be answered."""
-    template = wanted.template(model)
-    length = len(document_of(model, template).tokens)
+    template = wanted.template(model, decoding.heal)
+    length = len(document_of(model, template, decoding.heal).tokens)
     check_ends(template, decoding)
     if decoding.ends and any(isinstance(size, Range) for size in template.sizes):
         raise UserError("a text that may end has no sizes to choose; give the largest alone")

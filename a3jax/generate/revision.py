@@ -25,7 +25,8 @@ def revised(
 
     def scored(texts: Sequence[Tokens]) -> list[Tokens]:
         tokens = [text.tokens.tolist() for text in texts]
-        found = token_log_likelihoods(model, tokens, [document.given for document in documents])
+        given, allowed = [document.given for document in documents], [document.allowed for document in documents]
+        found = token_log_likelihoods(model, tokens, given, allowed=allowed)
         each = []
         for text, document, score in zip(texts, documents, found):
             log_probs = np.zeros(len(text.tokens))

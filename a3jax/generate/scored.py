@@ -77,8 +77,11 @@ def figures(log_likelihood: float, tokens: int, count: int) -> dict[str, Any]:
     }
 
 
-def subject(model: Model, asked: Asked) -> Subject:
-    """Lay out what is to be scored. Raises `UserError` where there is nothing, or more than the model's context."""
+def subject(model: Model, asked: Asked, heal: bool = True) -> Subject:
+    """Lay out what is to be scored; `heal` as in `a3jax.log_likelihood`.
+
+    Raises `UserError` where there is nothing, or more than the model's context.
+    """
     for name, text in [("text", asked.text), *(("blanks", blank) for blank in asked.blanks or ())]:
         check_text(name, text)
     codec = model.codec
@@ -88,7 +91,7 @@ def subject(model: Model, asked: Asked) -> Subject:
         first = "".join(spelled(codec, document.tokens, document.parts(codec))[:1])  # given, if it is text
         size = len(asked.text.encode()) - len(first.encode())
     else:
-        document = with_blanks(asked.text, asked.blanks, codec)
+        document = with_blanks(asked.text, asked.blanks, codec, model.healing if heal else None)
         size = len("".join(asked.blanks).encode())
     if all(document.given):
         raise UserError("there is nothing to score; give more text than the document's first token")
@@ -109,7 +112,8 @@ def score(model: Model, subjects: Iterable[Subject], order: str, seed: int, orde
 def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
     tokens = [one.document.tokens for one in window]
     given = [one.document.given for one in window]
-    found = token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=model.record.mask_block)
+    block, allowed = model.record.mask_block, [one.document.allowed for one in window]
+    found = token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=block, allowed=allowed)
     for one, likelihood in zip(window, found):
         texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)

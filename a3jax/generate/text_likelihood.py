@@ -16,14 +16,22 @@ DRAWS = 16
 
 
 def log_likelihood(
-    model: Model, text: str, order: str = "ar", seed: int = 0, blanks: Sequence[str] | None = None, orders: int = 1
+    model: Model,
+    text: str,
+    order: str = "ar",
+    seed: int = 0,
+    blanks: Sequence[str] | None = None,
+    orders: int = 1,
+    heal: bool = True,
 ) -> Likelihood:
     """Exact log-probability of a text, every token predicted from those that come before it in `order`.
 
     The first token of the document is given: the model's start token, or the text's first where it has none. With
     `blanks`, `text` is a template and only the texts put into its blanks are scored, all else being given; the sizes
-    written in the template do not matter. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned. A
-    model of masked diffusion has no such likelihood; its order "bound" gives a lower bound, from so many draws of masks.
+    written in the template do not matter. With `heal` they have the tokens that they have behind the text before them, of
+    whose last one the bytes are known, as in `Decoding`. Of several `orders`, drawn with seed, seed + 1, ..., the mean is
+    returned. A model of masked diffusion has no such likelihood; its order "bound" gives a lower bound, from so many draws
+    of masks.
 
     Raises `UserError` if there is nothing to score, or more than the model's context, and for several `orders` of a kind
     that is not drawn.
@@ -31,9 +39,9 @@ def log_likelihood(
     check_order(model, order)
     if blanks is None:
         return log_likelihoods(model, [text], order, seed, orders)[0]
-    document = with_blanks(text, blanks, model.codec)
-    block = model.record.mask_block
-    return token_log_likelihood(model, document.tokens, document.given, order, seed, orders, mask_block=block)
+    document = with_blanks(text, blanks, model.codec, model.healing if heal else None)
+    block, what = model.record.mask_block, (document.tokens, document.given)
+    return token_log_likelihood(model, *what, order, seed, orders, mask_block=block, allowed=document.allowed)
 
 
 def blanks_log_likelihoods(model: Model, documents: Sequence[Document], decoding: Decoding) -> list[Likelihood]:
@@ -47,9 +55,8 @@ def blanks_log_likelihoods(model: Model, documents: Sequence[Document], decoding
         order, orders = BOUND, DRAWS
     if decoding.mode == "fim":
         documents = [middle_last(one, one.tokens, 0, model.record.fim_tokens) for one in documents]
-    tokens, given = [one.tokens for one in documents], [one.given for one in documents]
-    prefill = decoding.prefill
-    return token_log_likelihoods(model, tokens, given, order, decoding.seed, orders, prefill=prefill, mask_block=block)
+    tokens, given, allowed = zip(*((one.tokens, one.given, one.allowed) for one in documents))
+    return token_log_likelihoods(model, tokens, given, order, decoding.seed, orders, None, decoding.prefill, block, allowed)
 
 
 def log_likelihoods(

@@ -15,6 +15,7 @@ from a3jax.config import ModelConfig
 from a3jax.devices.context_parallel import spread
 from a3jax.devices.mesh import constrain
 from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
+from a3jax.likelihood.restriction import Restriction
 from a3jax.model.experts import Routing
 from a3jax.model.two_stream import Compute, TwoStream, sort
 from a3jax.ordering import Masking, Order
@@ -55,11 +56,18 @@ class Predictions(NamedTuple):
         rows = (self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), spread(self.weight_BxL))
         return nll_sum(*rows, chunk, soft, self.cap)
 
-    def log_probs(self, chunk: int) -> Array:
-        """log p of every token in nats, B x L float32 in window order, whatever its weight; zero where that is 0."""
-        nll_BxL = token_nll(self.hidden_BxLxD, self.head_VxD, spread(self.target_BxL), chunk, self.cap)
-        log_prob_BxL = jnp.where(spread(self.weight_BxL) > 0, -nll_BxL, 0.0)
-        return sort(log_prob_BxL, jnp.argsort(spread(self.index_BxL), axis=1))
+    def log_probs(self, chunk: int, restriction: Restriction | None = None) -> Array:
+        """log p of every token in nats, B x L float32 in window order, whatever its weight; zero where that is 0.
+
+        At places of a `restriction` it is that among the tokens that may stand there.
+        """
+        target_BxL, index_BxL = spread(self.target_BxL), spread(self.index_BxL)
+        log_prob_BxL = -token_nll(self.hidden_BxLxD, self.head_VxD, target_BxL, chunk, self.cap)
+        if restriction is not None:
+            rows = (log_prob_BxL, self.hidden_BxLxD, self.head_VxD, target_BxL, index_BxL)
+            log_prob_BxL = restriction.rescored(*rows, self.cap)
+        log_prob_BxL = jnp.where(spread(self.weight_BxL) > 0, log_prob_BxL, 0.0)
+        return sort(log_prob_BxL, jnp.argsort(index_BxL, axis=1))
 
 
 def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False) -> Predictions:
@@ -93,18 +101,31 @@ def _head(network: TwoStream) -> tuple[Array, float | None]:
 
 
 def log_probs(
-    network: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False, chunk: int = 1024
+    network: TwoStream,
+    tokens_BxL: Array,
+    order: Order,
+    compute: Compute,
+    one_stream: bool = False,
+    chunk: int = 1024,
+    restriction: Restriction | None = None,
 ) -> Array:
     """log p of every token in nats, B x L float32 in window order; zero where a token is given or padding.
 
     The arguments are those of `predict`; `chunk` counts rows of one device whose logits exist at one time.
     """
-    return predict(network, tokens_BxL, order, compute, one_stream).log_probs(chunk)
+    return predict(network, tokens_BxL, order, compute, one_stream).log_probs(chunk, restriction)
 
 
-def bound(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute, chunk: int = 1024) -> Array:
+def bound(
+    network: TwoStream,
+    tokens_BxL: Array,
+    masking: Masking,
+    compute: Compute,
+    chunk: int = 1024,
+    restriction: Restriction | None = None,
+) -> Array:
     """Each token's share of a draw of the bound, in nats, B x L float32 in window order; zero where a token is not masked.
 
     The expected sum is a lower bound on the log-likelihood of the tokens that may be masked (`a3jax.ordering.masking`).
     """
-    return masking.weight * predict_masked(network, tokens_BxL, masking, compute).log_probs(chunk)
+    return masking.weight * predict_masked(network, tokens_BxL, masking, compute).log_probs(chunk, restriction)

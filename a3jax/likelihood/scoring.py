@@ -18,6 +18,7 @@ from a3jax.devices import context_parallel
 from a3jax.devices.mesh import fetched, filled_up, parts_in_use
 from a3jax.errors import UserError
 from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
+from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.network import Network, check_context
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
@@ -65,21 +66,24 @@ def token_log_likelihood(
     groups: Sequence[int] | None = None,
     prefill: Prefill = "ar",
     mask_block: int | None = None,
+    allowed: Allowed | None = None,
 ) -> Likelihood:
     """Exact log-probability of the tokens that are not `given`, each predicted from those that come before it in `order`.
 
     The first token must be given. Of several `orders`, drawn with seed, seed + 1, ..., the mean is returned. The `order`
     "bound" is the bound of masked diffusion instead, from so many draws of masks, with `mask_block` tokens to a block.
 
-    With the `tokens` and `given` of an `Infilled`, and its order and seed, this is the log-probability with which the
-    blanks were filled: decoding and teacher forcing are one model. `groups` numbers each token's group and takes the place
-    of `order`: smaller numbers come first, equal ones are predicted at once; the `passes` of an `Infilled` are such
-    groups. `prefill` says how given tokens are read, as in `Decoding`.
+    With the `tokens`, `given` and `allowed` of an `Infilled`, and its order and seed, this is the log-probability with which
+    the blanks were filled: decoding and teacher forcing are one model. `groups` numbers each token's group and takes the
+    place of `order`: smaller numbers come first, equal ones are predicted at once; the `passes` of an `Infilled` are such
+    groups. `prefill` says how given tokens are read, as in `Decoding`. At places that `allowed` names, a token's probability
+    is that among the tokens that may stand there.
 
     Raises `UserError` if there is nothing to score, or more than the model's context.
     """
     marks = None if groups is None else [groups]
-    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill, mask_block)[0]
+    known = None if allowed is None else [allowed]
+    return token_log_likelihoods(model, [tokens], [given], order, seed, orders, marks, prefill, mask_block, known)[0]
 
 
 def token_log_likelihoods(
@@ -92,6 +96,7 @@ def token_log_likelihoods(
     groups: Sequence[Sequence[int]] | None = None,
     prefill: Prefill = "ar",
     mask_block: int | None = None,
+    allowed: Sequence[Allowed] | None = None,
 ) -> list[Likelihood]:
     """`token_log_likelihood` of several texts, a batch at a time."""
     if not tokens:
@@ -103,9 +108,9 @@ def token_log_likelihoods(
         _check(model, ids, known, None if groups is None else groups[i])
 
     if order == BOUND and groups is None:
-        by_place = _bounds(model, tokens, given, range(seed, seed + orders), mask_block or 0)
+        by_place = _bounds(model, tokens, given, range(seed, seed + orders), mask_block or 0, allowed)
     else:
-        by_place = _forced_in_orders(model, tokens, given, order, range(seed, seed + orders), groups, prefill)
+        by_place = _forced_in_orders(model, tokens, given, order, range(seed, seed + orders), groups, prefill, allowed)
     found = []
     for i, (ids, known) in enumerate(zip(tokens, given)):
         each = [row[~np.asarray(known)] for row in by_place[i * orders : (i + 1) * orders]]
@@ -124,6 +129,7 @@ def _forced_in_orders(
     seeds: range,
     groups: Sequence[Sequence[int]] | None,
     prefill: Prefill,
+    allowed: Sequence[Allowed] | None,
 ) -> list[np.ndarray]:
     """`forced` of every text in an order drawn with each of the seeds, a text's next to each other."""
 
@@ -133,11 +139,17 @@ def _forced_in_orders(
         return draw(seed, tokens[i], given[i], order, model.config.seeding, prefill).order
 
     drawn = [order_of(i, seed) for i in range(len(tokens)) for seed in seeds]
-    return forced(model, [ids for ids in tokens for _ in seeds], drawn)
+    known = None if allowed is None else [one for one in allowed for _ in seeds]
+    return forced(model, [ids for ids in tokens for _ in seeds], drawn, known)
 
 
 def _bounds(
-    model: Network, texts: Sequence[Sequence[int]], given: Sequence[Sequence[bool]], seeds: range, block: int
+    model: Network,
+    texts: Sequence[Sequence[int]],
+    given: Sequence[Sequence[bool]],
+    seeds: range,
+    block: int,
+    allowed: Sequence[Allowed] | None,
 ) -> list[np.ndarray]:
     """Each token's share of the bound by place, in nats, for each text and each seed; texts of like length share a pass."""
     asked = [(i, seed) for i in range(len(texts)) for seed in seeds]
@@ -156,7 +168,8 @@ def _bounds(
                 segment_BxL[row, : len(texts[i])] = np.where(given[i], -1, 1)  # context, or to be predicted
             seed_B = np.array([seed for _, seed in rows], np.uint32)
             how = {"config": model.config, "compute": model.compute, "block": block}
-            share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, **how)
+            known = _restriction(model, allowed, [i for i, _ in rows])
+            share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, known, **how)
             found |= {number: row_L[: len(texts[asked[number][0]])] for number, row_L in zip(chosen, fetched(share_BxL))}
     return [found[number] for number in range(len(asked))]
 
@@ -175,8 +188,12 @@ def _check(model: Network, tokens: Sequence[int], given: Sequence[bool], groups:
         raise UserError(f"token {strangers[0]} is not in the model's vocabulary of {model.config.vocab}")
 
 
-def forced(model: Network, texts: Sequence[Sequence[int]], orders: Sequence[Order]) -> list[np.ndarray]:
+def forced(
+    model: Network, texts: Sequence[Sequence[int]], orders: Sequence[Order], allowed: Sequence[Allowed] | None = None
+) -> list[np.ndarray]:
     """Log-probabilities of each text's tokens by place, in nats, by teacher forcing in its own order; 0 where given.
+
+    At `allowed` places they are those among the tokens that may stand there.
 
     Texts of like length share a pass, few texts one that is as small. Those taken from left to right are kept apart, as
     successor seeding computes them at half the price.
@@ -193,11 +210,15 @@ def forced(model: Network, texts: Sequence[Sequence[int]], orders: Sequence[Orde
             length = _rounded(len(texts[chosen[-1]]))
             tokens_BxL = np.stack([np.pad(np.asarray(texts[i], np.int32), (0, length - len(texts[i]))) for i in chosen_B])
             order = jax.tree.map(lambda *x: np.stack(x), *[_cut(orders[i], length) for i in chosen_B])
-            log_prob_BxL = _log_probs(
-                model.params, tokens_BxL, order, config=model.config, compute=model.compute, one_stream=kind
-            )
+            known, how = _restriction(model, allowed, chosen_B), {"config": model.config, "compute": model.compute}
+            log_prob_BxL = _log_probs(model.params, tokens_BxL, order, known, **how, one_stream=kind)
             found |= {i: row_L[: len(texts[i])] for i, row_L in zip(chosen, fetched(log_prob_BxL))}
     return [found[i] for i in range(len(texts))]
+
+
+def _restriction(model: Network, allowed: Sequence[Allowed] | None, chosen: Sequence[int]) -> Restriction | None:
+    """That of the chosen texts, if any of all is restricted."""
+    return restriction([allowed[i] for i in chosen], model.config.vocab) if allowed and any(allowed) else None
 
 
 def _rounded(count: int) -> int:
@@ -213,9 +234,16 @@ def _cut(order: Order, length: int) -> Order:
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "one_stream"))
 def _log_probs(
-    params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, compute: Compute, one_stream: bool
+    params: nnx.State,
+    tokens_BxL: Array,
+    order: Order,
+    known: Restriction | None,
+    config: ModelConfig,
+    compute: Compute,
+    one_stream: bool,
 ) -> Array:
-    return log_probs(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, compute, one_stream)
+    network = nnx.merge(graph(config), params)
+    return log_probs(network, jnp.asarray(tokens_BxL), order, compute, one_stream, restriction=known)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "block"))
@@ -224,9 +252,11 @@ def _bound(
     tokens_BxL: Array,
     segment_BxL: Array,
     seed_B: Array,
+    known: Restriction | None,
     config: ModelConfig,
     compute: Compute,
     block: int,
 ) -> Array:
     keys_B = jax.vmap(lambda seed: example_keys(seed, 0, 1)[0])(seed_B)
-    return bound(nnx.merge(graph(config), params), tokens_BxL, draw_masking(keys_B, segment_BxL, block=block), compute)
+    masking = draw_masking(keys_B, segment_BxL, block=block)
+    return bound(nnx.merge(graph(config), params), tokens_BxL, masking, compute, restriction=known)

@@ -73,20 +73,26 @@ def infill_choice(filled: Infilled, index: int, with_scores: bool) -> Json:
 
 
 def usage(filled: list[Infilled], samples: int) -> Json:
-    """Tokens given, those of a prompt once for all its samples, and tokens filled in."""
-    prompt = sum(sum(one.given) for one in filled[::samples])
-    completion = sum(len(blank.tokens) for one in filled for blank in one.blanks)
+    """Tokens given, those of a prompt once for all its samples, and tokens filled in.
+
+    One that was given back to a blank is given, and so is what took its place.
+    """
+    prompt = sum(sum(one.given) + len(one.allowed) for one in filled[::samples])
+    completion = sum(sum(len(blank.tokens) for blank in one.blanks) - len(one.allowed) for one in filled)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def logprobs(codec: TextCodec, filled: Infilled, echo: bool) -> Json:
     """Each token of a choice as the characters it adds, its log-probability in nats, and where in the choice it begins.
 
-    Given tokens have none. A token that completes no character, or stands behind a stop string, adds none.
+    Given tokens have none. A token that completes no character, or stands behind a stop string, adds none; without `echo` the
+    first may add less than it says, as the prompt has the rest.
     """
-    blank = filled.places[1]
-    place = slice(filled.places[0].start if echo else blank.start, blank.stop)
+    prompt, blank, *_ = filled.parts
+    place = slice(prompt.place.start if echo else blank.place.start, blank.place.stop)
     texts = spelled(codec, filled.tokens, filled.parts)[place]
+    if not echo and texts:
+        texts[0] = texts[0].removeprefix(blank.lead)
     return {
         "tokens": texts,
         "token_logprobs": [None if given else x for given, x in zip(filled.given[place], filled.log_probs[place])],
@@ -133,7 +139,7 @@ def begun(codec: TextCodec, fillable_V: np.ndarray, tokens: Tokens, stops: tuple
     begin = int(np.argmax(tokens.passes != 0))
     written = tokens.tokens[tokens.passes > 0]
     written = written[: int(np.argmin(np.append(fillable_V[written], False)))]  # up to the end of the text
-    text = codec.certain(written.tolist(), inside=begin > tokens.head)
+    text = codec.certain(written.tolist(), inside=begin > tokens.head).removeprefix(tokens.lead)
     found = [text.find(stop) for stop in stops if stop in text]
     open_ = max((len(stop) - 1 for stop in stops), default=0)  # its end may be the beginning of a stop string
     text = text[: min(found)] if found else text[: max(0, len(text) - open_)]

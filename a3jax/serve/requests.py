@@ -186,7 +186,7 @@ def check(model: Model, text: Text, given: str, sizes: str) -> None:
     """
     template, decoding = text
     try:
-        document_of(model, template)
+        document_of(model, template, decoding.heal)
     except UserError as error:
         raise Refused(str(error), sizes if _fits_if_small(model, template) else given) from None
     try:

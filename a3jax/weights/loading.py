@@ -1,15 +1,18 @@
 """A model in memory: a network with its weights and its tokenizer."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
+from a3jax.data.healing import Healing
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.accelerators import check_used
 from a3jax.devices.mesh import check_mesh
@@ -30,6 +33,11 @@ class Model(Network):
     """Where it was loaded from; None for random weights in training."""
     fillable: Array
     """V bool: tokens that may stand in a blank, which are those of plain text."""
+
+    @functools.cached_property
+    def healing(self) -> Healing:
+        """What text gives back to a blank behind it."""
+        return Healing(self.codec, np.asarray(self.fillable))
 
     @property
     def name(self) -> str:

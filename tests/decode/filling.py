@@ -23,16 +23,18 @@ def document(lengths, vocab=48, seed=0):
     return np.where(given, tokens, 0).tolist(), given.tolist()
 
 
-def fill(net, documents, order, allowed=None, seed=0, compute=HOW, **options):
+def fill(net, documents, order, allowed=None, seed=0, compute=HOW, restricted=None, **options):
     """The plan, and what it became. Document i uses seed + i."""
     config, params = net.config, nnx.state(net, nnx.Param)
     decodings = [Decoding(order=order, seed=seed + i, **options) for i in range(len(documents))]
     allowed = np.ones(config.vocab, bool) if allowed is None else allowed
-    drawn = plan(decodings, [d[0] for d in documents], [d[1] for d in documents], config.seeding, jnp.asarray(allowed)[None])
+    tokens, given = zip(*documents)
+    allowed_1xV = jnp.asarray(allowed)[None]
+    drawn = plan(decodings, tokens, given, config.seeding, allowed_1xV, restricted=restricted)
     return drawn, decode(params, config, compute, drawn, decodings[0])
 
 
-def teacher_forced(net, documents, filled):
+def teacher_forced(net, documents, filled, restriction=None):
     """Log-probabilities by place where the groups are those that each pass decided, given tokens one by one before them."""
     rows = []
     for (tokens, _), filled_L, passes_L in zip(documents, filled.tokens_BxL, filled.passes_BxL):
@@ -40,5 +42,7 @@ def teacher_forced(net, documents, filled):
         given = own & (passes_L == 0)
         groups = np.where(given, np.cumsum(given), len(own) + passes_L).astype(np.int32)
         order = arrange(groups, given, own.astype(np.int32), net.config.seeding)
-        rows.append(log_probs(net, jnp.asarray(filled_L)[None], jax.tree.map(lambda x: x[None], order), compute=HOW)[0])
+        known = jax.tree.map(lambda x: x if x.dtype == bool else x[len(rows)][None], restriction)
+        tokens_1xL, order = jnp.asarray(filled_L)[None], jax.tree.map(lambda x: x[None], order)
+        rows.append(log_probs(net, tokens_1xL, order, compute=HOW, restriction=known)[0])
     return np.stack(rows)

@@ -42,7 +42,7 @@ OPTIONS = {
 }
 
 LONG = ("granite", "phi", "experts by probability, one layer", "experts, adapters")
-"""Left to the long tests: others meet their mechanisms, here or in small models of the families (`tests/weights/test_import.py`)."""
+"""Left to the long tests: others meet their mechanisms, here or in `tests/weights/test_import.py`."""
 
 
 def random_batch(segments, config: ModelConfig, seed: int, size: int = 4, given: float = 0.4):

@@ -1,0 +1,74 @@
+"""Places where not every token may stand, and the distribution of a model that knows it.
+
+Where the first bytes of a token are known (`a3jax.data.healing`), its distribution is the model's given that it is one of
+those that begin so: the softmax over them alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from a3jax.attention.cap import capped
+from a3jax.ordering.sequence import bucket
+
+Allowed = Mapping[int, np.ndarray]
+"""Place -> V bool: the tokens that may stand there. Any may at all others."""
+
+
+class Restriction(NamedTuple):
+    """The `Allowed` of a batch: P restricted places for each text, and K sets of tokens for all of them."""
+
+    place_BxP: Array
+    """-1 where a text has fewer."""
+    set_BxP: Array
+    allowed_KxV: Array
+
+    def on(self, logits_BxSxV: Array, place_BxS: Array) -> Array:
+        """Logits of the tokens of places, -inf for what may not stand there."""
+        here_BxSxP = place_BxS[..., None] == self.place_BxP[:, None]
+        set_BxS = jnp.take_along_axis(self.set_BxP, here_BxSxP.argmax(axis=-1), axis=1)
+        refused_BxSxV = here_BxSxP.any(axis=-1, keepdims=True) & ~self.allowed_KxV[set_BxS]
+        return jnp.where(refused_BxSxV, -jnp.inf, logits_BxSxV)
+
+    def rescored(
+        self,
+        log_prob_BxR: Array,
+        hidden_BxRxD: Array,
+        head_VxD: Array,
+        target_BxR: Array,
+        place_BxR: Array,
+        cap: float | None,
+    ) -> Array:
+        """Log-probabilities of the targets of rows, B x R, those of restricted places among what may stand there.
+
+        `place` says where a row's target stands; `hidden`, `head` and `cap` make its logits.
+        """
+        here_BxPxR = self.place_BxP[..., None] == place_BxR[:, None]
+        row_BxP = here_BxPxR.argmax(axis=-1)
+        hidden_BxPxD = jnp.take_along_axis(hidden_BxRxD, row_BxP[..., None], axis=1)
+        head_VxD = head_VxD.astype(hidden_BxPxD.dtype)
+        logits_BxPxV = capped(jnp.einsum("bpd,vd->bpv", hidden_BxPxD, head_VxD, preferred_element_type=jnp.float32), cap)
+        log_probs_BxPxV = jax.nn.log_softmax(self.on(logits_BxPxV, self.place_BxP), axis=-1)
+        target_BxP = jnp.take_along_axis(target_BxR, row_BxP, axis=1)
+        log_prob_BxP = jnp.take_along_axis(log_probs_BxPxV, target_BxP[..., None], axis=-1)[..., 0]
+        row_BxP = jnp.where(here_BxPxR.any(axis=-1), row_BxP, log_prob_BxR.shape[1])
+        return log_prob_BxR.at[jnp.arange(len(row_BxP))[:, None], row_BxP].set(log_prob_BxP, mode="drop")
+
+
+def restriction(allowed: Sequence[Allowed], vocab: int) -> Restriction:
+    """That of a batch. Its sizes are rounded up, so that few programs are compiled."""
+    sets: dict[bytes, int] = {}
+    places = bucket(max(map(len, allowed)), least=1)
+    place_BxP, set_BxP = np.full((len(allowed), places), -1, np.int32), np.zeros((len(allowed), places), np.int32)
+    for row, each in enumerate(allowed):
+        for i, (place, allowed_V) in enumerate(each.items()):
+            place_BxP[row, i] = place
+            set_BxP[row, i] = sets.setdefault(np.packbits(allowed_V).tobytes(), len(sets))
+    allowed_KxV = np.ones((bucket(len(sets), least=8), vocab), bool)
+    for packed, number in sets.items():
+        allowed_KxV[number] = np.unpackbits(np.frombuffer(packed, np.uint8), count=vocab)
+    return Restriction(*map(jnp.asarray, (place_BxP, set_BxP, allowed_KxV)))
