@@ -103,9 +103,7 @@ def fit(config: Config, callbacks: Sequence[Callback] = ()) -> Summary:
     return train(config, callbacks=callbacks)
 
 
-def _train(
-    config: Config, tries: Tries, caught: Callable[[], int], started: float, callbacks: Sequence[Callback]
-) -> Summary:
+def _train(config: Config, tries: Tries, caught: Callable[[], int], started: float, callbacks: Sequence[Callback]) -> Summary:
     """`train`, of processes that have found each other."""
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
@@ -135,9 +133,7 @@ def _train(
         desk = stack.enter_context(Desk(config.run_folder, *grows, failed=say_unsent))
         if config.train.sample is not None:
             callbacks = [*callbacks, Samples(config, config.train.sample)]
-        report = stack.enter_context(
-            Report(config, run.model, mesh, *done, source, hosts, started, desk.folder, callbacks)
-        )
+        report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started, desk.folder, callbacks))
         tracing = stack.enter_context(Tracing(config, desk.folder))
         steps = _steps(run, position, _Means(mesh, compiled, checkpoints, desk, report, tracing, stop, hosts, callbacks))
     folder = config.run_folder
