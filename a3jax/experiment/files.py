@@ -3,6 +3,7 @@
 Such a file may have a function `sweep()` too, which returns the Trials of `a3jax sweep`.
 """
 
+import importlib.metadata
 import runpy
 import traceback
 from pathlib import Path
@@ -37,14 +38,27 @@ def load_sweep(name: str) -> Trials:
 
 
 def _path(name: str) -> Path:
-    return local(name) if name.endswith(".py") else Path("experiments") / local(f"{name}.py")
+    """Where an experiment lies: a file by its path; a name in experiments/, else among those that came with the package."""
+    if name.endswith(".py"):
+        return local(name)
+    here = Path("experiments") / local(f"{name}.py")
+    return here if here.is_file() else _installed().get(name, here)
+
+
+def _installed() -> dict[str, Path]:
+    """The experiments of an installed package, by name; none where it runs from a clone."""
+    try:
+        files = importlib.metadata.files("a3jax") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {file.stem: Path(str(file.locate())).resolve() for file in files if file.match("a3jax/experiments/*.py")}
 
 
 def _call(name: str, function: str, kind: type[T]) -> T:
     """What a function of an experiment file returns."""
     path = _path(name)
     if not path.is_file():
-        known = [file.stem for file in sorted(Path("experiments").glob("*.py"))]
+        known = sorted({*(file.stem for file in Path("experiments").glob("*.py")), *_installed()})
         raise UserError(f"experiment {path} does not exist{nearest(name, known)}")
     try:
         content = runpy.run_path(str(path))

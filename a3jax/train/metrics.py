@@ -19,11 +19,11 @@ from a3jax.progress import console
 
 # tensorboardX imports PyTorch and the clients of buckets where they are installed, for what is never asked of it here:
 # seconds of every start.
-hidden = [name for name in ("torch", "boto3", "google.cloud.storage") if name not in sys.modules]
-sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
-from tensorboardX.summary import scalar  # noqa: E402
+if hidden := [name for name in ("torch", "boto3", "google.cloud.storage") if name not in sys.modules]:
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 for name in hidden:
     del sys.modules[name]
