@@ -39,11 +39,12 @@ def completed(filled: Infilled, echo: bool) -> str:
 
 def cut(filled: Infilled, stops: Sequence[str]) -> Infilled:
     """A completion up to its first stop string, where that was not heeded while it was filled."""
-    before, (text, _), *behind = filled.pieces
-    found = [text.find(stop) for stop in stops if stop in text]
+    before, answer, *behind = filled.parts
+    found = [answer.text.find(stop) for stop in stops if stop in answer.text]
     if not found:
         return filled
-    return dataclasses.replace(filled, pieces=(before, (text[: min(found)], True), *behind), finished="stop")
+    cut_short = answer._replace(text=answer.text[: min(found)])
+    return dataclasses.replace(filled, parts=(before, cut_short, *behind), finished="stop")
 
 
 def choice(text: str, index: int, finished: str | None = None, scores: Json | None = None) -> Json:
