@@ -132,7 +132,12 @@ def as_rounded(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def few(names, kept):
+    """Parameters of a test; all but those kept are left to the long tests."""
+    return [pytest.param(name, marks=[] if name in kept else [pytest.mark.long]) for name in names]
+
+
+@pytest.mark.parametrize("name", few(FORMATS, ("GPTQ, groups shuffled", "AWQ", "FP8 in blocks", "MXFP4")))
 def test_a_quantized_folder_is_what_its_format_means(name, pretrained, tmp_path):
     folder, plain = quantized(pretrained("qwen2"), tmp_path, *FORMATS[name])
     source, expected = open_source(folder), open_source(plain)
@@ -205,7 +210,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", few(WRONG, ("another method", "scales that do not fit", "no scale", "nothing said")))
 def test_what_is_not_known_is_refused_in_one_line(name, pretrained, tmp_path):
     which, changes, damage, message = WRONG[name]
     settings, pack = FORMATS[which]
