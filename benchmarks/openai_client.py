@@ -6,6 +6,7 @@ python benchmarks/openai_client.py http://127.0.0.1:8000 [KEY]
 It needs the package openai, and nothing of a3jax. It ends with an AssertionError where the two do not understand each other.
 """
 
+import contextlib
 import sys
 from typing import Any
 
@@ -35,6 +36,10 @@ def main(url: str, key: str = "none") -> None:
     for choice in several.choices:
         assert "".join(choice.logprobs.tokens) == choice.text
         assert len(choice.logprobs.token_logprobs) == len(choice.logprobs.text_offset) == len(choice.logprobs.tokens)
+    with contextlib.suppress(openai.BadRequestError):  # not every model has a chat template
+        said = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=4)
+        assert said.choices[0].message.role == "assistant"
+        print(repr(said.choices[0].message.content))
     (scored,) = ask(model=model, prompt="The capital", max_tokens=0, echo=True, logprobs=2).choices
     assert scored.text == "".join(scored.logprobs.tokens) == "The capital"
     assert all(one is None or 1 <= len(one) <= 3 for one in scored.logprobs.top_logprobs)

@@ -32,7 +32,8 @@ class Export:
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """The Hugging Face folder, or the .gguf file, to write."""
     as_: Annotated[str, arg(name="as")] = "a3"
-    """a3 for both streams (trust_remote_code), the model's family, such as llama, gguf, or adapters, without their source."""
+    """a3 for both streams (trust_remote_code), the model's family, such as llama, gguf, or adapters, without their source;
+    peft for adapters of both streams in PEFT's layout."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the weights; as saved if not given."""
     step: int | None = None
@@ -45,11 +46,11 @@ class Export:
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.checkpoint.folder import find
         from a3jax.devices.writing import by_first
-        from a3jax.export.exporter import ADAPTERS, GGUF, export_model
+        from a3jax.export.exporter import ADAPTERS, GGUF, PEFT, export_model
         from a3jax.export.verify import require_torch, verify
         from a3jax.files.places import local_folder
 
-        if self.verify and self.as_ in (GGUF, ADAPTERS):
+        if self.verify and self.as_ in (GGUF, ADAPTERS, PEFT):
             raise UserError("--verify needs a folder that PyTorch loads; export it --as a3, or as the model's family, too")
         checkpoint = find(self.checkpoint, self.step)
         computes = self.verify or several(self.devices)  # devices may be another's, who trains

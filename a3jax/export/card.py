@@ -81,6 +81,27 @@ bit: the adapters change the predictions of queries in other orders alone.
 """
 
 
+_USE_PEFT = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{source}"), "{name}")
+```
+
+This is the left-to-right view, the source with its content stream changed. The query seed of unknown predecessors, and with
+it any-order generation, is not part of it.
+"""
+
+
+def peft_card(name: str, config: ModelConfig, record: Provenance) -> str:
+    """Markdown for a folder called `name` that holds adapters of both streams for PEFT."""
+    head = ["---", "library_name: peft", f"base_model: {record.source}", "pipeline_tag: text-generation", "---"]
+    what = f"Adapters of rank {config.adapter_rank} of {record.source}, trained with a3jax: {record.steps:,} steps, "
+    what += f"{record.tokens:,} tokens, {' → '.join(record.stages) or 'no stages'}."
+    return "\n".join([*head, "", f"# {name}", "", what, "", "## Use", "", _USE_PEFT.format(name=name, source=record.source)])
+
+
 def adapter_card(name: str, config: ModelConfig, record: Provenance) -> str:
     """Markdown for a folder called `name` that holds adapters alone."""
     facts = {

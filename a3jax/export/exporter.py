@@ -15,13 +15,14 @@ from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import fillable, load_codec
 from a3jax.data.tokenizer_files import FILES, put_before
 from a3jax.errors import UserError
-from a3jax.export.card import adapter_card, model_card
+from a3jax.export.card import adapter_card, model_card, peft_card
 from a3jax.files.folders import check_new, complete_or_nothing, new_file, resumable
 from a3jax.files.places import version
 from a3jax.files.strict import misspelt, to_json
 from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
+from a3jax.model.parameters import declarations
 from a3jax.progress import Progress
-from a3jax.weights import a3_folder, adapter_files, configuration, generation, sha256
+from a3jax.weights import a3_folder, adapter_files, configuration, generation, peft_files, sha256
 from a3jax.weights.families import family_of
 from a3jax.weights.fused import fuse
 from a3jax.weights.gguf.writer import write_gguf
@@ -35,8 +36,9 @@ TWIN = tuple(
     Path(__file__).parent / "twin" / f"{name}_a3.py" for name in ("configuration", "decoding", "experts", "modeling")
 )
 """The model in PyTorch, which stands alone."""
-GGUF, ADAPTERS = "gguf", "adapters"
-"""The style that is one file instead of a folder, and that of adapters without the weights that they change."""
+GGUF, ADAPTERS, PEFT = "gguf", "adapters", "peft"
+"""The style that is one file instead of a folder, and those of adapters without the weights that they change: of the query
+stream as `a3jax import` takes them, and of both streams as PEFT does."""
 MASK_VECTOR = "mask_vector.npy"
 """Beside plain weights, what a model of masked diffusion reads in the place of masked tokens, in float32."""
 SHARD_BYTES = 5_000_000_000
@@ -49,10 +51,10 @@ def export_model(
     """Write `checkpoint` as a Hugging Face folder at `out`, in `dtype` or the one in which it is saved.
 
     `style` is "a3" for both streams with the PyTorch twin, the name of the model's family for plain weights that
-    transformers loads by itself, "gguf" for these as one file of llama.cpp's, or "adapters" for what a run has trained beside
-    them, which `a3jax import` puts on its source again. Holds one tensor at a time. An export
-    that was stopped goes on with the first file that is not whole. Raises `UserError`, with nothing written, for another
-    style, a number that is not finite in `dtype`, and what GGUF cannot hold.
+    transformers loads by itself, "gguf" for these as one file of llama.cpp's, "adapters" for what a run has trained beside
+    them, which `a3jax import` puts on its source again, or "peft" for the same of both streams as PEFT has it. Holds one
+    tensor at a time. An export that was stopped goes on with the first file that is not whole. Raises `UserError`, with
+    nothing written, for another style, a number that is not finite in `dtype`, and what GGUF cannot hold.
     """
     check_new(out)
     both = style == a3_folder.MODEL_TYPE
@@ -60,13 +62,15 @@ def export_model(
         return _export_gguf(checkpoint, out, dtype)
     if style == ADAPTERS:
         return _export_adapters(checkpoint, out, dtype)
+    if style == PEFT:
+        return _export_peft(checkpoint, out, dtype)
     if both and checkpoint.record.mask_block is not None:
         objective, family = checkpoint.record.objective, checkpoint.config.family
         raise UserError(f"this model's objective is {objective}, which has no two streams; export it as '{family}' or 'gguf'")
     config = _exported(checkpoint.config, both)
     if not both and style != config.family:
-        hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF, ADAPTERS))
-        kinds = f"'a3', '{config.family}', 'gguf' or 'adapters'"
+        hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF, ADAPTERS, PEFT))
+        kinds = f"'a3', '{config.family}', 'gguf', 'adapters' or 'peft'"
         raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as {kinds}")
     found = parameters(checkpoint)
     dtype_name = dtype or found["embedding"].dtype.name
@@ -124,6 +128,25 @@ def _export_adapters(checkpoint: Checkpoint, out: Path, dtype: str | None) -> No
         (partial / "README.md").write_text(adapter_card(out.name, config, checkpoint.record))
 
 
+def _export_peft(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
+    """Write the adapters of both streams over the source's weights; what was stopped is begun anew."""
+    config, frozen = checkpoint.config, checkpoint.frozen
+    if not config.adapter_rank or content_is_fixed(config):
+        raise UserError(f"{checkpoint.folder} has no adapters of both streams; export it as 'a3', or as 'adapters'")
+    own = [entry for entry in entries(config) if entry.kind == "adapter"]
+    left = {*declarations(config)} - {entry.ours for entry in (*own, QUERY_SEED)}
+    if frozen is None or not left <= {*frozen.parameters}:
+        raise UserError(f"{checkpoint.folder} has trained more than adapters; export it as '{config.family}'")
+    found = parameters(checkpoint)
+    tensors = [one._replace(name=peft_files.name(one.name)) for entry in own for one in _of(entry, found[entry.ours], dtype, [])]
+    with complete_or_nothing(out) as partial, damage_named(checkpoint):
+        with Progress("export", sum(tensor.bytes for tensor in tensors), "bytes") as progress:
+            write_safetensors(partial / peft_files.TENSORS, tensors, progress.advance)
+        described = peft_files.description(checkpoint.record.source, config.adapter_rank, [tensor.name for tensor in tensors])
+        _write_json(partial / peft_files.DESCRIPTION, described)
+        (partial / "README.md").write_text(peft_card(out.name, config, checkpoint.record))
+
+
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The tokenizer, which begins text as the model's documents begin."""
     files = {name: checkpoint.folder / name for name in FILES}
@@ -136,13 +159,17 @@ def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 def _tensors(config: ModelConfig, found: dict[str, Parameter], dtype: str | None, both: bool) -> Iterator[Tensor]:
     merge = set() if content_is_fixed(config) else set(adapted(config))
     for entry in entries(_exported(config, both)) + ((QUERY_SEED,) if both else ()):
-        parameter = found[entry.ours]
         block, _, own = entry.ours.rpartition(".")
         change = [found[f"{block}.{factor}"] for factor in factors(own)] if own in merge else []
-        shape = entry.their_shape(parameter.shape[entry.stacked :])
-        target = np.dtype(dtype or parameter.dtype)
-        for index, name in entry.names(parameter.shape).items():
-            yield Tensor(name, shape, target, functools.partial(_theirs, parameter, change, index, entry, name, target))
+        yield from _of(entry, found[entry.ours], dtype, change)
+
+
+def _of(entry: Entry, parameter: Parameter, dtype: str | None, change: list[Parameter]) -> Iterator[Tensor]:
+    """The tensors of a row of the table, with a `change` added in."""
+    shape = entry.their_shape(parameter.shape[entry.stacked :])
+    target = np.dtype(dtype or parameter.dtype)
+    for index, name in entry.names(parameter.shape).items():
+        yield Tensor(name, shape, target, functools.partial(_theirs, parameter, change, index, entry, name, target))
 
 
 def _theirs(

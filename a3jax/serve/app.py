@@ -23,6 +23,7 @@ from a3jax.errors import first_line
 from a3jax.generate.infill import Infilled
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
+from a3jax.serve.chats import ChatCompletion
 from a3jax.serve.completions import Completion, Growing
 from a3jax.serve.editors import FillInMiddle, LlamaInfill
 from a3jax.serve.exchange import all_of, body_of, failed, gone, not_found, unless_gone
@@ -62,6 +63,7 @@ class Service:
         app = Starlette(
             routes=[
                 Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/fim/completions", self.fill_in_middle, methods=["POST"]),
                 Route("/v1/infill", self.infill, methods=["POST"]),
                 Route("/infill", self.llama_infill, methods=["POST"]),
@@ -81,6 +83,10 @@ class Service:
         if request.scores:
             return await self._scored(http, request)
         return await self._answer(http, request, texts, answers.TEXT, request.echo)
+
+    async def chat(self, http: Http) -> Response:
+        """POST /v1/chat/completions."""
+        return await self._answer(http, *await self._read(http, ChatCompletion), answers.MESSAGE)
 
     async def fill_in_middle(self, http: Http) -> Response:
         """POST /v1/fim/completions."""

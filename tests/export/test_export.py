@@ -248,7 +248,7 @@ def test_code_of_others_passes_neither_in_nor_out(style, pretrained, tmp_path):
 
 def test_wrong_styles_and_existing_folders_are_refused(imported, tmp_path):
     with pytest.raises(
-        UserError, match=r"cannot export as 'mistral'.*can be exported as 'a3', 'llama', 'gguf' or 'adapters'"
+        UserError, match=r"cannot export as 'mistral'.*can be exported as 'a3', 'llama', 'gguf', 'adapters' or 'peft'"
     ):
         export_model(imported("llama"), tmp_path / "out", "mistral")
     (tmp_path / "out").mkdir()

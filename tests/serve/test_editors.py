@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,11 +98,22 @@ def test_lines_with_less_indent_end_an_answer():
     assert request.certain("a\n    b\n  ") == ("a\n    b\n  ", False)
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+
+
 @pytest.fixture(scope="module")
-def server(model_folder, tmp_path_factory):
+def folder(model_folder, tmp_path_factory):
+    """The model with a chat template."""
+    copy = shutil.copytree(model_folder, tmp_path_factory.mktemp("chats") / "model")
+    (copy / "chat_template.jinja").write_text(TEMPLATE)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"another-key-that-nobody-uses\n\n{KEY}\n")
-    with Server(model_folder, "--api-key", str(file), key=KEY) as server:
+    with Server(folder, "--api-key", str(file), key=KEY) as server:
         yield server
 
 
@@ -134,6 +146,32 @@ def test_continue(server, model):
     assert events[0]["choices"][0]["delta"]["role"] == "assistant"
     assert "".join(event["choices"][0]["delta"]["content"] for event in events) == alone.blanks[0].text
     assert events[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+
+
+def test_chats(server, folder):
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hello?"}]}]
+    fields = {"messages": messages, "max_completion_tokens": 6, "seed": 3, "stop": "q"}
+    status, answer = server.post("/v1/chat/completions", **fields)
+    model, plain = a3jax.load(str(folder)), [messages[0], {"role": "user", "content": "Hello?"}]
+    said = a3jax.chat(model, plain, 6, seed=3, temperature=1.0, stop=("q",))
+    assert said.text.startswith("system: Be kind.\nuser: Hello?\nA:")
+    (choice,) = answer["choices"]
+    assert (status, answer["object"], choice["message"]["role"]) == (200, "chat.completion", "assistant")
+    assert (choice["message"]["content"], choice["finish_reason"]) == (said.blanks[0].text, said.finished)
+    *events, done = server.stream("/v1/chat/completions", **fields)
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == said.blanks[0].text
+    assert (events[0]["choices"][0]["delta"]["role"], done) == ("assistant", "[DONE]")
+    _, longer = server.post("/v1/chat/completions", messages=messages, seed=3)  # as much as there is room for
+    assert longer["usage"]["total_tokens"] <= model.config.context
+    for wrong, param in [
+        ([], "messages"),
+        ([{"role": "wizard", "content": "x"}], "messages"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages"),
+        (messages * 9, "messages"),
+    ]:
+        status, answer = server.post("/v1/chat/completions", messages=wrong)
+        assert (status, answer["error"]["param"]) == (400, param), wrong
+    assert server.post("/v1/chat/completions", messages=messages, max_tokens=60)[1]["error"]["param"] == "max_tokens"
 
 
 def test_stop_strings_cut_a_blank_with_text_behind_it(server):

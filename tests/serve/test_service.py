@@ -88,7 +88,8 @@ def test_models(server):
         (400, "POST", "/v1/completions", b'{"prompt": "%s"}' % (b"a" * 99), {}),  # beyond the context
         (400, "POST", "/v1/infill", b'{"text": "[[999999]]"}', {}),
         (400, "POST", "/v1/infill", b'{"text": "%s"}' % (b"[[1]]" * 99), {}),
-        (404, "POST", "/v1/chat/completions", b"{}", {}),
+        (404, "POST", "/v1/embeddings", b"{}", {}),
+        (400, "POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "a"}]}', {}),  # it has no template
         (404, "GET", "/v1/completions/", None, {}),
         (405, "GET", "/v1/completions", None, {}),
         (405, "OPTIONS", "/v1/completions", None, {"Origin": "http://evil.example"}),
