@@ -23,7 +23,7 @@ from a3jax.likelihood.restriction import restriction
 
 CODE = ["def f(x):\n    return x\n\n\ndef g(x):\n    if x:\n        return x\n    return 2 * x  # done ... yes\n"]
 PER_KIND = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-words = st.text(st.sampled_from([*"\n\n\n    \t:.adefrtu=é中🙂", "    return", " the", " of"]), max_size=6)
+words = st.lists(st.sampled_from([*"\n\n\n    \t:.adefrtu=é中🙂", "    return", " the", " of"]), max_size=6).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_every_mode_heeds_what_may_stand_where(name, tiny, network):
     _, filled = fill(net, documents, order, seed=3, restricted=restricted, temperature=2.0, **options)
     for row, each in enumerate(restricted):
         assert all(allowed_V[filled.tokens_BxL[row, place]] for place, allowed_V in each.items())
-    if name in ("ar", "random_3", "dynamic", "speculative"):
+    if name in ("ar", "random_3", "dynamic"):  # whose passes are groups of one order
         known = restriction(restricted, 48)
         expected = teacher_forced(net, documents, filled, known)
         blank = filled.passes_BxL > 0
