@@ -138,7 +138,9 @@ def _export_peft(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
     if frozen is None or not left <= {*frozen.parameters}:
         raise UserError(f"{checkpoint.folder} has trained more than adapters; export it as '{config.family}'")
     found = parameters(checkpoint)
-    tensors = [one._replace(name=peft_files.name(one.name)) for entry in own for one in _of(entry, found[entry.ours], dtype, [])]
+    tensors = [
+        one._replace(name=peft_files.name(one.name)) for entry in own for one in _of(entry, found[entry.ours], dtype, [])
+    ]
     with complete_or_nothing(out) as partial, damage_named(checkpoint):
         with Progress("export", sum(tensor.bytes for tensor in tensors), "bytes") as progress:
             write_safetensors(partial / peft_files.TENSORS, tensors, progress.advance)
