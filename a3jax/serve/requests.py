@@ -90,6 +90,11 @@ class Request:
         """Whether texts may end before their blank is full, where the model knows the ends of blanks, or does not."""
         return False
 
+    @property
+    def heals(self) -> bool:
+        """Whether the text before a blank gives back its last token, where the request does not say."""
+        return True
+
     def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:
         """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long.
 
@@ -175,7 +180,13 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
     if not all(stops):
         raise Refused("stop holds an empty string; give strings of at least one character", "stop")
     stops = () if request.cuts and not ends else stops  # they cut what is filled
-    plain = {"temperature": kind.temperature, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
+    plain = {
+        "temperature": kind.temperature,
+        "seed": secrets.randbelow(2**31),
+        "ends": ends,
+        "stop": stops,
+        "heal": request.heals,
+    }
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
