@@ -33,6 +33,8 @@ from a3jax.files.strict import read, to_json
 from a3jax.model.parameters import named, shapes
 
 MODEL, RECORD, PARAMS, STEPS, FROZEN = "model.json", "record.json", "params", "checkpoints", "frozen.json"
+CONFIG = "config.json"
+"""Of a run folder: the experiment. A published model has a file of that name too."""
 _WHOLE = ("commit_success.txt", PARTS)
 """In a bucket, where nothing is renamed, what Orbax or we write last into a step."""
 

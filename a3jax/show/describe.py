@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.checkpoint.folder import MODEL, PARAMS, STEPS, Checkpoint, find, lacking, saved, saved_steps
+from a3jax.checkpoint.folder import CONFIG, MODEL, PARAMS, STEPS, Checkpoint, find, lacking, saved, saved_steps
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import PlateauState
@@ -18,7 +18,6 @@ from a3jax.files.strict import read
 from a3jax.model.parameters import count
 from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_evaluation
-from a3jax.train.run import CONFIG
 from a3jax.weights import a3_folder, quantized
 from a3jax.weights.gguf import GgufFile, open_gguf
 from a3jax.weights.huggingface import read_description, with_stored_head

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from a3jax.checkpoint.folder import FROZEN, MODEL, PARAMS, RECORD, STEPS, Frozen
+from a3jax.checkpoint.folder import CONFIG, FROZEN, MODEL, PARAMS, RECORD, STEPS, Frozen
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig, check_start, settled
 from a3jax.data.mixing import weights
@@ -41,7 +41,7 @@ from a3jax.train.metrics import EVENTS, METRICS
 from a3jax.train.trained import changes, trained_model
 from a3jax.weights.pretrained import Pretrained, pretrained
 
-CONFIG, LOCK = "config.json", "lock"
+LOCK = "lock"
 _WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, FROZEN, METRICS, EVENTS)
 """What a run would write over, or a model folder has: such a folder without `CONFIG` is not a run's."""
 
