@@ -43,7 +43,7 @@ def document_of(model: Model, template: Template, heal: bool = True) -> Document
     """
     sizes = [size if isinstance(size, int) else size.most for size in template.sizes]
     check_context(model, sum(sizes) + (model.codec.start is not None))  # before a million blanks are laid out
-    healing = model.healing if heal else None
+    healing = model.healing if heal and not template.whole else None  # a chat's prompt ends as its template writes it
     document = lay_out(template.pieces, [[0] * size for size in sizes], model.codec, healing, template.whole)
     check_context(model, len(document.tokens))
     return document

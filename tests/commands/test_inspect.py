@@ -24,7 +24,9 @@ from a3jax.model.parameters import count, shapes
 from a3jax.show.describe import describe
 from a3jax.train.loop import train
 
-HISTORY = Provenance("elsewhere", "bfloat16", True, 7, 900, ("in_order_1", "random_4"))
+HISTORY = Provenance(
+    source="elsewhere", dtype="bfloat16", dequantized=True, steps=7, tokens=900, stages=("in_order_1", "random_4")
+)
 
 
 @pytest.fixture(scope="module")
