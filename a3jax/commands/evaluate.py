@@ -66,7 +66,7 @@ class Evaluate(Options, _What):
 
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """Of the computation."""
     devices: OnDevices = ALONE
     json: Json = False

@@ -72,7 +72,7 @@ class Generate:
     """Write an HTML page on which one can move through the passes."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """Of the computation."""
     devices: OnDevices = ALONE
     json: Json = False

@@ -49,7 +49,7 @@ class Score:
     """Draws the order."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """Of the computation."""
     devices: OnDevices = ALONE
     json: Json = False

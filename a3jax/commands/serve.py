@@ -34,7 +34,7 @@ class Serve(Limits):
     """A proxy whose word for a client's address is taken, by its own address or network; nobody's if not given."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """Of weights and computation."""
     devices: OnDevices = ALONE
     json: Json = False

@@ -35,10 +35,10 @@ def identity(model: Model) -> dict[str, Any]:
     """What a model is, wherever it lies: its weights as they are computed with, its shape, and its tokenizer."""
     weights = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(model.params):
-        array = leaf[...]
-        weights.update(f"{path} {array.dtype} {array.shape}".encode())
-        for part in _parts(array):
-            weights.update(np.ascontiguousarray(part).view(np.uint8).data)
+        for array in jax.tree.leaves(leaf[...]):  # several of a matrix in int8
+            weights.update(f"{path} {array.dtype} {array.shape}".encode())
+            for part in _parts(array):
+                weights.update(np.ascontiguousarray(part).view(np.uint8).data)
     return {
         "weights_sha256": weights.hexdigest(),
         "tokenizer_sha256": model.codec.sha256,

@@ -17,7 +17,7 @@ from a3jax.model.network import Network, check_context
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, sort
 from a3jax.ordering import Order
-from a3jax.ordering.sequence import bucket, draw, pad_order
+from a3jax.ordering.sequence import draw
 
 ROWS = 256
 """Rows whose logits exist at one time."""
@@ -39,12 +39,10 @@ def alternatives(model: Network, tokens: Sequence[int], count: int) -> Alternati
     Programs are compiled for each count, and for each length rounded up to one of few.
     """
     check_context(model, len(tokens))
-    length = bucket(len(tokens), least=32, steps=4)
-    given = [place == 0 for place in range(len(tokens))]
-    order_L = pad_order(draw(0, tokens, given, "ar", model.config.seeding).order, length)
-    rows = len(filled_up([order_L]))
-    tokens_BxL = np.stack([np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))] * rows)
-    order_BxL = jax.tree.map(lambda x: np.stack([x] * rows), order_L)
+    drawn = draw(0, tokens, [place == 0 for place in range(len(tokens))], "ar", model.config.seeding)
+    rows = len(filled_up([drawn.order]))
+    tokens_BxL = np.stack([drawn.tokens_L] * rows)
+    order_BxL = jax.tree.map(lambda x: np.stack([x] * rows), drawn.order)
     how = {"config": model.config, "compute": model.compute, "count": count}
     found = fetched(_alternatives(model.params, tokens_BxL, order_BxL, **how))
     return Alternatives(*(x[0, : len(tokens)] for x in found))

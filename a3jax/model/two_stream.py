@@ -37,6 +37,7 @@ from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows
 from a3jax.model.cache import Cache, Keys
 from a3jax.model.experts import Routing
+from a3jax.model.int8 import Int8
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
@@ -297,7 +298,7 @@ def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
     Those of experts are summed by `a3jax.model.experts`.
     """
     (_, *axes), kind, _ = declared(parameter)
-    if len(axes) < 2 or "D" not in axes or kind == "expert":
+    if len(axes) < 2 or "D" not in axes or kind == "expert" or isinstance(parameter[...], Int8):
         return parameter
     return parameter.replace(scattering(parameter[...], tuple(axes)))
 

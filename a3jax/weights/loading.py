@@ -3,7 +3,9 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,10 +19,14 @@ from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.accelerators import check_used
 from a3jax.devices.mesh import check_mesh
 from a3jax.errors import UserError
+from a3jax.model.int8 import rounded
 from a3jax.model.network import Network
 from a3jax.model.parameters import count
 from a3jax.model.two_stream import Compute
 from a3jax.weights.pretrained import Pretrained, pretrained
+
+Dtype = Literal["float32", "bfloat16", "int8"]
+"""In which a model may be loaded."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,13 @@ class Model(Network):
 def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh: Mesh | None = None) -> Model:
     """Load a model folder, a run folder at its newest step or the one asked for, or what `a3jax import` takes.
 
-    `dtype` is "float32" or "bfloat16", for weights and computation. Over a `mesh` the weights are split as in training;
+    `dtype` is "float32" or "bfloat16", for weights and computation, or "int8" for the matrices of layers alone
+    (`a3jax.model.int8`), with all else in bfloat16, on a CPU in float32. Over a `mesh` the weights are split as in training;
     have it in use, with `jax.set_mesh`, for whatever is done with the model; with `context`, that can be teacher forcing
     only. Raises `UserError` for anything else, for a folder that holds no model, and for one that the mesh cannot split.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype '{dtype}' is unknown; choose float32 or bfloat16")
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype '{dtype}' is unknown; choose float32, bfloat16 or int8")
     check_used()
     checkpoint = pretrained(path, step)
     codec = checkpoint.codec
@@ -67,8 +74,11 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
         raise UserError(f"{path}: the tokenizer has {codec.vocab} tokens, the model only {checkpoint.config.vocab}")
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
-    params = checkpoint.load(mesh, dtype)
-    return model_of(checkpoint.config, params, Compute(jnp.dtype(dtype)), codec, checkpoint.record, checkpoint)
+    computed = dtype if dtype != "int8" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    params = checkpoint.load(mesh, computed)
+    if dtype == "int8":
+        params = rounded(params)
+    return model_of(checkpoint.config, params, Compute(jnp.dtype(computed)), codec, checkpoint.record, checkpoint)
 
 
 def model_of(
