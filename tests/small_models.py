@@ -32,7 +32,7 @@ CASES = {
     "olmo": ("Olmo", {}),
     "olmo3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 16, "rope_scaling": YARN | ORIGINAL}),
     "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
-    "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0}),
     "gemma3_text": ("Gemma3", GEMMA | {"sliding_window_pattern": 3}),
     "granite": ("Granite", {**dict.fromkeys(BIASES, True), **MULTIPLIERS}),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.75, "sliding_window": 16, "rope_parameters": LONG, **ORIGINAL}),

@@ -173,9 +173,13 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes):
 
 
 def test_what_keeps_the_axes_from_the_devices_is_told_as_it_was_given():
-    with pytest.raises(UserError, match=r"'data': 3, 'fsdp': -1, .*'tensor': 2\} does not cover 8 .*: 6 does not divide 8$"):
+    with pytest.raises(
+        UserError, match=r"'data': 3, 'expert': 1, 'fsdp': -1, .*'tensor': 2\} does not cover 8 .*: 6 does not divide 8$"
+    ):
         make_mesh(MeshConfig(data=3, tensor=2), Devices(8))
-    with pytest.raises(UserError, match=r"'data': 16, 'fsdp': 1, .* does not cover 8 devices; .*: they multiply to 16$"):
+    with pytest.raises(
+        UserError, match=r"'data': 16, 'expert': 1, 'fsdp': 1, .* does not cover 8 devices; .*: they multiply to 16$"
+    ):
         make_mesh(MeshConfig(16, 1), Devices(8))
 
 
@@ -286,13 +290,13 @@ def test_letters_become_mesh_axes():
 def test_activations_are_split_by_batch_and_rows_and_keep_their_width():
     """Nothing is done without a mesh, or on one device."""
     x_BxRxF = np.zeros((4, 4, 2), np.float32)
-    batch = ("slices", "data", "fsdp")
+    batch = ("slices", "data", "expert", "fsdp")
     assert constrain(x_BxRxF, "BxRxF") is x_BxRxF
     for axes, spec in [("BxRxF", P(batch, "context", "tensor")), ("BxLxD", P(batch, "context", None))]:
-        with jax.sharding.use_abstract_mesh(AbstractMesh((1, 2, 2, 2, 2), AXES)):
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1, 2, 1, 2, 2, 2), AXES)):
             (equation,) = jax.make_jaxpr(lambda x, axes=axes: constrain(x, axes))(x_BxRxF).eqns
         assert equation.params["sharding"].spec == spec
-        with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * 5, AXES)):
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1,) * len(AXES), AXES)):
             assert not jax.make_jaxpr(lambda x, axes=axes: constrain(x, axes))(x_BxRxF).eqns
 
 
@@ -310,11 +314,11 @@ def test_the_gradient_of_a_weight_is_divided_in_two_steps_into_the_weights_own_l
         return scattering(weight_DxF, ("D", "F")).sum()
 
     weight_DxF = np.zeros((32, 4), np.float32)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 2, 8, 2, 2), AXES)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 2, 1, 8, 2, 2), AXES)):
         equations = jax.make_jaxpr(jax.grad(loss))(weight_DxF).eqns
     laid = [one.params["sharding"] for one in equations if one.primitive.name == "sharding_constraint"]
     assert [one.spec for one in laid] == [P("first", "tensor"), P(("fsdp", "context"), "tensor")]
-    assert laid[0].mesh.shape == {"slices": 1, "data": 2, "first": 4, "then": 4, "tensor": 2}
+    assert laid[0].mesh.shape == {"slices": 1, "data": 2, "expert": 1, "first": 4, "then": 4, "tensor": 2}
     assert not [one for one in jax.make_jaxpr(jax.grad(loss))(weight_DxF).eqns if one.primitive.name == "sharding_constraint"]
 
 
