@@ -236,7 +236,7 @@ def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_h
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     ranges = [jax.ShapeDtypeStruct((2, 2 * length), jnp.int32)] * 2
     device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,) * 5, AXES, (AxisType.Auto,) * 5, abstract_device=device)
+    mesh = AbstractMesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES), abstract_device=device)
 
     def loss(*args):
         local = Local.within(100, args[3], args[5]) if near else None

@@ -104,7 +104,8 @@ def test_every_choice_of_decoding_is_an_option(capsys):
         run("generate", "--help")
     shown = capsys.readouterr().out
     for field in dataclasses.fields(a3jax.Decoding):
-        assert f"--{field.name.replace('_', '-')}" in shown
+        name = field.name.replace("_", "-")
+        assert f"--{name}" in shown or f"--no-{name}" in shown
 
 
 def test_standard_input_is_the_text_where_none_is_given(model_folder, model, capsys, monkeypatch):
