@@ -36,7 +36,7 @@ Observe = Callable[[list[Tokens]], None]
 """Called after every pass with each text as it stands."""
 
 
-def document_of(model: Model, template: Template, heal: bool = True) -> Document:
+def document_of(model: Model, template: Template, heal: bool = False) -> Document:
     """The tokens of a template, blanks of unknown size at their largest. Raises `UserError` beyond the model's context.
 
     `heal` as in `Decoding`.

@@ -156,13 +156,10 @@ def infill_batch(
 def complete(
     model: Model, prompts: Sequence[str], tokens: int = 128, observe: Observe | None = None, **changes: Any
 ) -> list[Infilled]:
-    """Continue prompts by up to `tokens` tokens, to the model's end token or a stop string. See `infill_batch`.
-
-    A prompt keeps its last token, unless `heal` is given: what comes is what the source model would write behind it.
-    """
+    """Continue prompts by up to `tokens` tokens, to the model's end token or a stop string. See `infill_batch`."""
     check_list("prompts", prompts)
     templates = [Template((prompt, ""), (tokens,)) for prompt in prompts]
-    return infill_batch(model, templates, observe=observe, **{"ends": True, "heal": False, **changes})
+    return infill_batch(model, templates, observe=observe, **{"ends": True, **changes})
 
 
 def _each(decoding: Decoding | Sequence[Decoding] | None, count: int, changes: dict[str, Any]) -> list[Decoding]:

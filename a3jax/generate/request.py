@@ -86,17 +86,13 @@ class Wanted:
         return parse(self.text or "")
 
     def decoding(self, choices: DecodingOptions, **changes: Any) -> Decoding:
-        """How to fill it: a prompt or a chat is for a text that may end, and so is a blank of unknown length.
-
-        What a prompt goes on with is what its source would write, so a prompt keeps its last token.
-        """
+        """How to fill it: a prompt or a chat is for a text that may end, and so is a blank of unknown length."""
         if self.text is not None and self.rewrite is None:
             sizes = self._parsed.sizes
         else:
             sizes = () if self._words is None else (_size(self._words),)
-        goes_on = self.prompt is not None or self.messages is not None
-        ends = goes_on or any(isinstance(size, Open) for size in sizes)
-        return choices.checked(ends=choices.ends or ends, heal=choices.heal and not goes_on, **changes)
+        ends = self.prompt is not None or self.messages is not None or any(isinstance(size, Open) for size in sizes)
+        return choices.checked(ends=choices.ends or ends, **changes)
 
     @property
     def _words(self) -> int | str | None:

@@ -83,10 +83,6 @@ class Completion(Growing):
     def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
         return blanks_end or not self.suffix
 
-    @property
-    def heals(self) -> bool:  # noqa: D102, a prompt is continued as its source would
-        return bool(self.suffix)
-
 
 def _prompt(prompt: Any, name: str, model: Model | None) -> str:
     """A text, from itself or from its tokens: those that this model's tokenizer makes of it, with or without its start."""

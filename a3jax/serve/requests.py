@@ -90,11 +90,6 @@ class Request:
         """Whether texts may end before their blank is full, where the model knows the ends of blanks, or does not."""
         return False
 
-    @property
-    def heals(self) -> bool:
-        """Whether the text before a blank gives back its last token, where the request does not say."""
-        return True
-
     def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:
         """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long.
 

@@ -144,7 +144,7 @@ def test_every_mode_heeds_what_may_stand_where(name, tiny, network):
 
 def test_a_restricted_place_has_the_probability_among_what_may_stand_there(worded):
     """Against all tokens that may, one by one, without any restriction."""
-    healed = document_of(worded, Template(("The sun had set behind t", " hills"), (1,)))
+    healed = document_of(worded, Template(("The sun had set behind t", " hills"), (1,)), heal=True)
     ((place, allowed_V),) = healed.allowed.items()
     known = [token_at == place for token_at in range(len(healed.tokens))]
     marks = [not here for here in known]
@@ -161,9 +161,9 @@ def test_sizes_are_scored_by_what_is_filled_in_alone(worded, monkeypatch):
     """As each is by itself, the first token among those that begin as the text before the blank ends."""
     template, found, score = Template(("The sun had se", " behind"), (Range(1, 4),)), [], lengths._scores
     monkeypatch.setattr(lengths, "_scores", lambda *args: found.append(score(*args)) or found[-1])
-    lengths.with_lengths(worded, template, a3jax.Decoding())
+    lengths.with_lengths(worded, template, a3jax.Decoding(heal=True))
     for size, one in zip(itertools.count(1), found[0]):
-        filled = a3jax.infill(worded, dataclasses.replace(template, sizes=(size,)))
+        filled = a3jax.infill(worded, dataclasses.replace(template, sizes=(size,)), heal=True)
         marks = [place < filled.places[1].start for place in range(len(filled.tokens))]
         alone = a3jax.token_log_likelihood(worded, filled.tokens, marks, allowed=filled.allowed)
         assert filled.allowed
