@@ -175,13 +175,7 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
     if not all(stops):
         raise Refused("stop holds an empty string; give strings of at least one character", "stop")
     stops = () if request.cuts and not ends else stops  # they cut what is filled
-    plain = {
-        "temperature": kind.temperature,
-        "seed": secrets.randbelow(2**31),
-        "ends": ends,
-        "stop": stops,
-        "heal": request.heals,
-    }
+    plain = {"temperature": kind.temperature, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 

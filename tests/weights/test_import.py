@@ -46,7 +46,7 @@ def test_bfloat16_stays_bfloat16_unless_told_otherwise(pretrained, imported, tmp
     np.testing.assert_array_equal(load_arrays(checkpoint)["embedding"], theirs["model.embed_tokens.weight"])
 
 
-LOCAL = {"mistral_local": (0, 1, 2), "olmo3": (0, 1, 2), "gemma2": (0, 2), "gemma3_text": (0, 1), "phi3": (0, 1, 2)}
+LOCAL = dict.fromkeys(("mistral_local", "olmo3", "phi3", "mixtral"), (0, 1, 2)) | {"gemma2": (0, 2), "gemma3_text": (0, 1)}
 
 
 @pytest.mark.parametrize("case", CASES)
