@@ -197,7 +197,7 @@ FAMILIES = (
 )
 
 _MISSING = {
-    "pixtral": "its images",  # one letter from mixtral
+    "pixtral": "images beside the text",
     "gemma3": "images beside the text; import a folder of its text model, whose model_type is gemma3_text",
     "gemma3n_text": "embeddings of its own in every layer",
     "qwen2_moe": "an expert that every token goes through beside those chosen",
