@@ -54,8 +54,7 @@ SINGLE = ("one device", "experts on one device")
 """What the others are compared with."""
 THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
-LOCAL = {"local_layers": (0,), "local_window": 7, "attention_cap": 50.0, "logit_cap": 30.0, "output_bias": True}
-MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full", post_norm=True, **LOCAL)
+MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full", post_norm=True, pre_norm=False)
 EXPERTS = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, experts=Experts(4, 2, balance=0.1))
 BATCH, L = 8, 32
 MIXTURE = (

@@ -101,7 +101,9 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(actual[key], expected[key], rtol=1e-5, atol=2e-6, err_msg=key)
 
 
-SEVERAL = [name for name in MESHES if name not in SINGLE]
+SEVERAL = [
+    pytest.param(name, marks=[pytest.mark.long] if name in WITH_EXPERTS else []) for name in MESHES if name not in SINGLE
+]
 
 
 def alone(name):

@@ -53,15 +53,18 @@ WORDS = {
 PARTS = {"data": ["data show", "data bench"], "sweep": ["sweep run", "sweep status", "sweep report"]}
 NO_PLACES = {
     "import": {"start"},
-    "prepare": {"sources", "start", "end", "column", "split", "include", "exclude"},
+    "prepare": {"sources", "start", "end", "column", "split", "include", "exclude", "chat", "chat_template"},
     "export": {"devices.coordinator", "as_"},
-    "generate": {"devices.coordinator", "text", "rewrite", "prompt", "tokens", "order", "stop"},
+    "generate": {"devices.coordinator", "text", "rewrite", "prompt", "chat", "tokens", "order", "stop"},
     "score": {"devices.coordinator", "text", "blanks", "order"},
     "evaluate": {"devices.coordinator", "text", "column", "split", "include", "orders", "sizes", "code", "order", "stop"},
     "serve": {"devices.coordinator", "host", "trusted_proxy"},
     "train": {"coordinator"},
     "plan": {"topology"},
-    Config: {"model.family", "data.path", "data.mixture.path", "adapt.frozen", "profile.steps", "train.wandb"},
+    Config: {
+        *("model.family", "data.path", "data.mixture.path", "data.chat", "data.mixture.chat"),
+        *("adapt.frozen", "profile.steps", "train.wandb", "train.sample"),
+    },
 }
 """Texts that are none, and the sources of texts, which can be URLs."""
 
