@@ -34,7 +34,7 @@ def sweep(): return product({"seed": [0, 1]})
 WORDS = {
     "import": ["<source>", "<out>"],
     "inspect": ["<path>"],
-    "prepare": ["<sources>", "out", "--tokenizer", "bytes"],
+    "prepare": ["<sources>", "out", "--tokenizer", "bytes", "--chat", "messages"],
     "export": ["<checkpoint>", "<out>"],
     "generate": ["<checkpoint>"],
     "score": ["<checkpoint>"],
@@ -53,7 +53,7 @@ WORDS = {
 PARTS = {"data": ["data show", "data bench"], "sweep": ["sweep run", "sweep status", "sweep report"]}
 NO_PLACES = {
     "import": {"start"},
-    "prepare": {"sources", "start", "end", "column", "split", "include", "exclude", "chat", "chat_template"},
+    "prepare": {"sources", "start", "end", "column", "split", "include", "exclude", "chat"},
     "export": {"devices.coordinator", "as_"},
     "generate": {"devices.coordinator", "text", "rewrite", "prompt", "chat", "tokens", "order", "stop"},
     "score": {"devices.coordinator", "text", "blanks", "order"},

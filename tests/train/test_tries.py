@@ -49,6 +49,12 @@ def start(config, code: str = "", **environment: str) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
+def without_progress(said: list[str], name: str) -> list[str]:
+    """What a run says beside what it is to do, and what it waits for."""
+    assert said[0].startswith(f"a3jax: {name}: 8 steps into ")
+    return [line for line in said[1:] if not line.startswith("a3jax: train: ")]
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint_begins_the_count_anew(experiment):
@@ -57,7 +63,9 @@ def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint
     for _ in range(2):
         status, said = start(config, code)
         assert status == 75, said
-        (line,) = (line for line in said if line.startswith("a3jax: INTERNAL: "))  # beside what JAX logs of the callback
+        rest = without_progress(said, "test")
+        (line,) = (line for line in rest if line.startswith("a3jax: "))  # beside what JAX logs of the callback
+        assert line.startswith("a3jax: INTERNAL: ")
         assert line.endswith("start the same command again on all hosts: it goes on from the last checkpoint")
     assert json.loads((config.run_folder / "tries.json").read_text()) == {"step": 0, "failed": 2}
 
@@ -71,8 +79,10 @@ def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint
     assert "3 starts have failed one after the other with no new checkpoint (since that of step 3), so it is" in said[-1]
     assert start(config, BROKEN.format(step=5, what=CALLBACK))[0] == 75, "whoever starts it by hand has seen to it"
     status, said = start(config)
+    computing, end = without_progress(said, "test")
     assert status == 0
-    assert said[0].startswith("computing with JAX ")
+    assert computing.startswith("computing with JAX ")
+    assert end.startswith("a3jax: 8 of 8 steps; try: a3jax generate ")
 
 
 @pytest.mark.slow
@@ -85,8 +95,9 @@ def test_devices_that_do_not_start_are_75_and_too_little_memory_is_2(experiment)
         assert (status, lines[-1][: len(said)]) == (expected, said), lines
     status, lines = start(config, BROKEN.format(step=2, what=MEMORY))
     assert status == 2, lines
-    assert lines[0].startswith("computing with JAX ")
-    assert lines[-1].startswith("a3jax: there is too little memory (RESOURCE_EXHAUSTED: ")
+    computing, line = without_progress(lines, "test")
+    assert computing.startswith("computing with JAX ")
+    assert line.startswith("a3jax: there is too little memory (RESOURCE_EXHAUSTED: ")
 
 
 @pytest.mark.parametrize(
