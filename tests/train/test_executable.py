@@ -112,7 +112,7 @@ def test_names_what_is_logged_and_the_steps_of_the_stage_itself_are_no_part_of_a
     [
         ("jax", "JAX x, not"),
         ("libtpu", "libtpu x, not"),
-        ("devices", "x, not slices 1 x data 1 x fsdp 1 x context 1 x tensor 1 of cpu"),
+        ("devices", "x, not slices 1 x data 1 x expert 1 x fsdp 1 x context 1 x tensor 1 of cpu"),
         ("places", "devices in other places"),
         ("program", "another version of a3jax"),
     ],
