@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -36,6 +37,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # one folder for all workers, and f
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # the first of a kind compiles, and machines are shared
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -41,7 +41,7 @@ def test_counts_and_the_beginnings_of_documents_are_those_written(written):
         np.testing.assert_array_equal(np.concatenate(list(stream.documents(records))), expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_spans_are_read_as_they_were_written(written, data):
     stream, documents = written

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from a3jax.data.duplicates import DIGEST, find_duplicates, save_digests
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shards=st.lists(st.lists(st.tuples(*[st.integers(0, 3)] * 2), max_size=12), max_size=5), bucket=st.integers(1, 40))
 def test_all_but_the_first_of_equal_digests_are_found(shards, bucket, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digests")

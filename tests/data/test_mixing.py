@@ -14,7 +14,7 @@ def sources(*values):
     return [SourceConfig(str(i), weight) for i, weight in enumerate(values)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     share=st.lists(st.lists(st.integers(0, 10), min_size=4, max_size=4).filter(any), min_size=1, max_size=40),
     batch=st.integers(1, 9),
@@ -59,7 +59,7 @@ def test_a_source_can_begin_late_and_a_step_without_any_is_an_error():
         weights([early], 8)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     windows=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     batch=st.integers(1, 7),

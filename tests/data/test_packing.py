@@ -27,7 +27,7 @@ def every_window(packing):
 sizes_and_length = st.tuples(st.lists(st.integers(1, 70), min_size=1, max_size=30), st.integers(2, 24))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes_and_length=sizes_and_length, kind=st.sampled_from([Concat, BestFit]))
 def test_every_token_is_in_exactly_one_window_and_in_order_inside_its_segment(sizes_and_length, kind, tmp_path_factory):
     sizes, length = sizes_and_length
@@ -52,7 +52,7 @@ def test_every_token_is_in_exactly_one_window_and_in_order_inside_its_segment(si
             assert len(set(document_of[piece - 1])) == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes_and_length=sizes_and_length, data=st.data())
 def test_repeated_tokens_are_context_and_every_other_is_there_once(sizes_and_length, data, tmp_path_factory):
     sizes, length = sizes_and_length
@@ -77,7 +77,7 @@ def test_repeated_tokens_are_context_and_every_other_is_there_once(sizes_and_len
             assert context == (0 if begins else overlap)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes_and_length=sizes_and_length, block=st.sampled_from([1, 3, 2**16]))
 def test_truncate_gives_every_document_a_window_and_cuts_it(sizes_and_length, block, tmp_path_factory):
     sizes, length = sizes_and_length
@@ -111,7 +111,7 @@ def test_best_fit_keeps_documents_whole_in_the_fullest_window_that_has_room(tmp_
     assert [sorted(map(len, row)) for row in rows] == [[8], [8], [2, 6], [3, 5], [1, 4]]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sizes=st.lists(st.integers(1, 20), max_size=60))
 def test_best_fit_equals_a_plain_search(sizes):
     """Against the rule said plainly: longest first, into the bin with the least room that is enough."""

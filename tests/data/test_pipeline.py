@@ -60,7 +60,7 @@ def predicted(found) -> np.ndarray:
     return np.sort(np.concatenate([batch["tokens"][batch["segments"] > 0] for batch in found]))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     batch=st.integers(3, 9),
     packing=st.sampled_from([{}, {"packing": "best_fit"}, {"packing": "best_fit", "overlap": 5}]),

@@ -88,7 +88,7 @@ def test_jsonl_gives_a_document_a_line_however_it_is_compressed(name, pack, tmp_
     assert read(as_text(tmp_path / name, pack(lines_of(TEXTS, "body"))), column="body") == TEXTS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=12),
     size=st.integers(1, 60),

@@ -22,7 +22,7 @@ from a3jax.generate.filling import document_of
 from a3jax.likelihood.restriction import restriction
 
 CODE = ["def f(x):\n    return x\n\n\ndef g(x):\n    if x:\n        return x\n    return 2 * x  # done ... yes\n"]
-PER_KIND = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PER_KIND = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = st.lists(st.sampled_from([*"\n\n\n    \t:.adefrtu=é中🙂", "    return", " the", " of"]), max_size=6).map("".join)
 
 

@@ -31,7 +31,7 @@ def by_the_book(row, top_k, top_p):
     return {*keep}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(logits, st.integers(0, V + 2), st.floats(0.01, 1.0))
 def test_kept_tokens(row, top_k, top_p):
     found = {*np.flatnonzero(keep_of(np.array(row, np.float32), top_k, np.float32(top_p)))}

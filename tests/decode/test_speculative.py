@@ -141,7 +141,7 @@ def exact(net, tokens, given, blank, texts, order, seed, temperature, top_k=0, r
     return np.array(result)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given_that(st.data())
 def test_lookup_finds_what_followed_the_same_two_tokens(data):
     length, ahead = 16, 3

@@ -18,7 +18,7 @@ plain = st.text(st.characters(exclude_characters="[]\\", codec="utf-8"), max_siz
 sizes = st.integers(1, LARGEST - 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), st.lists(sizes, min_size=1, max_size=4))
 def test_pieces_and_sizes_come_back(data, blanks):
     pieces = [data.draw(plain) for _ in range(len(blanks) + 1)]
@@ -26,7 +26,7 @@ def test_pieces_and_sizes_come_back(data, blanks):
     assert parse(text) == Template(tuple(pieces), tuple(blanks))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("[]\\ 0123,x-", max_size=30))
 def test_any_text_parses_or_is_refused(text):
     try:
@@ -68,7 +68,7 @@ def test_bad_blanks(text, complaint):
         parse(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.lists(st.integers(1, 6), min_size=1, max_size=4))
 def test_layout(data, blanks):
     pieces = [data.draw(plain) for _ in range(len(blanks) + 1)]
@@ -91,7 +91,7 @@ def test_without_a_start_token_the_first_token_must_be_given():
 
 
 anything = st.text(st.sampled_from(" ab\u00e9\u4e2d\U0001f642\ufffd\n\u2581[]") | st.characters(codec="utf-8"), max_size=8)
-PER_KIND = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PER_KIND = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @PER_KIND

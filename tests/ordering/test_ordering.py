@@ -36,7 +36,7 @@ def windows(pick):
 drawn = given(windows(), st.integers(0, 2**31 - 1), st.sampled_from(FAMILIES), st.sampled_from(GROUP_SIZES))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(windows(), st.lists(st.tuples(st.integers(-3, 9), st.booleans()), min_size=L, max_size=L))
 def test_arrange_gives_the_ranges_of_the_brute_force_masks_for_any_groups(segments, groups_and_given):
     groups, is_given = map(np.array, zip(*groups_and_given, strict=True))
@@ -46,7 +46,7 @@ def test_arrange_gives_the_ranges_of_the_brute_force_masks_for_any_groups(segmen
     check_order(order, groups, is_given, segments, "learned")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @drawn
 def test_drawn_orders_are_permutations_with_the_ranges_of_the_brute_force_masks(draw, segments, seed, family, group_size):
     is_given, groups, order = draw(seed, segments, family, group_size)
@@ -76,7 +76,7 @@ def check_order(order, groups, is_given, segments, seeding):
             assert order.group_end[slot] == order.slot_end[slot] == order.start[slot], "padding sees nothing"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.sampled_from(["successor", "learned"]), st.sampled_from([np, jnp]))
 def test_the_query_rule_is_that_of_the_set_of_tokens_seen(committed, seeding, arrays):
     place = np.flatnonzero(~np.array(committed, bool))
@@ -90,7 +90,7 @@ def test_the_query_rule_is_that_of_the_set_of_tokens_seen(committed, seeding, ar
         assert query.causal[i] == (t > 0 and set(seen) == set(range(t)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @drawn
 def test_groups_hold_at_most_the_group_size_and_given_tokens_are_first_and_alone(draw, segments, seed, family, group_size):
     is_given, groups, _ = draw(seed, segments, family, group_size)
@@ -106,7 +106,7 @@ def test_groups_hold_at_most_the_group_size_and_given_tokens_are_first_and_alone
             assert known.max() < groups[here][~is_given[here]].min()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @drawn
 def test_ranges_never_leave_the_document(draw, segments, seed, family, group_size):
     _, _, order = draw(seed, segments, family, group_size)
@@ -225,7 +225,7 @@ def test_spans_of_long_windows_never_fall_together():
     assert all(np.unique(row, return_counts=True)[1].max() == group_size for row in groups)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(windows(), st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.5]))
 def test_infilling_blanks_one_stretch_of_every_document(draw, segments, seed, share):
     is_given, _, _ = draw(seed, segments, "infill", 4, given=share)

@@ -49,6 +49,12 @@ def ended(connection):
     return True
 
 
+def ask_until(end, connection, asked):
+    while time.monotonic() < end:
+        with contextlib.suppress(TimeoutError):
+            connection.sendall(asked)
+
+
 @pytest.mark.parametrize(
     ("begun", "drop"),
     [
@@ -109,9 +115,7 @@ def test_an_answer_that_is_not_taken_ends_the_connection(server):
             connection.sendall(asked * 200_000)
         assert server.healthy() < SOON
         with pytest.raises(ConnectionError):  # once what lies between the two is full, which takes a slow machine a while
-            while time.monotonic() < begin + 60:
-                with contextlib.suppress(TimeoutError):
-                    connection.sendall(asked)
+            ask_until(begin + 60, connection, asked)
 
 
 def test_too_many_connections_close_the_ones_that_wait_longest(server):

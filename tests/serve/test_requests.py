@@ -189,7 +189,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     body=JUNK | st.dictionaries(NAMES, JUNK, max_size=4),
     kind=st.sampled_from([Completion, Infill, FillInMiddle, LlamaInfill]),

@@ -150,7 +150,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(["/v1/completions", "/v1/infill"]),
     body=JUNK | st.dictionaries(FIELDS, JUNK, max_size=2).map(lambda fields: {"prompt": "a", **fields}),

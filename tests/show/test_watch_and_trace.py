@@ -24,7 +24,7 @@ LETTERS = st.sampled_from(["a", "é", "漢", "😀", "\ufffd", "(", "e\u0301"]).
 BROKEN = st.lists(st.integers(0, 255), min_size=1, max_size=5) | st.sampled_from(CODEC.encode("😀漢é")).map(lambda x: [x])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(LETTERS | BROKEN, max_size=8).map(lambda parts: [token for part in parts for token in part]))
 def test_texts_of_tokens_join_to_the_text(tokens):
     pieces = spell(CODEC, tokens, inside=False)
