@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 export HF_HUB_OFFLINE ?= 1
+# Every process would compile what it imports, some seconds of it, again.
+unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
 .PHONY: all test test-long test-latest check demo tiny clean

@@ -49,9 +49,9 @@ CASES = {
 PLAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2")
 
 
-def few(*kept: str, changes: tuple = ()) -> list:
-    """Parameters of a test of all cases: those beyond a Llama that are not `kept` are left to the long tests."""
-    known = (*PLAIN, *kept)
+def few(*kept: str, changes: tuple = (), plain: tuple = PLAIN) -> list:
+    """Parameters of a test of all cases: those beyond `plain` ones that are not `kept` are left to the long tests."""
+    known = (*plain, *kept)
     return [pytest.param(case, *changes, marks=[] if case in known else [pytest.mark.long]) for case in CASES]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typed
+from chosen import long_after
 from typed import fails, run
 
 from a3jax import cli
@@ -79,7 +80,7 @@ def test_results_fit_the_terminal(monkeypatch, capsys):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_road_in_json(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)  # as people do, paths are given from where they are
     answer = functools.partial(typed.answer, capsys)
@@ -191,13 +192,14 @@ def inspecting(folder):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("more", long_after(1, [[], ["--json"]]))
 def test_a_full_disk_under_standard_output_is_one_line(more, tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*inspecting(tmp_path), *more], stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (2, "a3jax: the disk is full; make room and run the same command again\n")
 
 
+@pytest.mark.long
 def test_a_letter_that_the_terminal_lacks_is_shown_by_its_number(tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(inspecting(tmp_path), env=environment, capture_output=True)
@@ -205,6 +207,7 @@ def test_a_letter_that_the_terminal_lacks_is_shown_by_its_number(tmp_path):
     assert b"t\\xebxt.txt" in done.stdout
 
 
+@pytest.mark.long
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     command = inspecting(tmp_path)
     reading, writing = os.pipe()

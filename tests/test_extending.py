@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 TRY = """
@@ -45,6 +47,7 @@ main(["evaluate", "model", "--tasks", "endings", "--text", "text.txt", "--json"]
 """
 
 
+@pytest.mark.long
 def test_the_diffs_of_the_page_do_what_it_says(tmp_path):
     page = (ROOT / "docs/extending.md").read_text()
     diffs = re.findall(r"^```diff\n(.*?)^```", page, re.S | re.M)

@@ -426,7 +426,7 @@ esac
         (["ACTIVE"], ["", "exit status 75", "running", "exit status 0"], 0, ["start", "start"]),
         (["ACTIVE"], ["running", "exit status 2"], 2, []),
         (["ACTIVE", "SUSPENDED", "", "ACTIVE"], ["", "", "exit status 0"], 0, ["start", "delete", "request", "start"]),
-        (["ACTIVE"], ["", "exit status 137"], 75, ["start"] * 3),
+        pytest.param(["ACTIVE"], ["", "exit status 137"], 75, ["start"] * 3, marks=pytest.mark.long),
     ],
 )
 def test_tpu_request_keeps_a_command_running_until_it_is_done_or_hopeless(states, said, status, asked, cloud):

@@ -97,6 +97,7 @@ def experiment(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_names_and_records(corpus, experiment, tmp_path):
     said = on_terminal("import", f"no{EVIL}", "out")
     assert is_tame(said)
@@ -117,6 +118,7 @@ def test_names_and_records(corpus, experiment, tmp_path):
     assert is_tame(on_terminal("train", named, "--help"))
 
 
+@pytest.mark.long
 def test_texts(corpus, experiment, model_folder, tmp_path):
     for words in (["data", "show", experiment], ["curriculum", experiment]):
         said = on_terminal(*words)

@@ -127,7 +127,7 @@ def test_a_host_reads_only_what_its_rows_need(corpus, hosts, monkeypatch):
     assert max(read) <= -(-BATCH // hosts) * L
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reading_resumes_bit_for_bit_with_worker_processes(corpus):
     def start():
         return iter(training_batches(batches(corpus, packing="best_fit", overlap=3), workers=2))

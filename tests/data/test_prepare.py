@@ -375,7 +375,7 @@ print(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_tex
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_memory_does_not_grow_with_the_corpus(kind, tmp_path):

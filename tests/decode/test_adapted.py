@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from filling import HOW, document, fill, log_probs, teacher_forced
 
 DOCUMENTS = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 20])]
@@ -10,12 +11,15 @@ DOCUMENTS = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 20])
 
 @pytest.mark.parametrize(
     ("order", "options"),
-    [
-        ("in_order_4", {}),
-        ("random_4", {}),
-        ("ar", {"mode": "dynamic", "threshold": 0.2, "commit": 4}),
-        ("random_1", {"mode": "speculative"}),
-    ],
+    long_after(
+        2,
+        [
+            ("in_order_4", {}),
+            ("random_4", {}),
+            ("ar", {"mode": "dynamic", "threshold": 0.2, "commit": 4}),
+            ("random_1", {"mode": "speculative"}),
+        ],
+    ),
 )
 def test_chain_rule(order, options, tiny, network):
     net = network(tiny(layers=2, context=256, adapter_rank=3))
@@ -27,7 +31,7 @@ def test_chain_rule(order, options, tiny, network):
     np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["groups", "speculative"])
+@pytest.mark.parametrize("mode", long_after(1, ["groups", "speculative"]))
 def test_left_to_right_it_is_the_source_model(mode, tiny, network, without_adapters):
     net = network(tiny(layers=2, context=256, adapter_rank=3))
     documents = [document([9, 30]), document([2, 17])]

@@ -6,6 +6,7 @@ import brute_force
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from filling import document, fill, teacher_forced
 from flax import nnx
 
@@ -58,10 +59,14 @@ def test_greedy_choices_equal_recomputation_without_a_cache(certainty, threshold
 
 @pytest.mark.parametrize(
     ("certainty", "changes"),
-    [
-        *itertools.product(["confidence", "entropy", "margin", "random"], [{}, {"seeding": "learned"}]),
-        ("confidence", {"content": "slot"}),
-    ],
+    long_after(
+        4,
+        [
+            *(("confidence", {}), ("entropy", {"seeding": "learned"}), ("random", {}), ("confidence", {"content": "slot"})),
+            *(("confidence", {"seeding": "learned"}), ("entropy", {}), ("random", {"seeding": "learned"})),
+            *(("margin", {}), ("margin", {"seeding": "learned"})),
+        ],
+    ),
 )
 def test_chain_rule(certainty, changes, tiny, network):
     net = network(tiny(layers=2, context=256, **changes))
@@ -75,7 +80,7 @@ def test_chain_rule(certainty, changes, tiny, network):
         np.testing.assert_array_equal(np.flatnonzero(passes_L > 0), here)
 
 
-@pytest.mark.parametrize("certainty", ["entropy", "margin", "confidence"])
+@pytest.mark.parametrize("certainty", long_after(1, ["entropy", "margin", "confidence"]))
 def test_probabilities_of_all_texts_add_up_unless_places_are_chosen_by_the_tokens_drawn(
     certainty, tiny, network, monkeypatch
 ):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from filling import HOW, document, fill, log_probs
 from flax import nnx
 
@@ -66,10 +67,15 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
 
 @pytest.mark.parametrize(
     ("order", "changes"),
-    [(order, {}) for order in ORDERS]
-    + [(order, change) for order in ("random_4", "spans_4") for change in ({"seeding": "learned"}, {"content": "slot"})]
-    + [("random_4", LOCAL), pytest.param("ar", LOCAL, marks=pytest.mark.long)]
-    + [("random_4", {"experts": Experts(5, 2)})],
+    long_after(
+        6,
+        [
+            *(("in_order_4", {}), ("random_1", {}), ("random_4", {"seeding": "learned"}), ("spans_4", {"content": "slot"})),
+            *(("random_4", LOCAL), ("random_4", {"experts": Experts(5, 2)})),
+            *((order, {}) for order in ("ar", "random_4", "random_8", "spans_4", "random_1000")),
+            *(("random_4", {"content": "slot"}), ("spans_4", {"seeding": "learned"}), ("ar", LOCAL)),
+        ],
+    ),
 )
 def test_chain_rule(order, changes, tiny, network):
     net = network(tiny(layers=2, context=256, **changes))

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from chosen import long_after
 from filling import document, fill
 from flax import nnx
 from scipy.stats import chisquare
@@ -18,7 +19,7 @@ from a3jax.checkpoint.folder import load_params
 DRAFTS = 3
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=long_after(1, ["llama", "qwen3"]))
 def pair(request, pretrained, imported, network):
     """A source model in transformers, and here with random adapters of its query stream."""
     checkpoint = imported(request.param)
@@ -49,6 +50,7 @@ def test_greedy_tokens_are_those_of_the_source_in_transformers(pair, without_ada
     assert (others[0] != others[1]).mean() > 0.1
 
 
+@pytest.mark.long
 def test_samples_have_the_distribution_of_the_source_in_transformers(pair):
     """All texts of four of the vocabulary's first four tokens, against their exact probabilities under the source."""
     source, net = pair

@@ -1,7 +1,7 @@
 """Two training steps over 8 simulated devices for several meshes; run by test_mesh.py in a process of its own, or in two.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python mesh_process.py OUT.npz
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python mesh_process.py OUT.npz HOST:PORT PROCESS
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python mesh_process.py OUT.npz MESH,...
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python mesh_process.py OUT.npz MESH,... HOST:PORT PROCESS
 
 Two processes stay together from mesh to mesh, and the first of them writes the file. For every mesh it holds the losses and
 gradient norms of both steps, the gradients of the first, the parameters after the second, the bytes of temporaries on a
@@ -69,6 +69,11 @@ STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1)
 def model_of(name):
     """The model that the mesh `name` computes."""
     return EXPERTS if name in WITH_EXPERTS else MODEL
+
+
+def one_device(name):
+    """The mesh of one device that computes the same as the mesh `name`."""
+    return SINGLE[name in WITH_EXPERTS]
 
 
 def experiment(name):
@@ -180,24 +185,21 @@ def collectives(text):
     ]
 
 
-def main(out, *place):
+def main(out, asked, *place):
     """Programs are compiled side by side and run one after the other."""
     jax.config.update("jax_disable_most_optimizations", True)
     if place:
         jax.distributed.initialize(place[0], 2, int(place[1]))
-    results, names = {}, [name for name in MESHES if not (place and name in SINGLE)]
+    results, names = {}, asked.split(",")
     with ThreadPoolExecutor(2) as compilers:
         compiled = {
             name: compilers.submit(lower(experiment(name), model_of(name), STAGE, mesh_of(name)).compile) for name in names
         }
-        drawn = {
-            name: states.random_params(experiment(name), model_of(name), mesh_of(name))
-            for name in (*THOROUGH, WITH_EXPERTS[0])
-        }
+        begun = dict.fromkeys([one_device(name) for name in names] + [name for name in THOROUGH if name in names])
+        drawn = {name: states.random_params(experiment(name), model_of(name), mesh_of(name)) for name in begun}
         for name in names:
             layout = states.state_shardings(experiment(name), model_of(name), mesh_of(name)).params
-            one = WITH_EXPERTS[0] if name in WITH_EXPERTS else "one device"
-            params = drawn.get(name) or jax.device_put(jax.device_get(drawn[one]), layout)
+            params = drawn.get(name) or jax.device_put(jax.device_get(drawn[one_device(name)]), layout)
             with jax.set_mesh(mesh_of(name)):
                 results |= run(name, compiled[name].result(), params)
     if jax.process_index() == 0:

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from mesh_process import BATCH, MESHES, MODEL, SINGLE, WITH_EXPERTS, L
+from mesh_process import BATCH, MESHES, MODEL, SINGLE, L, one_device
 
 from a3jax.config import Experts, MeshConfig
 from a3jax.devices import mesh as meshes
@@ -46,7 +47,7 @@ class FakeMesh:
         self.shape = dict.fromkeys(AXES, 1) | sizes
 
 
-def computed(out, processes):
+def computed(out, names, processes):
     """The results of `mesh_process` in one process or two, by mesh."""
     environment = {
         **os.environ,
@@ -62,6 +63,7 @@ def computed(out, processes):
             sys.executable,
             Path(__file__).with_name("mesh_process.py"),
             out,
+            ",".join(names),
             *([address, str(i)] if processes > 1 else []),
         ]
         with out.with_suffix(f".{i}.log").open("w") as log:
@@ -79,15 +81,24 @@ def computed(out, processes):
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    """What one process of eight devices computes."""
-    return computed(tmp_path_factory.mktemp("mesh") / "results.npz", 1)
+def several(request):
+    """The meshes of several devices that are asked for by the tests that were selected."""
+    here = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = {params.get("name") for params in here}
+    return [name for name in MESHES if name in asked]
 
 
 @pytest.fixture(scope="module")
-def over_two_processes(tmp_path_factory):
+def simulated(several, tmp_path_factory):
+    """What one process of eight devices computes."""
+    names = dict.fromkeys([one_device(name) for name in several] + several)
+    return computed(tmp_path_factory.mktemp("mesh") / "results.npz", names, 1)
+
+
+@pytest.fixture(scope="module")
+def over_two_processes(several, tmp_path_factory):
     """What two processes of four devices compute, which meet on loopback."""
-    return computed(tmp_path_factory.mktemp("processes") / "results.npz", 2)
+    return computed(tmp_path_factory.mktemp("processes") / "results.npz", several, 2)
 
 
 def assert_same(actual, expected):
@@ -101,20 +112,15 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(actual[key], expected[key], rtol=1e-5, atol=2e-6, err_msg=key)
 
 
-SEVERAL = [
-    pytest.param(name, marks=[pytest.mark.long] if name in WITH_EXPERTS else []) for name in MESHES if name not in SINGLE
-]
-
-
-def alone(name):
-    """The mesh of one device that computes the same as the mesh `name`."""
-    return SINGLE[name in WITH_EXPERTS]
+QUICK = ("data x fsdp x tensor", "context x tensor x fsdp", "slices x data x context")
+"""Every axis, but that of experts, and every way to compute is in one of them."""
+SEVERAL = long_after(len(QUICK), dict.fromkeys([*QUICK, *(name for name in MESHES if name not in SINGLE)]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEVERAL)
 def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name):
-    expected, actual = simulated[alone(name)], simulated[name]
+    expected, actual = simulated[one_device(name)], simulated[name]
     gradients = {key for key in actual if key.startswith("gradient/") and not key.startswith("gradient/distilled/")}
     assert gradients == {key.replace("parameter/", "gradient/") for key in expected if key.startswith("parameter/")}
     assert actual.keys() <= expected.keys()
@@ -127,26 +133,28 @@ def test_losses_gradients_and_parameters_are_those_of_one_device(simulated, name
 @pytest.mark.parametrize("name", SEVERAL)
 def test_two_processes_compute_what_one_process_and_one_device_do(simulated, over_two_processes, name):
     assert over_two_processes[name].keys() == simulated[name].keys()
-    assert_same(over_two_processes[name], simulated[alone(name)])
+    assert_same(over_two_processes[name], simulated[one_device(name)])
     assert_same(over_two_processes[name], simulated[name])
 
 
 @pytest.mark.slow
-def test_one_stream_evaluation_adapters_and_distillation_were_compared_too(simulated):
-    thorough = simulated["context x tensor x fsdp"]
-    assert {"one_stream", "held_out", "distilled", "gradient/distilled/blocks/gate_out"} <= thorough.keys()
+@pytest.mark.parametrize("name", ["context x tensor x fsdp"])
+def test_one_stream_evaluation_adapters_and_distillation_were_compared_too(simulated, name):
+    assert {"one_stream", "held_out", "distilled", "gradient/distilled/blocks/gate_out"} <= simulated[name].keys()
 
 
-@pytest.mark.slow
-def test_a_window_split_over_devices_takes_as_much_less_memory(simulated):
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["context"])
+def test_a_window_split_over_devices_takes_as_much_less_memory(simulated, name):
     """Keys and values of one layer and gradients of the weights are what does not shrink with the rows."""
-    assert simulated["context"]["temporaries"] < simulated["one device"]["temporaries"] / 5
+    assert simulated[name]["temporaries"] < simulated[one_device(name)]["temporaries"] / 5
 
 
-@pytest.mark.slow
-def test_of_a_split_window_only_keys_and_values_are_gathered(simulated):
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["context"])
+def test_of_a_split_window_only_keys_and_values_are_gathered(simulated, name):
     """The only arrays sent with as many numbers as there are slots, but for weights, are of keys' and values' shape."""
-    sent = json.loads(str(simulated["context"]["collectives"]))
+    sent = json.loads(str(simulated[name]["collectives"]))
     rows = [(kind, shape) for kind, shape in sent if np.prod(shape) >= BATCH * L and not is_a_weight(shape)]
     assert {kind for kind, _ in rows} == {"all-gather", "reduce-scatter"}
     assert {tuple(shape[-2:]) for _, shape in rows} == {(MODEL.kv_heads, MODEL.head_width)}

@@ -240,6 +240,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_checkpoints_are_evaluated_each_as_if_alone_and_gone_on_with(checkpoints, tmp_path, capsys):
     file = tmp_path / "stories.jsonl"
     stories = [{"sentences": ["Al ran.", "He fell.", f"It hurt {n}.", "He sat.", "Pain left."]} for n in range(4)]

@@ -193,6 +193,7 @@ def test_a_long_blank_takes_no_more_than_so_many_passes():
         assert decoding.window >= tokens  # every open place is looked at
 
 
+@pytest.mark.long
 def test_the_same_twice(model_folder, data, stories, tmp_path):
     words = ["evaluate", model_folder, "--protocol", "diffullama", "--tasks", "lambada", "triviaqa", "stories", "--limit", 2]
     words += ["--data", data, "--stories", stories, "--batch", 2, "--out"]

@@ -31,7 +31,7 @@ def evaluated(model_folder, tmp_path_factory):
     return folder / "out"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(MESHES)[1:])
 def test_numbers_and_texts_are_those_of_one_device(evaluated, name):
     for task in MESHES[name][1]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from chosen import long_after
 from flax import nnx
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -174,7 +175,7 @@ def test_text_is_written_as_the_task_says(model):
         ours.generate_until(asks({"num_beams": 2}))
 
 
-@pytest.mark.parametrize(("order", "adapter_rank"), [("random_2", 0), ("in_order_4", 0), ("in_order_2", 3)])
+@pytest.mark.parametrize(("order", "adapter_rank"), long_after(1, [("in_order_2", 3), ("random_2", 0), ("in_order_4", 0)]))
 def test_any_order_is_that_of_teacher_forcing_whatever_the_batch(model, order, adapter_rank, network):
     if adapter_rank:
         net = network(dataclasses.replace(model.config, adapter_rank=adapter_rank))
@@ -203,6 +204,7 @@ def test_what_choices_share_is_read_once_and_nothing_is_compiled_twice(model):
         continuations.score(model, [[Choice((1,) * 66, 2)]])
 
 
+@pytest.mark.long
 def test_tasks_are_the_harness_s_own(model, theirs, data, model_folder, capsys, tmp_path):
     words = ["evaluate", model_folder, "--tasks", *CHOICE_TASKS, "--data", data]
     found = answer(capsys, *words, "--batch", 2, "--out", tmp_path / "out")

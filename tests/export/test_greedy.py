@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chosen import long_after
 from small_models import CASES, load, query_logits, random_groups
 
 import a3jax
@@ -63,7 +64,7 @@ def _fill_in_torch(model, rows: dict[str, np.ndarray], size: int, order: str | N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", long_after(3, dict.fromkeys(["llama", "olmo2", "gemma2", *CASES])))
 def test_infilling_equals_ours(case, exported):
     ours, folder = exported(case)
     twin = load(folder)
@@ -103,6 +104,7 @@ numpy.savez(out, logits=logits, filled=model.infill(**given, group_size=4, order
 """
 
 
+@pytest.mark.long
 def test_the_folder_needs_no_jax(exported, imported, tmp_path):
     ours, folder = exported("qwen3")
     rows = _fill_here(ours, "random_4")

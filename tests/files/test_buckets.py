@@ -11,6 +11,7 @@ from pathlib import Path
 
 import emulators
 import pytest
+from chosen import long_after
 
 from a3jax.errors import UserError
 from a3jax.files import desk, holding, parts
@@ -131,6 +132,7 @@ def write_and_be_killed(out: str, after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_kill_on_the_way_is_gone_on_from(at):
     out = at / "out"
     killed(write_and_be_killed, str(out), 0)
@@ -257,7 +259,7 @@ def test_no_such_bucket(scheme, tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("status", [429, 503, 0])
+@pytest.mark.parametrize("status", long_after(1, [503, 429, 0]))
 def test_trouble_that_passes(status, tmp_path, monkeypatch):
     """For a few seconds every request fails, the connection being cut for 0; then all is as if nothing had been."""
     monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from chosen import long_after
 
 import a3jax
 from a3jax.data.tokenizer import byte_codec
@@ -228,7 +229,7 @@ def test_completion_stops_at_an_end_token(model):
     assert short.text == "".join(text for text, _ in short.pieces)
 
 
-@pytest.mark.parametrize("mode", ["ar", "speculative", "dynamic"])
+@pytest.mark.parametrize("mode", long_after(1, ["dynamic", "ar", "speculative"]))
 def test_completion_stops_before_a_string(model, mode):
     options = {"tokens": 24, "temperature": 1.0, "seed": 3, "mode": mode}
     long = a3jax.complete(model, ["def area(r): "], **options)[0]
@@ -254,6 +255,7 @@ def test_end_tokens_stand_only_where_a_text_may_end(model):
     assert not {*closed.tokens, *open_.tokens} & {*ends.tolist()}
 
 
+@pytest.mark.long
 def test_a_length_is_chosen_by_likelihood(model):
     template = "def area(r): [[3-12]] * r  # [[2]]\n"
     chosen = a3jax.infill(model, template, order="random_2", seed=5)
@@ -369,7 +371,9 @@ def test_contradictions(model):
             call()
 
 
-@pytest.mark.parametrize("options", [{}, {"order": "random_2"}, {"mode": "dynamic"}, {"revise": 1, "order": "random_4"}])
+@pytest.mark.parametrize(
+    "options", long_after(2, [{"mode": "dynamic"}, {"revise": 1, "order": "random_4"}, {}, {"order": "random_2"}])
+)
 def test_given_text_comes_back_with_every_kind_of_tokenizer(worded, options):
     templates = ["ab[[2]]cd", " the[[3]] hills[[1]][[2]]\u00e9\u4e2d [[1]]", "[[2]] of a circle", "a [[1-3]]b"]
     for i, template in enumerate(templates):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from chosen import long_after
 
 import a3jax
 from a3jax.decode import beginning, groups
@@ -29,15 +30,18 @@ def one_by_one(model, template, i, how):
 
 @pytest.mark.parametrize(
     ("text", "how"),
-    [
-        (BEFORE + "[[1-9]] * r", {}),
-        ("ab[[2]]cd[[1-4]]ef[[2-3]]", {"order": "random_2", "temperature": 1.0}),
-        ("ab[[1-4]]", {"mode": "speculative", "temperature": 1.0}),
-        ("ab[[2-4]]cd", {"mode": "dynamic", "threshold": 0.1}),
-        ("ab[[2-4]]cd", {"prefill": "group"}),
-        ("[[2-4]]cd", {"mode": "resample", "commit": 2}),
-        ("ab[[2-4]]cd", {"seeding": "learned"}),
-    ],
+    long_after(
+        3,
+        [
+            ("ab[[2]]cd[[1-4]]ef[[2-3]]", {"order": "random_2", "temperature": 1.0}),
+            ("ab[[2-4]]cd", {"mode": "dynamic", "threshold": 0.1}),
+            ("[[2-4]]cd", {"mode": "resample", "commit": 2}),
+            (BEFORE + "[[1-9]] * r", {}),
+            ("ab[[1-4]]", {"mode": "speculative", "temperature": 1.0}),
+            ("ab[[2-4]]cd", {"prefill": "group"}),
+            ("ab[[2-4]]cd", {"seeding": "learned"}),
+        ],
+    ),
 )
 def test_every_size_has_the_score_that_it_has_alone(model, monkeypatch, text, how):
     how = dict(how)

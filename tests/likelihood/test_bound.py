@@ -121,6 +121,7 @@ def test_no_bound_depends_on_what_else_is_scored(small):
         assert len(one.tokens) == len(text) - 2
 
 
+@pytest.mark.long
 def test_the_held_out_bound_is_the_mean_of_draws_with_its_error(tiny, network, packed):
     config = tiny(layers=2)
     split, params = nnx.split(network(config))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from flax import nnx
 
 from a3jax.attention import chunked, flash, interface, splash
@@ -43,10 +44,15 @@ LOCAL = {"local_layers": (0,), "local_window": 4, "attention_cap": 2.0, "logit_c
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "seeding", "changes"),
-    [(path, "successor", {}) for path in ("dense", "splash", "flash")]
-    + [(path, "learned", {}) for path in ("dense", "chunked", "splash", "flash")]
-    + [("chunked", "successor", LOCAL), pytest.param("flash", "learned", LOCAL, marks=pytest.mark.long)]
-    + [pytest.param("dense", "successor", {"experts": Experts(4, 2)}, marks=pytest.mark.long)],
+    long_after(
+        3,
+        [
+            *(("dense", "successor", {}), ("chunked", "successor", LOCAL), ("flash", "learned", {})),
+            *(("splash", "successor", {}), ("flash", "successor", {}), ("flash", "learned", LOCAL)),
+            *((path, "learned", {}) for path in ("dense", "chunked", "splash")),
+            ("dense", "successor", {"experts": Experts(4, 2)}),
+        ],
+    ),
 )
 def test_no_group_sees_itself_or_a_later_one_and_sees_all_before(
     attention, seeding, changes, tiny, network, packed, draw, monkeypatch

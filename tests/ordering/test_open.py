@@ -132,6 +132,7 @@ def test_probabilities_of_all_answers_sum_to_one(tiny, network):
     np.testing.assert_allclose(np.exp(np.asarray(found, np.float64).sum(axis=1)).sum(), 1, atol=1e-5)
 
 
+@pytest.mark.long
 def test_how_many_places_stay_empty_is_drawn_for_every_document(packed):
     """All numbers up to the slack come, and spans of many lengths, and the two have nothing to do with each other."""
     run = jax.jit(lambda keys: draw_mixture(keys, packed[:1], (Part(family="open", given=0.3, slack=2),), "successor"))

@@ -157,6 +157,7 @@ def test_requests_sent_at_once_are_all_answered_in_turn(server):
     assert b"HTTP/1.1 403" in answers  # the last one names no host
 
 
+@pytest.mark.long
 def test_long_bodies_hold_nobody_up(server):
     size = 2**20 - 100
     bodies = [
@@ -221,6 +222,7 @@ cli.main()
 """
 
 
+@pytest.mark.long
 def test_a_stop_does_not_wait_for_a_compilation(model_folder):
     options = ["--max-stop-seconds", "1", "--max-queue", "2", "--max-batch", "1", "--json"]
     with Server(model_folder, *options, program=("-c", STUCK)) as server, concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -242,6 +244,7 @@ def test_a_stop_does_not_wait_for_a_compilation(model_folder):
         assert "Traceback" not in "".join(server.log)
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_it_at_once(model_folder):
     with Server(model_folder, "--max-stop-seconds", "600", program=("-c", STUCK)) as server:
         asking = server.connect(HEAD + b'Content-Length: 15\r\n\r\n{"prompt": "a"}')

@@ -98,6 +98,7 @@ def test_halving_stops_the_worst_and_goes_on_with_the_best(stand_in, experiment,
     assert (tmp_path / "times").read_text() == before
 
 
+@pytest.mark.long
 def test_what_trains_already_is_waited_for(stand_in, experiment, tmp_path):
     sweep = make_sweep(experiment, seeds(2), tmp_path)
     first = sweep.trials[0].config.run_folder

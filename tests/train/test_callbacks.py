@@ -24,6 +24,7 @@ class Onlooker(a3jax.Callback):
         self.kept.append(step)
 
 
+@pytest.mark.long
 def test_callbacks_see_what_is_written_the_model_of_each_evaluation_and_saves(experiment, capsys):
     onlooker = Onlooker()
     config = experiment(sample="one [[3]] two")

@@ -55,7 +55,7 @@ jax.jit(lambda x: x * 2)(1.0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_programs_are_kept_in_the_users_cache_or_where_they_say(tmp_path):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     for own, folder in [

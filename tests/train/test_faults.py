@@ -91,7 +91,7 @@ def signal_during(monkeypatch, owner, name: str, call: int, number: int) -> None
 @pytest.mark.parametrize(
     ("owner", "name", "call", "number", "steps"),
     [
-        (compiled, "compile_step", 1, signal.SIGTERM, 0),
+        pytest.param(compiled, "compile_step", 1, signal.SIGTERM, 0, marks=pytest.mark.long),
         (compiled, "compile_step", 2, signal.SIGINT, None),  # in the background, while the first stage runs
         (HeldOut, "nll", 1, signal.SIGINT, 0),
         (HeldOut, "nll", 2, signal.SIGTERM, 4),
@@ -233,6 +233,7 @@ def test_input_that_does_not_come_is_in_the_metrics_and_input_that_does_is_not(e
     assert max(waits) > 0.5
 
 
+@pytest.mark.long
 def test_a_guard_that_never_acts_changes_nothing(experiment, monkeypatch):
     """To the bit as the compiler does by default; without its fusion emitters, last bits differ between two programs."""
     monkeypatch.setattr(compiled, "options", lambda _: {"xla_cpu_use_fusion_emitters": True})

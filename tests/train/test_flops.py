@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 
 from a3jax.config import AdaptConfig, Config, DataConfig, Experts, MeshConfig, Stage, TrainConfig
 from a3jax.curriculum.schedule import settle
@@ -62,14 +63,17 @@ RAMPED = settle((Stage(1), Stage(4, "random", 8, ramp=2, sizes="uniform")), BATC
 )
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"seeding": "learned"},
-        {"tied_head": True, "kv_heads": 4, "layers": 1},
-        {"qkv_bias": True, "query_key_norm": "full"},
-        {"adapter_rank": 2},
-        {"adapter_rank": 2, "adapter_stream": "both"},
-    ],
+    long_after(
+        2,
+        [
+            {},
+            {"adapter_rank": 2},
+            {"seeding": "learned"},
+            {"tied_head": True, "kv_heads": 4, "layers": 1},
+            {"qkv_bias": True, "query_key_norm": "full"},
+            {"adapter_rank": 2, "adapter_stream": "both"},
+        ],
+    ),
     ids=str,
 )
 def test_the_step_does_what_is_counted(stage, changes, tiny):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 
 import a3jax
 from a3jax.checkpoint.arrays import nested
@@ -58,7 +59,7 @@ def assert_same(a: Path, b: Path) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("kind", ["model_folder", "published"])
+@pytest.mark.parametrize("kind", long_after(1, ["published", "model_folder"]))
 def test_what_is_trained_and_the_source_are_the_whole_bit_for_bit(kind, adapted, request, tmp_path):
     source = request.getfixturevalue(kind)
     small, large = adapted("small", source), adapted("large", source, save="whole")

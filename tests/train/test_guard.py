@@ -112,6 +112,7 @@ def test_rollback_goes_on_from_the_checkpoint_with_the_batches_behind_the_bad_on
     assert rows[-1]["time/repeated"] > 0
 
 
+@pytest.mark.long
 def test_rollbacks_are_counted_by_checkpoint_and_batches_never_run_out(experiment, monkeypatch):
     poisoned(monkeypatch, 2, 5, 9, 11)
     config = dataclasses.replace(experiment("often", save_every=1), guard=GuardConfig("rollback", limit=1))
@@ -122,6 +123,7 @@ def test_rollbacks_are_counted_by_checkpoint_and_batches_never_run_out(experimen
     assert not any(row.get("bad") for row in rows)
 
 
+@pytest.mark.long
 def test_too_many_bad_steps_end_the_run_all_the_same(experiment, monkeypatch):
     poisoned(monkeypatch, *range(4, 100))
     config = dataclasses.replace(experiment("bad"), guard=GuardConfig("skip", limit=2))

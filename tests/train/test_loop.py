@@ -117,7 +117,7 @@ def start_elsewhere(config: Config, devices: int = 1) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", program, str(file)], stderr=subprocess.DEVNULL, env=environment)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(uninterrupted, experiment):
     config = experiment("killed", save_every=1)
     metrics = config.run_folder / "metrics.jsonl"
@@ -133,7 +133,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_parameters(uninterrupted,
     assert [r["step"] for r in read(config.run_folder) if "loss" in r] == list(range(1, 9))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_with_the_same_batches_and_orders_on_another_mesh(uninterrupted, experiment, monkeypatch):
     config = experiment("moved")
     stop_at(3, monkeypatch)
@@ -188,6 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(e
         find(config.run_folder)
 
 
+@pytest.mark.long
 def test_a_full_disk_while_saving_is_one_line_and_leaves_the_checkpoint_before_it(experiment, until_saved, monkeypatch):
     config = experiment(save_every=3)
     original = Report.step
@@ -264,6 +265,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(uni
     assert train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1))).steps == 1
 
 
+@pytest.mark.long
 def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found_or_changes_nothing(uninterrupted, experiment):
     """Some files hold nothing that is needed to go on."""
     config = experiment("whole")
@@ -380,6 +382,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_second_command_leaves_a_run_that_trains_as_it_is_to_the_last_bit(uninterrupted, experiment):
     """Whether its experiment differs in what is free to change, in its source of data, or in nothing."""
     config = experiment("whole")

@@ -1,6 +1,7 @@
 """What is learned: each objective's loss against a loop over tokens, and runs of each."""
 
 import dataclasses
+import itertools
 import json
 
 import brute_force
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from flax import nnx
 
 import a3jax
@@ -69,8 +71,10 @@ def test_the_loss_of_diffusion_equals_a_loop_over_tokens(step, anneal, tiny, net
     assert int(sums.counts.predicted) == masking.masked.sum()
 
 
-@pytest.mark.parametrize("attention", ["dense", "chunked"])
-@pytest.mark.parametrize("block", [1, 5, 24])
+@pytest.mark.parametrize(
+    ("block", "attention"),
+    long_after(2, [(5, "dense"), (5, "chunked"), *itertools.product([1, 24], ["dense", "chunked"])]),
+)
 def test_the_loss_of_block_diffusion_equals_a_pass_for_each_block(block, attention, tiny, network, batch, monkeypatch):
     monkeypatch.setattr(chunked, "ROW_BLOCK", 12)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 8)
@@ -186,11 +190,14 @@ def of(experiment, objective, run, **changes):
 
 @pytest.mark.parametrize(
     ("objective", "options", "figures"),
-    [
-        ("diffusion", {"diffusion": DiffusionConfig(anneal=3)}, {"ar", "bound"}),
-        ("block_diffusion", {"diffusion": DiffusionConfig(block=3)}, {"ar", "bound"}),
-        ("fim", {"fim": FimConfig(tokens=(258, 259, 260))}, {"ar", "in_order_4", "random_1", "random_4", "random_8"}),
-    ],
+    long_after(
+        2,
+        [
+            ("block_diffusion", {"diffusion": DiffusionConfig(block=3)}, {"ar", "bound"}),
+            ("fim", {"fim": FimConfig(tokens=(258, 259, 260))}, {"ar", "in_order_4", "random_1", "random_4", "random_8"}),
+            ("diffusion", {"diffusion": DiffusionConfig(anneal=3)}, {"ar", "bound"}),
+        ],
+    ),
 )
 def test_a_run_of_each_objective_says_what_it_is_and_answers_accordingly(
     objective, options, figures, experiment, tmp_path, capsys

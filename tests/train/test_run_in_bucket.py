@@ -15,6 +15,7 @@ import emulators
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 from test_loop import assert_same_run, stop_at
 from typed import answer, fails
 
@@ -33,7 +34,7 @@ from a3jax.sweep.trials import make_sweep, read_sweep
 from a3jax.train.loop import train
 
 
-@pytest.fixture(params=["gs", "s3"])
+@pytest.fixture(params=long_after(1, ["gs", "s3"]))
 def emulator(request, tmp_path, monkeypatch):
     monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
     with emulators.of(request.param) as started:
@@ -101,6 +102,7 @@ def test_a_run_that_is_stopped_and_goes_on_elsewhere(emulator, corpus, experimen
         train(other)
 
 
+@pytest.mark.long
 def test_every_command(emulator, corpus, whole_run, capsys, tmp_path):
     root = emulator.root
     put(whole_run, place(f"{root}/run"))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from chosen import long_after
 from flax import nnx
 from optax.contrib import muon
 
@@ -63,7 +64,7 @@ OPTAX = {
 }
 
 
-@pytest.mark.parametrize("name", OPTAX)
+@pytest.mark.parametrize("name", long_after(1, OPTAX))
 def test_three_steps_are_optax_s_own_on_every_matrix_by_itself(name, params):
     config = OptimizerConfig(name=name, weight_decay=0.0, clip=1e9)
     ours, theirs = make_optimizer(config, optax.constant_schedule(RATE)), OPTAX[name](config)
@@ -83,7 +84,7 @@ def test_three_steps_are_optax_s_own_on_every_matrix_by_itself(name, params):
         np.testing.assert_allclose(array, expected[path], rtol=1e-4, atol=2e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize("name", long_after(1, ["lion", "adamw", "muon"]))
 def test_moments_in_bfloat16_take_half_and_stay_near(name, params):
     after, sizes = [], []
     for moments in ("float32", "bfloat16"):
@@ -103,7 +104,7 @@ def test_moments_in_bfloat16_take_half_and_stay_near(name, params):
     assert difference < (0.2 if name == "lion" else 0.02) * whole
 
 
-@pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", long_after(1, ["lion", "adafactor", "muon"]))
 def test_a_bad_step_changes_no_moments(name, params):
     optimizer = make_optimizer(OptimizerConfig(name=name), optax.constant_schedule(RATE))
     grads = gradients(params, 0)
@@ -131,7 +132,7 @@ def test_moments_that_could_not_fall_are_refused():
 BY_THE_LAST_BIT = {"lion": 5e-4, "adamw in bfloat16": 1e-4}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_state_lies_over_the_mesh_resumes_bit_for_bit_and_is_planned_as_large_as_it_is(tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -90,7 +90,7 @@ def test_a_run_of_every_kind_of_stage_compiles_each_once_and_resumes_bit_for_bit
         assert find(stopped.run_folder).record == record
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_ends_on_a_plateau_and_a_resumed_run_ends_it_at_the_same_step(experiment, monkeypatch):
     settings = experiment("whole", eval_every=2, save_every=1)
     rule = Plateau("random_4", delta=10.0, evaluations=1)  # nothing improves by so much
@@ -119,7 +119,7 @@ def test_a_stage_ends_on_a_plateau_and_a_resumed_run_ends_it_at_the_same_step(ex
     assert (newest.parent / "damaged" / "7").is_dir(), "a checkpoint that has lost a part is damaged"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_authors_way_of_training_resumes_bit_for_bit_at_a_stage_and_inside_it(experiment, monkeypatch):
     """Documents cut and not packed, a query seed from N(0, 1), an optimizer and a linear decay for every stage."""
     settings = experiment("whole", eval_every=100, save_every=100)

@@ -67,7 +67,7 @@ def two_steps(tiny, batch, mesh):
     return {accumulate: run(accumulate) for accumulate in (1, 2, 4)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_micro_batches_change_nothing(two_steps, accumulate):
     expected, actual = two_steps[1], two_steps[accumulate]
@@ -173,6 +173,7 @@ def test_a_query_seed_drawn_anew_is_normal_and_all_else_stays(tiny, mesh):
         assert path[-1] == "query_seed" or (old[...] == new[...]).all()
 
 
+@pytest.mark.long
 def test_an_optimizer_of_its_own_begins_with_every_stage(tiny, batch, mesh):
     """The first step of a stage is that of a run which begins with the weights so far; the next one goes on from there."""
     stages = (Stage(2, "random", 4), Stage(0), Stage(5, "random", 8))

@@ -1,10 +1,12 @@
 """What a run changes, and what it leaves bit for bit."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 from flax import nnx
 from test_step import batch, experiment, fresh, mesh  # noqa: F401, two of them fixtures
 
@@ -41,8 +43,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "accumulate"),
+    long_after(2, dict.fromkeys([("all", 2), ("adapters of the query stream", 1), *itertools.product(CASES, [1, 2])])),
+)
 def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumulate, tiny, batch, mesh):  # noqa: F811
     adapt, adapters, expected = CASES[case]
     config = experiment(tiny(layers=2), accumulate)
@@ -70,6 +74,7 @@ def test_two_steps_change_what_they_are_to_change_and_nothing_else(case, accumul
     assert moments == moved
 
 
+@pytest.mark.long
 def test_weight_decay_acts_on_what_an_adaptation_trains_by_default(tiny, batch, mesh):  # noqa: F811
     """The decay is decoupled: the same step with and without it differs by lr x weight decay x the parameter."""
     after = {}
@@ -100,7 +105,10 @@ def gradient_norm(config, mesh, batch, source, stage):  # noqa: F811
     return float(metrics.gradient_norm)
 
 
-@pytest.mark.parametrize("stage", [Stage(1), Stage(1, "in_order", 1, prefix=0.5)], ids=["one stream", "two streams"])
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "stage", long_after(1, [Stage(1, "in_order", 1, prefix=0.5), Stage(1)]), ids=["two streams", "one stream"]
+)
 def test_a_model_has_nothing_to_learn_from_itself(stage, tiny, batch, mesh):  # noqa: F811
     """From left to right the source's own distribution is matched from the first step; the tokens themselves are not."""
     config = experiment(tiny(layers=2))

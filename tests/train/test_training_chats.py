@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from chosen import long_after
 from flax import nnx
 from pretrained_models import imported, pretrained  # noqa: F401, fixtures
 from small_models import load
@@ -45,7 +46,7 @@ def chats(tmp_path_factory):
     return made, path
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "truncate"])
+@pytest.mark.parametrize("packing", long_after(1, ["best_fit", "truncate"]))
 def test_the_loss_on_responses_is_that_of_transformers(packing, chats, pretrained, imported, tmp_path):  # noqa: F811
     import transformers
 

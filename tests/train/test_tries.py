@@ -84,7 +84,7 @@ def test_a_runtime_error_is_75_until_three_starts_saved_nothing_and_a_checkpoint
     assert end.startswith("a3jax: 8 of 8 steps; try: a3jax generate ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_that_do_not_start_are_75_and_too_little_memory_is_2(experiment):
     config = experiment("devices")
     config.run_folder.parent.mkdir(exist_ok=True)

@@ -69,7 +69,7 @@ def _import(name: str, out: Path, cache: Path, address: str, offline: str = "0")
     return subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_model_is_downloaded_checked_and_found_again_without_a_network(pretrained, imported, tmp_path):
     cache = tmp_path / "cache"
     with serve(pretrained("llama")) as address:

@@ -69,6 +69,7 @@ def test_on_one_device_too(case, pretrained, imported):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.long
 def test_each_process_copies_its_own_part_and_no_other(pretrained, imported, tmp_path):
     """Half of what is split over the devices of two processes, once, and of the embedding again for the query seed."""
     tensors = load_file(pretrained("qwen2") / "model.safetensors")
@@ -79,7 +80,7 @@ def test_each_process_copies_its_own_part_and_no_other(pretrained, imported, tmp
         assert process["read"] == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="memory and reads are told by /proc, which is not here")
 def test_memory_is_that_of_the_shards_and_a_part_of_one_tensor(large, pretrained, tmp_path, monkeypatch):
     """And of a model folder in chunks of 128 KiB, a process does not read those that hold nothing of its own."""
@@ -128,7 +129,7 @@ def test_names_that_stand_for_models(pretrained, imported, tmp_path, monkeypatch
             opened(name, step)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_from_a_published_folder_is_training_from_its_import(pretrained, imported, tmp_path):
     """Texts included, which are tokenized as the model's own."""
     (tmp_path / "texts").mkdir()

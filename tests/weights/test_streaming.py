@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 from safetensors.numpy import load_file
 
 from a3jax.checkpoint.folder import find, load_arrays
@@ -57,7 +58,7 @@ def _dies(what: str, source: Path, left: int, cwd: Path, how: int = signal.SIGKI
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("left", [0, 1, 9])
+@pytest.mark.parametrize("left", long_after(1, [1, 0, 9]))
 def test_a_killed_import_goes_on_where_it_stood(left, pretrained, imported, tmp_path, monkeypatch):
     assert _dies("import", pretrained("llama"), left, tmp_path).returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
@@ -71,8 +72,8 @@ def test_a_killed_import_goes_on_where_it_stood(left, pretrained, imported, tmp_
     jax.tree.map(np.testing.assert_array_equal, load_arrays(find(tmp_path / "out")), load_arrays(imported("llama")))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("left", [0, 2])
+@pytest.mark.long
+@pytest.mark.parametrize("left", long_after(1, [2, 0]))
 def test_a_killed_export_goes_on_with_the_first_file_that_is_not_whole(left, imported, tmp_path, monkeypatch):
     assert _dies("export", imported("llama").folder, left, tmp_path).returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
@@ -90,6 +91,7 @@ def test_a_killed_export_goes_on_with_the_first_file_that_is_not_whole(left, imp
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.long
 def test_what_was_begun_from_other_weights_is_begun_anew(pretrained, imported, tmp_path):
     assert _dies("import", pretrained("qwen3"), 9, tmp_path).returncode == -signal.SIGKILL
     import_model(open_source(pretrained("llama")), tmp_path / "out")
@@ -166,7 +168,7 @@ print(grown_by(lambda: exporter.export_model(find(Path("model")), Path("out")))[
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc, which is not here")
 def test_memory_is_that_of_a_few_tensors_not_of_the_model(large, pretrained, tmp_path):
     total = sum(file.stat().st_size for file in large.glob("*.safetensors"))
