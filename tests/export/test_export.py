@@ -98,12 +98,19 @@ def test_a_step_has_the_gradients_of_pytorch(case, imported, tmp_path):
 
     ours, own = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+    unfelt = []
     for entry in (*entries(config), QUERY_SEED):
         gradient = np.asarray(entry.get(nnx.to_pure_dict(own)))
         for index, name in entry.names(gradient.shape).items():
             one, expected = gradient[index], gradients.pop(name)
+            if max(abs(one).max(), abs(expected).max()) < 1e-7:
+                unfelt.append(name)
+                continue
             np.testing.assert_allclose(entry.to_theirs(one), expected, atol=1e-4 * abs(expected).max(), rtol=0, err_msg=name)
     assert not gradients
+    # Where keys are not rotated their bias moves all scores of a row alike: its gradient is zero, and rounding.
+    assert len(unfelt) == (1 if case == "smollm3" else 0)
+    assert all(name.endswith("k_proj.bias") for name in unfelt)
 
 
 @pytest.mark.parametrize("case", ["llama3", "qwen2", "olmo2", "phi3", pytest.param("gemma3_text", marks=pytest.mark.long)])
