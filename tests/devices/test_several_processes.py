@@ -192,8 +192,8 @@ Report.step = broken
 
 
 def is_an_end(line: str) -> bool:
-    """Whether it is the command's own, and none of progress, of which a slow machine may show some."""
-    return line.startswith("a3jax: ") and not line.startswith("a3jax: train: ")
+    """Whether it is the command's last word: neither its first, nor progress, of which a slow machine may show some."""
+    return line.startswith("a3jax: ") and not line.startswith("a3jax: train: ") and not line.endswith("; loading JAX")
 
 
 def test_a_runtime_error_in_one_of_two_processes_ends_both_with_75_and_the_third_time_with_1(together):
