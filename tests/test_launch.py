@@ -226,6 +226,7 @@ def test_tpu_vm_copies_installs_and_starts_on_every_worker():
     assert tpu_vm("pod", "us-east5-a", "stop")[0][:-1] == SSH
 
 
+@pytest.mark.long
 def test_what_tpu_vm_would_run_on_a_worker_starts_the_command_logs_its_status_and_stops_it(tmp_path):
     (tmp_path / "a3jax").mkdir()
     program = tmp_path / "it's a program.py"

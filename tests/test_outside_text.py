@@ -136,6 +136,7 @@ def test_texts(corpus, experiment, model_folder, tmp_path):
     assert is_tame(said)
 
 
+@pytest.mark.long
 def test_data_comes_byte_for_byte_where_nobody_looks(model_folder):
     command = [sys.executable, "-m", "a3jax.cli", "generate", str(model_folder), "--text", f"{EVIL}[[1]]"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)

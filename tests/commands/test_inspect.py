@@ -84,6 +84,7 @@ def test_exports(model, tmp_path):
     assert other["parameters"] == one["parameters"]
 
 
+@pytest.mark.long
 def test_a_corpus_and_a_run_and_where_it_stands(model, tmp_path):
     for i in range(9):
         (tmp_path / f"{i}.txt").write_text(f"text number {i} " * 9)

@@ -279,7 +279,7 @@ def test_what_was_skipped_is_not_taken_over_where_faults_are_to_end_it(source, t
         prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_a_kill_no_process_stays_and_the_corpus_is_the_same(tmp_path):
     (tmp_path / "in").mkdir()
     for name, size in {

@@ -28,6 +28,7 @@ def pair(request, pretrained, imported, network):
     return load(pretrained(request.param)), net
 
 
+@pytest.mark.long
 def test_greedy_tokens_are_those_of_the_source_in_transformers(pair, without_adapters):
     source, net = pair
     new, words = 60, 8  # few words, so that drafts of a random model stand too

@@ -35,6 +35,7 @@ def figures(results: dict) -> dict[str, tuple]:
     }
 
 
+@pytest.mark.long
 def test_an_evaluation(model_folder, stories, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("def f(x): return x + 1\n" * 4)

@@ -119,6 +119,7 @@ def test_strings_around_a_blank_have_the_tokens_that_they_have_alone(worded):
     assert word.tokens == len(codec.encode("He sat on the  road.")) - len(codec.encode("He sat on the"))
 
 
+@pytest.mark.long
 def test_tokens_are_drawn_as_the_script_draws_them(model_folder, tmp_path, capsys):
     """From PyTorch's logits over 0.9, of which the most probable that reach 0.9 are kept: a blank of one byte, 600 times."""
     export_model(find(model_folder), tmp_path / "model", "llama")

@@ -31,6 +31,7 @@ def adapted(request, tiny, network, tmp_path_factory) -> Checkpoint:
     return find(out)
 
 
+@pytest.mark.long
 def test_both_streams_in_pytorch_and_back(adapted, tmp_path):
     export_model(adapted, tmp_path / "out")
     for groups in (random_groups(6, 4), np.stack([np.arange(48) // 3] * 2)):

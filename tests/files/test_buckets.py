@@ -23,7 +23,7 @@ from a3jax.files.parts import PARTS, check_whole
 from a3jax.files.places import local_copy, local_folder, place, scratch, sizes
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
+@pytest.fixture(scope="module", params=long_after(1, ["gs", "s3"]))
 def scheme(request):
     with emulators.of(request.param):
         yield request.param

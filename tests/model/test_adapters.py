@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from flax import nnx
 from test_two_stream import random_batch
 
@@ -83,7 +84,7 @@ def test_with_content_up_to_its_slot_every_causal_query_of_an_order_from_left_to
         assert np.abs(ours - theirs)[others].max(-1).min() > 1e-2
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", long_after(1, ["dots", "none", "full"]))
 def test_gradients_are_those_of_both_streams_in_one_pass_with_a_fixed_content_stream(remat, tiny, network, packed):
     net = network(tiny(layers=2, adapter_rank=3))
     tokens, _, order = random_batch(packed, net.config, seed=1)

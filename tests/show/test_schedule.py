@@ -49,6 +49,7 @@ def test_stages_and_examples_in_json(experiment, capsys):
     assert found["stages"][0]["examples"] == [list(range(len(words)))] * 3
 
 
+@pytest.mark.long
 def test_the_picture_shows_every_order_and_is_the_same_every_time(experiment, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     files = [tmp_path / name for name in ("a.svg", "b.svg")]

@@ -55,6 +55,7 @@ def load(config, folder, mesh, stage=STAGE):
     return compile_step(dataclasses.replace(config, train=train), config.model, stage, mesh)
 
 
+@pytest.mark.long
 def test_a_run_on_loaded_steps_compiles_none_and_is_the_same_run(experiment, mesh, tmp_path, monkeypatch):
     config = experiment("compiled", remat="auto")
     for stage in config.curriculum:

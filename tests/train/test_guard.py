@@ -91,6 +91,7 @@ def poisoned(monkeypatch, *when: int):
     monkeypatch.setattr(Batches, "__getitem__", get)
 
 
+@pytest.mark.long
 def test_skip_goes_on_with_the_next_batch(experiment, monkeypatch):
     poisoned(monkeypatch, 4)
     config = dataclasses.replace(experiment("skip"), guard=GuardConfig("skip"))

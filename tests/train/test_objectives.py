@@ -269,6 +269,7 @@ def last(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_objective_ar_is_a3_from_left_to_right(experiment):
     losses = {}
     for objective in ("a3", "ar"):

@@ -41,6 +41,7 @@ def kept(config: Config, setting: str, batch: int) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
 
 
+@pytest.mark.long
 def test_the_estimate_is_what_jax_keeps(config, mesh):
     grown = kept(config, "dots", 8) - kept(config, "dots", 4)
     assert remat.saved_bytes(config, config.model, mesh) == pytest.approx(grown, rel=0.15)

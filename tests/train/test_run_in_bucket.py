@@ -82,6 +82,7 @@ def test_a_corpus(emulator, corpus):
         read_manifest(root / "corpus")
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_and_goes_on_elsewhere(emulator, corpus, experiment, whole_run, monkeypatch, tmp_path):
     root = place(emulator.root)
     put(corpus, root / corpus.name)  # by which its epochs are called

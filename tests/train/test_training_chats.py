@@ -81,6 +81,7 @@ def test_the_loss_on_responses_is_that_of_transformers(packing, chats, pretraine
     assert float(both) / count == pytest.approx(total / count, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_on_chats_knows_their_template_and_ends_its_answers(chats, model_folder, tmp_path, capsys):
     source = tmp_path / "source"
     source.mkdir()

@@ -483,6 +483,7 @@ ODD = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_odd_values_are_refused_in_one_line_or_do_no_harm(data, pretrained, tmp_path_factory):

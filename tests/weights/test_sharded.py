@@ -52,6 +52,7 @@ def two_processes(tmp_path: Path, what: str, *args: object) -> list[dict]:
     return [result(process, out) for process, out in zip(started, outs)]
 
 
+@pytest.mark.long
 def test_over_any_mesh_the_parameters_are_those_of_an_import_bit_for_bit(pretrained, imported, tmp_path):
     cases = [("llama", "float32", "float32"), ("qwen2", "bfloat16", "float32"), ("qwen3", "float32", "float32"),
              ("olmo2", "float32", "bfloat16")]  # fmt: skip

@@ -57,7 +57,7 @@ def _dies(what: str, source: Path, left: int, cwd: Path, how: int = signal.SIGKI
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("left", long_after(1, [1, 0, 9]))
 def test_a_killed_import_goes_on_where_it_stood(left, pretrained, imported, tmp_path, monkeypatch):
     assert _dies("import", pretrained("llama"), left, tmp_path).returncode == -signal.SIGKILL
