@@ -1,6 +1,6 @@
 # make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
-# make test     all tests but the longest, ~30 minutes       make check   formatting, lint, types
-# make test-long  real weights, and processes that are started and killed for minutes
+# make test     all tests but the longest, 15-20 minutes     make check   formatting, lint, types
+# make test-long  the others: real weights, many cases, processes that are started and killed; an hour
 # make test-latest  the core's tests on the newest versions that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 BIN := .venv/bin
