@@ -315,7 +315,7 @@ def test_what_is_not_there_or_not_a_source_is_one_sentence(tmp_path):
         read(tmp_path)
 
 
-@given(rows=st.integers(0, 10**7), size=st.integers(0, 10**11))
+@given(rows=st.integers(0, 10**7), size=st.integers(0, 10**12))
 def test_ranges_cover_all_rows_once_in_parts_of_like_size(rows, size):
     size = min(size, rows * 10**6)
     parts = ranges(rows, size)

@@ -18,7 +18,6 @@ from a3jax.model.two_stream import Compute
 
 LOCAL = {"local_layers": (0,), "local_window": 6, "local_rope": Rope(50.0), "unrotated_layers": (1,)}
 LOCAL |= {"attention_cap": 2.0, "logit_cap": 3.0, "embedding_scale": 2.0}
-ORDERS = ("ar", "in_order_4", "random_1", "random_4", "random_8", "spans_4", "random_1000")
 
 
 def window_groups(order, b=0):

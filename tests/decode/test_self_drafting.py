@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from chosen import long_after
 from filling import document, fill
 from flax import nnx
 from scipy.stats import chisquare
@@ -19,7 +18,7 @@ from a3jax.checkpoint.folder import load_params
 DRAFTS = 3
 
 
-@pytest.fixture(scope="module", params=long_after(1, ["llama", "qwen3"]))
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
 def pair(request, pretrained, imported, network):
     """A source model in transformers, and here with random adapters of its query stream."""
     checkpoint = imported(request.param)

@@ -68,7 +68,7 @@ def computed(out, names, processes):
         ]
         with out.with_suffix(f".{i}.log").open("w") as log:
             started.append(subprocess.Popen(command, env=environment, stderr=log))
-    statuses = [process.wait(900) for process in started]
+    statuses = [process.wait(300) for process in started]
     said = "".join(out.with_suffix(f".{i}.log").read_text() for i in range(processes))
     assert statuses == [0] * processes, said[-3000:]
     assert "Involuntary full rematerialization" not in said, "an array is put together whole on every device"

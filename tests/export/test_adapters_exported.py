@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from chosen import long_after
 from flax import nnx
 from safetensors.numpy import load_file
 from small_models import load, query_logits, random_groups, tokens, torch_logits
@@ -22,7 +21,7 @@ from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
 
-@pytest.fixture(scope="module", params=long_after(1, ["query", "both"]))
+@pytest.fixture(scope="module", params=["query", "both"])
 def adapted(request, tiny, network, tmp_path_factory) -> Checkpoint:
     config = tiny(layers=2, vocab=300, adapter_rank=3, adapter_stream=request.param, start_token=256, end_tokens=(257,))
     params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
