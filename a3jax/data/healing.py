@@ -6,6 +6,10 @@ texts hardly ever go on as this one is to. Its last token is therefore given bac
 first token is one of those whose bytes begin with its bytes, itself among them. What the blank adds to the text comes behind
 these bytes. (The name and the idea are Scott Lundberg's, in guidance.)
 
+Of an indentation it is the last character alone. Behind a line end and four spaces, which are one token by themselves, no
+token that begins with these five is a word; in a text the word has the last space, and the four characters before it are a
+token. Which characters a tokenizer cuts so is found by writing a letter behind them.
+
 A token is left where it is if no longer one of plain text begins with it, if it is not one of plain text itself, and if the
 text does not end in what it says: in a character of several tokens, or one that the tokenizer has changed.
 
@@ -25,9 +29,12 @@ from a3jax.data.tokenizer import TextCodec
 class Healed(NamedTuple):
     """What was given back to a blank."""
 
+    kept: tuple[int, ...]
+    """Tokens of the text that are still given."""
     token: int
+    """The one that was given back, or that says what was."""
     text: str
-    """What the token says: the end of the text before the blank."""
+    """What it says: the end of the text before the blank."""
     allowed_V: np.ndarray
     """V bool: tokens that may take its place."""
 
@@ -42,14 +49,26 @@ class Healing:
         self._tokens = sorted(self._bytes, key=lambda token: self._bytes[token])
         self._sorted = [self._bytes[token] for token in self._tokens]
         self._longest = max(map(len, self._sorted), default=0)
+        self._space = {own.decode(): token for token, own in self._bytes.items() if own in (b" ", b"\t")}
         self._found: dict[int, np.ndarray | None] = {}
 
     def of(self, piece: str, tokens: Sequence[int], inside: bool) -> Healed | None:
         """What `piece`, of these `tokens`, gives back; they stand at the beginning of a text or `inside` it."""
-        if not tokens or (allowed_V := self._allowed(tokens[-1])) is None:
+        if not tokens:
             return None
-        text = self._codec.decode([tokens[-1]], inside or len(tokens) > 1)
-        return Healed(tokens[-1], text, allowed_V) if text and piece.endswith(text) else None
+        kept, token = self._cut(piece, tokens, inside)
+        if (allowed_V := self._allowed(token)) is None:
+            return None
+        text = self._codec.decode([token], inside or len(kept) > 0)
+        return Healed(tuple(kept), token, text, allowed_V) if text and piece.endswith(text) else None
+
+    def _cut(self, piece: str, tokens: Sequence[int], inside: bool) -> tuple[Sequence[int], int]:
+        """The tokens of a piece but for its last one, or for a last space that belongs to the word behind it."""
+        if (space := self._space.get(piece[-1])) is not None:
+            shorter = self._codec.encode(piece[:-1], inside)
+            if self._codec.encode(piece + "a", inside)[: len(shorter)] == shorter:
+                return shorter, space
+        return tokens[:-1], tokens[-1]
 
     def _allowed(self, token: int) -> np.ndarray | None:
         """Tokens that begin as this one does; None where it is the longest of them."""

@@ -199,10 +199,13 @@ def lay_out(
     before = _Piece(pieces[0], first, inside=False)
     for blank, piece in zip(blanks, pieces[1:]):
         filled = codec.encode(blank, inside=len(tokens) > begin) if isinstance(blank, str) else list(blank)
-        back = healing.of(*before) if healing is not None and filled and len(tokens) > 1 else None
+        back = healing.of(*before) if healing is not None and filled else None
+        rest = len(tokens) - len(before.tokens)
+        if back is not None and not (rest or back.kept):
+            back = None  # something must stand before the blank
         if back is not None:
-            del tokens[-1], given[-1]
-            natural = _behind(before, blank, codec) if isinstance(blank, str) else []
+            tokens[rest:], given[rest:] = back.kept, [True] * len(back.kept)
+            natural = _behind(before, back.kept, blank, codec) if isinstance(blank, str) else []
             filled = natural if natural and back.allowed_V[natural[0]] else [back.token, *filled]
         places.append(slice(len(tokens), len(tokens) + len(filled)))
         healed.append(back)
@@ -220,11 +223,10 @@ class _Piece(NamedTuple):
     inside: bool
 
 
-def _behind(piece: _Piece, text: str, codec: TextCodec) -> list[int]:
-    """The tokens of text behind a piece without its last one; none where the text changes those before."""
-    *kept, _ = piece.tokens
+def _behind(piece: _Piece, kept: Sequence[int], text: str, codec: TextCodec) -> list[int]:
+    """The tokens of a piece and text behind those that are kept; none where the text changes these."""
     tokens = codec.encode(piece.text + text, piece.inside)
-    return tokens[len(kept) :] if tokens[: len(kept)] == kept else []
+    return tokens[len(kept) :] if tokens[: len(kept)] == [*kept] else []
 
 
 def with_blanks(text: str, blanks: Sequence[str], codec: TextCodec, healing: Healing | None = None) -> Document:

@@ -19,8 +19,8 @@ from a3jax.generate.request import Request, fill
 FIM = "FIM tokens"
 LENGTHS: dict[Infilling, str] = {
     "length": "as many tokens as the truth",
-    "space": "as many tokens as the truth, whose white space at both ends is given, but for the last space before its first "
-    "word; tokenizers keep that with the word, and a line end with the indentation behind it",
+    "space": "as many tokens as the truth, whose white space at both ends is given; without healing but for the last space "
+    "before its first word, since tokenizers keep that with the word, and a line end with the indentation behind it",
     "chosen": "of the sizes the one of largest log-likelihood per token; of a model that ends blanks, up to its end",
     "fim": "prefix, suffix, middle behind the tokenizer's own tokens; the model ends it",
 }
@@ -56,13 +56,18 @@ class Spaced(Filler):
     """One that is told the white space around the truth: how a line is indented, and that it ends."""
 
     def document(self, blanked: Blanked) -> Document:  # noqa: D102, as in `Filler`
-        return super().document(_told(blanked))
+        return super().document(self._told(blanked))
 
     def fill(self, blanks: Sequence[Blanked], batch: int, sizes: Range | None = None) -> list[Filling]:
         """As `Filler` does. The white space is part of what is put in."""
-        found = super().fill([_told(blanked) for blanked in blanks], batch, sizes)
-        around = [white_space(blanked.truth) for blanked in blanks]
+        found = super().fill([self._told(blanked) for blanked in blanks], batch, sizes)
+        around = [white_space(blanked.truth, self.decoding.heal) for blanked in blanks]
         return [one._replace(text=before + one.text + after) for (before, after), one in zip(around, found)]
+
+    def _told(self, blanked: Blanked) -> Blanked:
+        before, after = white_space(blanked.truth, self.decoding.heal)
+        truth = blanked.truth.removeprefix(before).removesuffix(after)
+        return blanked._replace(before=blanked.before + before, truth=truth, after=after + blanked.after)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +95,15 @@ class Writer(Filler):
         return f"{before}{blanked.before}{after}{blanked.after}{middle}"
 
 
-def white_space(truth: str) -> tuple[str, str]:
-    """That at its beginning, but for the last space, and that at its end; none where there is nothing else."""
+def white_space(truth: str, healed: bool = False) -> tuple[str, str]:
+    """That at its beginning and at its end; none where there is nothing else.
+
+    The last space before the first word is left out, unless it is given back to the word by healing.
+    """
     if not truth.strip():
         return "", ""
-    return truth[: len(truth) - len(truth.lstrip())].removesuffix(" "), truth[len(truth.rstrip()) :]
-
-
-def _told(blanked: Blanked) -> Blanked:
-    before, after = white_space(blanked.truth)
-    truth = blanked.truth.removeprefix(before).removesuffix(after)
-    return blanked._replace(before=blanked.before + before, truth=truth, after=after + blanked.after)
+    before, after = truth[: len(truth) - len(truth.lstrip())], truth[len(truth.rstrip()) :]
+    return before if healed else before.removesuffix(" "), after
 
 
 def sentinels(codec: TextCodec) -> Sentinels | None:

@@ -61,6 +61,16 @@ def test_a_line_end_and_its_indentation_are_one_token_again(lines, healing):
     assert {*np.flatnonzero(allowed_V)} == expected
 
 
+@pytest.mark.parametrize("before", ["def f(x):\n    ", "def f(x):\n    if x:\n        return", "if x:\n\t\t", "x = ", "# done  "])
+def test_behind_an_indentation_a_word_has_the_tokens_of_running_text(lines, healing, before):
+    truth = " x" if before.endswith("return") else "return x"
+    document = lay_out([before, ""], [truth], lines, healing)
+    assert list(document.tokens[document.head :]) == lines.encode(before + truth)
+    assert [part.text for part in document.parts(lines)] == [before, truth, ""]
+    assert before.endswith(lead := document.parts(lines)[1].lead)
+    assert len(lead) <= 1 or lead.strip()
+
+
 def fillable_of(codec):
     return fillable(codec, types.SimpleNamespace(vocab=480, end_tokens=()))
 

@@ -106,6 +106,8 @@ def test_white_space_is_cut_where_tokenizers_cut_it():
     truths = ["    x = 1\n", "\n        y", "x", " + 1 ", "\tx\n\n", "   ", ""]
     told = [("   ", "\n"), ("\n       ", ""), ("", ""), ("", " "), ("\t", "\n\n"), ("", ""), ("", "")]
     assert [white_space(truth) for truth in truths] == told
+    healed = [("    ", "\n"), ("\n        ", ""), ("", ""), (" ", " "), ("\t", "\n\n"), ("", ""), ("", "")]
+    assert [white_space(truth, healed=True) for truth in truths] == healed
 
 
 def test_fim_tokens_stand_around_the_blank(model):
