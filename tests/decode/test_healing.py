@@ -61,7 +61,9 @@ def test_a_line_end_and_its_indentation_are_one_token_again(lines, healing):
     assert {*np.flatnonzero(allowed_V)} == expected
 
 
-@pytest.mark.parametrize("before", ["def f(x):\n    ", "def f(x):\n    if x:\n        return", "if x:\n\t\t", "x = ", "# done  "])
+@pytest.mark.parametrize(
+    "before", ["def f(x):\n    ", "def f(x):\n    if x:\n        return", "if x:\n\t\t", "x = ", "# done  "]
+)
 def test_behind_an_indentation_a_word_has_the_tokens_of_running_text(lines, healing, before):
     truth = " x" if before.endswith("return") else "return x"
     document = lay_out([before, ""], [truth], lines, healing)
