@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gc
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from a3jax.data.tokenizer import TextCodec, byte_codec, with_start
 from a3jax.model.parameters import declared
 from a3jax.model.two_stream import TwoStream
 from a3jax.ordering import Order, arrange, draw_part
+from a3jax.weights import sha256
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +41,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # one folder for all workers, and f
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+sha256.SETTLED_SECONDS = math.inf  # tests leave no sums of their files in the user's cache
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # the first of a kind compiles, and machines are shared
 hypothesis.settings.load_profile("untimed")

@@ -63,10 +63,14 @@ def sizes(folder: Path) -> dict[str, int]:
     return cast(BucketPath, folder).sizes()
 
 
+def cache(name: str) -> Path:
+    """Where this machine keeps what it need not find out again, of one kind: ~/.cache/a3jax/NAME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "a3jax", name)
+
+
 def scratch(path: Path) -> Path:
     """Where this machine keeps its part of the work on a place in a bucket: below `A3JAX_SCRATCH`, or ~/.cache/a3jax."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("A3JAX_SCRATCH") or cache / "a3jax" / "buckets", path.parts[0][:-1], *path.parts[1:])
+    return Path(os.environ.get("A3JAX_SCRATCH") or cache("buckets"), path.parts[0][:-1], *path.parts[1:])
 
 
 def local_copy(file: Path) -> Path:
@@ -94,7 +98,8 @@ def local_folder(folder: Path) -> Path:
 def version(path: Path) -> str:
     """Changes when a file does, or anything in a folder; on this machine, of a folder, with what is directly in it."""
     if is_local(path):
-        return str(path.stat().st_mtime_ns)
+        found = path.stat()  # times can be set back, but for that of the last change of any kind
+        return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
     with as_a_disk(path) as files:
         found = files.find(str(path), detail=True).values()
     told = [(info["name"], info["size"], info.get("generation") or info.get("ETag")) for info in found]
