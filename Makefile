@@ -1,6 +1,7 @@
 # make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
 # make test     all tests but the longest, 15-20 minutes     make check   formatting, lint, types
 # make test-long  the others: real weights, many cases, processes that are started and killed; an hour
+# make docs     the site of the documentation, in site/
 # make test-latest  the core's tests on the newest versions that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: all test test-long test-latest check demo tiny clean
+.PHONY: all test test-long test-latest check docs demo tiny clean
 all: .venv/ready $(SMOLLM2)
 
 # --no-compile: the byte code of what is never imported is not needed, and set-up takes a fraction of the time.
@@ -53,6 +54,15 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Links and headings that are not there fail it. The package is read, not run: its own dependencies are not needed.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --no-compile --no-deps -r requirements-docs.txt
+	touch $@
+
 demo: all
 	$(BIN)/python launch/demo.py
 
@@ -62,4 +72,4 @@ tiny: .venv/ready
 	$(BIN)/a3jax train tiny
 
 clean:
-	rm -rf .venv .venv-latest .cache demo data/tiny runs/tiny
+	rm -rf .venv .venv-latest .venv-docs site .cache demo data/tiny runs/tiny

@@ -1,10 +1,12 @@
 """What the pages name is there, and what they tell to type is understood."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from pages import PAGES, ROOT, Command, blocks, commands
 
 from a3jax.cli import COMMANDS
@@ -44,6 +46,23 @@ def test_files_and_headings_that_are_named_are_there(page):
         if not target.exists() or (heading and heading not in anchors(target)):
             absent.append(name + heading)
     assert not absent
+
+
+def test_the_site_leads_to_every_page():
+    tagged = re.sub(r"!!\S+", "", (ROOT / "mkdocs.yml").read_text())  # of Python, which no safe reader takes
+    nav = yaml.safe_load(tagged)["nav"]
+    pages = [page for part in nav for page in ([part] if isinstance(part, str) else next(iter(part.values())))]
+    made = {"index.md", "reference.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+    assert sorted(pages) == sorted({page.name for page in ROOT.glob("docs/*.md")} | made)
+
+
+@pytest.mark.long
+def test_the_site_is_built_without_a_broken_link(tmp_path):
+    mkdocs = ROOT / ".venv-docs/bin/mkdocs"
+    if not mkdocs.is_file():
+        pytest.skip("make docs sets up the environment of the site, in .venv-docs")
+    subprocess.run([mkdocs, "build", "--strict", "--quiet", "--site-dir", tmp_path], cwd=ROOT, check=True)
+    assert "a3jax.infill" in (tmp_path / "reference.html").read_text()
 
 
 @pytest.fixture(scope="module")
