@@ -84,6 +84,11 @@ class DataConfig:
         """The mixture, of one source where only `path` is given."""
         return self.mixture or (SourceConfig(self.path, chat=self.chat),)
 
+    @property
+    def names_corpora(self) -> bool:
+        """Whether `path` or `mixture` was given."""
+        return bool(self.mixture) or self.path != DataConfig.path
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

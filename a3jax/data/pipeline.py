@@ -17,6 +17,7 @@ from absl import flags
 from a3jax.config import DataConfig
 from a3jax.data.corpus import Manifest, Span, TokenStream, read_manifest
 from a3jax.data.mixing import Mixture
+from a3jax.data.own import Reading
 from a3jax.data.packing import BestFit, Concat, Packing, Truncate, Windows, lay_out, read_windows
 from a3jax.data.permutation import key, shuffled
 from a3jax.errors import UserError
@@ -83,6 +84,10 @@ class Batches:
                 batch[name][chosen] = array
         return batch
 
+    def reading(self, workers: int) -> grain.DatasetIterator:
+        """An iterator over the batches from the first step on."""
+        return iter(training_batches(self, workers))
+
     def progress(self, steps: int) -> dict[str, float]:
         """For the metrics after so many steps: how often each source was gone through, and its share of the windows."""
         epochs, shares = self.mixture.epochs(steps).tolist(), self.mixture.shares(steps).tolist()
@@ -111,7 +116,7 @@ def training_batches(batches: Batches, workers: int = 0) -> grain.IterDataset:
     return steps.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD))
 
 
-def go_on_from(iterator: grain.DatasetIterator, state: dict[str, Any], step: int) -> None:
+def go_on_from(iterator: Reading, state: dict[str, Any], step: int) -> None:
     """Set an iterator to a state that has been through JSON, which turns tuples into lists; Grain compares tuples.
 
     Raises `UserError` for a state of another kind of reader than this one.
@@ -119,7 +124,8 @@ def go_on_from(iterator: grain.DatasetIterator, state: dict[str, Any], step: int
     try:
         iterator.set_state(_with_tuples(state))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"the checkpoint of step {step} does not say where to read on; it is an older version's") from None
+        what = f"the checkpoint of step {step} does not say where to read on in these data"
+        raise UserError(f"{what}; it is an older version's, or was made with other data") from None
 
 
 def held_out_windows(corpora: Sequence[Corpus], length: int, windows: int) -> Windows:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from a3jax.checkpoint.folder import saved_steps
 from a3jax.config import Config, settled
 from a3jax.curriculum.plateau import PlateauState, judge
+from a3jax.data.own import OwnBatches, TokenBatches
 from a3jax.data.pipeline import Batches, held_out_windows
 from a3jax.devices import mesh as meshes
 from a3jax.devices.accelerators import check_used, environment
@@ -71,11 +72,13 @@ class Summary:
     """Useful step time over wall time since the run began; process 0 knows it."""
 
 
-def train(config: Config, processes: Processes = ALONE, callbacks: Sequence[Callback] = ()) -> Summary:
+def train(
+    config: Config, processes: Processes = ALONE, callbacks: Sequence[Callback] = (), data: TokenBatches | None = None
+) -> Summary:
     """Train an experiment to the end of its curriculum, resuming it if its run folder holds a checkpoint.
 
-    `callbacks` look on. Called in every process of a run that has several, which `processes` or the environment introduces to
-    each other.
+    `callbacks` look on, and `data` is read in place of the experiment's corpora (see `fit`). Called in every process of a run
+    that has several, which `processes` or the environment introduces to each other.
 
     Raises `UserError` for a configuration that cannot work, a bad step that ends the run, and a checkpoint that cannot be
     written; `Passing` for what may pass, and `GivenUp` once it has not. What was saved before stays.
@@ -86,7 +89,7 @@ def train(config: Config, processes: Processes = ALONE, callbacks: Sequence[Call
     with stop_requests() as caught:
         connect(processes)
         try:
-            return _train(config, tries, caught, started, callbacks)
+            return _train(config, tries, caught, started, callbacks, data)
         except Exception as error:
             if not may_pass(error):
                 raise
@@ -96,21 +99,36 @@ def train(config: Config, processes: Processes = ALONE, callbacks: Sequence[Call
             raise failure from error
 
 
-def fit(config: Config, callbacks: Sequence[Callback] = ()) -> Summary:
+def fit(config: Config, callbacks: Sequence[Callback] = (), data: TokenBatches | None = None) -> Summary:
     """Train an experiment from Python: what `a3jax train` does, in this process, with `callbacks` that look on.
 
-    Resumes a run, and raises, as `train` does.
+    `data` gives the batches in place of the experiment's corpora. It is an iterator, or gives one, of integer arrays B x L:
+    token ids of `data.batch` windows of `data.length` tokens, a document each; or of dicts with such `tokens` and `segments`,
+    which number the documents of a window from 1, with 0 for padding and the number negated where a token is given and not
+    learned. Its `get_state` and `set_state` say where it is and bring it there, as those of Grain's iterators do; a state is
+    made of plain Python values, and saved with every checkpoint. In a run of several processes each reads whole batches, the
+    same ones, and keeps its rows. If the experiment names corpora too, their held-out text is evaluated; their tokenizer, or
+    that of `source`, is that of the ids.
+
+    Resumes a run, and raises, as `train` does; and `UserError` for a batch that cannot be one and for data that end early.
     """
-    return train(config, callbacks=callbacks)
+    return train(config, callbacks=callbacks, data=data)
 
 
-def _train(config: Config, tries: Tries, caught: Callable[[], int], started: float, callbacks: Sequence[Callback]) -> Summary:
+def _train(
+    config: Config,
+    tries: Tries,
+    caught: Callable[[], int],
+    started: float,
+    callbacks: Sequence[Callback],
+    data: TokenBatches | None,
+) -> Summary:
     """`train`, of processes that have found each other."""
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
         check_used()
         stop = AgreedStop(mesh, caught, Interval(config.train.save_minutes).passed)
-        run = open_run(config, mesh)
+        run = open_run(config, mesh, data is not None)
         stack.enter_context(opened_folder(run))
         if is_first():
             console.print(f"computing with {environment()}; {told(config, run.model)}; {_beginning(run)}", soft_wrap=True)
@@ -125,7 +143,11 @@ def _train(config: Config, tries: Tries, caught: Callable[[], int], started: flo
         batch_S = config.schedule.batch_S
         rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
         endless = config.guard.action == "rollback"  # which passes over batches, nobody knows how many
-        source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless)
+        source: Batches | OwnBatches
+        if data is None:
+            source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless)
+        else:
+            source = OwnBatches(data, config.data.length, run.model.vocab, rows, batch_S)
         stack.enter_context(hosts.watched())
         position = begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))

@@ -3,13 +3,13 @@
 import dataclasses
 from typing import NamedTuple
 
-import grain
 from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.curriculum.plateau import PlateauState
-from a3jax.data.pipeline import Batches, go_on_from, training_batches
+from a3jax.data.own import OwnBatches, Reading
+from a3jax.data.pipeline import Batches, go_on_from
 from a3jax.devices.accelerators import environment
 from a3jax.errors import UserError
 from a3jax.train.checkpoints import Checkpoints, Restored
@@ -23,14 +23,14 @@ class Position(NamedTuple):
     step: int
     state: State
     record: Provenance
-    batches: grain.DatasetIterator
+    batches: Reading
     standing: PlateauState
 
 
-def begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> Position:
+def begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches | OwnBatches) -> Position:
     """The newest checkpoint of the run, or its first step."""
     config = run.config
-    batches = iter(training_batches(source, config.data.workers))
+    batches = source.reading(config.data.workers)
     teacher = run.source.load(mesh) if run.source and config.adapt.distill else None
     saved = checkpoints.restore(abstract_state(config, run.model, mesh), lambda: _source_weights(run, mesh))
     if saved is not None:
@@ -38,9 +38,7 @@ def begin(run: Run, mesh: Mesh, checkpoints: Checkpoints, source: Batches) -> Po
     return at_checkpoint(run, mesh, saved, teacher, batches)
 
 
-def at_checkpoint(
-    run: Run, mesh: Mesh, saved: Restored | None, teacher: nnx.State | None, batches: grain.DatasetIterator
-) -> Position:
+def at_checkpoint(run: Run, mesh: Mesh, saved: Restored | None, teacher: nnx.State | None, batches: Reading) -> Position:
     """At a checkpoint or, where there is none, before the first step; reading on from where `batches` are."""
     if saved is None:
         record = _here(run.record)

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig, Stage
+from a3jax.data.own import OwnBatches
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
 from a3jax.likelihood.held_out import Bound, Nll
@@ -47,7 +48,7 @@ class Report:
         mesh: Mesh,
         step: int,
         tokens: int,
-        batches: Batches,
+        batches: Batches | OwnBatches,
         hosts: Hosts,
         started: float,
         folder: Path,

@@ -72,17 +72,23 @@ class Run:
     """What its checkpoints need not hold; None where they hold all weights."""
 
 
-def open_run(config: Config, mesh: Mesh) -> Run:
+def open_run(config: Config, mesh: Mesh, own_data: bool = False) -> Run:
     """Check that source, data, mesh and an earlier part of the run fit together; of its folder it writes `data/` at most.
+
+    With `own_data` it reads no corpora but those that the experiment names all the same, for their held-out text.
 
     Raises `UserError` where they do not, where the folder is none of this run, and where another process trains in it.
     """
     check_folder(config)
     if is_training(config.run_folder):
         raise _in_use(config.run_folder)
-    # What has to be prepared, one process prepares.
-    together(lambda: with_corpora(config) if jax.process_index() == 0 else None)
-    corpora = open_corpora(with_corpora(config))
+    corpora: tuple[Corpus, ...] = ()
+    if not own_data or config.data.names_corpora:
+        # What has to be prepared, one process prepares.
+        together(lambda: with_corpora(config) if jax.process_index() == 0 else None)
+        corpora = open_corpora(with_corpora(config))
+    elif config.source is None:
+        raise UserError("data are token ids, and nothing says of which tokenizer: give source, or data.path with a corpus")
     weights(config.data.sources, config.schedule.steps)
     check_start(config)
     if config.source is None:
@@ -99,7 +105,8 @@ def open_run(config: Config, mesh: Mesh) -> Run:
     check_chats(config, corpora)
     model, codec = with_chats(model, source.codec if source else load_codec(corpora[0].folder), corpora)
     if config.schedule.may_end_early and not any(c.manifest.held_out.tokens for c in corpora):
-        raise UserError(f"a stage has a plateau, but nothing of {corpora[0].folder} is held out; prepare it with --held-out")
+        what = f"nothing of {corpora[0].folder} is held out" if corpora else "data.path names no corpus with held-out text"
+        raise UserError(f"a stage has a plateau, but {what}; prepare one with --held-out")
     if config.adapt.distill and mesh.shape["context"] > 1:
         raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
     if config.mask_block is not None and mesh.shape["context"] > 1:
