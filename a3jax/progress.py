@@ -1,7 +1,8 @@
-"""Progress of long work, on standard error: a bar on a terminal, and where none is, such as in a log, a line now and then."""
+"""Progress of long work: a bar on a terminal or in a notebook, and elsewhere, such as in a log, a line now and then."""
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -32,9 +33,10 @@ class Progress:
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
         ]
-        self._bar = RichProgress(*columns, console=console, disable=not console.is_terminal)
+        shown = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._bar = RichProgress(*columns, console=console, disable=not shown)
         self._task = self._bar.add_task(title, total=total, completed=completed, unit=unit, note="")
-        self._lines = lines and not console.is_terminal
+        self._lines = lines and not shown
         self._told = time.monotonic(), float(completed)
 
     def __enter__(self) -> Self:

@@ -68,7 +68,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path, folder: Path) -> list[Command]:
-    """What the blocks of shell of a page would start in a folder, in order. The folder has no `launch/`, or one made here."""
+    """What the blocks of shell of a page would start in a folder, in order. It gets a `launch/`."""
     for file in ROOT.glob("launch/*"):
         stub = folder / "launch" / file.name
         stub.parent.mkdir(exist_ok=True)
@@ -76,6 +76,8 @@ def commands(page: Path, folder: Path) -> list[Command]:
         stub.chmod(0o755)
     shell = [block for block in blocks(page) if block.kind == "sh"]
     script = "".join(f"export line={block.line}\n(\n{block.text}\n)\n" for block in shell)
+    for name in re.findall(r" < (\S+)", script):
+        (folder / name).touch()  # the reader's own file
     reading, writing = os.pipe()
     with open(reading, "rb") as log:
         with open(writing, "wb"):

@@ -67,7 +67,7 @@ def test_the_site_is_built_without_a_broken_link(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where a reader types: a clone's experiments, some of the reader's own, and files to redirect."""
+    """Where a reader types: a clone's experiments, and some of the reader's own."""
     folder = tmp_path_factory.mktemp("typed")
     (folder / "experiments").mkdir()
     for file in ROOT.glob("experiments/*.py"):
@@ -76,8 +76,6 @@ def folder(tmp_path_factory) -> Path:
         (folder / f"experiments/{name}.py").write_text(MINE)
     objective = '"diffusion", objective="diffusion"'
     (folder / "experiments/diffusion.py").write_text(MINE.replace('"mine"', objective).replace("=stages", "=(Stage(2),)"))
-    for name in ("text.txt", "template.txt"):
-        (folder / name).write_text("x = [[1]]")
     return folder
 
 
