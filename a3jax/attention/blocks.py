@@ -37,6 +37,16 @@ EVERYWHERE = 2**30
 """A window that no two positions are so far apart."""
 
 
+class Attended(NamedTuple):
+    """What a path of attention makes of rows."""
+
+    out: Array
+    """B x R x H x E, in the dtype of queries."""
+    lse: Array | None
+    """B x R x H float32: the log-sum-exp of the scores that a row sees, anything but NaN where it sees none. `splash` does not
+    tell it."""
+
+
 class Local(NamedTuple):
     """Local attention: rows see those keys of their ranges whose positions lie strictly between two."""
 

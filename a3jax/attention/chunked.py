@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from a3jax.attention.blocks import ATTENTION, Local, Range, near, visible, visible_keys
+from a3jax.attention.blocks import ATTENTION, Attended, Local, Range, near, visible, visible_keys
 from a3jax.attention.cap import cap_slope, capped
 
 ROW_BLOCK = 256
@@ -41,7 +41,7 @@ def chunked_attention(
     own: Range | None = None,
     cap: float | None = None,
     local: Local | None = None,
-) -> Array:
+) -> Attended:
     """See `a3jax.attention.attend`. Holds B x H x ROW_BLOCK x KEY_BLOCK float32 scores at a time."""
     return _attention(cap, query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, _Seen(start_BxR, end_BxR, own, local))
 
@@ -56,11 +56,11 @@ class _Seen(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> Array:
+def _attention(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> Attended:
     return _forward(cap, query, key, value, seen)[0]
 
 
-def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Array, tuple]:
+def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Attended, tuple]:
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
     position_BxL = _pad_positions(seen.local)
 
@@ -88,16 +88,18 @@ def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _S
     output, lse = jax.lax.map(row_block, _row_blocks(query, key.shape[2], seen))
     output_BxRxHxE = checkpoint_name(_join_rows(output, query.shape).astype(query.dtype), ATTENTION)
     lse = checkpoint_name(lse, ATTENTION)
-    return output_BxRxHxE, (query, key, value, seen, output_BxRxHxE, lse)
+    lse_BxRxH = _join_rows(lse, (*query.shape[:3], 1))[..., 0]
+    return Attended(output_BxRxHxE, lse_BxRxH), (query, key, value, seen, output_BxRxHxE, lse)
 
 
-def _backward(cap: float | None, saved: tuple, d_output: Array) -> tuple:
-    query, key, value, seen, output, lse = saved
+def _backward(cap: float | None, saved: tuple, d_attended: Attended) -> tuple:
+    (query, key, value, seen, output, lse), (d_output, d_lse) = saved, d_attended
     kv_heads = key.shape[2]
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
     position_BxL = _pad_positions(seen.local)
     fold = functools.partial(_fold_rows, kv_heads=kv_heads)
-    delta = fold((d_output.astype(jnp.float32) * output.astype(jnp.float32)).sum(-1, keepdims=True))
+    along = (d_output.astype(jnp.float32) * output.astype(jnp.float32)).sum(-1, keepdims=True)
+    delta = fold(along - d_lse[..., None])  # a weight is what the log-sum-exp moves by with its score
 
     def row_block(carry: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], Array]:
         blocks, d_out, lse, delta = xs

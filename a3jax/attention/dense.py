@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from a3jax.attention.blocks import Local, Range, near, visible
+from a3jax.attention.blocks import Attended, Local, Range, near, visible
 from a3jax.attention.cap import capped
 
 
@@ -17,7 +17,7 @@ def dense_attention(
     own: Range | None = None,
     cap: float | None = None,
     local: Local | None = None,
-) -> Array:
+) -> Attended:
     """See `a3jax.attention.attend`. Holds B x H x R x L float32 scores."""
     B, R, H, E = query_BxRxHxE.shape
     L, K = key_BxLxKxE.shape[1:3]
@@ -27,6 +27,8 @@ def dense_attention(
     if local is not None:
         mask &= near(local.position[:, None], local.low, local.high)[:, None, None]
     # Finite, so that a row that sees nothing has no NaN in its gradient either; its uniform weights become zero below.
-    weights = jax.nn.softmax(jnp.where(mask, capped(scores, cap), -1e30), axis=-1)
-    weights = jnp.where(mask, weights, 0.0).astype(value_BxLxKxE.dtype)
-    return jnp.einsum("bkgrl,blke->brkge", weights, value_BxLxKxE).reshape(B, R, H, E)
+    scores = jnp.where(mask, capped(scores, cap), -1e30)
+    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0).astype(value_BxLxKxE.dtype)
+    out_BxRxHxE = jnp.einsum("bkgrl,blke->brkge", weights, value_BxLxKxE).reshape(B, R, H, E)
+    lse_BxHxR = jax.nn.logsumexp(scores, axis=-1).reshape(B, H, R)
+    return Attended(out_BxRxHxE, lse_BxHxR.swapaxes(1, 2))

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from a3jax.attention.blocks import ATTENTION, Local, visible_keys
+from a3jax.attention.blocks import ATTENTION, Attended, Local, visible_keys
 from a3jax.attention.cap import cap_slope, capped
 
 BLOCK = 128
@@ -80,13 +80,14 @@ def flash_attention(
     cap: float | None = None,
     local: Local | None = None,
     interpret: bool = False,
-) -> Array:
+) -> Attended:
     """See `a3jax.attention.attend`. Blocks of scores live in registers only."""
     rows, width = query_BxRxHxE.shape[1], query_BxRxHxE.shape[3]
     of_scores = Scores(math.log2(math.e) * width**-0.5, None if cap is None else math.log2(math.e) * cap)
     heads = (_pad(_pad(x, 1), 3) for x in (query_BxRxHxE, key_BxLxKxE, value_BxLxKxE))
     seen = _Seen(*jax.tree.map(lambda x: _pad(x, 1), (start_BxR, end_BxR, local)))
-    return _attention(of_scores, interpret, *heads, seen)[:, :rows, :, :width]
+    out, lse = _attention(of_scores, interpret, *heads, seen)
+    return Attended(out[:, :rows, :, :width], lse[:, :rows])
 
 
 def forward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
@@ -110,11 +111,11 @@ def backward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> Array:
+def _attention(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> Attended:
     return _forward(how, interpret, query, key, value, seen)[0]
 
 
-def _forward(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Array, tuple]:
+def _forward(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Attended, tuple]:
     (B, R, H, E), L = query.shape, key.shape[1]
     tiles = _fit(forward_tiles(E, query.dtype), R, L)
     first, last = visible_keys(seen.start, seen.end, tiles.rows, tiles.keys, seen.local)
@@ -128,13 +129,14 @@ def _forward(how: Scores, interpret: bool, query: Array, key: Array, value: Arra
         **_options("flash_forward", tiles, interpret),
     )(query, key, value, *seen.of_rows, *seen.of_keys, first, last)
     out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
-    return out, (query, key, value, seen, out, lse)
+    return Attended(out, lse.swapaxes(1, 2) * math.log(2)), (query, key, value, seen, out, lse)
 
 
-def _backward(how: Scores, interpret: bool, saved: tuple, d_out: Array) -> tuple:
-    query, key, value, seen, out, lse = saved
+def _backward(how: Scores, interpret: bool, saved: tuple, d_attended: Attended) -> tuple:
+    (query, key, value, seen, out, lse), (d_out, d_lse) = saved, d_attended
     (_, R, _, E), (_, L, K, _) = query.shape, key.shape
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+    along = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = (along - d_lse).swapaxes(1, 2)  # a weight is what the log-sum-exp moves by with its score
     tiles = _fit(backward_tiles(E, query.dtype), R, L)
     first, last = visible_keys(seen.start, seen.end, tiles.rows, tiles.keys, seen.local)
     spec = _RowSpecs(query, key, tiles)

@@ -9,9 +9,10 @@ import jax
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from a3jax.attention.blocks import Local, Range, splash_block
+from a3jax.attention.blocks import Attended, Local, Range, splash_block
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
+from a3jax.attention.sinks import beside_sinks
 from a3jax.devices.context_parallel import gathered
 from a3jax.devices.mesh import BATCH
 from a3jax.errors import UserError
@@ -22,6 +23,11 @@ DENSE_KEYS = 128
 """`auto` uses the dense path up to this many keys: one block of scores is all there is."""
 KERNELS: dict[str, Implementation] = {"tpu": "splash", "gpu": "flash"}
 """The kernel of each platform that has one."""
+_LACKS: dict[Implementation, dict[str, str]] = {
+    "flash": {"own": "one range of keys a row"},
+    "splash": {"own": "one range of keys a row", "local": "no local attention", "sink_H": "no sinks"},
+}
+"""What kernels do not know, by what they would have to be given."""
 
 
 def attend(
@@ -35,12 +41,14 @@ def attend(
     block: int | None = None,
     cap: float | None = None,
     local: Local | None = None,
+    sink_H: Array | None = None,
 ) -> Array:
     """Softmax attention of each row over keys [start, end), scaled by E**-0.5; a row with an empty range gives zero.
 
     `own` is a second range of each row, behind the first, which block diffusion has: the kernels do not know it. `block` is
     that of `splash`, which otherwise follows from the shapes. Scores are bent to stay within `cap` (`a3jax.attention.cap`).
-    Under `local` attention rows see what of their ranges is near them too; `splash` does not know it.
+    Under `local` attention rows see what of their ranges is near them too, and every head may have a sink
+    (`a3jax.attention.sinks`); `splash` knows neither.
 
     H is a multiple of K: query head h reads key-value head h // (H / K). Returns B x R x H x E in the query's dtype;
     softmax statistics are float32. Under a mesh, the batch is split over (slices, data, fsdp), heads over tensor, and rows
@@ -53,20 +61,20 @@ def attend(
     """
     mesh = jax.sharding.get_abstract_mesh()
     length, width = key_BxLxKxE.shape[1], key_BxLxKxE.shape[3]
-    lacking = {"flash": own is not None, "splash": own is not None or local is not None}
-    if lacking.get(implementation):
-        what = "one range of keys a row" if own is not None else "no local attention"
-        raise UserError(f"train.attention is '{implementation}', which knows {what}; give auto")
+    asked = {name for name, value in (("own", own), ("local", local), ("sink_H", sink_H)) if value is not None}
+    for name, what in _LACKS.get(implementation, {}).items():
+        if name in asked:
+            raise UserError(f"train.attention is '{implementation}', which knows {what}; give auto")
     chosen = choose(implementation, platform(), length)
-    chosen = "chunked" if lacking.get(chosen) else chosen
+    chosen = "chunked" if asked & _LACKS.get(chosen, {}).keys() else chosen
     block = block or splash_block(length, width, 1 if mesh.empty else mesh.shape["context"])
     function = functools.partial(_function(chosen, block), cap=cap)
     seen: dict[str, Any] = {"start_BxR": start_BxR, "end_BxR": end_BxR, "own": own, "local": local}
     seen = {name: value for name, value in seen.items() if value is not None}
     if mesh.empty:
-        return function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, **seen)
+        return _out(function(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, **seen), sink_H)
 
-    def device(query: Array, key: Array, value: Array, seen: dict[str, Any]) -> Array:
+    def device(query: Array, key: Array, value: Array, seen: dict[str, Any]) -> Attended:
         if "local" in seen:
             position = gathered(seen["local"].position[..., None, None])[..., 0, 0]
             seen = seen | {"local": seen["local"]._replace(position=position)}
@@ -74,8 +82,13 @@ def attend(
 
     heads, rows = P(BATCH, "context", "tensor", None), P(BATCH, "context")
     parts = (heads, heads, heads, jax.tree.map(lambda _: rows, seen))
-    split = jax.shard_map(device, mesh=mesh, in_specs=parts, out_specs=heads, check_vma=False)
-    return split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, seen)
+    made = Attended(heads, None if chosen == "splash" else P(BATCH, "context", "tensor"))
+    split = jax.shard_map(device, mesh=mesh, in_specs=parts, out_specs=made, check_vma=False)
+    return _out(split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, seen), sink_H)
+
+
+def _out(attended: Attended, sink_H: Array | None) -> Array:
+    return attended.out if sink_H is None else beside_sinks(attended, sink_H)
 
 
 def choose(implementation: Implementation, platform: str, keys: int) -> Implementation:
@@ -114,7 +127,7 @@ def compute_capability() -> str | None:
     return str(jax.local_devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 
-def _function(chosen: Implementation, block: int) -> Callable[..., Array]:
+def _function(chosen: Implementation, block: int) -> Callable[..., Attended]:
     # The kernels bring Pallas along, which only those who run them should wait for.
     if chosen == "splash":
         from a3jax.attention.splash import splash_attention

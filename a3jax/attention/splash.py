@@ -15,7 +15,7 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from a3jax.attention.blocks import ATTENTION, BLOCK, visible_keys
+from a3jax.attention.blocks import ATTENTION, BLOCK, Attended, visible_keys
 
 LANES = 128
 """Blocks are multiples of it; inputs shorter than a block take the next one."""
@@ -30,7 +30,7 @@ def splash_attention(
     block: int = BLOCK,
     cap: float | None = None,
     interpret: bool = False,
-) -> Array:
+) -> Attended:
     """See `a3jax.attention.attend`. Ranges of one example that start at different keys must not overlap.
 
     `block` rows and keys are a block, of all three kernels.
@@ -66,7 +66,7 @@ def splash_attention(
     out_BxHxRxE = jax.lax.map(example, (query, key, value, _pad(start_BxR, r), _pad(end_BxR, r)))
     out_BxRxHxE = out_BxHxRxE.swapaxes(1, 2)[:, :rows]
     # Splash gives a row that sees nothing the mean of keys that it may not see: a leak, and a gradient into them.
-    return jnp.where((end_BxR > start_BxR)[..., None, None], out_BxRxHxE, 0)
+    return Attended(jnp.where((end_BxR > start_BxR)[..., None, None], out_BxRxHxE, 0), None)
 
 
 def lit_blocks(start_R: Array, end_R: Array, rows: int, keys: int, slots: int) -> Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from chosen import long_after
 
 from a3jax.attention import attend, chunked, flash, interface
 from a3jax.attention.blocks import Local
@@ -32,7 +34,7 @@ def inputs(rows=L, keys=L, heads=HEADS, kv_heads=KV_HEADS, batch=2, seed=0, dtyp
     return [jnp.asarray(rng.normal(size=shape).astype(np.float32), dtype) for shape in shapes]
 
 
-def by_hand(query, key, value, start, end, cap=None, local=None):
+def by_hand(query, key, value, start, end, cap=None, local=None, sink=None):
     """Float64, one row and one head at a time."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out = np.zeros(query.shape)
@@ -46,24 +48,28 @@ def by_hand(query, key, value, start, end, cap=None, local=None):
         scores = scores if cap is None else cap * np.tanh(scores / cap)
         if len(scores):
             weights = np.exp(scores - scores.max())
-            out[b, r, h] = (weights / weights.sum()) @ value[b, seen, h // shared]
+            total = weights.sum() + (0 if sink is None else np.exp(float(sink[h]) - scores.max()))
+            out[b, r, h] = (weights / total) @ value[b, seen, h // shared]
     return out
 
 
 @functools.cache
 def value_and_gradients(implementation, cap=None):
-    def weighted(query, key, value, start, end, factor, local=None):
-        out = attend(query, key, value, start, end, implementation, cap=cap, local=local)
+    def weighted(heads, start, end, factor, local=None):
+        out = attend(*heads[:3], start, end, implementation, cap=cap, local=local, sink_H=heads[3] if heads[3:] else None)
         return (out.astype(jnp.float32) * factor).sum(), out
 
-    return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
+    compiled = jax.jit(jax.value_and_grad(weighted, has_aux=True))
+    return lambda query, key, value, *rest, sinks=(): compiled((query, key, value, *sinks), *rest)
 
 
-def check(query, key, value, start, end, tolerance=2e-6, cap=None, local=None):
+def check(query, key, value, start, end, tolerance=2e-6, cap=None, local=None, sinks=()):
     start, end = jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32)
     factor = np.random.default_rng(9).normal(size=query.shape).astype(np.float32)
-    expected = by_hand(query, key, value, np.asarray(start), np.asarray(end), cap, local)
-    results = [value_and_gradients(name, cap)(query, key, value, start, end, factor, local) for name in IMPLEMENTATIONS]
+    expected = by_hand(query, key, value, np.asarray(start), np.asarray(end), cap, local, *sinks)
+    results = [
+        value_and_gradients(name, cap)(query, key, value, start, end, factor, local, sinks=sinks) for name in IMPLEMENTATIONS
+    ]
     for (_, out), gradients in results:
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
         for a, b in zip(results[0][1], gradients, strict=True):
@@ -145,16 +151,38 @@ def test_large_scores_do_not_overflow(implementation):
 
 
 @pytest.mark.parametrize(
-    ("window", "cap"),
-    [(6, 0.5), pytest.param(6, None, marks=pytest.mark.long), pytest.param(None, 0.5, marks=pytest.mark.long)],
+    ("window", "cap", "sinks"),
+    long_after(1, [(6, 0.5, True), (6, None, False), (None, 0.5, False), (None, None, True)]),
 )
-def test_local_attention_and_soft_caps_in_any_order(window, cap):
+def test_local_attention_soft_caps_and_sinks_in_any_order(window, cap, sinks):
     """Two documents in random order; a row may have nothing near it in its range."""
     segments = np.array([[1] * L, [1] * 20 + [2] * (L - 20)])
     order = draw_order(example_keys(0, 0, 2), segments, "random", 3, 0.1, "successor")
     rows = jnp.concatenate([order.position, order.query_position], axis=1)
     local = None if window is None else Local.within(window, rows, order.position)
-    check(*inputs(rows=2 * L), *both_streams(order), cap=cap, local=local)
+    sinks = [jnp.array([-4.0, 0.0, 1.0, 5.0])] if sinks else []
+    check(*inputs(rows=2 * L), *both_streams(order), cap=cap, local=local, sinks=sinks)
+
+
+@pytest.mark.parametrize("implementation", long_after(1, IMPLEMENTATIONS))
+def test_the_gradients_of_sinks_are_those_of_a_key_without_a_value_that_every_row_sees(implementation):
+    """In float64, by PyTorch; some rows see nothing else, and are zero."""
+    query, key, value = inputs()
+    sink, factor = jnp.array([-4.0, 0.0, 1.0, 5.0]), np.random.default_rng(9).normal(size=query.shape)
+    start, end = np.zeros((2, L), np.int32), np.broadcast_to(np.arange(L, dtype=np.int32) // 2, (2, L))
+    factor = factor.astype(np.float32)
+    (_, out), found = value_and_gradients(implementation)(query, key, value, start, end, factor, sinks=[sink])
+    leaves = [torch.tensor(np.asarray(x), dtype=torch.float64, requires_grad=True) for x in (query, key, value, sink)]
+    q, k, v, s = leaves
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 2) for x in (k, v))
+    scores = torch.einsum("brhe,blhe->bhrl", q, k) * WIDTH**-0.5
+    hidden = torch.arange(L) >= torch.from_numpy(end.copy())[:, None, :, None]
+    both = torch.cat([scores.masked_fill(hidden, -torch.inf), s[None, :, None, None].expand(2, -1, L, 1)], -1)
+    expected = torch.einsum("bhrl,blhe->brhe", both.softmax(-1)[..., :-1], v)
+    (expected * torch.from_numpy(factor)).sum().backward()
+    np.testing.assert_allclose(out, expected.detach().numpy(), atol=2e-6)
+    for ours, theirs in zip(found, leaves, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad.numpy(), atol=2e-5)
 
 
 def test_bfloat16_keeps_its_dtype_and_is_close():
