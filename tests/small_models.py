@@ -19,6 +19,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 5.0]}
 LINEAR, ORIGINAL = {"rope_type": "linear", "factor": 2.0}, {"original_max_position_embeddings": 64}
 GEMMA = {"head_dim": 12, "sliding_window": 16, "query_pre_attn_scalar": 20}
+GPT_OSS = {"head_dim": 12, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 0.5}
 BIASES = ("attention_bias", "mlp_bias")
 MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.0}
 CASES = {
@@ -42,6 +43,7 @@ CASES = {
         {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "norm_topk_prob": True},
     ),
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": ("GptOss", GPT_OSS | {"rope_scaling": YARN | ORIGINAL | {"truncate": False}}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "rope_scaling": LINEAR}),
 }
 

@@ -11,7 +11,7 @@ Seeding = Literal["successor", "learned"]
 Content = Literal["group", "slot"]
 AdapterStream = Literal["query", "both"]
 Norm = Literal["rms", "rms_offset", "layer"]
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu_sigmoid"]
 
 
 class LayerKind(NamedTuple):
@@ -37,6 +37,8 @@ class Experts:
     """Whether the router's weights of these add up to 1; else they are its probabilities among all."""
     balance: float = 0.0
     """What the load-balancing loss is multiplied with where routers are trained: `router_aux_loss_coef` of Hugging Face."""
+    biases: bool = False
+    """Of the router and of the experts (gpt-oss)."""
 
     def __post_init__(self) -> None:
         check_count("experts.count", self.count)
@@ -92,6 +94,8 @@ class ModelConfig:
     """Normalize their outputs: instead (OLMo 2) or as well (Gemma 2)."""
     activation: Activation = "silu"
     """Of the MLP's gate."""
+    gate_limit: float | None = None
+    """Gates are cut off above it, what they multiply on both sides, and 1 is added to that (gpt-oss)."""
     embedding_scale: float = 1.0
     """What embeddings are multiplied with (Gemma, Granite)."""
     residual_scale: float = 1.0
@@ -100,6 +104,8 @@ class ModelConfig:
     """What attention's scores are multiplied with; None: head_width^-1/2."""
     attention_cap: float | None = None
     """Scores are bent to stay within it, as cap tanh(score / cap) (Gemma 2)."""
+    attention_sinks: bool = False
+    """Every head has a learned logit that takes a share of each row's softmax, and no value (gpt-oss)."""
     logit_divisor: float = 1.0
     """What logits are divided by (Granite)."""
     logit_cap: float | None = None
@@ -123,7 +129,7 @@ class ModelConfig:
             check_count(name, getattr(self, name))
         for name in ("norm_eps", "rope_theta", "embedding_scale", "residual_scale", "logit_divisor"):
             check_positive(name, getattr(self, name))
-        for name in ("attention_scale", "attention_cap", "logit_cap"):
+        for name in ("attention_scale", "attention_cap", "logit_cap", "gate_limit"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         if self.query_heads % self.kv_heads:

@@ -23,7 +23,6 @@ from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, wit
 from a3jax.model.parameters import declarations
 from a3jax.progress import Progress
 from a3jax.weights import a3_folder, adapter_files, configuration, generation, peft_files, sha256
-from a3jax.weights.families import family_of
 from a3jax.weights.fused import fuse
 from a3jax.weights.gguf.writer import write_gguf
 from a3jax.weights.importer import is_finite
@@ -83,7 +82,7 @@ def export_model(
     kept = checkpoint.record.generation
     with resumable(out, made_from) as partial, damage_named(checkpoint):
         tensors = _tensors(checkpoint.config, found, dtype, both)
-        stored = tensors if both else fuse(tensors, family_of(config.family))
+        stored = tensors if both else fuse(tensors, config)
         _write_weights(partial, _shards(list(stored), shard_bytes))
         _write_json(partial / "config.json", settings | generation.padding(kept))
         _write_json(partial / generation.FILE, generation.to_hf(config, kept))

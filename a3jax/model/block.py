@@ -87,7 +87,8 @@ class Block(nnx.Module):
         self.key = declare("NxD->KxE", "matrix", normal)
         self.value = declare("NxD->KxE", "matrix", normal)
         self.output = declare("NxHxE->D", "matrix", normal)
-        for name, (axes, kind) in (mlp.WEIGHTS if config.experts is None else experts.WEIGHTS).items():
+        feed_forward, biased = (mlp, config.mlp_bias) if config.experts is None else (experts, config.experts.biases)
+        for name, (axes, kind) in feed_forward.WEIGHTS.items():
             setattr(self, name, declare(axes, kind, normal))
         if config.qkv_bias:
             self.query_bias = declare("NxHxE", "bias", zeros)
@@ -95,9 +96,10 @@ class Block(nnx.Module):
             self.value_bias = declare("NxKxE", "bias", zeros)
         if config.output_bias:
             self.output_bias = declare("NxD", "bias", zeros)
-        if config.mlp_bias:
-            self.gate_bias, self.up_bias = declare("NxF", "bias", zeros), declare("NxF", "bias", zeros)
-            self.down_bias = declare("NxD", "bias", zeros)
+        for name, axes in feed_forward.BIASES.items() if biased else ():
+            setattr(self, name, declare(axes, "bias", zeros))
+        if config.attention_sinks:
+            self.sinks = declare("NxH", "bias", zeros)
         if config.query_key_norm != "none":
             per_head = config.query_key_norm == "head"
             self.query_norm = norm("NxE" if per_head else "NxHxE")
@@ -126,6 +128,8 @@ class Block(nnx.Module):
             query *= scale * self.config.head_width**0.5  # `attend` divides by the root
         local = None if rows.window is None else Local.within(rows.window, rows.position, known.position)
         how = {"own": rows.own, "cap": self.config.attention_cap, "local": local}
+        if self.config.attention_sinks:
+            how["sink_H"] = self.sinks[...]
         seen = attend(query, known.key, known.value, rows.start, rows.end, **how)
         x_BxRxD = rows.x + self._after(self._project(seen, "output", rows), "attention_post_norm")
         out_BxRxD, routing = self._feed_forward(self._before(x_BxRxD, "mlp_norm"), rows)
@@ -133,11 +137,11 @@ class Block(nnx.Module):
 
     def _feed_forward(self, normed_BxRxD: Array, rows: Rows) -> tuple[Array, Routing | None]:
         """A dense one, or one of experts; each has a file of its own."""
-        activate = mlp.ACTIVATIONS[self.config.activation]
         if self.config.experts is None:
-            return mlp.mlp(normed_BxRxD, activate, lambda x, name: self._project(x, name, rows)), None
-        weights = {name: getattr(self, name)[...] for name in experts.WEIGHTS}
-        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, activate, weights)
+            return mlp.mlp(self.config, normed_BxRxD, lambda x, name: self._project(x, name, rows)), None
+        names = (*experts.WEIGHTS, *experts.BIASES) if self.config.experts.biases else experts.WEIGHTS
+        weights = {name: getattr(self, name)[...] for name in names}
+        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, functools.partial(mlp.gated, self.config), weights)
 
     def _project(self, x_BxRxi: Array, name: str, rows: Rows) -> Array:
         """The product of `rows` with a weight, and with its adapter in those that have one; and its bias, if it has one."""

@@ -57,28 +57,37 @@ WEIGHTS: dict[str, tuple[str, Kind]] = {
     "down": ("NxXxF->D", "expert"),
 }
 """Its parameters' axes and kinds."""
+BIASES = {"router_bias": "NxX", "gate_bias": "NxXxF", "up_bias": "NxXxF", "down_bias": "NxXxD"}
+"""The axes of those that a model may have."""
 
 
 def experts(
-    config: Experts, x_BxRxD: Array, seen_BxR: Array, activate: Callable[[Array], Array], weights: dict[str, Array]
+    config: Experts, x_BxRxD: Array, seen_BxR: Array, gated: Callable[[Array, Array], Array], weights: dict[str, Array]
 ) -> tuple[Array, Routing]:
     """Rows through their experts, B x R x D, and what the router did with those that see something.
 
-    `weights` are those of one layer, by name.
+    `weights` are those of one layer, by name, biases if it has some; `gated` takes gates and what goes up.
     """
-    probability_BxRxX = jax.nn.softmax(_logits(x_BxRxD, weights["router"]))
+    probability_BxRxX = jax.nn.softmax(_logits(x_BxRxD, weights["router"]) + weights.get("router_bias", 0))
     share_BxRxk, choice_BxRxk = jax.lax.top_k(probability_BxRxX, config.active)
     if config.normalized:
         share_BxRxk /= share_BxRxk.sum(-1, keepdims=True)
-    gate, up, down = (weights[name] for name in ("gate", "up", "down"))
-    through = functools.partial(_through, activate=activate, native=platform() == "tpu")
-    out_BxRxD = _on_every_device(through, x_BxRxD, choice_BxRxk, share_BxRxk, gate, up, down)
+    through = functools.partial(_through, gated=gated, native=platform() == "tpu")
+    inside = [weights[name] for name in ("gate", "up", "down", "gate_bias", "up_bias") if name in weights]
+    out_BxRxD = _on_every_device(through, x_BxRxD, choice_BxRxk, share_BxRxk, *inside)
+    if config.biases:  # added here, once, where `_through` may have a part of every expert
+        out_BxRxD += _shares(choice_BxRxk, share_BxRxk, config.count).astype(x_BxRxD.dtype) @ weights["down_bias"]
     return out_BxRxD, _routing(probability_BxRxX, choice_BxRxk, seen_BxR)
 
 
 def _logits(x_BxRxD: Array, router_DxX: Array) -> Array:
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("brd,dx->brx", x_BxRxD.astype(jnp.float32), router_DxX.astype(jnp.float32), precision=highest)
+
+
+def _shares(choice_BxRxk: Array, share_BxRxk: Array, count: int) -> Array:
+    """Of every expert, those not chosen included: B x R x X."""
+    return (share_BxRxk[..., None] * (choice_BxRxk[..., None] == jnp.arange(count))).sum(2)
 
 
 def _routing(probability_BxRxX: Array, choice_BxRxk: Array, seen_BxR: Array) -> Routing:
@@ -96,17 +105,16 @@ def _on_every_device(through: Callable[..., Array], x: Array, choice: Array, sha
     def device(x: Array, choice: Array, share: Array, *weights: Array) -> Array:
         # The transpose of gathering scatters the sum of gradients: every device keeps its part of it.
         whole = [jax.lax.all_gather(w, WIDTH, axis=axis, tiled=True) for w, axis in zip(weights, (1, 1, 2))]
-        return _flat(rows, x, choice, share, *whole)
+        return _flat(rows, x, choice, share, *whole, *weights[3:])
 
     def rows(*own: Array) -> Array:
         x, choice, share = (jax.lax.all_gather(each, "expert", tiled=True) for each in own[:3])
-        gate, up, down = own[3:]
-        first = jax.lax.axis_index("expert") * len(gate)
-        out_TxD = through(x, choice - first, share, gate, up, down)
+        first = jax.lax.axis_index("expert") * len(own[3])
+        out_TxD = through(x, choice - first, share, *own[3:])
         return jax.lax.psum_scatter(jax.lax.psum(out_TxD, "tensor"), "expert", tiled=True)
 
-    here, up = P(BATCH, "context"), P("expert", WIDTH, "tensor")
-    parts = (here, here, here, up, up, P("expert", "tensor", WIDTH))
+    here, up, bias = P(BATCH, "context"), P("expert", WIDTH, "tensor"), P("expert", "tensor")
+    parts = (here, here, here, up, up, P("expert", "tensor", WIDTH), *[bias for _ in weights[3:]])
     split = jax.shard_map(device, mesh=mesh, in_specs=parts, out_specs=here, check_vma=False)
     return constrain(split(x, choice, share, *weights), "BxRxD")
 
@@ -124,10 +132,14 @@ def _through(
     gate: Array,
     up: Array,
     down: Array,
-    activate: Callable[[Array], Array],
+    *biases_XxF: Array,
+    gated: Callable[[Array, Array], Array],
     native: bool,
 ) -> Array:
-    """Each row through those of its experts that have weights here, which are numbered from 0; the sum of their shares."""
+    """Each row through those of its experts that have weights here, which are numbered from 0; the sum of their shares.
+
+    `biases` are those of `gate` and `up`, or none.
+    """
     (rows, copies), own = choice_Txk.shape, len(gate)
     expert_M = jnp.where((choice_Txk >= 0) & (choice_Txk < own), choice_Txk, own).reshape(-1)
     order_M = jnp.argsort(expert_M)
@@ -140,8 +152,11 @@ def _through(
 
     # A kernel leaves what it likes in rows of other devices' experts.
     sorted_MxD = jnp.where(here_Mx1, _sorted(x_TxD, order_M, place_M, copies), 0)
-    hidden_MxF = activate(product(sorted_MxD, gate)) * product(sorted_MxD, up)
-    out_MxD = jnp.where(here_Mx1, product(hidden_MxF, down), 0)
+    both = [product(sorted_MxD, weight) for weight in (gate, up)]
+    if biases_XxF:
+        own_M = jnp.minimum(expert_M[order_M], own - 1)
+        both = [x_MxF + bias_XxF[own_M] for x_MxF, bias_XxF in zip(both, biases_XxF)]
+    out_MxD = jnp.where(here_Mx1, product(gated(*both), down), 0)
     out_TxkxD = _sorted(out_MxD, place_M, order_M, 1).reshape(rows, copies, -1)
     shared = jnp.einsum("tkd,tk->td", out_TxkxD, share_Txk.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
     return shared.astype(x_TxD.dtype)

@@ -36,7 +36,7 @@ class Declared(NamedTuple):
     @property
     def stacked(self) -> int:
         """How many of its first axes count parameters of the same kind: layers, and experts in a layer."""
-        return sum(letter == axis for letter, axis in zip(self.axes, "NX"))
+        return sum(letter == axis for letter, axis in zip(self.axes[:-1], "NX"))  # a router's bias has X numbers
 
 
 def parameter(config: ModelConfig, axes: str, kind: Kind, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:

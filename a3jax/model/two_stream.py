@@ -280,8 +280,8 @@ class TwoStream(nnx.Module):
             return block, block.enter(rows, x_BxRxD)
 
         def computed(parameter: nnx.Variable) -> nnx.Variable:
-            value = parameter[...]
-            return parameter.replace(value if declared(parameter).kind == "router" else value.astype(compute.dtype))
+            value, routes = parameter[...], declared(parameter).axes[-1] == "X"  # what makes a router's logits
+            return parameter.replace(value if routes else value.astype(compute.dtype))
 
         kind_N = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds])
         return enter, Layer(jax.tree.map(computed, parameters, is_leaf=_is_variable), kind_N)

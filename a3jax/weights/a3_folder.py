@@ -18,6 +18,7 @@ MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
 _MECHANISMS = (
     *("qkv_bias", "output_bias", "mlp_bias", "query_key_norm", "norm", "pre_norm", "post_norm", "activation"),
+    *("gate_limit", "attention_sinks"),
     *("embedding_scale", "residual_scale", "attention_scale", "attention_cap", "logit_divisor", "logit_cap"),
 )
 """What the twin needs to know of a family, by the names that it has here."""
@@ -72,6 +73,7 @@ def to_hf(config: ModelConfig, dtype: str, fillable_V: np.ndarray | None = None)
         "a3_family": config.family,
         **{name: getattr(config, name) for name in _MECHANISMS},
         "num_experts": config.experts.count if config.experts else 0,
+        "expert_biases": config.experts is not None and config.experts.biases,
         "layer_kinds": [_kind_to_hf(config, kind) for kind in kinds],
         "kind_of_layer": [kinds.index(kind) for kind in config.layer_kinds],
         "seeding": config.seeding,

@@ -12,7 +12,7 @@ from a3jax.weights import rope
 from a3jax.weights.families import ATTENTION_BIAS, MLP_BIAS, Family, Mixture, family_of
 from a3jax.weights.generation import end_tokens, special_tokens, start_token
 
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "gelu_sigmoid"}
 assert set(_ACTIVATIONS.values()) == set(get_args(Activation))
 _BALANCE = "router_aux_loss_coef"
 _MOST_LAYERS = 10_000
@@ -69,6 +69,8 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
     family, fields = family_of(config.get("model_type"), config), _Fields(config, where)
     for name, what in _REFUSED.items():
         fields.refuse(fields.get(name) not in (None, False), what)
+    for name, value in family.fixed.items():
+        fields.refuse(fields.settings.get(name, value) != value, f"{name} {shown(fields.get(name))}")
     heads, width, vocab = (fields.count(name) for name in ("num_attention_heads", "hidden_size", "vocab_size"))
     silent = family.kv_heads if "num_key_value_heads" not in config else None
     kv_heads = fields.count("num_key_value_heads", silent or heads)
@@ -105,7 +107,8 @@ def _feed_forward(fields: _Fields, mixture: Mixture | None) -> dict[str, Any]:
     fields.refuse(active > count, f"num_experts_per_tok {active} of {count} experts")
     balance = fields.settings.get(_BALANCE, mixture.silent.balance)
     balance = 0.0 if balance in (None, 0) else check_positive(f"{fields.where}: {_BALANCE}", balance)
-    experts = Experts(count, active, fields.flag("norm_topk_prob", mixture.silent.normalized), balance)
+    normalized = fields.flag("norm_topk_prob", mixture.silent.normalized)
+    experts = Experts(count, active, normalized, balance, mixture.silent.biases)
     return {"ff_width": fields.count(mixture.width, mixture.silent_width), "experts": experts}
 
 
@@ -120,7 +123,7 @@ def _activation(fields: _Fields, family: Family) -> Activation:
 def _biases(fields: _Fields, family: Family) -> dict[str, bool]:
     for name in (ATTENTION_BIAS, MLP_BIAS):
         fields.refuse(fields.flag(name) and name not in family.biases, f"{name} in a model of model_type '{family.name}'")
-    attention, mlp = fields.flag(ATTENTION_BIAS), fields.flag(MLP_BIAS)
+    attention, mlp = fields.flag(ATTENTION_BIAS, family.attention_bias), fields.flag(MLP_BIAS)
     return {"qkv_bias": attention, "output_bias": attention, "mlp_bias": mlp}
 
 
@@ -182,6 +185,8 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """`config.json` of the family's own class, in the dialect that every version of transformers reads."""
     family = family_of(config.family)
     activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
+    if "activation" in family.features:  # whatever the file says
+        activation = family.activation
     result: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -204,7 +209,7 @@ def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     for number in family.numbers:
         value = getattr(config, number.ours)
         result[number.theirs] = None if value is None else number.to_theirs(value)
-    return result | _experts_to_hf(config, family) | _layers_to_hf(config, family)
+    return result | dict(family.fixed) | _experts_to_hf(config, family) | _layers_to_hf(config, family)
 
 
 def _experts_to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:

@@ -54,9 +54,13 @@ class Family:
     numbers: tuple[Number, ...] = ()
     """Fields of both configurations that only this family has."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Matrices that it stores as one, rows upon rows (`a3jax.weights.fused`)."""
+    """Tensors of a layer that it stores as one (`a3jax.weights.fused`); "{x}" is the expert."""
     biases: tuple[str, ...] = ()
     """The fields by which a model may have biases."""
+    attention_bias: bool = False
+    """Where `config.json` is silent."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `config.json` of which we compute this value alone, and what they are where it is silent."""
     mixture: Mixture | None = None
     """None: its feed-forward is dense."""
     scaled_embedding: bool = False
@@ -82,6 +86,8 @@ class Family:
     all slide."""
     rope_base: float = ROPE_BASE
     """Where no file says one."""
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    """`rope_parameters` where `config.json` is silent."""
     local_rope_base: float | None = None
     """Of sliding layers, which have a rotary embedding of their own; None: they have that of the others."""
     original_context: int | None = None
@@ -111,9 +117,16 @@ _GRANITE = (
     Number("logits_scaling", "logit_divisor", 1),
 )
 _PHI_3 = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "self_attn.qkv_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
 }
+_GPT_OSS = {
+    "mlp.experts.gate_up_proj": ("mlp.experts.{x}.gate_proj.weight", "mlp.experts.{x}.up_proj.weight"),
+    "mlp.experts.gate_up_proj_bias": ("mlp.experts.{x}.gate_proj.bias", "mlp.experts.{x}.up_proj.bias"),
+    "mlp.experts.down_proj": ("mlp.experts.{x}.down_proj.weight",),
+    "mlp.experts.down_proj_bias": ("mlp.experts.{x}.down_proj.bias",),
+}
+_GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32, "truncate": False, "original_max_position_embeddings": 4096}
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", biases=(ATTENTION_BIAS, MLP_BIAS), start_token=1, end_token=2),
     Family("mistral", "MistralForCausalLM", kv_heads=8, start_token=1, end_token=2, **_SLIDES),
@@ -193,6 +206,24 @@ FAMILIES = (
         {"query_key_norm": "full"},
         mixture=Mixture(Experts(64, 8, False, 0.01)),
         **_OLMO,
+    ),
+    Family(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {"attention_sinks": True, "activation": "gelu_sigmoid"},
+        (Number("swiglu_limit", "gate_limit", 7),),
+        _GPT_OSS,
+        biases=(ATTENTION_BIAS,),
+        attention_bias=True,
+        fixed={"swiglu_alpha": 1.702},
+        mixture=Mixture(Experts(128, 4, True, 0.001, biases=True), count="num_local_experts"),
+        kv_heads=8,
+        head_width=64,
+        slides=True,
+        window=128,
+        full_layers=(1, 2),
+        rope_base=150_000.0,
+        rope=_GPT_OSS_ROPE,
     ),
 )
 

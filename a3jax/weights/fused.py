@@ -1,67 +1,100 @@
-"""Matrices that a family stores as one, rows upon rows (Phi-3): split as they are read, put together as they are written."""
+"""Matrices that a family stores as one: split as they are read, put together as they are written.
 
-from collections.abc import Iterable, Iterator
+Phi-3 stores some rows upon rows. gpt-oss stores those of all experts, turned around: experts x inputs x outputs, where outputs of
+gates and of what they multiply take turns.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from a3jax.config import ModelConfig
-from a3jax.weights.families import Family, family_of
+from a3jax.weights.families import family_of
 from a3jax.weights.safetensors_writer import Tensor
+from a3jax.weights.tensor_files import TensorFiles
 
-_LAYER, _WEIGHT = "model.layers.", ".weight"
+_LAYER = re.compile(r"model\.layers\.\d+\.")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+Index = tuple[slice, ...]
 
 
 class Part(NamedTuple):
-    """Where one matrix lies in the one that is stored."""
+    """Where one tensor lies in the one that is stored."""
 
     whole: str
-    begin: int
-    rows: int
+    shape: tuple[int, ...]
+    outputs: range
+    """Which of all that are stored are its own: the first axis, or the last one of experts."""
+    expert: int | None = None
 
-    def within(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
-        """Where a part of the matrix lies in the whole."""
-        rows = range(self.begin, self.begin + self.rows)[index[0]]
-        return (slice(rows.start, rows.stop), *index[1:])
+    def read(self, read: Callable[[str, Index], np.ndarray], index: Index) -> np.ndarray:
+        """A part of the tensor, of what `read` gives of stored ones."""
+        index = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        outputs = self.outputs[index[0]]
+        stretch = slice(outputs.start, outputs[-1] + 1) if outputs else slice(0)
+        if self.expert is None:
+            return read(self.whole, (stretch, *index[1:]))
+        stored = read(self.whole, (slice(self.expert, self.expert + 1), *index[1:], stretch))
+        return stored[0, ..., :: outputs.step].T
 
 
-def parts(names: Iterable[str], config: ModelConfig) -> dict[str, Part]:
-    """Every matrix that lies in one of the stored ones, by its own name."""
-    family, found = family_of(config.family), {}
-    heads = {"q": config.query_heads, "k": config.kv_heads, "v": config.kv_heads}
-    for whole in names:
-        prefix, fused = _split(whole)
+def parts(tensors: TensorFiles, config: ModelConfig) -> dict[str, Part]:
+    """Every tensor that lies in one of the stored ones, by its own name."""
+    fused, found = family_of(config.family).fused, {}
+    rows = {"q": config.query_heads * config.head_width, "k": config.kv_heads * config.head_width, "gate": config.ff_width}
+    for whole in tensors:
+        layer, own = _split(whole)
+        names, shape = fused.get(own, ()), tensors.shape(whole)
+        if not names or 0 in shape:
+            continue
         begin = 0
-        for own in family.fused.get(fused, ()):
-            letter = own.rpartition(".")[2][0]
-            rows = heads[letter] * config.head_width if "attn" in own else config.ff_width
-            found[f"{prefix}{own}{_WEIGHT}"] = Part(whole, begin, rows)
-            begin += rows
+        for place, name in enumerate(names):
+            if "{x}" in name:
+                outputs = range(place, shape[-1], len(names))
+                for x in range(shape[0]):
+                    found[f"{layer}{name.format(x=x)}"] = Part(whole, (len(outputs), *shape[1:-1]), outputs, x)
+            else:  # the last one has all that is left
+                end = shape[0] if name == names[-1] else begin + rows[name.split(".")[1].removesuffix("_proj")]
+                found[f"{layer}{name}"] = Part(whole, (max(0, end - begin), *shape[1:]), range(begin, end))
+                begin = end
     return found
 
 
-def fuse(tensors: Iterable[Tensor], family: Family) -> Iterator[Tensor]:
+def fuse(tensors: Iterable[Tensor], config: ModelConfig) -> Iterator[Tensor]:
     """The tensors as the family stores them; what is fused takes the place of its first part."""
-    by_name = {tensor.name: tensor for tensor in tensors}
-    whole_of = {own: (whole, several) for whole, several in family.fused.items() for own in several}
+    fused, by_name = family_of(config.family).fused, {tensor.name: tensor for tensor in tensors}
+    whole_of = {name: whole for whole, names in fused.items() for name in names}
     for tensor in by_name.values():
-        prefix, own = _split(tensor.name)
-        if own not in whole_of:
+        layer, own = _split(tensor.name)
+        whole = whole_of.get(general := _EXPERT.sub(".experts.{x}.", own))
+        if whole is None:
             yield tensor
-            continue
-        whole, several = whole_of[own]
-        if own == several[0]:
-            each = [by_name[f"{prefix}{name}{_WEIGHT}"] for name in several]
-            shape = (sum(part.shape[0] for part in each), *tensor.shape[1:])
-            yield Tensor(f"{prefix}{whole}{_WEIGHT}", shape, tensor.dtype, partial(_together, each))
+        elif own == fused[whole][0].format(x=0):
+            rows, *rest = tensor.shape
+            count = config.experts.count if config.experts and "{x}" in general else 0
+            each = [[by_name[f"{layer}{name.format(x=x)}"] for name in fused[whole]] for x in range(count or 1)]
+            together = sum(part.shape[0] for part in each[0])
+            shape = (count, *rest, together) if count else (together, *rest)
+            read = partial(_stacked, each, shape, tensor.dtype) if count else partial(_upon_each_other, each[0])
+            yield Tensor(f"{layer}{whole}", shape, tensor.dtype, read)
 
 
-def _together(several: list[Tensor]) -> np.ndarray:
+def _upon_each_other(several: list[Tensor]) -> np.ndarray:
     return np.concatenate([tensor.read() for tensor in several])
 
 
+def _stacked(each: list[list[Tensor]], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    whole = np.empty(shape, dtype)
+    for expert, several in zip(whole, each):
+        for place, tensor in enumerate(several):
+            expert[..., place :: len(several)] = tensor.read().T
+    return whole
+
+
 def _split(name: str) -> tuple[str, str]:
-    """The beginning of a layer's tensor's name, and the name of the matrix in its layer."""
-    number, _, own = name.removeprefix(_LAYER).partition(".")
-    return f"{_LAYER}{number}.", own.removesuffix(_WEIGHT) if name.startswith(_LAYER) and name.endswith(_WEIGHT) else ""
+    """The beginning of a layer's tensor's name, and its name in the layer; two empty ones of another."""
+    found = _LAYER.match(name)
+    return (found[0], name.removeprefix(found[0])) if found else ("", "")

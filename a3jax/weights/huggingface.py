@@ -101,7 +101,7 @@ class HuggingFaceFolder(Source):
         """See `Source`."""
         wholes = {part.whole for part in self._parts.values()}
         found = {name: self._tensors.shape(name) for name in self._tensors if name not in wholes}
-        return found | {name: (part.rows, *self._tensors.shape(part.whole)[1:]) for name, part in self._parts.items()}
+        return found | {name: part.shape for name, part in self._parts.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
@@ -110,7 +110,7 @@ class HuggingFaceFolder(Source):
     def read_part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """See `Source`."""
         part = self._parts.get(name)
-        stored = self._tensors.read(name, index) if part is None else self._tensors.read(part.whole, part.within(index))
+        stored = self._tensors.read(name, index) if part is None else part.read(self._tensors.read, index)
         return stored.astype(self.dtype(name), copy=False)
 
     def dtype(self, name: str) -> np.dtype:

@@ -61,7 +61,7 @@ def _objects(config: Mapping[str, Any], family: Family, where: str) -> tuple[str
         full, local = given.get(FULL) or {}, given.get(LOCAL) or {}
         return "rope_parameters", full | (config.get("rope_scaling") or {}), local
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    return name, config.get(name) or {}, {}
+    return name, config.get(name) or dict(family.rope), {}
 
 
 def _base(rope: Mapping[str, Any], silent: Any, where: str) -> float:
@@ -172,6 +172,8 @@ def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
         result[_ORIGINAL] = scaling.original_context if isinstance(scaling, LongScaling) else family.original_context
     if config.rotary_width is not None:
         result[_PARTIAL] = partial_factor(config)
+    if family.rope and scaling is None:  # silence would be another one
+        result["rope_parameters"] = rope_to_hf(Rope(config.rope_theta))
     if config.local_rope is not None:
         ropes = {FULL: Rope(config.rope_theta, config.rope_scaling), LOCAL: config.local_rope}
         result["rope_parameters"] = {kind: rope_to_hf(rope) for kind, rope in ropes.items()}

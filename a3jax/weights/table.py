@@ -107,6 +107,7 @@ _EXPERTS: _Names = (
     ("blocks.up", "model.layers.{i}.mlp.experts.{x}.up_proj.weight"),
     ("blocks.down", "model.layers.{i}.mlp.experts.{x}.down_proj.weight"),
 )
+_GPT_OSS: _Names = (("blocks.router", "model.layers.{i}.mlp.router.weight"), *_EXPERTS[1:])
 _MIXTRAL: _Names = (
     ("blocks.router", "model.layers.{i}.block_sparse_moe.gate.weight"),
     ("blocks.gate", "model.layers.{i}.block_sparse_moe.experts.{x}.w1.weight"),
@@ -134,9 +135,10 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
         ("blocks.mlp_norm", f"model.layers.{{i}}.{mlp_norm}.weight"),
         ("blocks.mlp_post_norm", "model.layers.{i}.post_feedforward_layernorm.weight"),
         *_ATTENTION,
+        ("blocks.sinks", "model.layers.{i}.self_attn.sinks"),
         *_QUERY_KEY_NORM,
         *_feed_forward(config),
-        *((f"{ours}_bias", theirs.replace(".weight", ".bias")) for ours, theirs in (*_ATTENTION, *_MLP)),
+        *((f"{ours}_bias", theirs.replace(".weight", ".bias")) for ours, theirs in (*_ATTENTION, *_feed_forward(config))),
         ("final_norm", "model.norm.weight"),
         ("head", "lm_head.weight"),
         *_adapters(config),
@@ -150,7 +152,7 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
 def _feed_forward(config: ModelConfig) -> _Names:
     if config.experts is None:
         return _MLP
-    return _MIXTRAL if config.family == "mixtral" else _EXPERTS
+    return {"mixtral": _MIXTRAL, "gpt_oss": _GPT_OSS}.get(config.family, _EXPERTS)
 
 
 def _adapters(config: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -4,11 +4,12 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from a3jax.attention import attend, interface, splash
-from a3jax.attention.blocks import Local, splash_block
+from a3jax.attention.blocks import Attended, Local, splash_block
 from a3jax.attention.interface import Implementation, choose
 from a3jax.config import TrainConfig
 from a3jax.errors import UserError
@@ -93,22 +94,25 @@ def test_splash_takes_larger_blocks_where_a_window_has_eight_and_no_piece_of_it_
 def test_a_block_that_is_given_is_taken(given, monkeypatch):
     taken = []
     monkeypatch.setattr(interface, "platform", lambda: "tpu")
-    monkeypatch.setattr(splash, "splash_attention", lambda query, *_, block, **rest: taken.append(block) or query)
+    monkeypatch.setattr(splash, "splash_attention", lambda query, *_, block, **rest: taken.append(block) or Attended(query, None))
     heads, ranges = jnp.zeros((1, 8192, 1, 128)), jnp.zeros((1, 8192), jnp.int32)
     attend(heads, heads, heads, ranges, ranges, block=given)
     assert taken == [given or 1024]
 
 
-def test_local_attention_is_not_for_splash(monkeypatch):
+@pytest.mark.parametrize("what", ["local attention", "sinks"])
+def test_local_attention_and_sinks_are_not_for_splash(what, monkeypatch):
     taken = []
     monkeypatch.setattr(interface, "platform", lambda: "tpu")
-    monkeypatch.setattr(interface, "chunked_attention", lambda query, *_, local, **rest: taken.append(local) or query)
-    heads, ranges = jnp.zeros((1, 200, 1, 16)), jnp.zeros((1, 200), jnp.int32)
-    local = Local.within(8, ranges, ranges)
-    attend(heads, heads, heads, ranges, ranges, local=local)
-    assert taken == [local]
-    with pytest.raises(UserError, match=r"train\.attention is 'splash', which knows no local attention; give auto"):
-        attend(heads, heads, heads, ranges, ranges, "splash", local=local)
+    made = Attended(heads := jnp.ones((1, 200, 1, 16)), jnp.zeros((1, 200, 1)))
+    monkeypatch.setattr(interface, "chunked_attention", lambda *_, local=None, **rest: taken.append(local) or made)
+    ranges = jnp.zeros((1, 200), jnp.int32)
+    given = {"local": Local.within(8, ranges, ranges)} if what == "local attention" else {"sink_H": jnp.zeros(1)}
+    out = attend(heads, heads, heads, ranges, ranges, **given)
+    assert taken == [given.get("local")]
+    np.testing.assert_array_equal(out, 0.5 if what == "sinks" else 1.0)
+    with pytest.raises(UserError, match=rf"train\.attention is 'splash', which knows no {what}; give auto"):
+        attend(heads, heads, heads, ranges, ranges, "splash", **given)
 
 
 def test_the_configuration_offers_what_there_is():

@@ -24,7 +24,7 @@ from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
 
-@pytest.mark.parametrize("case", few("olmo3", "gemma2", "granite", "phi3", "smollm3", "mixtral"))
+@pytest.mark.parametrize("case", few("olmo3", "gemma2", "granite", "phi3", "smollm3", "mixtral", "gpt_oss"))
 def test_the_query_stream_in_ar_order_is_the_source_model(case, pretrained, imported):
     ids = tokens()
     ours = query_logits(imported(case), ids, np.broadcast_to(np.arange(48), (2, 48)))
@@ -46,7 +46,8 @@ def test_bfloat16_stays_bfloat16_unless_told_otherwise(pretrained, imported, tmp
     np.testing.assert_array_equal(load_arrays(checkpoint)["embedding"], theirs["model.embed_tokens.weight"])
 
 
-LOCAL = dict.fromkeys(("mistral_local", "olmo3", "phi3", "mixtral"), (0, 1, 2)) | {"gemma2": (0, 2), "gemma3_text": (0, 1)}
+LOCAL = dict.fromkeys(("mistral_local", "olmo3", "phi3", "mixtral"), (0, 1, 2)) | {"gemma3_text": (0, 1)}
+LOCAL |= dict.fromkeys(("gemma2", "gpt_oss"), (0, 2))
 
 
 @pytest.mark.parametrize("case", CASES)

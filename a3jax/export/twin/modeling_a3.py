@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_a3 import A3Config
 from .decoding_a3 import A3Decoding
-from .experts_a3 import MODULE, A3Experts
+from .experts_a3 import MODULE, A3Experts, gated
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What the transformers that is installed calls the keys and values of earlier tokens."""
@@ -120,6 +120,7 @@ class A3Attention(A3Adapted):
         self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.qkv_bias)
         self.add_linear(config, "o_proj", heads, config.hidden_size, config.output_bias)
+        self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads)) if config.attention_sinks else None
         self.q_norm = self.k_norm = None
         if config.query_key_norm != "none":
             per_head = config.query_key_norm == "head"
@@ -146,7 +147,7 @@ class A3Attention(A3Adapted):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         causal = mask is None and query.shape[2] > 1  # for which PyTorch has faster kernels
-        if self.cap is None:
+        if self.cap is None and self.sinks is None:
             return functional.scaled_dot_product_attention(
                 query, key, value, mask, is_causal=causal, scale=self.scale, enable_gqa=True
             )
@@ -154,7 +155,10 @@ class A3Attention(A3Adapted):
             mask = up_to_their_own(query.shape[2], key.shape[2], key.device)
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         scores = capped(query @ key.mT * self.scale, self.cap).masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1, torch.float32).to(value.dtype) @ value
+        if self.sinks is None:
+            return scores.softmax(-1, torch.float32).to(value.dtype) @ value
+        sinks = self.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)  # of a key without a value
+        return torch.cat([scores, sinks], -1).softmax(-1, torch.float32)[..., :-1].to(value.dtype) @ value
 
     def _heads(self, x: Tensor, norm: A3Norm | None) -> Tensor:
         """B x R x (H E) to B x H x R x E, normalized over as many numbers as the norm is wide."""
@@ -169,15 +173,14 @@ class A3MLP(A3Adapted):
     def __init__(self, config: A3Config):
         super().__init__()
         bias, width, inner = config.mlp_bias, config.hidden_size, config.intermediate_size
-        self.gelu = config.activation == "gelu_tanh"
+        self.config = config
         for name, inputs, outputs in [("gate_proj", width, inner), ("up_proj", width, inner), ("down_proj", inner, width)]:
             self.add_linear(config, name, inputs, outputs, bias)
 
     def forward(self, x: Tensor, changed: Tensor) -> Tensor:
         """Keeps the shape; for `changed` see `linear`."""
         gate, up = (self.linear(name, x, changed) for name in ("gate_proj", "up_proj"))
-        gate = functional.gelu(gate, approximate="tanh") if self.gelu else functional.silu(gate)
-        return self.linear("down_proj", gate * up, changed)
+        return self.linear("down_proj", gated(self.config, gate, up), changed)
 
 
 class A3Layer(GradientCheckpointingLayer):

@@ -30,7 +30,7 @@ def find(settings: Settings, tensors: TensorFiles) -> dict[str, Packed]:
         check(tensors, parts[0], "uint8", (*shape[:-1], GROUP // 2))
         check(tensors, parts[1], "uint8", (*rows, groups))
         plain = (*rows[:-1], groups * GROUP, *rows[-1:])
-        found[name] = Packed(plain, parts, functools.partial(_read_turned, tensors, parts))
+        found[name] = Packed(plain, parts, functools.partial(_read_experts, tensors, parts), stacked=True)
     return found
 
 
@@ -46,12 +46,15 @@ def find_packed(settings: Settings, tensors: TensorFiles) -> dict[str, Packed]:
 
 
 def _read(tensors: TensorFiles, parts: tuple[str, str]) -> np.ndarray:
-    bytes_, exponent = (whole(tensors, part) for part in parts)
+    return _values(*(whole(tensors, part) for part in parts))
+
+
+def _read_experts(tensors: TensorFiles, parts: tuple[str, str], experts: slice) -> np.ndarray:
+    return _values(*(tensors.read(part, (experts,)) for part in parts)).swapaxes(-1, -2)
+
+
+def _values(bytes_: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     code = np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(*exponent.shape, GROUP)
     power = np.where(exponent == 255, np.nan, np.ldexp(np.float32(1), exponent.astype(np.int32) - 127))
     value = VALUES[code] * power[..., None].astype(np.float32)
     return value.reshape(*exponent.shape[:-1], -1)
-
-
-def _read_turned(tensors: TensorFiles, parts: tuple[str, str]) -> np.ndarray:
-    return _read(tensors, parts).swapaxes(-1, -2)

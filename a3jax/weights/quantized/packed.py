@@ -16,8 +16,10 @@ class Packed(NamedTuple):
     shape: tuple[int, ...]
     parts: tuple[str, ...]
     """Names of those that it takes the place of; the first says which file it is in."""
-    read: Callable[[], np.ndarray]
+    read: Callable[..., np.ndarray]
     """Raises `UserError` if one of them cannot be read."""
+    stacked: bool = False
+    """Whether `read` takes a slice of the first axis, and reads no more than that; else it reads all, and takes nothing."""
 
 
 class Settings:

@@ -1,6 +1,7 @@
 """Which format a folder is in, and its tensors as if they were plain.
 
-A tensor is dequantized whole, in float32, when it or a part of it is read, one at a time.
+A tensor is dequantized whole, in float32, when it or a part of it is read, one at a time; of experts in one tensor those that
+are asked for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -95,4 +96,7 @@ class Dequantized(TensorFiles):
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """See `TensorFiles`."""
-        return self._packed[name].read()[index] if name in self._packed else self._stored.read(name, index)
+        if name not in self._packed:
+            return self._stored.read(name, index)
+        packed = self._packed[name]
+        return packed.read(index[0])[(slice(None), *index[1:])] if packed.stacked else packed.read()[index]
