@@ -117,7 +117,7 @@ def _layer(config, w, x, position, mask, keys, values, key_position, number):
     inputs = _norm(config, x, w.get("attention_norm")) if config.pre_norm else x
     out = np.zeros_like(x) + w.get("output_bias", 0.0)
     queries = np.einsum("td,dhe->the", inputs, w["query"]) + w.get("query_bias", 0.0)
-    queries = _rope(config, _head_norm(config, queries, w.get("query_norm")), position, number)
+    queries = _rope(config, _clipped(config, _head_norm(config, queries, w.get("query_norm"))), position, number)
     window = config.layer_kinds[number].window
     scale = 1 / math.sqrt(config.head_width) if config.attention_scale is None else config.attention_scale
     for head in range(config.query_heads):
@@ -128,8 +128,9 @@ def _layer(config, w, x, position, mask, keys, values, key_position, number):
             if len(seen) == 0:
                 continue
             scores = _bent(keys[seen, shared] @ queries[t, head] * scale, config.attention_cap)
-            weights = np.exp(scores - scores.max())
-            out[t] += (weights / weights.sum()) @ values[seen, shared] @ w["output"][head]
+            weights = np.exp(scores)
+            total = weights.sum() + (np.exp(w["sinks"][head]) if config.attention_sinks else 0)
+            out[t] += (weights / total) @ values[seen, shared] @ w["output"][head]
     x = x + config.residual_scale * (_norm(config, out, w.get("attention_post_norm")) if config.post_norm else out)
     inputs = _norm(config, x, w.get("mlp_norm")) if config.pre_norm else x
     out = _mlp(config, inputs, w) if config.experts is None else np.stack([_experts(config, row, w) for row in inputs])
@@ -137,27 +138,35 @@ def _layer(config, w, x, position, mask, keys, values, key_position, number):
 
 
 def _mlp(config, inputs, w):
-    gate = inputs @ w["gate"] + w.get("gate_bias", 0.0)
-    if config.activation == "silu":
-        gate = gate / (1 + np.exp(-gate))
+    gate, up = (inputs @ w[name] + w.get(f"{name}_bias", 0.0) for name in ("gate", "up"))
+    if config.gate_limit is not None:
+        gate, up = np.minimum(gate, config.gate_limit), 1 + np.maximum(-config.gate_limit, np.minimum(config.gate_limit, up))
+    if config.activation in ("silu", "gelu_sigmoid"):
+        gate = gate / (1 + np.exp(-gate * (1 if config.activation == "silu" else 1.702)))
     else:
         gate = gate / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    return (gate * (inputs @ w["up"] + w.get("up_bias", 0.0))) @ w["down"] + w.get("down_bias", 0.0)
+    return (gate * up) @ w["down"] + w.get("down_bias", 0.0)
 
 
 def _experts(config, row, w):
     """One row through the experts that its router likes best, by their probabilities."""
-    probability = np.exp(log_softmax(row @ w["router"]))
+    probability = np.exp(log_softmax(row @ w["router"] + w.get("router_bias", 0.0)))
     best = np.argsort(-probability)[: config.experts.active]
     shares = probability[best] / (probability[best].sum() if config.experts.normalized else 1)
-    return sum(s * _mlp(config, row, {name: w[name][x] for name in ("gate", "up", "down")}) for s, x in zip(shares, best))
+    names = [name for part in ("gate", "up", "down") for name in (part, f"{part}_bias") if name in w]
+    return sum(s * _mlp(config, row, {name: w[name][x] for name in names}) for s, x in zip(shares, best))
 
 
 def _keys_values(config, w, content, position, number):
     inputs = _norm(config, content, w.get("attention_norm")) if config.pre_norm else content
     keys = np.einsum("td,dke->tke", inputs, w["key"]) + w.get("key_bias", 0.0)
     values = np.einsum("td,dke->tke", inputs, w["value"]) + w.get("value_bias", 0.0)
-    return _rope(config, _head_norm(config, keys, w.get("key_norm")), position, number), values
+    keys = _rope(config, _clipped(config, _head_norm(config, keys, w.get("key_norm"))), position, number)
+    return keys, _clipped(config, values)
+
+
+def _clipped(config, x):
+    return x if config.qkv_limit is None else np.minimum(np.maximum(x, -config.qkv_limit), config.qkv_limit)
 
 
 def _norm(config, x, weight):

@@ -30,7 +30,7 @@ CASES = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
     "olmo2": ("Olmo2", {}),
-    "olmo": ("Olmo", {}),
+    "olmo": ("Olmo", {"clip_qkv": 0.8}),
     "olmo3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 16, "rope_scaling": YARN | ORIGINAL}),
     "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
     "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0}),
@@ -42,7 +42,7 @@ CASES = {
         "Qwen3Moe",
         {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "norm_topk_prob": True},
     ),
-    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 1.0}),
     "gpt_oss": ("GptOss", GPT_OSS | {"rope_scaling": YARN | ORIGINAL | {"truncate": False}}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "rope_scaling": LINEAR}),
 }

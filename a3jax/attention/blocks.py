@@ -43,8 +43,8 @@ class Attended(NamedTuple):
     out: Array
     """B x R x H x E, in the dtype of queries."""
     lse: Array | None
-    """B x R x H float32: the log-sum-exp of the scores that a row sees, anything but NaN where it sees none. `splash` does not
-    tell it."""
+    """B x R x H float32: the log-sum-exp of the scores that a row sees, anything but NaN where it sees none; None from
+    `splash`, which does not tell it."""
 
 
 class Local(NamedTuple):

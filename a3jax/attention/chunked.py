@@ -43,7 +43,7 @@ def chunked_attention(
     local: Local | None = None,
 ) -> Attended:
     """See `a3jax.attention.attend`. Holds B x H x ROW_BLOCK x KEY_BLOCK float32 scores at a time."""
-    return _attention(cap, query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, _Seen(start_BxR, end_BxR, own, local))
+    return Attended(*_attention(cap, query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, _Seen(start_BxR, end_BxR, own, local)))
 
 
 class _Seen(NamedTuple):
@@ -56,11 +56,11 @@ class _Seen(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> Attended:
+def _attention(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Array, Array]:
     return _forward(cap, query, key, value, seen)[0]
 
 
-def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Attended, tuple]:
+def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[tuple[Array, Array], tuple]:
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)
     position_BxL = _pad_positions(seen.local)
 
@@ -89,10 +89,10 @@ def _forward(cap: float | None, query: Array, key: Array, value: Array, seen: _S
     output_BxRxHxE = checkpoint_name(_join_rows(output, query.shape).astype(query.dtype), ATTENTION)
     lse = checkpoint_name(lse, ATTENTION)
     lse_BxRxH = _join_rows(lse, (*query.shape[:3], 1))[..., 0]
-    return Attended(output_BxRxHxE, lse_BxRxH), (query, key, value, seen, output_BxRxHxE, lse)
+    return (output_BxRxHxE, lse_BxRxH), (query, key, value, seen, output_BxRxHxE, lse)
 
 
-def _backward(cap: float | None, saved: tuple, d_attended: Attended) -> tuple:
+def _backward(cap: float | None, saved: tuple, d_attended: tuple[Array, Array]) -> tuple:
     (query, key, value, seen, output, lse), (d_output, d_lse) = saved, d_attended
     kv_heads = key.shape[2]
     key_BxKxLxE, value_BxKxLxE = _pad_keys(key), _pad_keys(value)

@@ -111,11 +111,13 @@ def backward_tiles(width: int, dtype: jnp.dtype) -> Tiles:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> Attended:
+def _attention(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Array, Array]:
     return _forward(how, interpret, query, key, value, seen)[0]
 
 
-def _forward(how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen) -> tuple[Attended, tuple]:
+def _forward(
+    how: Scores, interpret: bool, query: Array, key: Array, value: Array, seen: _Seen
+) -> tuple[tuple[Array, Array], tuple]:
     (B, R, H, E), L = query.shape, key.shape[1]
     tiles = _fit(forward_tiles(E, query.dtype), R, L)
     first, last = visible_keys(seen.start, seen.end, tiles.rows, tiles.keys, seen.local)
@@ -129,10 +131,10 @@ def _forward(how: Scores, interpret: bool, query: Array, key: Array, value: Arra
         **_options("flash_forward", tiles, interpret),
     )(query, key, value, *seen.of_rows, *seen.of_keys, first, last)
     out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
-    return Attended(out, lse.swapaxes(1, 2) * math.log(2)), (query, key, value, seen, out, lse)
+    return (out, lse.swapaxes(1, 2) * math.log(2)), (query, key, value, seen, out, lse)
 
 
-def _backward(how: Scores, interpret: bool, saved: tuple, d_attended: Attended) -> tuple:
+def _backward(how: Scores, interpret: bool, saved: tuple, d_attended: tuple[Array, Array]) -> tuple:
     (query, key, value, seen, out, lse), (d_out, d_lse) = saved, d_attended
     (_, R, _, E), (_, L, K, _) = query.shape, key.shape
     along = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)

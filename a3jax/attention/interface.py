@@ -82,7 +82,7 @@ def attend(
 
     heads, rows = P(BATCH, "context", "tensor", None), P(BATCH, "context")
     parts = (heads, heads, heads, jax.tree.map(lambda _: rows, seen))
-    made = Attended(heads, None if chosen == "splash" else P(BATCH, "context", "tensor"))
+    made: Any = Attended(heads, None if chosen == "splash" else P(BATCH, "context", "tensor"))  # type: ignore[arg-type]
     split = jax.shard_map(device, mesh=mesh, in_specs=parts, out_specs=made, check_vma=False)
     return _out(split(query_BxRxHxE, key_BxLxKxE, value_BxLxKxE, seen), sink_H)
 

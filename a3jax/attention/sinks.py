@@ -13,5 +13,6 @@ from a3jax.attention.blocks import Attended
 
 def beside_sinks(attended: Attended, sink_H: Array) -> Array:
     """What rows see when every head has a sink, B x R x H x E; a row that sees no key stays zero."""
+    assert attended.lse is not None, "splash has no sinks"
     share_BxRxH = jax.nn.sigmoid(attended.lse - sink_H.astype(jnp.float32))
     return (attended.out * share_BxRxH[..., None]).astype(attended.out.dtype)

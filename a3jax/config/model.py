@@ -82,6 +82,8 @@ class ModelConfig:
     output_bias: bool = False
     """Of attention's output (a Llama with `attention_bias`)."""
     mlp_bias: bool = False
+    qkv_limit: float | None = None
+    """Queries, keys and values are cut off at it on both sides (OLMo)."""
     query_key_norm: Literal["none", "head", "full"] = "none"
     """`head`: a norm over each head (Qwen 3, Gemma 3); `full`: over all heads at once (OLMo 2)."""
     experts: Experts | None = None
@@ -129,7 +131,7 @@ class ModelConfig:
             check_count(name, getattr(self, name))
         for name in ("norm_eps", "rope_theta", "embedding_scale", "residual_scale", "logit_divisor"):
             check_positive(name, getattr(self, name))
-        for name in ("attention_scale", "attention_cap", "logit_cap", "gate_limit"):
+        for name in ("attention_scale", "attention_cap", "logit_cap", "gate_limit", "qkv_limit"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         if self.query_heads % self.kv_heads:

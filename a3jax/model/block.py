@@ -116,7 +116,7 @@ class Block(nnx.Module):
     def keys_values(self, content: Rows) -> tuple[Array, Array]:
         """Keys and values of content rows, B x R x K x E each."""
         key, value = (self._project(content.normed, name, content) for name in ("key", "value"))
-        return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), value
+        return rotate(self._per_head(key, "key_norm"), content.cos, content.sin), self._clipped(value)
 
     def attend_and_mlp(self, rows: Rows, known: Keys, attend: Callable[..., Array]) -> tuple[Array, Routing | None]:
         """The rest of the layer: the rows' new embeddings, B x R x D, from the keys and values that they may see.
@@ -141,7 +141,8 @@ class Block(nnx.Module):
             return mlp.mlp(self.config, normed_BxRxD, lambda x, name: self._project(x, name, rows)), None
         names = (*experts.WEIGHTS, *experts.BIASES) if self.config.experts.biases else experts.WEIGHTS
         weights = {name: getattr(self, name)[...] for name in names}
-        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, functools.partial(mlp.gated, self.config), weights)
+        gated = functools.partial(mlp.gated, self.config)
+        return experts.experts(self.config.experts, normed_BxRxD, rows.seen, gated, weights)
 
     def _project(self, x_BxRxi: Array, name: str, rows: Rows) -> Array:
         """The product of `rows` with a weight, and with its adapter in those that have one; and its bias, if it has one."""
@@ -174,8 +175,13 @@ class Block(nnx.Module):
         return out_BxRxD if self.config.residual_scale == 1 else out_BxRxD * self.config.residual_scale
 
     def _per_head(self, x_BxRxHxE: Array, norm: str) -> Array:
-        """Queries or keys, normalized by head or over all heads in a model that does so."""
-        if self.config.query_key_norm == "none":
-            return x_BxRxHxE
-        axes = (-1,) if self.config.query_key_norm == "head" else (-2, -1)
-        return normalize(self.config, x_BxRxHxE, getattr(self, norm), axes)
+        """Queries or keys before they turn, normalized by head or over all heads in a model that does so."""
+        if self.config.query_key_norm != "none":
+            axes = (-1,) if self.config.query_key_norm == "head" else (-2, -1)
+            x_BxRxHxE = normalize(self.config, x_BxRxHxE, getattr(self, norm), axes)
+        return self._clipped(x_BxRxHxE)
+
+    def _clipped(self, x: Array) -> Array:
+        """Queries, keys or values, cut off in a model that does so."""
+        limit = self.config.qkv_limit
+        return x if limit is None else jnp.clip(x, -limit, limit)

@@ -18,7 +18,7 @@ MODEL_TYPE = "a3"
 RECORD = "a3_record.json"
 _MECHANISMS = (
     *("qkv_bias", "output_bias", "mlp_bias", "query_key_norm", "norm", "pre_norm", "post_norm", "activation"),
-    *("gate_limit", "attention_sinks"),
+    *("gate_limit", "qkv_limit", "attention_sinks"),
     *("embedding_scale", "residual_scale", "attention_scale", "attention_cap", "logit_divisor", "logit_cap"),
 )
 """What the twin needs to know of a family, by the names that it has here."""

@@ -19,7 +19,7 @@ _MOST_LAYERS = 10_000
 """Of families whose layers are of several kinds."""
 _REFUSED = {
     "transformers_weights": "transformers_weights (weights in a file of another name)",
-    "clip_qkv": "clip_qkv (queries, keys and values that are clipped)",
+    "clip_qkv": "clip_qkv (queries, keys and values that are cut off)",
     "use_bidirectional_attention": "use_bidirectional_attention (an encoder)",
 }
 
@@ -67,8 +67,9 @@ def from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
     a token or a truth value that is none.
     """
     family, fields = family_of(config.get("model_type"), config), _Fields(config, where)
+    known = {number.theirs for number in family.numbers}
     for name, what in _REFUSED.items():
-        fields.refuse(fields.get(name) not in (None, False), what)
+        fields.refuse(name not in known and fields.get(name) not in (None, False), what)
     for name, value in family.fixed.items():
         fields.refuse(fields.settings.get(name, value) != value, f"{name} {shown(fields.get(name))}")
     heads, width, vocab = (fields.count(name) for name in ("num_attention_heads", "hidden_size", "vocab_size"))

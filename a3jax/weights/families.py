@@ -103,6 +103,7 @@ class Family:
 _SLIDES: dict[str, Any] = {"slides": True, "window": 4096}
 _QWEN: dict[str, Any] = {"kv_heads": 32, "window_on_request": True, **_SLIDES}
 _OLMO: dict[str, Any] = {"biases": (ATTENTION_BIAS,), "end_token": 50279}
+_CLIP = Number("clip_qkv", "qkv_limit")
 _OLMO_2 = {"pre_norm": False, "post_norm": True, "query_key_norm": "full"}
 _GEMMA: dict[str, Any] = {"biases": (ATTENTION_BIAS,), "scaled_embedding": True, "activation": "gelu_pytorch_tanh"}
 _GEMMA |= {"head_width": 256, "tied_head": True, "start_token": 2, "end_token": 1}
@@ -132,7 +133,7 @@ FAMILIES = (
     Family("mistral", "MistralForCausalLM", kv_heads=8, start_token=1, end_token=2, **_SLIDES),
     Family("qwen2", "Qwen2ForCausalLM", {"qkv_bias": True}, **_QWEN),
     Family("qwen3", "Qwen3ForCausalLM", {"query_key_norm": "head"}, head_width=128, biases=(ATTENTION_BIAS,), **_QWEN),
-    Family("olmo", "OlmoForCausalLM", {"norm": "layer"}, norm_eps=1e-5, **_OLMO),
+    Family("olmo", "OlmoForCausalLM", {"norm": "layer"}, (_CLIP,), norm_eps=1e-5, **_OLMO),
     Family("olmo2", "Olmo2ForCausalLM", _OLMO_2, **_OLMO),
     Family(
         "olmo3",
@@ -204,6 +205,7 @@ FAMILIES = (
         "olmoe",
         "OlmoeForCausalLM",
         {"query_key_norm": "full"},
+        (_CLIP,),
         mixture=Mixture(Experts(64, 8, False, 0.01)),
         **_OLMO,
     ),

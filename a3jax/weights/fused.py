@@ -1,7 +1,7 @@
 """Matrices that a family stores as one: split as they are read, put together as they are written.
 
-Phi-3 stores some rows upon rows. gpt-oss stores those of all experts, turned around: experts x inputs x outputs, where outputs of
-gates and of what they multiply take turns.
+Phi-3 stores some rows upon rows. gpt-oss stores those of all experts, turned around (experts x inputs x outputs), and outputs
+of gates and of what they multiply take turns.
 """
 
 import re
@@ -73,11 +73,10 @@ def fuse(tensors: Iterable[Tensor], config: ModelConfig) -> Iterator[Tensor]:
         if whole is None:
             yield tensor
         elif own == fused[whole][0].format(x=0):
-            rows, *rest = tensor.shape
             count = config.experts.count if config.experts and "{x}" in general else 0
             each = [[by_name[f"{layer}{name.format(x=x)}"] for name in fused[whole]] for x in range(count or 1)]
             together = sum(part.shape[0] for part in each[0])
-            shape = (count, *rest, together) if count else (together, *rest)
+            shape = (count, *tensor.shape[1:], together) if count else (together, *tensor.shape[1:])
             read = partial(_stacked, each, shape, tensor.dtype) if count else partial(_upon_each_other, each[0])
             yield Tensor(f"{layer}{whole}", shape, tensor.dtype, read)
 

@@ -94,7 +94,9 @@ def test_splash_takes_larger_blocks_where_a_window_has_eight_and_no_piece_of_it_
 def test_a_block_that_is_given_is_taken(given, monkeypatch):
     taken = []
     monkeypatch.setattr(interface, "platform", lambda: "tpu")
-    monkeypatch.setattr(splash, "splash_attention", lambda query, *_, block, **rest: taken.append(block) or Attended(query, None))
+    monkeypatch.setattr(
+        splash, "splash_attention", lambda query, *_, block, **rest: taken.append(block) or Attended(query, None)
+    )
     heads, ranges = jnp.zeros((1, 8192, 1, 128)), jnp.zeros((1, 8192), jnp.int32)
     attend(heads, heads, heads, ranges, ranges, block=given)
     assert taken == [given or 1024]

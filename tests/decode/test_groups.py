@@ -18,6 +18,7 @@ from a3jax.model.two_stream import Compute
 
 LOCAL = {"local_layers": (0,), "local_window": 6, "local_rope": Rope(50.0), "unrotated_layers": (1,)}
 LOCAL |= {"attention_cap": 2.0, "logit_cap": 3.0, "embedding_scale": 2.0}
+GPT_OSS = {"experts": Experts(5, 2, biases=True), "attention_sinks": True, "activation": "gelu_sigmoid", "gate_limit": 1.0}
 
 
 def window_groups(order, b=0):
@@ -37,7 +38,7 @@ def window_groups(order, b=0):
         ("ar", {}),
         ("random_1", {}),
         ("spans_4", {}),
-        pytest.param("random_4", {"experts": Experts(4, 2)}, marks=pytest.mark.long),
+        pytest.param("random_4", GPT_OSS | {"qkv_limit": 1.0}, marks=pytest.mark.long),
     ],
 )
 def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny, network):
@@ -70,7 +71,7 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
         6,
         [
             *(("in_order_4", {}), ("random_1", {}), ("random_4", {"seeding": "learned"}), ("spans_4", {"content": "slot"})),
-            *(("random_4", LOCAL), ("random_4", {"experts": Experts(5, 2)})),
+            *(("random_4", LOCAL), ("random_4", GPT_OSS)),
             *((order, {}) for order in ("ar", "random_4", "random_8", "spans_4", "random_1000")),
             *(("random_4", {"content": "slot"}), ("spans_4", {"seeding": "learned"}), ("ar", LOCAL)),
         ],

@@ -39,6 +39,7 @@ def small_blocks(monkeypatch):
 
 
 LOCAL = {"local_layers": (0,), "local_window": 4, "attention_cap": 2.0, "logit_cap": 5.0, "post_norm": True}
+LOCAL["attention_sinks"] = True
 
 
 @pytest.mark.slow

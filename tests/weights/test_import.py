@@ -179,7 +179,7 @@ BAD = {
         _with_config(rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
         "short_factors are 1 numbers; 6 waves need as many",
     ),
-    "clipped queries": (_with_config(model_type="olmo", clip_qkv=8.0), "clip_qkv .* is not supported"),
+    "clipped queries": (_with_config(model_type="olmo2", clip_qkv=8.0), "clip_qkv .* is not supported"),
     "biases that the family has not": (
         _with_config(model_type="mistral", attention_bias=True),
         "attention_bias in a model of model_type 'mistral' is not supported",

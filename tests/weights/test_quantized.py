@@ -19,10 +19,7 @@ from a3jax.checkpoint.folder import find, load_params
 from a3jax.errors import UserError
 from a3jax.weights.importer import import_model
 from a3jax.weights.pretrained import pretrained as pretrained_as_it_is
-from a3jax.weights.quantized import mxfp4
-from a3jax.weights.quantized.packed import Settings
 from a3jax.weights.source import open_source
-from a3jax.weights.tensor_files import TensorFiles
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight numbers stands in each place of a word, from AutoAWQ's packing."""
@@ -162,15 +159,39 @@ def test_experts_are_dequantized_one_by_one(case, pretrained, tmp_path):
     jax.tree.map(as_rounded, pretrained_as_it_is(folder).load(), expected)
 
 
-def test_experts_of_openai_s_layout(tmp_path):
-    draw = np.random.default_rng(0)
-    blocks = torch.from_numpy(draw.integers(0, 256, (3, 10, 2, 16), np.uint8))
-    scales = torch.from_numpy(draw.integers(110, 130, (3, 10, 2), np.uint8))
-    save_file({"e.gate_up_proj_blocks": blocks, "e.gate_up_proj_scales": scales}, tmp_path / "model.safetensors")
-    (packed_one,) = mxfp4.find(Settings({}, "config.json"), TensorFiles(tmp_path)).values()
-    expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).numpy()
-    assert packed_one.shape == expected.shape
-    np.testing.assert_array_equal(packed_one.read(), expected)
+@pytest.mark.parametrize("damage", [None, pytest.param("scales", marks=pytest.mark.long)])
+def test_experts_of_openai_s_layout(damage, pretrained, tmp_path):
+    """A gpt-oss whose gates are in four bits, read expert by expert, against transformers' own dequantization."""
+    draw, gates = np.random.default_rng(0), "mlp.experts.gate_up_proj"
+    tensors = load_file(pretrained("gpt_oss") / "model.safetensors")
+    plain = dict(tensors)
+    for name in [name for name in tensors if name.endswith(gates)]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = torch.from_numpy(draw.integers(0, 256, (experts, outputs, inputs // 32, 16), np.uint8))
+        scales = torch.from_numpy(draw.integers(115, 125, (experts, outputs, inputs // 32), np.uint8))
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales[1:] if damage else scales}
+        plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+    for kind, content in (("quantized", tensors), ("plain", plain)):
+        shutil.copytree(pretrained("gpt_oss"), tmp_path / kind)
+        save_file({name: one.contiguous() for name, one in content.items()}, tmp_path / kind / "model.safetensors")
+    config = json.loads((tmp_path / "plain" / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(config))
+    if damage:
+        with pytest.raises(UserError, match=r"gate_up_proj_scales is uint8 of shape .* its quantization asks for"):
+            open_source(tmp_path / "quantized")
+        return
+    source, expected = (open_source(tmp_path / kind) for kind in ("quantized", "plain"))
+    assert source.record.origin.startswith("dequantized from MXFP4")
+    assert source.shapes() == expected.shapes()
+    for name in source.shapes():
+        np.testing.assert_array_equal(source.read(name), expected.read(name), err_msg=name)
+    np.testing.assert_array_equal(
+        source.read("model.layers.0.mlp.experts.2.up_proj.weight"),
+        plain[f"model.layers.0.{gates}"][2, :, 1::2].T.numpy(),
+    )
+    part = (slice(3, 7), slice(8, 20))
+    one = "model.layers.1.mlp.experts.3.gate_proj.weight"
+    np.testing.assert_array_equal(source.read_part(one, part), expected.read(one)[part])
 
 
 def without(part):

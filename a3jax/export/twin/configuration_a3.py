@@ -32,6 +32,7 @@ class A3Config(PretrainedConfig):
         tie_word_embeddings: bool = False,
         a3_family: str = "llama",
         qkv_bias: bool = False,
+        qkv_limit: float | None = None,  # queries, keys and values are cut off at it on both sides
         query_key_norm: str = "none",  # "head": over each head; "full": over all heads at once
         norm: str = "rms",  # "rms_offset": multiplies with 1 + weight; "layer": LayerNorm without weights
         pre_norm: bool = True,  # normalize the inputs of attention and MLP
@@ -79,6 +80,7 @@ class A3Config(PretrainedConfig):
         self.kind_of_layer = kind_of_layer or [0] * num_hidden_layers
         self.a3_family = a3_family
         self.qkv_bias = qkv_bias
+        self.qkv_limit = qkv_limit
         self.query_key_norm = query_key_norm
         self.norm = norm
         self.pre_norm = pre_norm

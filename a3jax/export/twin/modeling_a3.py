@@ -113,7 +113,7 @@ class A3Attention(A3Adapted):
 
     def __init__(self, config: A3Config, layer: int):
         super().__init__()
-        self.layer, self.head_dim, self.cap = layer, config.head_dim, config.attention_cap
+        self.layer, self.head_dim, self.cap, self.limit = layer, config.head_dim, config.attention_cap, config.qkv_limit
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self.add_linear(config, "q_proj", config.hidden_size, heads, config.qkv_bias)
@@ -161,9 +161,11 @@ class A3Attention(A3Adapted):
         return torch.cat([scores, sinks], -1).softmax(-1, torch.float32)[..., :-1].to(value.dtype) @ value
 
     def _heads(self, x: Tensor, norm: A3Norm | None) -> Tensor:
-        """B x R x (H E) to B x H x R x E, normalized over as many numbers as the norm is wide."""
+        """B x R x (H E) to B x H x R x E, normalized over as many numbers as the norm is wide, and cut off."""
         if norm is not None:
             x = norm(x.unflatten(-1, (-1, norm.width))).flatten(2)
+        if self.limit is not None:
+            x = x.clamp(-self.limit, self.limit)
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
