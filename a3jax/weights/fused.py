@@ -5,7 +5,7 @@ of gates and of what they multiply take turns.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,6 @@ import numpy as np
 from a3jax.config import ModelConfig
 from a3jax.weights.families import family_of
 from a3jax.weights.safetensors_writer import Tensor
-from a3jax.weights.tensor_files import TensorFiles
 
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -41,13 +40,13 @@ class Part(NamedTuple):
         return stored[0, ..., :: outputs.step].T
 
 
-def parts(tensors: TensorFiles, config: ModelConfig) -> dict[str, Part]:
-    """Every tensor that lies in one of the stored ones, by its own name."""
+def parts(stored: Mapping[str, tuple[int, ...]], config: ModelConfig) -> dict[str, Part]:
+    """Every tensor that lies in one of the stored ones, whose shapes are given, by its own name."""
     fused, found = family_of(config.family).fused, {}
     rows = {"q": config.query_heads * config.head_width, "k": config.kv_heads * config.head_width, "gate": config.ff_width}
-    for whole in tensors:
+    for whole, shape in stored.items():
         layer, own = _split(whole)
-        names, shape = fused.get(own, ()), tensors.shape(whole)
+        names = fused.get(own, ())
         if not names or 0 in shape:
             continue
         begin = 0

@@ -89,7 +89,7 @@ class HuggingFaceFolder(Source):
         config = with_start(config, self.tokenizer, str(path / "tokenizer.json"))
         self._tensors = quantized.opened(path, model)
         self.config = with_stored_head(config, self._tensors, str(path / "config.json"))
-        self._parts = parts(self._tensors, config)
+        self._parts = parts({name: self._tensors.shape(name) for name in self._tensors}, config)
         stored = quantized.said(model)
         dtype = "float32" if stored else self._tensors.main_dtype()
         record = Provenance(name or path.resolve().name, dtype, dequantized=bool(stored), stored=stored)

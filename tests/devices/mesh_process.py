@@ -44,18 +44,26 @@ MESHES = {
     "slices x fsdp x context": MeshConfig(fsdp=2, context=2, slices=2),
     "experts on one device": MeshConfig(fsdp=1),
     "expert x fsdp x tensor": MeshConfig(expert=2, fsdp=2, tensor=2),
+    "expert x context x tensor": MeshConfig(expert=2, fsdp=1, context=2, tensor=2),
 }
 """Over two processes, the outermost axis that a mesh has spans both: each of the five does so in one of them at least."""
 IN_TWO = ("data x fsdp x tensor", "slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
-WITH_EXPERTS = ("experts on one device", "expert x fsdp x tensor")
+WITH_EXPERTS = ("experts on one device", "expert x fsdp x tensor", "expert x context x tensor")
 """Meshes over which a model with experts is computed in place of `MODEL`."""
 SINGLE = ("one device", "experts on one device")
 """What the others are compared with."""
 THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
 MODEL = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, query_key_norm="full", post_norm=True, pre_norm=False)
-EXPERTS = ModelConfig("llama", 40, 16, 24, 2, 4, 2, 6, 32, qkv_bias=True, experts=Experts(4, 2, balance=0.1))
+EXPERTS = ModelConfig(
+    *("llama", 40, 16, 24, 2, 4, 2, 6, 32),
+    qkv_bias=True,
+    experts=Experts(4, 2, balance=0.1, biases=True),
+    attention_sinks=True,
+    activation="gelu_sigmoid",
+    gate_limit=1.0,
+)
 BATCH, L = 8, 32
 MIXTURE = (
     Part(2.0, "random", 4, 0.5),

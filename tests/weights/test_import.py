@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import CASES, LLAMA3, few, query_logits, tokens, torch_logits
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import Experts, Rope
+from a3jax.config import Experts, Rope, YarnScaling
 from a3jax.errors import UserError
 from a3jax.weights import configuration, families, huggingface
 from a3jax.weights.importer import import_model
@@ -169,6 +169,7 @@ BAD = {
         _with_config(model_type="mixtral", num_experts_per_tok=9),
         "num_experts_per_tok 9 of 8 experts is not supported",
     ),
+    "another slope of gates": (_with_config(model_type="gpt_oss", swiglu_alpha=1.5), r"swiglu_alpha 1.5 is not supported"),
     "layers without experts": (_with_config(model_type="qwen3_moe", mlp_only_layers=[0]), r"mlp_only_layers \[0\] is not"),
     "unknown RoPE": (
         _with_config(rope_parameters={"rope_type": "axial"}),
@@ -376,7 +377,8 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
     if ours.experts is not None:
         normalized = getattr(theirs, "norm_topk_prob", True)  # as Mixtral has it
         weight = theirs.router_aux_loss_coef
-        assert ours.experts == Experts(theirs.num_local_experts, theirs.num_experts_per_tok, normalized, weight)
+        active, biases = theirs.num_experts_per_tok, family == "gpt_oss"
+        assert ours.experts == Experts(theirs.num_local_experts, active, normalized, weight, biases)
         assert ours.ff_width == getattr(theirs, "moe_intermediate_size", 64)
     assert ours == dataclasses.replace(
         ours,
@@ -388,9 +390,15 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
         local_layers=tuple(i for i in range(12) if slides[i]),
         local_window=window if any(slides) else None,
         unrotated_layers=tuple(i for i, turns in enumerate(getattr(theirs, "no_rope_layers", ())) if not turns),
-        activation={"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}[
+        rope_scaling=yarn(ropes) if ropes.get("rope_type") == "yarn" else None,
+        output_bias=getattr(theirs, "attention_bias", False),
+        activation="gelu_sigmoid"
+        if hasattr(theirs, "swiglu_alpha")
+        else {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}[
             getattr(theirs, "hidden_activation", None) or theirs.hidden_act
         ],
+        gate_limit=getattr(theirs, "swiglu_limit", None),
+        qkv_limit=getattr(theirs, "clip_qkv", None),
         norm_eps=getattr(theirs, "rms_norm_eps", 1e-5),
         embedding_scale=getattr(theirs, "embedding_multiplier", 512**0.5 if "gemma" in family else 1.0),
         attention_scale=getattr(
@@ -405,6 +413,12 @@ def test_where_config_json_is_silent_it_means_what_transformers_takes(family):
         start_token=theirs.bos_token_id,
         end_tokens=() if ends is None else (ends,),
     )
+
+
+def yarn(said):
+    """YaRN as `rope_parameters` have it; the factor is the paper's (arXiv 2309.00071, equation 22)."""
+    factor, betas = said["factor"], (said["beta_fast"], said["beta_slow"])
+    return YarnScaling(factor, said["original_max_position_embeddings"], *betas, 0.1 * math.log(factor) + 1, said["truncate"])
 
 
 def test_sliding_windows_are_those_that_transformers_uses():

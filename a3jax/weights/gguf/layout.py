@@ -50,6 +50,7 @@ def check_writable(config: ModelConfig) -> None:
     beyond = {
         "other weights of experts": config.experts is not None and config.experts.normalized != architecture.normalized,
         "biases beyond those of its family": config.output_bias or config.mlp_bias,
+        "queries, keys and values that are cut off": config.qkv_limit is not None,
         "a rotary embedding of parts of heads": config.rotary_width is not None,
         "RoPE scaling other than Llama 3's": not isinstance(config.rope_scaling, Llama3Scaling | None),
     }
