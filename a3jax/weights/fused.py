@@ -47,7 +47,7 @@ def parts(stored: Mapping[str, tuple[int, ...]], config: ModelConfig) -> dict[st
     for whole, shape in stored.items():
         layer, own = _split(whole)
         names = fused.get(own, ())
-        if not names or 0 in shape:
+        if not (names and shape) or 0 in shape:
             continue
         begin = 0
         for place, name in enumerate(names):
