@@ -102,10 +102,10 @@ def main(options: Options) -> None:
     texts = [Template((text, ""), (options.new,)) for text in pieces(model, options.source, options.prompt)]
     rows = [compare_with_recomputing(options, model, texts[0], batch) for batch in options.batches]
     show("Groups with the cache, and recomputing everything for each", rows, options.json)
-    modes = [Decoding()]
-    modes += [Decoding(mode="speculative", drafts=drafts) for drafts in options.drafts]
+    modes = [Decoding(heal=False)]
+    modes += [Decoding(mode="speculative", drafts=drafts, heal=False) for drafts in options.drafts]
     modes += [
-        Decoding(mode="dynamic", threshold=threshold, window=window, commit=min(8, window))
+        Decoding(mode="dynamic", threshold=threshold, window=window, commit=min(8, window), heal=False)
         for threshold in options.thresholds
         for window in options.windows
     ]

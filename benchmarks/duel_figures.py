@@ -266,7 +266,7 @@ def on_test(options: Options, name: str, model: Model, with_lines: bool) -> Shar
 
 def writing(model: Model) -> dict[str, Decoding]:
     """How continuations are drawn: one token a pass, and two."""
-    drawn = Decoding(mode="ar", temperature=1.0)
+    drawn = Decoding(mode="ar", temperature=1.0, heal=False)
     by_two: dict[str, dict[str, Any]] = {
         "a3": {"mode": "dynamic", "threshold": 0.0, "commit": 2},
         "diffusion": {"mode": "diffusion", "steps": NEW // 2},

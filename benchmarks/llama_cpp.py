@@ -48,7 +48,7 @@ class Options:
 def main(options: Options) -> None:
     """One row for each prompt: how many tokens agree from the first on, and how far their log-probabilities are apart."""
     model = a3jax.load(options.checkpoint)
-    filled = a3jax.complete(model, PROMPTS, options.tokens, order="ar", temperature=0)
+    filled = a3jax.complete(model, PROMPTS, options.tokens, order="ar", temperature=0, heal=False)
     with tempfile.TemporaryDirectory() as folder:
         export_model(find(options.checkpoint), Path(folder) / "model.gguf", "gguf")
         theirs = continued(Path(folder) / "model.gguf", [one.tokens[: sum(one.given)] for one in filled], options.tokens)

@@ -55,9 +55,9 @@ def main(options: Options) -> None:
         export_model(find(options.checkpoint), Path(folder) / "source", style=model.config.family)
         source = a3jax.load(Path(folder) / "source")
         generate = in_transformers(Path(folder) / "source", model, options.new)
-    ways = [(model, Decoding(), "one by one", "")]
+    ways = [(model, Decoding(heal=False), "one by one", "")]
     for drafts in options.drafts:
-        how = Decoding(mode="speculative", drafts=drafts)
+        how = Decoding(mode="speculative", drafts=drafts, heal=False)
         ways += [
             (source, how, "speculative, no adapters", f"{drafts} drafts"),
             (model, how, "speculative", f"{drafts} drafts"),

@@ -73,7 +73,7 @@ def blank(size: Callable[[a3jax.Model, Line], Size]) -> Way:
     """What follows stands behind the blank."""
 
     def way(model: a3jax.Model, line: Line) -> a3jax.Infilled:
-        return a3jax.infill(model, Template((line.before, line.after), (size(model, line),)), mode="ar", heal=True)
+        return a3jax.infill(model, Template((line.before, line.after), (size(model, line),)), mode="ar")
 
     return way
 
@@ -82,7 +82,7 @@ def continued(before: Callable[[Line], str]) -> Way:
     """Nothing stands behind it."""
 
     def way(model: a3jax.Model, line: Line) -> a3jax.Infilled:
-        return a3jax.complete(model, [before(line)], tokens=ROOM, stop=("\n",), mode="ar", heal=True)[0]
+        return a3jax.complete(model, [before(line)], tokens=ROOM, stop=("\n",), mode="ar")[0]
 
     return way
 

@@ -17,8 +17,8 @@ Spans of the first two are of up to an eighth of a window, those of fim of any p
 `slack, untrained`, a gap before what follows in a model that never saw one.
 
 The lines are of idlelib, which no model has read, and have 4 to 31 bytes without their indentation, which is given; there is
-room for 32 tokens. Passes and rows are counted until a blank has its text: a row is one token's prediction, or its reading in
-a score.
+room for 32 tokens. Every piece of text is tokenized by itself. Passes and rows are counted until a blank has its text: a row
+is one token's prediction, or its reading in a score.
 """
 
 import argparse
@@ -161,7 +161,7 @@ Way = Callable[[a3jax.Model, Line], Found]
 
 def slack(model: a3jax.Model, line: Line) -> Found:
     """A gap before what follows. The truth is scored in the same gap, places behind its end coming last."""
-    filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="ar")
+    filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="ar", heal=False)
     document = lay_out((line.before, line.after), [line.truth], model.codec)
     (blank,) = document.blanks
     empty = GAP - (blank.stop - blank.start) - 1
@@ -180,7 +180,7 @@ def untrained(model: a3jax.Model, line: Line) -> Found:
 
 def search(model: a3jax.Model, line: Line) -> Found:
     """Every length, `CANDIDATES` to a batch, and the one taken once more."""
-    filled = infill(model, Template((line.before, line.after), (Range(1, GAP),)), mode="ar")
+    filled = infill(model, Template((line.before, line.after), (Range(1, GAP),)), mode="ar", heal=False)
     largest = range(CANDIDATES, GAP + 1, CANDIDATES)
     chosen = len(filled.blanks[0].tokens)
     scored = sum(n + 1 + len(line.after) for n in range(1, GAP + 1))
@@ -190,7 +190,7 @@ def search(model: a3jax.Model, line: Line) -> Found:
 
 def fim(model: a3jax.Model, line: Line) -> Found:
     """What is around comes before."""
-    filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="fim")
+    filled = infill(model, Template((line.before, line.after), (Open(GAP),)), mode="fim", heal=False)
     document = lay_out((line.before, line.after), [line.truth], model.codec)
     moved = middle_last(document, document.tokens, 0, model.record.fim_tokens)
     score = token_log_likelihood(model, [*moved.tokens, model.config.end_tokens[0]], [*moved.given, False])
@@ -209,7 +209,7 @@ def suffix_first(model: a3jax.Model, line: Line) -> Found:
 
 
 def _continued(model: a3jax.Model, before: str, truth: str) -> Found:
-    (filled,) = a3jax.complete(model, [before], tokens=GAP, stop=("\n",), mode="ar")
+    (filled,) = a3jax.complete(model, [before], tokens=GAP, stop=("\n",), mode="ar", heal=False)
     document = lay_out((before, ""), [truth + "\n"], model.codec)
     score = token_log_likelihood(model, document.tokens, document.given)
     passes = len(filled.blanks[0].tokens)

@@ -38,7 +38,7 @@ class Score:
     """What stands in the blanks: it alone is scored, all else is given."""
     file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
-    heal: bool = False
+    heal: bool = True
     """What stands in a blank is read together with the last token of the text before it, as a3jax generate does it."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once; bound for a model of

@@ -112,7 +112,7 @@ class DecodingOptions:
     prefill: Prefill = "ar"
     """How given text is read: as autoregressive text, or as one group whose tokens all see each other. Mode resample reads it
     as one group in any case."""
-    heal: bool = False
+    heal: bool = True
     """The last token of the text before a blank, or a last space, is given back: the blank's first token is one that begins
     with it, such as a line end with the indentation behind it. What is filled in comes behind the text, as ever."""
     revise: int = 0

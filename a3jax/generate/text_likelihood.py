@@ -22,7 +22,7 @@ def log_likelihood(
     seed: int = 0,
     blanks: Sequence[str] | None = None,
     orders: int = 1,
-    heal: bool = False,
+    heal: bool = True,
 ) -> Likelihood:
     """Exact log-probability of a text, every token predicted from those that come before it in `order`.
 

@@ -41,8 +41,6 @@ class AtCursor(Growing):
     """A request for what comes at a cursor."""
 
     temperature: ClassVar = 0.0
-    heal: ClassVar = True
-    """A cursor stands in the middle of a word, or behind an indentation."""
 
     @property
     def most(self) -> int:

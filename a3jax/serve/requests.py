@@ -69,8 +69,7 @@ class Request:
     sizes: ClassVar = ""
     """The field that says how many tokens to fill in."""
     temperature: ClassVar = 1.0
-    heal: ClassVar = False
-    """Where the request says nothing of them."""
+    """Where the request has none."""
     cuts: ClassVar = False
     """Whether stop strings cut blanks that the model does not end."""
     ignored: ClassVar[frozenset[str]] = frozenset()
@@ -176,8 +175,8 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
     if not all(stops):
         raise Refused("stop holds an empty string; give strings of at least one character", "stop")
     stops = () if request.cuts and not ends else stops  # they cut what is filled
-    plain = {"temperature": kind.temperature, "heal": kind.heal, "seed": secrets.randbelow(2**31)}
-    return dataclasses.replace(request, decoding=_decoding({**plain, "ends": ends, "stop": stops, **decoding}))
+    plain = {"temperature": kind.temperature, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
+    return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
 def check(model: Model, text: Text, given: str, sizes: str) -> None:

@@ -408,7 +408,7 @@ def test_a_blank_is_scored_as_it_stands_in_its_text(worded):
 
 def test_a_model_begins_its_documents_as_its_tokenizer_does(worded):
     start = [] if worded.codec.start is None else [worded.codec.start]
-    (filled,) = a3jax.complete(worded, ["The sun"], 3)
+    (filled,) = a3jax.complete(worded, ["The sun"], 3, heal=False)
     assert list(filled.tokens[:-3]) == start + worded.codec.encode("The sun")
     scored = a3jax.log_likelihood(worded, "The sun had set")
     assert list(scored.tokens) == (start + worded.codec.encode("The sun had set"))[1:]

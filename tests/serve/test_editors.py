@@ -52,9 +52,9 @@ def test_an_answer_ends_as_the_model_knows(model):
     for kind, fields in [(LlamaInfill, LLAMA_VIM), (FillInMiddle, CONTINUE | {"temperature": 0})]:
         fields, most = fields | {"top_p": 1, "stop": ["q"]}, fields.get("n_predict", 6)
         fields.pop("top_k", None)
-        assert asked(kind, fields, model) == (Range(1, most), Decoding(heal=True))
-        assert asked(kind, fields | {"heal": False}, model) == (Range(1, most), Decoding())
-        ends = Decoding(ends=True, stop=("q",), heal=True)
+        assert asked(kind, fields, model) == (Range(1, most), Decoding())
+        assert asked(kind, fields | {"heal": False}, model) == (Range(1, most), Decoding(heal=False))
+        ends = Decoding(ends=True, stop=("q",))
         assert asked(kind, fields, model, blanks_end=True) == (Open(most), ends)
         fim = {"objective": "fim", "fim_tokens": (1, 2, 3)}
         assert asked(kind, fields, model, **fim) == (Open(most), dataclasses.replace(ends, mode="fim"))
