@@ -61,9 +61,10 @@ class Judge:
         return ["passed" if i % 2 == 0 else "AssertionError" for i in range(len(programs))]
 
 
-def test_every_setting_tells_what_it_should(model, data):
+@pytest.mark.parametrize("heal", long_after(1, [True, False]))
+def test_every_setting_tells_what_it_should(heal, model, data):
     problems = read_problems(data, INFILLED, False, left_out := Counter())
-    both = Decoding(order="random_2", seed=3)
+    both, left = Decoding(order="random_2", seed=3, heal=heal), Decoding(mode="ar", seed=3, heal=heal)
     found = ways(Models(model, model, None), both, ("length", "space", "chosen", "fim"), Range(4, 12), 16)
     assert list(found) == [
         BOTH, LEFT, f"{BOTH}, white space given", f"{LEFT}, white space given", f"{BOTH}, length chosen"
@@ -76,26 +77,28 @@ def test_every_setting_tells_what_it_should(model, data):
     assert measured.data["of"] == 3
     (result,) = measured.evaluate(measured.items, 1)
     before, truth, after = problem[:3]
-    size = len(truth)
+    size, indent = len(truth), "    " if heal else "   "
+    rest = size - len(indent) - 1
     asked = {
         BOTH: (Template((before, after), (size,)), both),
-        LEFT: (Template((before, ""), (size,)), Decoding(mode="ar", seed=3)),
-        f"{BOTH}, white space given": (Template((before + "   ", "\n" + after), (size - 4,)), both),
-        f"{LEFT}, white space given": (Template((before + "   ", ""), (size - 4,)), Decoding(mode="ar", seed=3)),
+        LEFT: (Template((before, ""), (size,)), left),
+        f"{BOTH}, white space given": (Template((before + indent, "\n" + after), (rest,)), both),
+        f"{LEFT}, white space given": (Template((before + indent, ""), (rest,)), left),
         f"{BOTH}, length chosen": (Template((before, after), (Range(4, 12),)), both),
     }
     (figures,) = result["figures"].values()
     for number, (name, (template, decoding)) in enumerate(asked.items()):
         text = a3jax.infill(model, template, decoding).blanks[0].text
-        text = f"   {text}\n" if "space" in name else text
+        text = f"{indent}{text}\n" if "space" in name else text
         assert result["texts"][name] == text, name
         program = f"{before}{text}{after}\n{TEST}\ncheck(f)"
         assert program in judge.seen
         assert figures[name]["exact"] == (float(text == truth), 1)
         assert figures[name]["pass@1"] == (1.0 - number % 2, 1)
-    scored = a3jax.log_likelihood(model, f"{before}   [[1]]\n{after}", order="random_2", seed=3, blanks=[truth[3:-1]])
+    blanks = [truth[len(indent) : -1]]
+    scored = a3jax.log_likelihood(model, f"{before}{indent}[[1]]\n{after}", order="random_2", seed=3, blanks=blanks)
     nats, tokens = figures[f"{BOTH}, white space given"]["nats per token"]
-    assert (nats, tokens) == (pytest.approx(-scored.total, abs=1e-3), size - 4)
+    assert (nats, tokens) == (pytest.approx(-scored.total, abs=1e-3), rest)
     without = HumanEval(INFILLED, found, "here", problems, None, left_out, {}, 64, 1, 0)
     (plain,) = without.evaluate(without.items, 1)
     assert all("pass@1" not in columns for columns in plain["figures"]["SingleLineInfilling"].values())
