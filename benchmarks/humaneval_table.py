@@ -8,7 +8,7 @@ one left out are taken from another: those above 512 tokens were filled in later
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,14 +94,22 @@ def main(options: Options) -> None:
     adapted, source, healed = kept["adapted"], kept["source"], kept["healed"]
     rows = [(row, adapted, row) for row in (BOTH, LEFT, BOTH + SPACE, LEFT + SPACE, BOTH + CHOSEN)]
     rows += [(f"the source, {row}", source, row) for row in (BOTH, BOTH + SPACE)]
-    rows += [(f"{row}, --heal", healed, row) for row in (BOTH, LEFT, BOTH + SPACE, LEFT + SPACE)]
-    print(f"| {len(adapted)}, {len(source)}, {len(healed)} problems | {' | '.join(COLUMNS)} |\n|---|---|---|---|")
-    for name, items, row in rows:
-        print(f"| {name} | {cells(estimates(items, row))} |")
-    for name, items in (("", adapted), (", --heal", healed)):
-        for end in ("", SPACE):
-            print(f"| both less left only{end}{name}, paired | {paired(items, BOTH + end, items, LEFT + end)} |")
-    print(f"| adapted less source{SPACE}, paired | {paired(adapted, BOTH + SPACE, source, BOTH + SPACE)} |")
+    table(adapted, rows)
+    for end in ("", SPACE):
+        print(f"| both less left only{end}, paired | {paired(adapted, BOTH + end, adapted, LEFT + end)} |")
+    print(f"| adapted less source{SPACE}, paired | {paired(adapted, BOTH + SPACE, source, BOTH + SPACE)} |\n")
+    apart = {id: adapted[id] for id in healed}
+    for end in ("", SPACE):
+        rows = [(row + end, healed, row + end) for row in (BOTH, LEFT)]
+        table(healed, rows + [(f"{row}{end}, --no-heal", apart, row + end) for row in (BOTH, LEFT)])
+        print(f"| both less left only{end}, paired | {paired(healed, BOTH + end, healed, LEFT + end)} |\n")
+
+
+def table(items: Items, rows: Sequence[tuple[str, Items, str]]) -> None:
+    """Rows, each with its name and whose it is, below how many problems they are about."""
+    print(f"| {len(items)} problems | {' | '.join(COLUMNS)} |\n|---|---|---|---|")
+    for name, found, row in rows:
+        print(f"| {name} | {cells(estimates(found, row))} |")
 
 
 if __name__ == "__main__":
