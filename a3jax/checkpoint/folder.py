@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -25,6 +26,7 @@ from a3jax.checkpoint.arrays import Form, ParameterWriter, SavedParameter, flat,
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
+from a3jax.devices.replicas import read_once
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import complete_or_nothing, is_passing
 from a3jax.files.parts import PARTS, check_whole
@@ -107,8 +109,12 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
 
     tree = nnx.filter_state(shapes(checkpoint.config), named(saved(checkpoint)))
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
-    with damage_named(checkpoint), ocp.StandardCheckpointer() as checkpointer:
-        nnx.replace_by_pure_dict(tree, checkpointer.restore(str(for_orbax(checkpoint.params)), nnx.to_pure_dict(abstract)))
+
+    def read(asked: dict[str, Any]) -> dict[str, Any]:
+        with damage_named(checkpoint), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            return handler.restore(epath.Path(for_orbax(checkpoint.params)), args=ocp.args.StandardRestore(asked))
+
+    nnx.replace_by_pure_dict(tree, read_once(nnx.to_pure_dict(abstract), read))
     return tree
 
 

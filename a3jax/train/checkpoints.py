@@ -35,6 +35,7 @@ from a3jax.config import TrainConfig
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.devices.agreement import barrier, from_runtime, together
 from a3jax.devices.passing import Passing
+from a3jax.devices.replicas import part_to_read, sent_to_all
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import is_forbidden, is_full_disk, is_passing, move, remove
 from a3jax.files.outside_json import parse_object
@@ -161,9 +162,9 @@ class Checkpoints:
         facts = [name for name in (*_FACTS, "checksums") if (self._folder / str(step) / name).is_dir()]
         try:
             held, lacking = self._split(abstract.params, saved_names(self._folder / str(step) / PARAMS))
+            arrays = part_to_read(_plain({"params": held, "optimizer": abstract.optimizer})) or {}
             items = ocp.args.Composite(
-                params=ocp.args.StandardRestore(_plain(held)),
-                optimizer=ocp.args.StandardRestore(_plain(abstract.optimizer)),
+                **{name: ocp.args.StandardRestore(part) for name, part in arrays.items()},
                 **{name: ocp.args.JsonRestore() for name in facts},
             )
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as handler:
@@ -173,7 +174,8 @@ class Checkpoints:
                 where, kind = self._folder / str(step), Passing if passing else UserError
                 raise kind(f"{where} cannot be read now ({first_line(error)}); run the same command again") from error
             raise
-        return {name: saved[name] for name in items} | {"lacking": lacking}
+        read = {name: saved[name] for name in arrays} or None
+        return {name: saved[name] for name in facts} | {"arrays": read, "lacking": lacking}
 
     def _split(self, params: nnx.State, names: Collection[str]) -> tuple[nnx.State, frozenset[str]]:
         """What a step with these parameters holds of them all, and which it lacks. Raises `ValueError` if it may not."""
@@ -184,9 +186,10 @@ class Checkpoints:
 
     def _checked(self, step: int, saved: dict[str, Any], abstract: State, source: Callable[[], nnx.State]) -> Restored:
         """What was read, if it is what was saved; all processes compute its checksums together."""
-        plain, lacking = (saved["params"], saved["optimizer"]), saved["lacking"]
-        structure = jax.tree.structure((_without(abstract.params, lacking), abstract.optimizer))
-        params, optimizer = jax.tree.unflatten(structure, jax.tree.leaves(plain))
+        lacking = saved["lacking"]
+        asked = {"params": _without(abstract.params, lacking), "optimizer": abstract.optimizer}
+        plain = sent_to_all(saved.pop("arrays"), _plain(asked))
+        params, optimizer = (jax.tree.unflatten(jax.tree.structure(asked[it]), jax.tree.leaves(plain[it])) for it in asked)
         if lacking:
             params = nnx.merge_state(params, nnx.filter_state(source(), named(lacking)))
         facts = {name: saved[name] for name in _FACTS if name in saved}

@@ -7,7 +7,8 @@ of one tensor, as read. Checksums, which need all of a file, are left to `a3jax 
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, Sharding
 
 from a3jax.checkpoint.arrays import flat, nested
 from a3jax.checkpoint.folder import layout
+from a3jax.devices.replicas import read_once
 from a3jax.model.parameters import shapes
 from a3jax.progress import Progress
 from a3jax.weights.importer import check_finite, mean_embedding, table_of
@@ -37,14 +39,18 @@ def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32"
     Raises `UserError` for a tensor that is not finite, within what this process reads.
     """
     tree, target = shapes(source.config), np.dtype(dtype)
-    leaves, shardings = flat(nnx.to_pure_dict(tree)), flat(nnx.to_pure_dict(layout(tree, mesh)))
-    arrays: dict[str, jax.Array] = {}
-    with Progress("load", len(leaves), "parameters", lines=jax.process_index() == 0) as progress:
-        for name, read in readers(source, target):
-            # Wait, or parameters whose copy to the device is under way would add up.
-            arrays[name] = _lay_out(leaves[name].shape, shardings[name], read).block_until_ready()
-            progress.advance()
-    nnx.replace_by_pure_dict(tree, nested(arrays))
+    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, target, sharding=s), tree, layout(tree, mesh))
+
+    def read(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        arrays: dict[str, jax.Array] = {}
+        with Progress("load", len(asked), "parameters", lines=jax.process_index() == 0) as progress:
+            for name, part in readers(source, target):
+                # Wait, or parameters whose copy to the device is under way would add up.
+                arrays[name] = _lay_out(asked[name].shape, asked[name].sharding, part).block_until_ready()
+                progress.advance()
+        return arrays
+
+    nnx.replace_by_pure_dict(tree, nested(read_once(flat(nnx.to_pure_dict(abstract)), read)))
     return tree
 
 
