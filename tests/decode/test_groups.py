@@ -36,8 +36,8 @@ def window_groups(order, b=0):
         ("random_4", {"content": "slot"}),
         pytest.param("random_4", LOCAL, marks=pytest.mark.long),
         ("ar", {}),
-        ("random_1", {}),
-        ("spans_4", {}),
+        pytest.param("random_1", {}, marks=pytest.mark.long),
+        pytest.param("spans_4", {}, marks=pytest.mark.long),
         pytest.param("random_4", GPT_OSS | {"qkv_limit": 1.0}, marks=pytest.mark.long),
     ],
 )

@@ -186,13 +186,16 @@ def test_without_a_start_token(model):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"mode": "dynamic", "threshold": 0.01},
-        {"order": "random_4", "prefill": "group"},
-        {"order": "ar", "prefill": "group"},
-        {"mode": "dynamic", "prefill": "group", "certainty": "margin", "threshold": 0.0, "commit": 3},
-        {"mode": "speculative", "order": "random_1", "prefill": "group"},
-    ],
+    long_after(
+        3,
+        [
+            {"mode": "dynamic", "threshold": 0.01},
+            {"order": "random_4", "prefill": "group"},
+            {"mode": "speculative", "order": "random_1", "prefill": "group"},
+            {"order": "ar", "prefill": "group"},
+            {"mode": "dynamic", "prefill": "group", "certainty": "margin", "threshold": 0.0, "commit": 3},
+        ],
+    ),
 )
 def test_every_mode_has_the_density_of_its_passes(model, options):
     filled = a3jax.infill(model, TEMPLATE, seed=7, temperature=1.0, **options)

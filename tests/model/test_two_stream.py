@@ -41,7 +41,10 @@ OPTIONS = {
     "adapters in both streams, tied": {"adapter_rank": 3, "adapter_stream": "both", "tied_head": True},
 }
 
-LONG = ("granite", "phi", "experts by probability, one layer", "experts, adapters")
+LONG = (
+    *("llama 3.1, tied", "qwen 3", "granite", "phi", "as many key-value heads", "one layer"),
+    *("content up to its slot, adapters", "experts by probability, one layer", "experts, adapters"),
+)
 """Left to the long tests: others meet their mechanisms, here or in `tests/weights/test_import.py`."""
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import long_after
 from flax import nnx
 
 from a3jax.curriculum.stage import Part, Stage
@@ -49,7 +50,9 @@ def rebuilt(order, tokens, segments, b, end_token):
         yield where, text, groups
 
 
-@pytest.mark.parametrize(("group_size", "changes"), [(1, {}), (3, {}), (1, {"seeding": "learned"}), (1, {"adapter_rank": 2})])
+@pytest.mark.parametrize(
+    ("group_size", "changes"), long_after(2, [(3, {}), (1, {"adapter_rank": 2}), (1, {}), (1, {"seeding": "learned"})])
+)
 def test_what_is_predicted_is_what_full_masks_give(tiny, network, packed, group_size, changes):
     """Masks, places, queries and the loss. Groups of the reference are those that were drawn."""
     config = tiny(end_tokens=(3,), **changes)

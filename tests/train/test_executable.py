@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from chosen import long_after
 
 from a3jax.checkpoint.folder import find, load_arrays
 from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
@@ -80,13 +81,16 @@ def test_a_run_that_lacks_the_step_of_a_later_stage_is_refused_before_its_first(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"optimizer": OptimizerConfig(peak_lr=2e-2, warmup=0)}, "optimizer.peak_lr = 0.01, not 0.02"),
-        ({"data": DataConfig(length=16, batch=4)}, "data.batch = 2, not 4"),
-        ({"curriculum": (Stage(5, "random", 4),)}, "curriculum.0.steps = 3, not 5"),
-        ({"seed": 1}, "seed = 0, not 1"),
-        ({"train": TrainConfig(compute_dtype="float32", remat="full")}, "train.remat = none, not full"),
-    ],
+    long_after(
+        2,
+        [
+            ({"optimizer": OptimizerConfig(peak_lr=2e-2, warmup=0)}, "optimizer.peak_lr = 0.01, not 0.02"),
+            ({"data": DataConfig(length=16, batch=4)}, "data.batch = 2, not 4"),
+            ({"curriculum": (Stage(5, "random", 4),)}, "curriculum.0.steps = 3, not 5"),
+            ({"seed": 1}, "seed = 0, not 1"),
+            ({"train": TrainConfig(compute_dtype="float32", remat="full")}, "train.remat = none, not full"),
+        ],
+    ),
     ids=str,
 )
 def test_another_experiment_is_refused_by_what_differs(change, message, config, mesh, saved):
