@@ -47,6 +47,30 @@ CASES = {
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True, "rope_scaling": LINEAR}),
 }
 
+LLAMA_CPP = {
+    "llama_biased": ("Llama", dict.fromkeys(BIASES, True) | {"head_dim": 12, "rope_scaling": LINEAR}),
+    "llama3_released": ("Llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192}}),
+    "qwen3_yarn": ("Qwen3", {"head_dim": 12, "rope_scaling": YARN | ORIGINAL}),
+    "gemma2_released": ("Gemma2", GEMMA | {"query_pre_attn_scalar": 12}),
+    "gemma3_released": (
+        "Gemma3",
+        GEMMA
+        | {"query_pre_attn_scalar": 12, "final_logit_softcapping": 20.0, "num_hidden_layers": 7, "rope_scaling": LINEAR},
+    ),
+    "phi3_released": (
+        "Phi3",
+        {
+            "partial_rotary_factor": 0.75,
+            "sliding_window": None,
+            "rope_parameters": LONG,
+            "original_max_position_embeddings": 256,
+            "max_position_embeddings": 1024,
+        },
+    ),
+    "smollm3_released": ("SmolLM3", {"num_hidden_layers": 5, "rope_scaling": YARN | ORIGINAL}),
+    "olmoe_released": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+}
+"""Cases that keep to what llama.cpp fixes of their families, as published models do."""
 
 PLAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2")
 

@@ -12,8 +12,9 @@ from a3jax.weights import rope
 from a3jax.weights.families import ATTENTION_BIAS, MLP_BIAS, Family, Mixture, family_of
 from a3jax.weights.generation import end_tokens, special_tokens, start_token
 
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "gelu_sigmoid"}
-assert set(_ACTIVATIONS.values()) == set(get_args(Activation))
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "gelu_sigmoid"}
+"""Theirs and ours."""
+assert set(ACTIVATIONS.values()) == set(get_args(Activation))
 _BALANCE = "router_aux_loss_coef"
 _MOST_LAYERS = 10_000
 """Of families whose layers are of several kinds."""
@@ -117,8 +118,8 @@ def _activation(fields: _Fields, family: Family) -> Activation:
     name = fields.get("hidden_activation") or fields.get("hidden_act") or family.activation
     if family.scaled_embedding and name == "gelu":  # what the first Gemma's files say, and do not mean
         name = "gelu_pytorch_tanh"
-    fields.refuse(not isinstance(name, str) or name not in _ACTIVATIONS, f"hidden_act {shown(name)}")
-    return _ACTIVATIONS[name]
+    fields.refuse(not isinstance(name, str) or name not in ACTIVATIONS, f"hidden_act {shown(name)}")
+    return ACTIVATIONS[name]
 
 
 def _biases(fields: _Fields, family: Family) -> dict[str, bool]:
@@ -185,7 +186,7 @@ def _by_pattern(fields: _Fields, family: Family, layers: int) -> tuple[int, ...]
 def to_hf(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """`config.json` of the family's own class, in the dialect that every version of transformers reads."""
     family = family_of(config.family)
-    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     if "activation" in family.features:  # whatever the file says
         activation = family.activation
     result: dict[str, Any] = {

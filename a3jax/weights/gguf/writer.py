@@ -1,7 +1,7 @@
 """The left-to-right view of a model as a GGUF file, as llama.cpp's converter would write it, one tensor at a time."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,14 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFile
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
+from a3jax.weights.families import family_of
+from a3jax.weights.fused import fuse
+from a3jax.weights.gguf import rope
+from a3jax.weights.gguf import tokenizer as gguf_tokenizer
+from a3jax.weights.gguf.architectures import architecture_of, check_writable
+from a3jax.weights.gguf.configuration import to_metadata
 from a3jax.weights.gguf.experts import is_router, stacked
-from a3jax.weights.gguf.layout import (
-    EXPERT_WIDTH,
-    EXPERTS,
-    FIELDS,
-    HEAD_WIDTHS,
-    ROPE_DIVISORS,
-    architecture_of,
-    check_writable,
-    rope_divisors,
-    to_gguf,
-    to_pairs,
-)
-from a3jax.weights.gguf.tokenizer import to_metadata
+from a3jax.weights.gguf.layout import to_gguf, to_stored
 from a3jax.weights.importer import is_finite
 from a3jax.weights.safetensors_writer import Tensor
 
@@ -51,14 +45,11 @@ def write_gguf(
     finite in `dtype`.
     """
     check_writable(config)
-    if config.local_window is not None:  # within which what llama.cpp computes, full attention, is the same
-        config = dataclasses.replace(config, context=min(config.context, config.local_window))
-    architecture, tensors = architecture_of(config.family), stacked(tensors)
-    tokenizer = to_metadata(tokenizer_files, config)
+    architecture = architecture_of(config.family)
+    tensors = stacked(fuse(tensors, family_of(config.family)))
+    tokenizer = gguf_tokenizer.to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
-    if config.rope_scaling is not None:
-        divisors = rope_divisors(config)
-        tensors.insert(0, Tensor(ROPE_DIVISORS, divisors.shape, divisors.dtype, lambda: divisors))
+    waves = [Tensor(one, array.shape, array.dtype, partial(np.copy, array)) for one, array in rope.tensors(config).items()]
 
     def written_as(tensor: Tensor) -> np.dtype:
         kept = len(tensor.shape) > 1 and not is_router(tensor.name)
@@ -70,22 +61,17 @@ def write_gguf(
         writer.add_name(name)
         writer.add_file_type(_TYPES[matrices.name][1])
         writer.add_quantization_version(GGML_QUANT_VERSION)
-        sizes = {FIELDS[field]: getattr(config, field) for field in FIELDS}
-        if config.experts is not None:
-            sizes |= {EXPERTS[field]: getattr(config.experts, field) for field in EXPERTS} | {EXPERT_WIDTH: config.ff_width}
-        for key, value in (sizes | dict.fromkeys(HEAD_WIDTHS, config.head_width)).items():
-            _add(writer, f"{architecture.name}.{key}", value)
-        for key, value in tokenizer.items():
+        for key, value in (to_metadata(config, architecture) | tokenizer).items():
             _add(writer, key, value)
-        for tensor in tensors:
+        for tensor in waves + tensors:
             target = written_as(tensor)
             size = int(np.prod(tensor.shape)) * target.itemsize
-            writer.add_tensor_info(to_gguf(tensor.name), tensor.shape, target, size, _TYPES[target.name][0])
+            writer.add_tensor_info(to_gguf(tensor.name, architecture), tensor.shape, target, size, _TYPES[target.name][0])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in tensors:
-            value = to_pairs(tensor.name, _cast(tensor, written_as(tensor)), architecture, config.head_width)
+        for tensor in waves + tensors:
+            value = to_stored(tensor.name, _cast(tensor, written_as(tensor)), architecture, config.head_width)
             writer.write_tensor_data(np.ascontiguousarray(value))
             del value  # before the next is read
             advance(tensor.bytes)
