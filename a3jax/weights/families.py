@@ -229,11 +229,13 @@ FAMILIES = (
     ),
 )
 
+_GEMMA_4 = "heads of another width in full layers, norms over values and a scale of each layer's output"
 _LINEAR = "linear attention (gated delta rule) in most layers, whose state is made from left to right, in no other order"
 _MISSING = {
     "pixtral": "images beside the text",
     "gemma3": "images beside the text; import a folder of its text model, whose model_type is gemma3_text",
     "gemma3n_text": "embeddings of its own in every layer",
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _GEMMA_4),
     "qwen2_moe": "an expert that every token goes through beside those chosen",
     **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid"), _LINEAR),
     "gpt2": "learned position embeddings and LayerNorm",

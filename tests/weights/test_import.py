@@ -156,6 +156,8 @@ BAD = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not a JSON object"),
+    "gemma 4": (_with_config(model_type="gemma4_text"), "'gemma4_text' is not supported: it needs heads of another width"),
+    "qwen 3.5": (_with_config(model_type="qwen3_5_text"), "'qwen3_5_text' is not supported: it needs linear attention"),
     "gemma with images": (_with_config(model_type="gemma3"), "'gemma3' is not supported: it needs images beside the text"),
     "near miss": (_with_config(model_type="lama"), "did you mean 'llama'"),
     "missing field": (_with_config(hidden_size="absent"), "field 'hidden_size' is missing"),
