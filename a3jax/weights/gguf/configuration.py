@@ -115,7 +115,7 @@ def from_metadata(
         silent = next(one.default for one in family.numbers if one.ours == ours)
         if silent is not None or metadata.get(f"{prefix}.{theirs}") is not None:
             made[ours] = number(theirs, float)
-    made |= _local(metadata, architecture, family, listed, made["rope_theta"]) | family.features
+    made |= _local(metadata, architecture, family, listed, made["rope_theta"]) | dict(family.features)
     config = ModelConfig(
         family.name, width=width, layers=layers, query_heads=heads, kv_heads=kv_heads, head_width=head_width, **made
     )

@@ -45,7 +45,7 @@ def tensors(config: ModelConfig) -> dict[str, np.ndarray]:
         return {_DIVISORS: divisors(config)}
     if isinstance(scaling, LongScaling):  # llama.cpp goes by the length of its own context, and we by the model's
         short = scaling.long_factors if config.context > scaling.original_context else scaling.short_factors
-        return {_LONG: np.float32(scaling.long_factors), _SHORT: np.float32(short)}
+        return {_LONG: np.array(scaling.long_factors, np.float32), _SHORT: np.array(short, np.float32)}
     return {}
 
 

@@ -36,14 +36,14 @@ class _Stored(NamedTuple):
 
     tensor: Any
     """The reader's."""
-    index: slice | int = slice(None)
+    part: slice | int = slice(None)
     """Rows of it, or its expert."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the part."""
         first, *rest = (int(n) for n in self.tensor.shape[::-1])
-        return tuple(rest) if isinstance(self.index, int) else (len(range(first)[self.index]), *rest)
+        return tuple(rest) if isinstance(self.part, int) else (len(range(first)[self.part]), *rest)
 
 
 class GgufFile(Source):
@@ -89,7 +89,7 @@ class GgufFile(Source):
     def read(self, name: str) -> np.ndarray:
         """See `Source`."""
         stored = self._tensors[name]
-        kind, data = stored.tensor.tensor_type, stored.tensor.data[stored.index]
+        kind, data = stored.tensor.tensor_type, stored.tensor.data[stored.part]
         try:
             array = data.view(self.dtype(name)) if kind in PLAIN else dequantize(data, kind)
         except NotImplementedError:

@@ -51,8 +51,9 @@ class Split:
 _GPT2 = pre_tokenizers.ByteLevel(False, use_regex=True)
 SPLITS = (
     Split(("gpt-2",), _GPT2),
-    Split(("smollm",), pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2])),
+    Split(("smollm", "refact", "starcoder"), pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2])),
     Split(("llama-bpe", "llama3", "llama-v3"), _words("{1,3}"), whole_words=True, starts=True),
+    Split(("dbrx", "smaug-bpe"), _words("{1,3}")),
     Split(("qwen2",), _words(""), normalizers.NFC()),
 )
 
@@ -155,13 +156,14 @@ def _byte_level(metadata: Metadata, tokens: list[str], types: list[int], split: 
 
 def _byte_level_metadata(described: dict[str, Any]) -> dict[str, Any]:
     model, prepares = described["model"], _prepares(described)
-    split = next((split for split in SPLITS if prepares == _prepares(_bare(split.normalizer, split.splitter))), None)
-    if split is None:
+    splits = [split for split in SPLITS if prepares == _prepares(_bare(split.normalizer, split.splitter))]
+    if not splits:
         steps = " and ".join(step["type"] for step in prepares[1]) or "nothing"
         known = ", ".join(split.names[0] for split in SPLITS)
         raise UserError(f"the tokenizer's way of splitting text ({steps}) is none that GGUF is known to name ({known})")
-    if model["ignore_merges"] != split.whole_words:
-        raise UserError(f"the tokenizer splits text as '{split.names[0]}', but ignore_merges is {model['ignore_merges']}")
+    split = next((split for split in splits if split.whole_words == model["ignore_merges"]), None)
+    if split is None:
+        raise UserError(f"the tokenizer splits text as '{splits[0].names[0]}', but ignore_merges is {model['ignore_merges']}")
     return {"model": "gpt2", "pre": split.names[0], "merges": [" ".join(merge) for merge in model["merges"]]}
 
 
@@ -181,7 +183,8 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], types: list[int]) -> T
 
 def _sentencepiece_metadata(described: dict[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
     prepares = _prepares(described)
-    prefix = next((prefix for prefix, spaces in _SPACES.items() if prepares == _prepares(_bare(spaces, None))), None)
+    known = {prefix: [_prepares(_bare(spaces, split)) for split in (None, _AT_SPACES)] for prefix, spaces in _SPACES.items()}
+    prefix = next((prefix for prefix, ways in known.items() if prepares in ways), None)
     if prefix is None:
         raise UserError("the tokenizer does not treat spaces as SentencePiece does, which is all that GGUF can say")
     plain = {token for token, of in zip(tokens, types) if of == NORMAL}
@@ -205,6 +208,8 @@ _SPACES = {
     False: normalizers.Replace(" ", _SPACE),
 }
 """What SentencePiece does to spaces, with and without one put before the text."""
+_AT_SPACES = pre_tokenizers.Split(" ", "merged_with_previous")
+"""What Gemma's tokenizers do then, when no space is left."""
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
