@@ -17,7 +17,7 @@ from a3jax.plan.costs import Costs, count
 from a3jax.plan.hlo import Program
 from a3jax.plan.topology import Topology
 from a3jax.train import flops
-from a3jax.train.counts import full_window
+from a3jax.train.counts import full_window, without_windows
 
 Resource = Literal["compute", "memory", "communication"]
 
@@ -90,15 +90,14 @@ def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, top
     """Set what one device does in a step against what it can do."""
     devices, windows, length = len(topology.devices), config.schedule.windows(stage), config.data.length
     useful = windows * flops.per_window(model, stage, length, config.adapt.distill > 0, config.mask_block)
-    executed = costs.matmul_flops * devices
+    executed, seen = costs.matmul_flops * devices, full_window(length, config.mask_block, model.local_window)
     if costs.hidden_matmuls:
         passes = _BACKWARD + (2 if config.train.remat == "full" else 1)
-        executed += windows * passes * flops.attention_forward(model, stage, full_window(length, config.mask_block))
-        executed += (
-            windows * flops.source_attention(model, full_window(length, config.mask_block)) if config.adapt.distill else 0
-        )
+        looked_at = seen if _skips(stage) else without_windows(seen)
+        executed += windows * passes * flops.attention_forward(model, stage, looked_at)
+        executed += windows * flops.source_attention(model, seen) if config.adapt.distill else 0
     # Their products are a kernel of the compiler's own, behind which nothing is counted.
-    executed += windows * flops.of_experts(model, stage, full_window(length, config.mask_block), config.train.remat == "full")
+    executed += windows * flops.of_experts(model, stage, seen, config.train.remat == "full")
     compute = executed / devices / topology.flops_per_second
     memory = costs.hbm_bytes / topology.chip.hbm_bytes_per_second
     communication = sum(costs.sent_bytes.values()) / topology.chip.ici_bytes_per_second
@@ -115,6 +114,11 @@ def roofline(costs: Costs, config: Config, model: ModelConfig, stage: Stage, top
         tokens=windows * length,
         mfu=useful / seconds / devices / topology.flops_per_second,
     )
+
+
+def _skips(stage: Stage) -> bool:
+    """Whether local attention leaves out what is outside of its windows: only where slots follow the text."""
+    return all(part.family in ("in_order", "right_to_left") for part in stage.parts)
 
 
 _BACKWARD = 2.5

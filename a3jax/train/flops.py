@@ -1,7 +1,7 @@
 """How much arithmetic a step needs, counted by hand, and how much the machine can do: their ratio is the MFU.
 
 Useful FLOPs only: those of rows and keys that a prediction comes of (`a3jax.train.counts`), once each. Of experts a row is
-counted with those that it goes to. Not counted are
+counted with those that it goes to, in local attention with the keys of its window. Not counted are
 padding, the queries of given tokens, keys that are computed and hidden, what is computed again for the backward pass, and
 the last layer's content rows, which are not computed.
 """
@@ -45,7 +45,7 @@ def per_window(
     model: ModelConfig, stage: Stage, length: int, distilled: bool = False, mask_block: int | None = None
 ) -> float:
     """FLOPs of a window that one document of `length` tokens fills, forward and backward: what plans count with."""
-    return useful(model, stage, full_window(length, mask_block), distilled)
+    return useful(model, stage, full_window(length, mask_block, model.local_window), distilled)
 
 
 def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: bool = False) -> float:
@@ -93,7 +93,7 @@ def _of_source(model: ModelConfig, counts: Counts[float]) -> float:
 
 def source_attention(model: ModelConfig, counts: Counts[float]) -> float:
     """FLOPs of the attention in the source model that a distilled one learns from."""
-    return _per_key(model) * model.layers * counts.causal_keys
+    return _per_key(model) * _keys(model, model.layers, counts.causal_keys, counts.local_causal_keys)
 
 
 def attention(model: ModelConfig, stage: Stage, counts: Counts[float]) -> float:
@@ -114,7 +114,17 @@ def _attention(model: ModelConfig, stage: Stage, counts: Counts[float]) -> tuple
     """That of content rows, and that of query rows."""
     single = one_stream_is_enough(model, stage.is_ar)
     content, query = _rows_in_layers(model, single)
-    return _per_key(model) * content * counts.content_keys, _per_key(model) * query * counts.query_keys
+    seen = (
+        _keys(model, content, counts.content_keys, counts.local_content_keys),
+        _keys(model, query, counts.query_keys, counts.local_query_keys),
+    )
+    return _per_key(model) * seen[0], _per_key(model) * seen[1]
+
+
+def _keys(model: ModelConfig, layers: int, full: float, local: float) -> float:
+    """Keys in the first `layers` layers, of which some are local."""
+    near = sum(layer < layers for layer in model.local_layers)
+    return (layers - near) * full + near * local
 
 
 def _per_key(model: ModelConfig) -> int:

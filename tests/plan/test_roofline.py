@@ -1,5 +1,6 @@
 """The bound of a step: what it is made of, on a chip with round numbers."""
 
+import dataclasses
 from collections import Counter
 from types import SimpleNamespace
 
@@ -19,9 +20,9 @@ CHIPS = Topology("round", CHIP, (SimpleNamespace(device_kind="TPU v5e"),) * 4)
 STAGE = Stage(1, "random", 4)
 
 
-def bound(tiny, costs, remat="full"):
-    config = Config("test", model=tiny(), data=DataConfig(length=32, batch=8), train=TrainConfig(remat=remat))
-    return roofline(costs, config, config.model, STAGE, CHIPS), config
+def bound(tiny, costs, remat="full", model=None, stage=STAGE):
+    config = Config("test", model=model or tiny(), data=DataConfig(length=32, batch=8), train=TrainConfig(remat=remat))
+    return roofline(costs, config, config.model, stage, CHIPS), config
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,22 @@ def test_hidden_attention_is_counted_by_hand(remat, passes, tiny):
     attention = 8 * flops.attention_forward(config.model, STAGE, full_window(32))
     assert seen.executed_flops == 4e9
     assert hidden.executed_flops - seen.executed_flops == passes * attention
+
+
+@pytest.mark.parametrize(("family", "part"), [("in_order", (2 * 9 - 1) * 32 - 9 * 8), ("random", 32 * 32)])
+def test_local_layers_skip_where_slots_are_in_order_only(family, part, tiny):
+    """Two of three layers see 9 tokens: useful is what they see, executed what kernels go over."""
+    local, stage = {"local_layers": (0, 1), "local_window": 9}, Stage(1, family, 4)
+    model = dataclasses.replace(tiny(), **local)
+    seen, wide = full_window(32, local_window=9), full_window(32)
+    own = flops.attention_forward(model, stage, seen)
+    assert own == pytest.approx(4 * 4 * 8 * ((4 * ((2 * 9 - 1) * 32 - 9 * 8) + 1 * 32 * 32) / 2))
+    assert own < flops.attention_forward(tiny(), stage, wide)
+    seen_costs, hidden = (Costs(matmul_flops=10**9, hidden_matmuls=hidden) for hidden in (False, True))
+    found = [bound(tiny, costs, "none", model, stage)[0] for costs in (seen_costs, hidden)]
+    executed = found[1].executed_flops - found[0].executed_flops
+    assert executed == pytest.approx(8 * 3.5 * 4 * 4 * 8 * (4 * part + 32 * 32) / 2)
+    assert found[0].flops == 8 * flops.per_window(model, stage, 32)
 
 
 def test_a_program_that_cannot_be_read_names_the_remedy():

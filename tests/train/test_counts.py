@@ -21,9 +21,13 @@ PACKED = np.array(
 """One document; three; two and padding; one whose first five tokens are repeated as context, and padding."""
 
 
+WINDOW = 5
+
+
 @pytest.mark.parametrize("content", ["group", "slot"])
 @pytest.mark.parametrize(("family", "size"), [("in_order", 1), ("in_order", 4), ("random", 4), ("infill", 3), ("spans", 5)])
-def test_counts_equal_an_enumeration_of_visible_pairs(family, size, content, draw):
+def test_counts_equal_an_enumeration_of_visible_pairs(family, size, content, draw, tiny):
+    model = tiny(content=content, local_layers=(1,), local_window=WINDOW)
     total = np.zeros(len(Counts._fields))
     orders = []
     for row, segment_L in enumerate(PACKED):
@@ -33,20 +37,24 @@ def test_counts_equal_an_enumeration_of_visible_pairs(family, size, content, dra
         orders.append(order)
         for i in np.flatnonzero(segment_L):
             mates = np.flatnonzero(np.abs(segment_L) == abs(segment_L[i]))
-            known = (group_L[mates] < group_L[i]).sum()
-            own = mates[group_L[mates] == group_L[i]]
-            seen = known + (len(own) if content == "group" else (own <= i).sum())
-            predicted = not given_L[i]
-            total += [segment_L[i] > 0, predicted, 1, seen, known * predicted, (mates <= i).sum()]
+            known = group_L[mates] < group_L[i]
+            seen = known | (group_L[mates] == group_L[i]) & ((mates <= i) | (content == "group"))
+            before, predicted = mates <= i, not given_L[i]
+            total[:3] += [segment_L[i] > 0, predicted, 1]
+            near, near_query = (abs(mates - stands) < WINDOW for stands in (i, max(i - 1, mates[0])))
+            total[3:6] += [seen.sum(), known.sum() * predicted, before.sum()]
+            total[6:] += [(seen & near).sum(), (known & near_query).sum() * predicted, (before & near).sum()]
     order = jax.tree.map(lambda *rows: np.stack(rows), *orders)
-    np.testing.assert_array_equal([float(x) for x in counted(order, PACKED, content)], total)
+    np.testing.assert_array_equal([float(x) for x in counted(order, PACKED, model)], total)
 
 
-def test_a_full_window_is_counted_as_plans_count_it(draw):
-    length = 512
+@pytest.mark.parametrize("family", ["random", "in_order"])
+def test_a_full_window_is_counted_as_plans_count_it(family, draw, tiny):
+    length, window = 1024, 400
     segments = np.ones(length, np.int32)
-    order = jax.tree.map(lambda x: x[None], draw(0, segments, "random", 4, given=0.0)[2])
-    found, planned = counted(order, segments[None], "group"), full_window(length)
+    order = jax.tree.map(lambda x: x[None], draw(0, segments, family, 4, given=0.0)[2])
+    found = counted(order, segments[None], tiny(local_layers=(1,), local_window=window))
+    planned = full_window(length, local_window=window)
     np.testing.assert_allclose([float(x) for x in found], planned, rtol=0.01)
 
 
@@ -75,7 +83,7 @@ def test_metrics_and_record_count_what_was_read_and_no_padding(experiment, monke
             starts = int((begins & (segments > 0)).sum())  # the others begin with a repeated token
             assert row["predicted"] == own - starts
             pairs = sum(n * (n + 1) / 2 for n in sizes)
-            counts = Counts(own, row["predicted"], own + context, pairs, 0, pairs)
+            counts = Counts(own, row["predicted"], own + context, pairs, 0, pairs, 0, 0, 0)
             model, stage = config.model, config.curriculum[0]
             assert useful == pytest.approx(flops.useful(model, stage, counts))
             weights = model.layers * (4 * 16 * 8 + 2 * 16 * 8 + 3 * 16 * 24)

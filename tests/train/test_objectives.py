@@ -118,14 +118,16 @@ def test_rows_come_to_see_what_is_ahead_step_by_step(tiny, network, batch):
 
 
 @pytest.mark.parametrize("block", [0, 4])
-def test_plans_count_what_full_windows_hold(block):
-    draws, length = 2000, 32
+def test_plans_count_what_full_windows_hold(block, tiny):
+    draws, length, window = 2000, 32, 7
     segments = np.ones((draws, length), np.int32)
-    found = counted_masked(draw_masking(example_keys(0, 0, draws), segments, block=block), segments)
-    planned = full_window(length, block)
+    model = tiny(local_layers=(1,), local_window=window)
+    found = counted_masked(draw_masking(example_keys(0, 0, draws), segments, block=block), segments, model)
+    planned = full_window(length, block, window)
     assert float(found.content) == draws * planned.content
     assert float(found.predicted) / draws == pytest.approx(planned.predicted, rel=0.05)
     assert float(found.content_keys) / draws == pytest.approx(planned.content_keys, rel=0.05)
+    assert float(found.local_content_keys) / draws == pytest.approx(planned.local_content_keys, rel=0.05)
 
 
 def fim(rate=1.0, spm=0.0):

@@ -47,7 +47,7 @@ class AnyOrder:
         one_stream = one_stream_is_enough(self.model, self.stage.is_ar)
         predictions = predict(nnx.merge(graph(self.model), params), tokens_BxL, order, self.compute, one_stream)
         soft = None if teacher is None else self._soft_targets(teacher, tokens_BxL, segment_BxL, predictions)
-        counts = counted(order, segment_BxL, self.model.content)
+        counts = counted(order, segment_BxL, self.model)
         routers = routed(predictions.routing, counts.predicted)
         return Sums(predictions.nll_sum(self.chunk, soft), counts.predicted, counts, routers)
 

@@ -41,5 +41,5 @@ class Diffusion:
         masking = draw_masking(keys_B, batch["segments"], reach, self.block)
         predictions = predict_masked(nnx.merge(graph(self.model), params), batch["tokens"], masking, self.compute)
         tokens = masking.predicted.sum()
-        counts, routers = counted_masked(masking, batch["segments"]), routed(predictions.routing, tokens)
+        counts, routers = counted_masked(masking, batch["segments"], self.model), routed(predictions.routing, tokens)
         return Sums(predictions.nll_sum(self.chunk), tokens, counts, routers)
