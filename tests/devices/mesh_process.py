@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from a3jax.config import Config, DataConfig, Experts, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
+from a3jax.config import Config, DataConfig, Experts, MeshConfig, ModelConfig, OptimizerConfig, Rope, Stage, TrainConfig
 from a3jax.curriculum.stage import Part
 from a3jax.devices import mesh as meshes
 from a3jax.likelihood.held_out import HeldOut
@@ -45,13 +45,18 @@ MESHES = {
     "experts on one device": MeshConfig(fsdp=1),
     "expert x fsdp x tensor": MeshConfig(expert=2, fsdp=2, tensor=2),
     "expert x context x tensor": MeshConfig(expert=2, fsdp=1, context=2, tensor=2),
+    "local layers on one device": MeshConfig(fsdp=1),
+    "local layers over context x tensor x fsdp": MeshConfig(fsdp=2, context=2, tensor=2),
+    "local layers over slices x data x context": MeshConfig(data=2, fsdp=1, context=2, slices=2),
 }
 """Over two processes, the outermost axis that a mesh has spans both: each of the five does so in one of them at least."""
-IN_TWO = ("data x fsdp x tensor", "slices x data x context")
+IN_TWO = ("data x fsdp x tensor", "slices x data x context", "local layers over slices x data x context")
 """Meshes that compute chunked attention and two micro-batches."""
 WITH_EXPERTS = ("experts on one device", "expert x fsdp x tensor", "expert x context x tensor")
 """Meshes over which a model with experts is computed in place of `MODEL`."""
-SINGLE = ("one device", "experts on one device")
+WITH_LOCAL_LAYERS = tuple(name for name in MESHES if name.startswith("local layers"))
+"""Meshes over which a model with local attention is."""
+SINGLE = ("one device", "experts on one device", "local layers on one device")
 """What the others are compared with."""
 THOROUGH = ("one device", "context x tensor x fsdp")
 """Meshes that also draw their own parameters, and on which one stream, held-out windows and adapters are computed."""
@@ -64,6 +69,7 @@ EXPERTS = ModelConfig(
     activation="gelu_sigmoid",
     gate_limit=1.0,
 )
+LOCAL = dataclasses.replace(MODEL, layers=3, local_layers=(0, 1), local_window=7, local_rope=Rope(500.0), attention_cap=3.0)
 BATCH, L = 8, 32
 MIXTURE = (
     Part(2.0, "random", 4, 0.5),
@@ -76,12 +82,12 @@ STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1)
 
 def model_of(name):
     """The model that the mesh `name` computes."""
-    return EXPERTS if name in WITH_EXPERTS else MODEL
+    return EXPERTS if name in WITH_EXPERTS else LOCAL if name in WITH_LOCAL_LAYERS else MODEL
 
 
 def one_device(name):
     """The mesh of one device that computes the same as the mesh `name`."""
-    return SINGLE[name in WITH_EXPERTS]
+    return next(single for single in SINGLE if model_of(single) == model_of(name))
 
 
 def experiment(name):
