@@ -60,7 +60,7 @@ ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), scalings=_LLAMA_SCALINGS, pairs=True, biases=True),
     Architecture("qwen2", ("qwen2",)),
     Architecture("qwen3", ("qwen3",)),
-    Architecture("olmo", ("olmo",), pairs=True, fills=True),
+    Architecture("olmo", ("olmo",), None, {"qkv_limit": "attention.clamp_kqv"}, pairs=True, fills=True),
     Architecture("olmo2", ("olmo2",), fills=True, tied_head=False),
     Architecture("olmo2", ("olmo3",), WINDOW, fills=True, tied_head=False, slides=True),
     Architecture("gemma", ("gemma",), tied_head=True),
@@ -134,6 +134,7 @@ def check_writable(config: ModelConfig) -> None:
     beyond = {
         "other weights of experts": config.experts is not None and config.experts.normalized != row.normalized,
         "biases beyond those of its family": not row.biases and _biased(config) > bool(family.features.get("qkv_bias")),
+        "queries, keys and values that are cut off": config.qkv_limit is not None and "qkv_limit" not in row.numbers,
         "a rotary embedding of parts of heads": config.rotary_width is not None and not row.partial,
         f"RoPE scaling that llama.cpp has not ({scaling})": scaling is not None and not _stretches(row, scaling),
         "heads that are together not as wide as it": row.fills and config.query_heads * config.head_width != config.width,

@@ -68,9 +68,9 @@ class GgufFile(Source):
         config = from_metadata(metadata, architecture, by_name, waves)
         found = unstacked(by_name, config.family)
         self._tensors = {one: _Stored(tensor, slice(None) if x is None else x) for one, (tensor, x) in found.items()}
-        for one, part in parts(by_name, config).items():
+        for one, part in parts({one: stored.shape for one, stored in self._tensors.items()}, config).items():
             self._tensors.pop(part.whole, None)
-            self._tensors[one] = _Stored(by_name[part.whole], slice(part.begin, part.begin + part.rows))
+            self._tensors[one] = _Stored(by_name[part.whole], slice(part.outputs.start, part.outputs.stop))
         self.tokenizer = to_files(metadata, config.context)
         self.config = with_start(config, self.tokenizer, f"{path}: tokenizer.json")
         quantized = any(stored.tensor.tensor_type not in PLAIN for stored in self._tensors.values())

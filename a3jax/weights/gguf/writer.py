@@ -11,7 +11,6 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFile
 
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
-from a3jax.weights.families import family_of
 from a3jax.weights.fused import fuse
 from a3jax.weights.gguf import rope
 from a3jax.weights.gguf import tokenizer as gguf_tokenizer
@@ -46,7 +45,7 @@ def write_gguf(
     """
     check_writable(config)
     architecture = architecture_of(config.family)
-    tensors = stacked(fuse(tensors, family_of(config.family)))
+    tensors = stacked(fuse(tensors, config))
     tokenizer = gguf_tokenizer.to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
     waves = [Tensor(one, array.shape, array.dtype, partial(np.copy, array)) for one, array in rope.tensors(config).items()]
