@@ -86,7 +86,7 @@ ARCHITECTURES = (
         pairs=True,
         biases=True,
     ),
-    Architecture("phi3", ("phi3",), scalings=(LongScaling, LinearScaling, YarnScaling), partial=True, fills=True),
+    Architecture("phi3", ("phi3",), scalings=(LongScaling,), partial=True, fills=True),
     Architecture("smollm3", ("smollm3",), pairs=True),
     Architecture("llama", ("mixtral",), EXPERT_COUNT, scalings=_LLAMA_SCALINGS, pairs=True, normalized=True),
     Architecture("qwen3moe", ("qwen3_moe",), EXPERT_COUNT, normalized=True),
