@@ -1,26 +1,29 @@
 """Saved parameters read and written a part at a time, so that a model larger than memory can be imported and exported.
 
-A parameter is one Zarr array in the folder that Orbax saves to and restores from. Orbax makes the folder and reads it
-back, and is imported only where that is done; the numbers pass between here and the arrays through TensorStore, one
-layer after another. Files written here hold
-one chunk each with a CRC-32C, which every later read checks, and appear whole: what is there need not be written again.
+A parameter is one Zarr array in the folder that Orbax saves to and restores from. Orbax makes the folder, and is imported
+only where that is done, for it takes a second; the numbers pass between here and the arrays through TensorStore, one layer
+after another. Files written here hold one chunk each with a CRC-32C, which every later read checks, and appear whole: what is
+there need not be written again.
 """
 
-import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tensorstore as ts
-from etils import epath
+from jax.sharding import Sharding
 
 from a3jax.files.places import for_orbax, kvstore
 
+Index = tuple[slice, ...]
+
 CHUNK_BYTES = 64 * 2**20
 """Largest chunk: small enough for many readers of one array, large enough for storage that likes large reads."""
+_DESCRIPTIONS = (".zarray", "zarr.json")
+"""What tells of an array beside its chunks, in Zarr's formats 2 and 3."""
 
 
 class Form(NamedTuple):
@@ -117,42 +120,62 @@ class SavedParameter:
         """All of it, or the entry at an index of its first axes."""
         return self._store[index].read().result()
 
-    def part(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of it, one slice an axis."""
-        return self._store[index].read().result()
+    def part(self, index: Index, dtype: str | None = None) -> np.ndarray:
+        """A part of it, one slice an axis; cast to `dtype`, or as it was saved."""
+        store = self._store if dtype is None else ts.cast(self._store, ts.dtype(dtype))
+        return store[index].read().result()
 
 
 def saved_names(folder: Path) -> set[str]:
     """The dotted paths of the parameters that Orbax saved in `folder`."""
-    return set(_described(for_orbax(folder)))
+    keys = ts.KvStore.open(_arrays(for_orbax(folder))).result().list().result()
+    names = (key.decode().rpartition("/") for key in keys)
+    return {name for name, _, file in names if file in _DESCRIPTIONS}
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        return flat(checkpointer.metadata(epath.Path(folder)).item_metadata.tree)
+def _arrays(folder: Path) -> dict[str, Any]:
+    """The key-value store that has the arrays: the folder's own, or the one that Orbax packed into its files."""
+    base = kvstore(folder)
+    return {"driver": "ocdbt", "base": base} if (folder / "manifest.ocdbt").is_file() else base
 
 
 def saved_parameters(folder: Path) -> dict[str, SavedParameter]:
     """The parameters that Orbax saved in `folder`, by dotted path, none of them read."""
-    from orbax.checkpoint import type_handlers
-
     folder = for_orbax(folder)
-    packed = type_handlers.is_ocdbt_checkpoint(epath.Path(folder))
-    leaves = _described(folder)
+    arrays = _arrays(folder)
+
+    def described(name: str) -> dict[str, Any]:
+        store = {**arrays, "path": f"{arrays.get('path', '')}{name}/"}
+        array = ts.open({"driver": "auto", "kvstore": store}, open=True, read=True).result()
+        chunk_bytes.append(array.chunk_layout.read_chunk_template.size * array.dtype.numpy_dtype.itemsize)
+        return array.spec().to_json() | {"fill_missing_data_reads": False}  # a lost file is an error, not zeros
+
+    chunk_bytes: list[int] = []
+    specs = {name: described(name) for name in sorted(saved_names(folder))}
     # A chunk that spans layers stays in memory until another is read, not to be read again for each of them.
-    largest = max(math.prod(leaf.storage.chunk_shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
-    context = ts.Context({"cache_pool": {"total_bytes_limit": largest}})
+    context = ts.Context({"cache_pool": {"total_bytes_limit": max(chunk_bytes, default=0)}})
+    return {
+        name: SavedParameter(ts.open(spec, open=True, read=True, context=context).result()) for name, spec in specs.items()
+    }
 
-    def open_array(name: str) -> ts.TensorStore:
-        base = kvstore(folder)
-        kvstores = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if packed else kvstore(folder / name)
-        store = ts.open({"driver": "auto", "kvstore": kvstores}, open=True, read=True).result()
-        complete = store.spec().to_json() | {"fill_missing_data_reads": False}  # a lost file is an error, not zeros
-        return ts.open(complete, open=True, read=True, context=context).result()
 
-    return {name: SavedParameter(open_array(name)) for name in leaves}
+def laid_out(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """An array of parts, each read once however many devices of this process hold it."""
+    parts: dict[tuple[range, ...], np.ndarray] = {}
+
+    def part(index: Index | None) -> np.ndarray:
+        assert index is not None, "the array has a shape"
+        place = ranges(index, shape)
+        if place not in parts:
+            parts[place] = read(index)
+        return parts[place]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def ranges(index: Index, shape: tuple[int, ...]) -> tuple[range, ...]:
+    """The places of a part, axis by axis."""
+    return tuple(range(n)[axis] for axis, n in zip(index, shape, strict=True))
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:

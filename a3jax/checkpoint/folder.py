@@ -11,18 +11,17 @@ checkpoint are the weights that it holds itself; `a3jax.weights.whole` and `a3ja
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from a3jax.checkpoint.arrays import Form, ParameterWriter, SavedParameter, flat, nested, saved_parameters
+from a3jax.checkpoint.arrays import Form, ParameterWriter, SavedParameter, flat, laid_out, nested, saved_parameters
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
@@ -30,11 +29,13 @@ from a3jax.devices.replicas import read_once
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import complete_or_nothing, is_passing
 from a3jax.files.parts import PARTS, check_whole
-from a3jax.files.places import for_orbax, is_local, place
+from a3jax.files.places import is_local, place
 from a3jax.files.strict import read, to_json
 from a3jax.model.parameters import named, shapes
 
 MODEL, RECORD, PARAMS, STEPS, FROZEN = "model.json", "record.json", "params", "checkpoints", "frozen.json"
+ADAPTERS = "adapters.json"
+"""Of a folder that holds adapters alone (`a3jax.weights.adapter_files`)."""
 CONFIG = "config.json"
 """Of a run folder: the experiment. A published model has a file of that name too."""
 _WHOLE = ("commit_success.txt", PARTS)
@@ -78,6 +79,7 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
         what = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a folder written by a3jax import or a3jax train")
     if not (path / MODEL).is_file():
+        refuse_adapters(path)
         raise UserError(f"{path} has no {MODEL}; give a folder written by a3jax import or a3jax train")
     check_whole(path)
     config = read(ModelConfig, path / MODEL)
@@ -93,6 +95,13 @@ def find(path: Path, step: int | None = None) -> Checkpoint:
     return Checkpoint(path, folder / PARAMS, config, read(Provenance, folder / "record" / "metadata"), frozen)
 
 
+def refuse_adapters(path: Path) -> None:
+    """Raises `UserError` for adapters without the weights that they change, which are no model yet."""
+    if (path / ADAPTERS).is_file():
+        put = f"a3jax import SOURCE MODEL --adapters {path}"
+        raise UserError(f"{path} holds adapters alone; put them on the weights that they were trained on: {put}")
+
+
 def saved_steps(run: Path) -> list[int]:
     """The steps that a run folder holds whole, oldest first."""
     steps = sorted(int(folder.name) for folder in (run / STEPS).glob("*") if folder.name.isdigit())
@@ -105,17 +114,22 @@ def saved_steps(run: Path) -> list[int]:
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
     """Its weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
-    import orbax.checkpoint as ocp  # takes seconds, and what only describes a model does not need it
-
-    tree = nnx.filter_state(shapes(checkpoint.config), named(saved(checkpoint)))
+    parameters = saved(checkpoint)
+    tree = nnx.filter_state(shapes(checkpoint.config), named(parameters))
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
 
-    def read(asked: dict[str, Any]) -> dict[str, Any]:
-        with damage_named(checkpoint), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-            return handler.restore(epath.Path(for_orbax(checkpoint.params)), args=ocp.args.StandardRestore(asked))
+    def read(asked: Mapping[str, Any]) -> Mapping[str, jax.Array]:
+        with damage_named(checkpoint):
+            # Wait, or parameters whose copy to the device is under way would add up.
+            return {name: _laid_out(parameters[name], form).block_until_ready() for name, form in asked.items()}
 
-    nnx.replace_by_pure_dict(tree, read_once(nnx.to_pure_dict(abstract), read))
+    nnx.replace_by_pure_dict(tree, nested(read_once(flat(nnx.to_pure_dict(abstract)), read)))
     return tree
+
+
+def _laid_out(parameter: SavedParameter, form: jax.ShapeDtypeStruct) -> jax.Array:
+    assert form.sharding is not None
+    return laid_out(form.shape, form.sharding, lambda index: parameter.part(index, form.dtype.name))
 
 
 def layout(tree: nnx.State, mesh: Mesh | None) -> nnx.State:

@@ -14,9 +14,9 @@ import jax
 import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
-from a3jax.checkpoint.arrays import flat, nested
+from a3jax.checkpoint.arrays import Index, flat, laid_out, nested, ranges
 from a3jax.checkpoint.folder import layout
 from a3jax.devices.replicas import read_once
 from a3jax.model.parameters import shapes
@@ -24,8 +24,6 @@ from a3jax.progress import Progress
 from a3jax.weights.importer import check_finite, mean_embedding, table_of
 from a3jax.weights.source import Source
 from a3jax.weights.table import QUERY_SEED, Entry
-
-Index = tuple[slice, ...]
 
 _ALIGNMENT = 64
 """Bytes; JAX on the CPU copies a buffer that does not begin at a multiple of it."""
@@ -46,7 +44,7 @@ def load_source(source: Source, mesh: Mesh | None = None, dtype: str = "float32"
         with Progress("load", len(asked), "parameters", lines=jax.process_index() == 0) as progress:
             for name, part in readers(source, target):
                 # Wait, or parameters whose copy to the device is under way would add up.
-                arrays[name] = _lay_out(asked[name].shape, asked[name].sharding, part).block_until_ready()
+                arrays[name] = laid_out(asked[name].shape, asked[name].sharding, part).block_until_ready()
                 progress.advance()
         return arrays
 
@@ -64,23 +62,9 @@ def readers(source: Source, dtype: np.dtype) -> Iterator[tuple[str, Callable[[In
         yield QUERY_SEED.ours, lambda index: mean_embedding(source.read_part(embedding, (slice(None), *index))).astype(dtype)
 
 
-def _lay_out(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """An array of parts, each read once however many devices of this process hold it."""
-    parts: dict[tuple[range, ...], np.ndarray] = {}
-
-    def part(index: Index | None) -> np.ndarray:
-        assert index is not None, "the array has a shape"
-        place = _ranges(index, shape)
-        if place not in parts:
-            parts[place] = read(index)
-        return parts[place]
-
-    return jax.make_array_from_callback(shape, sharding, part)
-
-
 def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype, index: Index) -> np.ndarray:
     """A part of a parameter whose whole shape is `shape`."""
-    result = _empty(tuple(map(len, _ranges(index, shape))), dtype)
+    result = _empty(tuple(map(len, ranges(index, shape))), dtype)
     names, stacked = np.array(list(entry.names(shape).values())).reshape(shape[: entry.stacked]), entry.stacked
     wanted = entry.their_index(index[stacked:], shape[stacked:])
     parts = result.reshape(-1, *result.shape[stacked:])
@@ -90,10 +74,6 @@ def _read(source: Source, entry: Entry, shape: tuple[int, ...], dtype: np.dtype,
             part[...] = entry.to_ours(tensor, part.shape)
         check_finite(tensor, part, source.where(name))
     return result
-
-
-def _ranges(index: Index, shape: tuple[int, ...]) -> tuple[range, ...]:
-    return tuple(range(n)[axis] for axis, n in zip(index, shape, strict=True))
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
