@@ -208,7 +208,7 @@ def _random_model(config: ModelConfig) -> Model:
     weights = random_params(Config(name="benchmark", model=config), config, make_mesh(MeshConfig()))
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
     plain = np.arange(config.vocab) < 256  # of the byte tokenizer, whatever the vocabulary's size
-    return Model(config, params, Compute(jnp.dtype("bfloat16")), byte_codec(), Provenance("random"), None, jnp.asarray(plain))
+    return Model(config, params, Compute(jnp.dtype("bfloat16")), byte_codec(), Provenance("random"), None, plain)
 
 
 def _decode(options: Options, found: dict[str, Any], model: Model, batch: int, order: str) -> Row:

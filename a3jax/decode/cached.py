@@ -10,6 +10,7 @@ overwritten before anything can see it. Who sees how much is data on the device,
 every order, and sequences of one batch may differ in length, given tokens and order.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -160,6 +161,7 @@ def plan(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("config", "compute", "planned", "cached"))  # one program in place of many
 def begin(
     config: ModelConfig,
     compute: Compute,
@@ -184,7 +186,7 @@ def begin(
         cache, read_B = beginning.cache.copies(first_B, length), jnp.asarray(beginning.length_B, jnp.int32)[first_B]
     return State(
         cache=cache,
-        tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not
+        tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not, and neither is given back as it is
         log_probs_BxL=jnp.zeros((batch, length)),
         passes_BxL=jnp.where(given_BxL, 0, -1),
         slot_BxL=slot_BxL if planned else jnp.where(given_BxL, slot_BxL, length),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from a3jax.decode.settings import Decoding
@@ -30,7 +31,7 @@ def sampling_of(decodings: Sequence[Decoding]) -> Sampling:
     """How each sequence chooses its tokens."""
 
     def column(name: str, dtype: type) -> Array:
-        return jnp.asarray([getattr(decoding, name) for decoding in decodings], dtype)
+        return jnp.asarray(np.array([getattr(decoding, name) for decoding in decodings], dtype))
 
     return Sampling(
         column("temperature", jnp.float32),

@@ -1,5 +1,6 @@
 """How programs are compiled: what is kept on disk, and the compiler's options."""
 
+import os
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,9 @@ from a3jax.files.places import cache
 
 CACHE_BYTES = 5 * 2**30
 """How large the cache on disk may grow before the programs used longest ago are dropped."""
+WORTH_KEEPING = 0.1
+"""Seconds that compiling a program took. JAX keeps what took a second, but a command has dozens of smaller ones; the smallest
+of all would be files without end."""
 
 
 def keep_compiled_programs() -> None:
@@ -16,6 +20,8 @@ def keep_compiled_programs() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` puts it elsewhere; `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache("xla")))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)

@@ -128,9 +128,9 @@ def end_of(model: Model, document: Document, decoding: Decoding, text: Tokens) -
 
 def _allowed(model: Model, decodings: Sequence[Decoding]) -> Array:
     """B x V bool: plain text, and the end of a text where it may end."""
-    ends_V = jnp.zeros_like(model.fillable).at[jnp.asarray(_end_tokens(model), jnp.int32)].set(True)
-    ends_B = jnp.asarray([decoding.ends for decoding in decodings])
-    return model.fillable | (ends_V & ends_B[:, None])
+    ends_V = np.isin(np.arange(model.config.vocab), _end_tokens(model))
+    ends_B = np.array([decoding.ends for decoding in decodings])
+    return jnp.asarray(model.fillable | (ends_V & ends_B[:, None]))
 
 
 def _end_tokens(model: Model) -> list[int]:

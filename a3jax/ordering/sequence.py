@@ -102,6 +102,7 @@ def left_to_right(order: Order, length: int) -> bool:
 
 def pad_order(order: Order, length: int) -> Order:
     """The order of one sequence with padding up to `length`: slots that see nothing and are not predicted."""
+    order = jax.tree.map(np.asarray, order)
     own, end = len(order.position), int(order.group_end[-1])
     fills = {"predecessor": -1, "start": end, "group_start": end, "group_end": end, "slot_end": end, "predicted": False}
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -45,7 +44,7 @@ class Service:
         self.name = name
         self.batcher = batcher
         self.created = int(time.time())
-        self.fillable_V = np.asarray(model.fillable)
+        self.fillable_V = model.fillable
         self.reader = ThreadPoolExecutor(1, "reader")
 
     def app(self) -> Starlette:

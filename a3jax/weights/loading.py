@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
@@ -37,13 +36,13 @@ class Model(Network):
     record: Provenance
     checkpoint: Pretrained | None
     """Where it was loaded from; None for random weights in training."""
-    fillable: Array
+    fillable: np.ndarray
     """V bool: tokens that may stand in a blank, which are those of plain text."""
 
     @functools.cached_property
     def healing(self) -> Healing:
         """What text gives back to a blank behind it."""
-        return Healing(self.codec, np.asarray(self.fillable))
+        return Healing(self.codec, self.fillable)
 
     @property
     def name(self) -> str:
@@ -90,4 +89,4 @@ def model_of(
     checkpoint: Pretrained | None,
 ) -> Model:
     """A model of what is in memory."""
-    return Model(config, params, compute, codec, record, checkpoint, jnp.asarray(fillable(codec, config)))
+    return Model(config, params, compute, codec, record, checkpoint, fillable(codec, config))
