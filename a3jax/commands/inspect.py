@@ -17,7 +17,7 @@ class Inspect:
     """
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
-    """A model folder, a run folder, a Hugging Face folder, a corpus folder or a .gguf file."""
+    """A model, run, Hugging Face, adapters or corpus folder, or a .gguf file."""
     step: int | None = None
     """Checkpoint of a run folder; the newest if not given."""
     json: Json = False

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from a3jax.checkpoint.folder import CONFIG, MODEL, PARAMS, STEPS, Checkpoint, find, lacking, saved, saved_steps
+from a3jax.checkpoint.folder import ADAPTERS, CONFIG, MODEL, PARAMS, STEPS, Checkpoint, find, lacking, saved, saved_steps
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, ModelConfig
 from a3jax.curriculum.plateau import PlateauState
@@ -19,6 +19,7 @@ from a3jax.model.parameters import count
 from a3jax.train import goodput, hosts
 from a3jax.train.metrics import last_evaluation
 from a3jax.weights import a3_folder, quantized
+from a3jax.weights.adapter_files import Adapters
 from a3jax.weights.gguf import GgufFile, open_gguf
 from a3jax.weights.huggingface import read_description, with_stored_head
 from a3jax.weights.pretrained import frozen_source
@@ -97,6 +98,17 @@ def _hugging_face_folder(path: Path, _: int | None) -> Facts:
     return facts | (_history(read(Provenance, record)) if record.is_file() else {})
 
 
+def _adapters_folder(path: Path, _: int | None) -> Facts:
+    path = local_folder(path)
+    adapters, tensors = read(Adapters, path / ADAPTERS), TensorFiles(path)
+    return {
+        "what": "adapters, to be put on their source with a3jax import SOURCE MODEL --adapters",
+        **_network(adapters.model),
+        **_stored(((tensors.shape(name), tensors.dtype(name)) for name in tensors), _sizes(tensors.files())),
+        **_history(adapters.record),
+    }
+
+
 def _gguf_file(path: Path, _: int | None) -> Facts:
     path = local_copy(path)
     reader = open_gguf(path)
@@ -120,6 +132,7 @@ _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, int | None], Facts]]
     (lambda path: (path / MODEL).is_file() and (path / PARAMS).is_dir(), _model_folder),
     (lambda path: (path / MODEL).is_file() and (path / CONFIG).is_file(), _run_folder),
     (lambda path: (path / MANIFEST).is_file(), _corpus),
+    (lambda path: (path / ADAPTERS).is_file(), _adapters_folder),
     (lambda path: (path / "config.json").is_file(), _hugging_face_folder),
     (lambda path: path.is_file() and path.suffix == ".gguf", _gguf_file),
 )

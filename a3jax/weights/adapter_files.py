@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from a3jax.checkpoint.folder import ADAPTERS as DESCRIPTION
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
@@ -25,7 +26,7 @@ from a3jax.weights.source import Source
 from a3jax.weights.table import QUERY_SEED, entries
 from a3jax.weights.tensor_files import TensorFiles
 
-DESCRIPTION, TENSORS = "adapters.json", "adapters.safetensors"
+TENSORS = "adapters.safetensors"
 _OWN = ("seeding", "content", "adapter_rank", "adapter_stream", "start_token", "starts", "end_tokens")
 """Fields of a model that adapters bring along; in all others they must agree with their source."""
 

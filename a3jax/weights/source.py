@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from a3jax.checkpoint.folder import refuse_adapters
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.errors import UserError
@@ -63,6 +64,7 @@ def open_source(name: str | Path) -> Source:
 
     path = place(name)
     if path.is_dir():
+        refuse_adapters(path)
         source: Source = HuggingFaceFolder(local_folder(path))
     elif path.suffix == ".gguf" and path.is_file():
         source = GgufFile(local_copy(path))

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from a3jax.checkpoint.folder import MODEL, find, load_arrays, load_params, save_model
+from a3jax.checkpoint.folder import ADAPTERS, MODEL, find, load_arrays, load_params, save_model
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError
 from a3jax.files.strict import to_json
 from a3jax.model.parameters import shapes
+from a3jax.weights.pretrained import pretrained
+from a3jax.weights.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,10 @@ def test_a_folder_that_is_none_says_so(tmp_path):
     for name, message in [("file", "is not a folder"), ("nothing", "does not exist"), (".", "has no model.json")]:
         with pytest.raises(UserError, match=message):
             find(tmp_path / name)
+
+
+@pytest.mark.parametrize("opened", [find, open_source, pretrained])
+def test_adapters_alone_say_where_they_go(opened, tmp_path):
+    (tmp_path / ADAPTERS).write_text("{}")
+    with pytest.raises(UserError, match=r"holds adapters alone.*a3jax import SOURCE MODEL --adapters"):
+        opened(tmp_path)
