@@ -5,14 +5,16 @@ Every token is written as its text. Its background is its document's, its number
 same is in the signs around each token.
 """
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from rich.text import Text
 
-from a3jax.config import Config
+from a3jax.config import Config, Stage
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
@@ -79,19 +81,8 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
     rows = np.arange(windows)
     batches = Batches(corpora, config.data, schedule.steps, config.seed, {size: rows}, schedule.batch_S)
     batch, (source_R, _) = batches[step], batches.mixture.at(step, rows)
-    changing = {name: jnp.asarray(array) for name, array in schedule.rows(step, windows).items()}
-    keys = example_keys(config.seed, step, size)[:windows]
-    order = jax.tree.map(
-        np.asarray,
-        draw_mixture(
-            keys,
-            jnp.asarray(batch["segments"]),
-            stage.parts,
-            config.seeding or "successor",
-            changing.get("weights"),
-            changing.get("sizes"),
-        ),
-    )
+    changing = schedule.rows(step, windows)
+    order = orders(config, step, batch["segments"], stage, changing.get("weights"), changing.get("sizes"))
     decode = load_codec(corpora[0].folder).decode
     result = []
     for row in rows.tolist():
@@ -113,6 +104,26 @@ def show(config: Config, step: int = 0, windows: int = 2, token: int | None = No
             )
         )
     return Shown(step, stage.name, max(part.given for part in stage.parts), tuple(result))
+
+
+def orders(
+    config: Config,
+    step: int,
+    segment_BxL: np.ndarray,
+    stage: Stage,
+    weight_BxP: np.ndarray | None = None,
+    size_BxP: np.ndarray | None = None,
+) -> Order:
+    """Those of the first windows of a step, as training draws them, on the host; the rest as in `draw_mixture`."""
+    drawn = _orders(
+        np.uint32(config.seed), step, segment_BxL, stage.parts, config.seeding or "successor", weight_BxP, size_BxP
+    )
+    return jax.tree.map(np.asarray, drawn)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _orders(seed: Array, step: Array, segment_BxL: Array, *how: Any) -> Order:
+    return draw_mixture(example_keys(seed, step, len(segment_BxL)), segment_BxL, *how)
 
 
 def groups_of(slots: Order) -> np.ndarray:

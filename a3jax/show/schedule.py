@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
@@ -13,8 +12,7 @@ from a3jax.config import Config
 from a3jax.curriculum.stage import Stage
 from a3jax.errors import UserError
 from a3jax.files.folders import check_new, new_file
-from a3jax.ordering import draw_mixture, example_keys
-from a3jax.show.batches import Window, groups_of, spelled
+from a3jax.show.batches import Window, groups_of, orders, spelled
 from a3jax.show.pyplot import pyplot
 from a3jax.terminal import Terminal
 from a3jax.train.optimizer import schedule_of
@@ -44,7 +42,7 @@ def curve(config: Config, points: int) -> Curve:
     """A curriculum at so many steps, evenly spread, or at all if it has fewer."""
     steps = config.schedule.steps
     step_C = np.unique(np.linspace(0, steps - 1, points).round().astype(int))
-    rate_C = np.asarray(schedule_of(config.optimizer, config.peak_lr, config.schedule.lengths)(jnp.asarray(step_C)))
+    rate_C = np.asarray(jax.jit(schedule_of(config.optimizer, config.peak_lr, config.schedule.lengths))(step_C))
     shares: dict[str, np.ndarray] = {}
     size_C, factor_C = np.zeros(len(step_C)), np.zeros(len(step_C))
     for column, step in enumerate(step_C.tolist()):
@@ -61,16 +59,13 @@ def curve(config: Config, points: int) -> Curve:
 
 def examples(config: Config, stage: Stage, number: int) -> list[Window]:
     """The sentence in orders as the stage draws them at its end."""
+    if not number:
+        return []
     words = SENTENCE.split()
-    drawn = draw_mixture(
-        example_keys(config.seed, 0, number),
-        jnp.ones((number, len(words)), jnp.int32),
-        stage.parts,
-        config.seeding or "successor",
-    )
+    drawn = orders(config, 0, np.ones((number, len(words)), np.int32), stage)
     result = []
     for row in range(number):
-        group = tuple(groups_of(jax.tree.map(lambda x, row=row: np.asarray(x[row]), drawn)).tolist())
+        group = tuple(groups_of(jax.tree.map(lambda x, row=row: x[row], drawn)).tolist())
         texts, same = (words[0], *(f" {word}" for word in words[1:])), (1,) * len(words)
         result.append(Window(row, "", 0, (), texts, same, (False,) * len(words), group, None))
     return result
@@ -113,6 +108,9 @@ def show(config: Config, number: int, console: Terminal | None = None) -> None:
         top = value_C.max()
         console.print(f"{name:{width}} {_bar(value_C / (top or 1))} at most {top:.4g}", style="dim")
     console.print(f"{'':{width}} 0{config.schedule.steps:>{len(seen.step_C) - 1},} steps\n", style="dim")
+    console.print(
+        "A bar's height: the share of a step's windows that draw this order; of the dim ones, of the most there is.\n"
+    )
     table = Table("stage", "orders", "steps", "ramp", "batch", "tokens", "learning rate", box=box.SIMPLE_HEAD, pad_edge=False)
     for fact in describe(config, 0):
         steps = f"{'at most ' if fact['may_end_early'] else ''}{fact['steps']:,}"
@@ -127,10 +125,15 @@ def show(config: Config, number: int, console: Terminal | None = None) -> None:
         )
         table.add_row(*map(str, cells))
     console.print(table)
+    if number:
+        console.print(
+            "Orders as each stage draws them at its end, a word for a token. ‖ a document begins, [given], x₃ predicted with "
+            "group 3, seeing what is given and the groups before. Where there is colour, red comes first and magenta last.\n"
+        )
     for index, stage in enumerate(config.schedule.stages):
         if not (stage.length and number):
             continue
-        console.print(f"stage {index}, {stage.name}: [given]  x₃ in group 3")
+        console.print(f"stage {index}, {stage.name}")
         for window in examples(config, stage, number):
             console.print(spelled(window))
         console.print()
