@@ -22,6 +22,7 @@ def plot(tables: Tables, names: Sequence[str]) -> str:
             panel.errorbar(places, values, [error or 0 for error in errors], label=row, marker=".", capsize=2, linewidth=1)
         panel.set_xticks(range(len(columns)), columns)
         panel.set_title(name)
+        panel.set_ylabel("nats per token")
         panel.grid(alpha=0.3)
     legend = panels[0][0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=4 * len(names), fontsize="small")

@@ -3,12 +3,10 @@
 It needs nothing but itself. Samples are taken evenly over the items, shortest to longest, so that nobody chose them.
 """
 
-import importlib.resources
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from string import Template
 from typing import Any
 
 from a3jax.evaluate import by_order
@@ -19,9 +17,12 @@ from a3jax.evaluate.results import Estimate, Figures, Tables, columns, written
 from a3jax.evaluate.task import Rows, Task
 from a3jax.files.strict import flat
 from a3jax.outside_text import printable
+from a3jax.show.page import inline, page
 
 SAMPLES = 12
 """Shown of a task, at most."""
+CURVES = (by_order.BY_POSITION, by_order.BY_VISIBLE)
+"""Tables that are shown as curves too."""
 AROUND = 600
 """Characters shown on each side of a blank."""
 Contents = Mapping[str, Mapping[str, Any]]
@@ -38,7 +39,7 @@ def report(results: Mapping[str, Any], evaluated: Sequence[tuple[Task, Rows, Tab
     content = [f"<p>Weights {model['weights_sha256'][:16]}. Every figure comes with its standard error over items.</p>"]
     content += [_task(*each) for each in evaluated]
     content += ["<h2>Protocol</h2>", _facts({**results, "models": models, "tasks": tasks})]
-    return _page(title, content)
+    return page(_text(title), content)
 
 
 def comparison_report(document: Mapping[str, Any], compared: Sequence[Compared], contents: Contents) -> str:
@@ -56,18 +57,13 @@ def comparison_report(document: Mapping[str, Any], compared: Sequence[Compared],
     tasks = {name: {key: task[key] for key in ("protocol", "data", "items")} for name, task in document["tasks"].items()}
     facts = {name: {**one, "models": _models(one["models"])} for name, one in document["evaluations"].items()}
     content += ["<h2>Protocol</h2>", _facts({**facts, "tasks": tasks})]
-    return _page(f"Comparison of {first} with {', '.join(others)}", content)
+    return page(_text(f"Comparison of {first} with {', '.join(others)}"), content)
 
 
 def _models(models: Mapping[str, Any]) -> dict[str, Any]:
     """Those of an evaluation by role, one that has several told once."""
     own = models.get("model")
     return {name: "the model itself" if name != "model" and one == own else one for name, one in models.items()}
-
-
-def _page(title: str, content: Sequence[str]) -> str:
-    page = (importlib.resources.files(__package__) / "report.html").read_text(encoding="utf-8")
-    return Template(page).substitute(title=_text(title), content="\n".join(content))
 
 
 def sampled(count: int, most: int = SAMPLES) -> list[int]:
@@ -77,9 +73,9 @@ def sampled(count: int, most: int = SAMPLES) -> list[int]:
 
 def _task(task: Task, rows: Rows, tables: Tables) -> str:
     parts = [f"<h2>{_text(task.name)}</h2>", f"<p>{len(rows)} items from {_text(task.data['source'])}.</p>"]
-    curves = [name for name in (by_order.BY_POSITION, by_order.BY_VISIBLE) if name in tables]
+    curves = [name for name in CURVES if name in tables]
     if curves:
-        parts.append(f'<div class="curves">{"".join(_inline(plot(tables, [name])) for name in curves)}</div>')
+        parts.append(f'<div class="curves">{"".join(inline(plot(tables, [name])) for name in curves)}</div>')
     parts += [_table(name, table) for name, table in tables.items()]
     contents = {item.id: item.content for item in task.items}
     filled = [row for row in rows if "texts" in row]
@@ -96,6 +92,8 @@ def _compared(one: Compared, contents: Mapping[str, Any]) -> list[str]:
     made_from, rows = one.first
     parts = [f"<h2>{_text(one.task)}</h2>", f"<p>{len(rows)} items from {_text(made_from.data.get('source'))}.</p>"]
     parts += [f"<p>{_text(line)}.</p>" for line in told(one)]
+    if curves := _compared_curves(one):
+        parts.append(f'<div class="curves">{"".join(curves)}</div>')
     parts += [_compared_table(*table) for table in tables_of(one)]
     filled = [place for place, row in enumerate(rows) if row.texts]
     if filled:
@@ -106,6 +104,18 @@ def _compared(one: Compared, contents: Mapping[str, Any]) -> list[str]:
             fillings = [part for seen in itertools.zip_longest(*each, fillvalue="") for part in seen]
             parts.append(_sample(row.id, Blanked(*contents.get(row.id, ("", row.truth, ""))[:3]), fillings))
     return parts
+
+
+def _compared_curves(one: Compared) -> list[str]:
+    """A chart of every order, with a curve for each evaluation."""
+    (first, *_), names = one.figures.values(), list(one.figures)
+    charts = []
+    for name in CURVES:
+        for order in first.get(name, {}):
+            title = f"{order}: {name}"
+            found = {who: one.figures[who][name][order] for who in names if order in one.figures[who].get(name, {})}
+            charts.append(inline(plot({title: found}, [title])))
+    return charts
 
 
 def _compared_table(name: str, columns: Sequence[str], lines: Sequence[Line]) -> str:
@@ -172,9 +182,3 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     return escape(printable(str(value)))
-
-
-def _inline(svg: str) -> str:
-    """The drawing without what only a file needs, or may be there once in a page, in the colours of the page."""
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
-    return svg.replace("#000000", "currentColor").replace("#ffffff", "none")

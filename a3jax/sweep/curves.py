@@ -35,6 +35,8 @@ SOURCE = "ar"
 """The order that the source model knew."""
 NOISE = 2.0
 """Standard errors."""
+LOSSES = 50
+"""Means of the training loss that a curve has, at most."""
 NO_DIFFERENCE = ("name", "run", "train.stop_at")
 
 
@@ -51,6 +53,17 @@ class Point:
     by_rank: dict[str, list[float | None]]
     by_visible: dict[str, list[float | None]]
     """The same in parts (`a3jax.likelihood.held_out.Nll`)."""
+
+
+class Loss(NamedTuple):
+    """What was trained, the mean of some steps that follow each other, in the orders that these drew."""
+
+    step: int
+    """The last of them."""
+    tokens: int
+    flops: float
+    loss: float
+    """Nats per predicted token."""
 
 
 class StageEnd(NamedTuple):
@@ -73,6 +86,7 @@ class Curve:
     """Fields whose values differ from the baseline's: the baseline's, and its own."""
     stages: tuple[StageEnd, ...]
     points: tuple[Point, ...]
+    losses: tuple[Loss, ...]
     source: Point | None
     """The start: the best first evaluation of all runs that start from the same weights and are evaluated alike."""
     untrained: bool
@@ -144,14 +158,15 @@ def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> 
     config = read(Config, run / CONFIG) if (run / CONFIG).is_file() else trial.config
     stages: tuple[StageEnd, ...] = ()
     points: tuple[Point, ...] = ()
+    losses: tuple[Loss, ...] = ()
     if (run / MODEL).is_file():
         rows = read_metrics(run)
         stages = tuple(_stage_ends(config, read(ModelConfig, run / MODEL), rows))
         if config.mask_block == 0:  # the mean over orders of tokens predicted one at a time
             rows = [row | {"nll/random_1": row["nll/bound"]} if "nll/bound" in row else row for row in rows]
-        points = tuple(_points(stages, rows, order))
+        points, losses = tuple(_points(stages, rows, order)), tuple(_losses(stages, rows))
     changed = differences(sweep.baseline, trial.config)
-    return Curve(trial.name, trial.setting, state, changed, stages, points, None, False, None, None)
+    return Curve(trial.name, trial.setting, state, changed, stages, points, losses, None, False, None, None)
 
 
 def _against_sources(curves: Sequence[Curve], sweep: Sweep, order: str) -> tuple[Curve, ...]:
@@ -211,6 +226,14 @@ def _points(stages: Sequence[StageEnd], rows: list[dict[str, Any]], order: str) 
             for part in ("nll", "nll_by_rank", "nll_by_visible")
         )
         yield Point(step, *_cost_at(step, stages), nll, by_rank, by_visible)
+
+
+def _losses(stages: Sequence[StageEnd], rows: list[dict[str, Any]]) -> Iterable[Loss]:
+    logged = sorted({row["step"]: row["loss"] for row in rows if row.get("loss") is not None}.items())
+    size = -(-len(logged) // LOSSES)
+    for begin in range(0, len(logged), max(size, 1)):
+        steps, losses = zip(*logged[begin : begin + size])
+        yield Loss(steps[-1], *_cost_at(steps[-1], stages), statistics.fmean(losses))
 
 
 def _cost_at(step: int, stages: Sequence[StageEnd]) -> tuple[int, float]:

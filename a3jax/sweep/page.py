@@ -11,8 +11,9 @@ from rich.table import Table
 from a3jax.evaluate.results import WIDTH
 from a3jax.files.folders import write_whole
 from a3jax.outside_text import show
+from a3jax.show.page import page
 from a3jax.sweep.curves import NOISE, Curve, Report, Setting
-from a3jax.sweep.plots import pareto_plot, plot_by, stage_changes, stages_plot
+from a3jax.sweep.plots import color_of, pareto_plot, plots_by, stage_changes, stages_plots
 from a3jax.sweep.status import print_failed
 from a3jax.terminal import Terminal
 
@@ -48,20 +49,20 @@ def write_page(report: Report, folder: Path) -> Path:
     """Write the page into the sweep's folder. Raises `UserError` where matplotlib is not installed."""
     compared = [curve for curve in report.curves if curve.compared]
     parts = [
-        f"<h1>{html.escape(folder.name)}</h1>",
         "<p>Held-out nats per token, against the start: the source model, or the random weights of a run without one. "
         "<i>Forgotten</i>: the left-to-right order now, less what it was at the start. "
         f"<i>Gained</i>: {html.escape(report.order)} at the start, less what it is now. On the Pareto front are settings "
         f"that no other equals in both; <i>within noise</i>: less than {NOISE:g} standard errors from some other.</p>",
         f"<p>{html.escape(_caution(report))}</p>",
-        _table(("", *_titles(report)), ((f"{i}", *_cells(one)) for i, one in enumerate(report.best_first, 1))),
+        _settings(report),
     ]
     if compared:
         parts += [
-            "<p>Numbers in the plots are those of this table.</p>",
-            "<h2>Retention against gain</h2>", pareto_plot(report),
-            "<h2>By tokens</h2>", plot_by(report, "tokens"),
-            "<h2>By FLOPs</h2>", plot_by(report, "flops"),
+            "<p>Numbers and colours in the plots are those of this table. Point at a plot, or touch it, for its values.</p>",
+            "<h2>Retention against gain</h2>", _side_by_side([pareto_plot(report)]),
+            "<p class='note'>Training losses are those of the orders that each step drew: compare them within a stage.</p>",
+            "<h2>By tokens</h2>", _side_by_side(plots_by(report, "tokens")),
+            "<h2>By FLOPs</h2>", _side_by_side(plots_by(report, "flops")),
         ]  # fmt: skip
     parts += ["<h2>Runs</h2>", _table(("run", "state", "changed from the baseline"), map(_changed, report.curves))]
     if compared:
@@ -69,7 +70,7 @@ def write_page(report: Report, folder: Path) -> Path:
         parts += [part for curve in compared for part in _run(curve, report.order)]
     for one in report.failed:
         parts += [f"<h3>{html.escape(one.name)} failed</h3>", f"<pre>{html.escape(one.log)}</pre>"]
-    write_whole(folder / PAGE, _FRAME.format(title=html.escape(folder.name), body="\n".join(parts)))
+    write_whole(folder / PAGE, page(html.escape(folder.name), parts))
     return folder / PAGE
 
 
@@ -82,18 +83,6 @@ def _caution(report: Report) -> str:
         "No run with successor seeding shows the source of these, so they are compared with their own step 0, where their "
         f"query seed may be untrained: {'; '.join(names)}"
     )
-
-
-_FRAME = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em }}
-table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd }}
-svg {{ max-width: 100%; height: auto }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 def _titles(report: Report) -> list[str]:
@@ -126,11 +115,30 @@ def _changed(curve: Curve) -> tuple[str, str, str]:
     return curve.name, curve.state, "\n".join(changes)
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "facts") -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{_cell(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return "<table>" + "".join([row(titles, "th"), *(row(cells, "td") for cells in rows)]) + "</table>"
+    return _framed("".join([row(titles, "th"), *(row(cells, "td") for cells in rows)]), kind)
+
+
+def _settings(report: Report) -> str:
+    """Every setting with its number, in the colour that it has in the plots."""
+    titles = "".join(f"<th>{_cell(title)}</th>" for title in ("", *_titles(report)))
+    rows = [f"<tr>{titles}</tr>"]
+    for number, setting in enumerate(report.best_first, 1):
+        cells = "".join(f"<td>{_cell(cell)}</td>" for cell in _cells(setting))
+        rows.append(f'<tr><td><b style="color: {color_of(number)}">{number}</b></td>{cells}</tr>')
+    return _framed("".join(rows), "settings")
+
+
+def _framed(rows: str, kind: str) -> str:
+    """A table that can be moved aside where the page is narrower."""
+    return f'<div class="wide"><table class="{kind}">{rows}</table></div>'
+
+
+def _side_by_side(charts: Iterable[str]) -> str:
+    return f'<div class="curves">{"".join(charts)}</div>'
 
 
 def _cell(text: str) -> str:
@@ -152,4 +160,4 @@ def _run(curve: Curve, order: str) -> list[str]:
     ]
     summary = f"{html.escape(curve.name)}: forgotten {curve.forgotten:+.4f}, gained {curve.gained:+.4f}"
     numbers = f"<details><summary>as numbers</summary>{_table(('', *titles), rows)}</details>"
-    return [f"<details><summary>{summary}</summary>", stages_plot(titles, panels), numbers, "</details>"]
+    return [f"<details><summary>{summary}</summary>", _side_by_side(stages_plots(titles, panels)), numbers, "</details>"]

@@ -1,14 +1,12 @@
 """The plots of a sweep's report, as SVG. Settings go by their numbers in `Report.best_first`: their names can be long."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from a3jax.show.page import Said, chart
 from a3jax.show.pyplot import pyplot
 from a3jax.sweep.curves import SOURCE, Curve, Report, StageEnd
 
-COLUMNS = 3
-"""Panels side by side."""
 DASHES = ("-", "--", ":", "-.")
 """After ten settings the colors come again, with other dashes."""
 
@@ -18,7 +16,8 @@ Lines = Mapping[str, Sequence[float | None]]
 
 def pareto_plot(report: Report) -> str:
     """What settings forget against what they gain; not done: hollow; on the front beyond noise: a star."""
-    figure, (panel,) = _panels(1, width=8, height=5)
+    figure, panel = _panel()
+    points = []
     for number, one in enumerate(report.best_first, 1):
         color = _style(number)["color"]
         panel.errorbar(
@@ -27,36 +26,86 @@ def pareto_plot(report: Report) -> str:
             marker="*" if one.clear else "o", markersize=14 if one.clear else 6,
         )  # fmt: skip
         panel.annotate(f"{number}", (one.gained, one.forgotten), (5, 5), textcoords="offset points", color=color)
+        said = f"{number}, {one.name}: forgotten {one.forgotten:+.4f}, gained {one.gained:+.4f}"
+        points.append(Said(one.gained, one.forgotten, said))
     if front := sorted((one.gained, one.forgotten) for one in report.settings if one.front):
         panel.plot(*zip(*front), color="black", linewidth=0.8, linestyle="--", label="Pareto front of the means")
         panel.legend()
-    panel.set_xlabel(f"gained, {report.order}")
-    panel.set_ylabel("forgotten, ar")
+    panel.set_xlabel(f"gained in {report.order}, nats per token")
+    panel.set_ylabel("forgotten in ar, nats per token")
     panel.invert_yaxis()  # better is up and to the right
-    return _svg(figure)
+    return chart(figure, panel, points)
 
 
-def plot_by(report: Report, axis: str) -> str:
-    """A panel for each order: the mean of a setting's runs, and all of them between their lowest and highest."""
+def plots_by(report: Report, axis: str) -> list[str]:
+    """By tokens or FLOPs: the training loss of every run, and of each order the held-out NLL of every setting.
+
+    Of a setting's runs the mean is drawn, and all of them between their lowest and highest.
+    """
     compared = [curve for curve in report.curves if curve.compared]
     orders = list(dict.fromkeys(order for curve in compared for order in curve.points[0].nll))
-    figure, panels = _panels(len(orders))
-    boundaries = {tuple(getattr(end, axis) for end in curve.stages) for curve in compared}
-    for panel, order in zip(panels, orders):
-        for number, setting in enumerate(report.best_first, 1):
-            curves = [curve for curve in compared if curve.setting == setting.name]
-            places, values = _band(curves, axis, order)
-            style = _style(number)
-            panel.plot(places, [sum(v) / len(v) for v in values], label=f"{number}", marker=".", linewidth=1, **style)
-            panel.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
-            if len(boundaries) > 1:
-                _boundaries(panel, curves[0].stages[:-1], axis, style["color"])  # at the last one, the curve ends too
-        if len(boundaries) == 1:
-            _boundaries(panel, compared[0].stages, axis, "gray", named=True)
-        panel.set_title(order)
-        panel.set_xlabel(axis if axis == "tokens" else "FLOPs")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=16)
-    return _svg(figure)
+    losses = [_losses(report, compared, axis)] if any(curve.losses for curve in compared) else []
+    return losses + [_held_out(report, compared, axis, order) for order in orders]
+
+
+def _losses(report: Report, compared: Sequence[Curve], axis: str) -> str:
+    figure, panel = _panel()
+    points = []
+    for number, setting in enumerate(report.best_first, 1):
+        for curve in compared:
+            if curve.setting != setting.name or not curve.losses:
+                continue
+            places, values = [getattr(one, axis) for one in curve.losses], [one.loss for one in curve.losses]
+            panel.plot(places, values, linewidth=1, **_style(number))
+            for place, one in zip(places, curve.losses):
+                said = f"{number}, {curve.name}: training loss {one.loss:.4f} up to step {one.step:,}"
+                points.append(Said(place, one.loss, said))
+            _numbered(panel, number, places[-1], values[-1])
+    _stages(panel, report, compared, axis)
+    panel.set_title("training loss")
+    return _labelled(figure, panel, points, axis, "nats per predicted token")
+
+
+def _held_out(report: Report, compared: Sequence[Curve], axis: str, order: str) -> str:
+    figure, panel = _panel()
+    points = []
+    for number, setting in enumerate(report.best_first, 1):
+        curves = [curve for curve in compared if curve.setting == setting.name]
+        places, values = _band(curves, axis, order)
+        style, means = _style(number), [sum(v) / len(v) for v in values]
+        panel.plot(places, means, marker=".", linewidth=1, **style)
+        panel.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.2)
+        for place, mean in zip(places, means):
+            said = f"{place:,} tokens" if axis == "tokens" else f"{place:.3g} FLOPs"
+            points.append(Said(place, mean, f"{number}, {setting.name}: {order} {mean:.4f} at {said}"))
+        if places:
+            _numbered(panel, number, places[-1], means[-1])
+    _stages(panel, report, compared, axis)
+    panel.set_title(order)
+    return _labelled(figure, panel, points, axis, "held-out nats per token")
+
+
+def _numbered(panel: Any, number: int, place: float, value: float) -> None:
+    """A line's number at its end."""
+    color = _style(number)["color"]
+    panel.annotate(f"{number}", (place, value), (4, -3), textcoords="offset points", color=color, fontsize="small")
+
+
+def _stages(panel: Any, report: Report, compared: Sequence[Curve], axis: str) -> None:
+    """The ends of stages: by name where all have the same, else in a setting's colour, and its last is its curve's end."""
+    if len({tuple(getattr(end, axis) for end in curve.stages) for curve in compared}) == 1:
+        _boundaries(panel, compared[0].stages, axis, "gray", named=True)
+        return
+    for number, setting in enumerate(report.best_first, 1):
+        curve = next(curve for curve in compared if curve.setting == setting.name)
+        _boundaries(panel, curve.stages[:-1], axis, _style(number)["color"])
+
+
+def _labelled(figure: Any, panel: Any, points: Iterable[Said], axis: str, values: str) -> str:
+    panel.set_xlabel(axis if axis == "tokens" else "FLOPs")
+    panel.locator_params(axis="x", nbins=6)
+    panel.set_ylabel(values)
+    return chart(figure, panel, points)
 
 
 def stage_changes(curve: Curve, order: str) -> tuple[list[str], dict[str, Lines]]:
@@ -88,29 +137,40 @@ def _changes(before: float | None, values: Sequence[float | None]) -> list[float
     return [None if before is None or now is None else now - before for now in values]
 
 
-def stages_plot(ends: Sequence[str], panels: Mapping[str, Lines]) -> str:
-    """What `stage_changes` gives."""
-    figure, axes = _panels(len(panels), sharey=True)
-    for panel, (title, lines) in zip(axes, panels.items()):
-        for line, changes in lines.items():
-            panel.plot(ends, [float("nan") if change is None else change for change in changes], label=line, marker=".")
+def stages_plots(ends: Sequence[str], panels: Mapping[str, Lines]) -> list[str]:
+    """What `stage_changes` gives, all to one scale."""
+    changes = [change for lines in panels.values() for line in lines.values() for change in line if change is not None]
+    margin = 0.05 * (max(changes) - min(changes)) or 0.1
+    drawn = []
+    for title, lines in panels.items():
+        figure, panel = _panel()
+        points = []
+        for line, values in lines.items():
+            panel.plot(
+                range(len(ends)), [float("nan") if change is None else change for change in values], label=line, marker="."
+            )
+            for place, (end, change) in enumerate(zip(ends, values)):
+                if change is not None:
+                    points.append(Said(place, change, f"{title}, {line}: {change:+.4f} at {end}"))
+        panel.set_ylim(min(changes) - margin, max(changes) + margin)
         panel.set_title(title)
+        panel.set_ylabel("nats per token against the start")
         panel.set_xticks(range(len(ends)), ends, rotation=30, ha="right")
         panel.legend(fontsize="small")
-    return _svg(figure)
+        drawn.append(chart(figure, panel, points))
+    return drawn
 
 
-def _panels(count: int, width: float = 4.5, height: float = 4.0, **shared: bool) -> tuple[Any, list[Any]]:
-    """A figure with so many panels, in rows."""
-    columns = min(count, COLUMNS)
-    rows = -(-count // columns)
-    size = (width * columns, height * rows)
-    figure, grid = pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **shared)
-    for unused in grid.flat[count:]:
-        unused.remove()
-    for panel in grid.flat[:count]:
-        panel.grid(alpha=0.3)
-    return figure, list(grid.flat[:count])
+def _panel() -> tuple[Any, Any]:
+    """A figure with one panel: side by side on a page, one below the other on a phone."""
+    figure, panel = pyplot().subplots(figsize=(4.5, 3.6), layout="constrained")
+    panel.grid(alpha=0.3)
+    return figure, panel
+
+
+def color_of(number: int) -> str:
+    """The color of a setting, as a page writes it."""
+    return "#" + "".join(f"{round(255 * part):02x}" for part in _style(number)["color"])
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -118,13 +178,6 @@ def _style(number: int) -> dict[str, Any]:
     colors = pyplot().get_cmap("tab10").colors
     dashes, color = divmod(number - 1, len(colors))
     return {"color": colors[color], "linestyle": DASHES[dashes % len(DASHES)]}
-
-
-def _svg(figure: Any) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot().close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]  # without the prologue of a file
 
 
 def _band(curves: Sequence[Curve], axis: str, order: str) -> tuple[list[float], list[list[float]]]:

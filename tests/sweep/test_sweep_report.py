@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import pytest
+from browser import laid_out, needs_browser
 from typed import answer, run
 
 from a3jax.config import Stage
@@ -149,10 +150,41 @@ def test_the_page_needs_nothing_but_itself(report, tmp_path):
     pytest.importorskip("matplotlib")
     report = dataclasses.replace(report, curves=report.curves[:2], settings=report.settings[:1])
     page = write_page(report, tmp_path).read_text()
-    assert page.count("<svg") == 3 + 2
-    assert not re.search(r"<(script|link|img)|url\((?!#)", page)
+    assert page.count("<svg") == 1 + 2 * 2 + 2 * 5  # retention; both orders, by tokens and by FLOPs; parts of two runs
+    assert not re.search(r"<(script |link|img)|url\((?!#)", page)
+    assert not re.search(r"#000000|#ffffff|background-color: #", page)  # or it would be one or the other by night
     for text in ("+0.2000 ± 0.1414", "optimizer.peak_lr: 0.01 → 0.1<br>seed: 0 → 1", "in_order_1, step 3", "+0.7000"):
         assert text in page
+
+
+def test_losses_of_training_are_means_of_steps_that_follow_each_other(experiment, write_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    sweep = make_sweep(experiment, zip_({"optimizer.peak_lr": [0.1]}), tmp_path)
+    rows = {step: {"loss": float(step)} for step in range(1, 121)}
+    write_run(sweep.trials[0], {0: evaluation(3.0, 6.0), **rows, 8: {"loss": None, **evaluation(3.5, 5.0)}})
+    report = compare(tmp_path, sweep, "random_4")
+    losses = report.curves[0].losses
+    assert len(losses) == 40
+    assert [(one.step, one.loss) for one in losses[:3]] == [(3, 2.0), (6, 5.0), (10, pytest.approx(26 / 3))]  # 8 has none
+    page = write_page(report, tmp_path).read_text()
+    assert "training loss 2.0000 up to step 3</title>" in page
+    assert "random_4 5.0000 at 1,024 tokens</title>" in page
+
+
+@needs_browser
+@pytest.mark.long
+@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_the_page_by_day_and_night_and_on_a_phone(width, dark, report, tmp_path):
+    pytest.importorskip("matplotlib")
+    seen = laid_out(write_page(report, tmp_path), width, dark, tmp_path)
+    assert (seen["width"], seen["dark"]) == (width, dark)
+    assert max(seen["page"], seen["opened"]) <= width  # nothing makes the page itself wider
+    assert seen["letters"] >= 7  # pixels
+    assert (seen["text"] == "rgb(255, 255, 255)") == dark
+    assert seen["text"] in seen["labels"]
+    assert seen["marks"] > 10
+    assert "forgotten +0." in seen["said"]
 
 
 def test_a_failed_run_is_told_and_not_compared(experiment, write_run, tmp_path, capsys):

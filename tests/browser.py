@@ -1,0 +1,49 @@
+"""A page as a headless Chromium lays it out; tests that need one are passed over where there is none."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+
+_MEASURE = """<script>
+const seen = {width: innerWidth, page: document.documentElement.scrollWidth};
+const colors = getComputedStyle(document.body);
+seen.text = colors.color;
+seen.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+document.querySelectorAll("details").forEach(each => { each.open = true; });
+seen.opened = document.documentElement.scrollWidth;
+const letters = [...document.querySelectorAll("svg text")].map(each => each.getBoundingClientRect().height);
+seen.letters = Math.min(...letters);
+seen.labels = [...new Set([...document.querySelectorAll("svg text")].map(each => getComputedStyle(each).fill))];
+const point = document.querySelector(".point");
+point?.dispatchEvent(new Event("pointerover", {bubbles: true}));
+seen.said = document.getElementById("said").textContent;
+seen.marks = document.querySelectorAll(".point").length;
+document.body.append(Object.assign(document.createElement("pre"), {id: "seen", textContent: JSON.stringify(seen)}));
+</script>"""
+
+
+def laid_out(page: Path, width: int, dark: bool, folder: Path) -> dict[str, Any]:
+    """What a browser measures of a page in a window of so many pixels, by a reader's liking dark or light."""
+    measured = folder / f"{page.stem}_{width}_{dark}.html"
+    measured.write_text(page.read_text(encoding="utf-8") + _MEASURE, encoding="utf-8")
+    options = [f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}"] + ["--force-dark-mode"] * dark
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+    ]
+    command = [CHROMIUM, "--headless", *quiet, *options, "--dump-dom", measured.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert found is not None, dom[-500:]
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
