@@ -1,5 +1,6 @@
 """A page as a headless Chromium lays it out; tests that need one are passed over where there is none."""
 
+import html
 import json
 import re
 import shutil
@@ -26,15 +27,23 @@ const point = document.querySelector(".point");
 point?.dispatchEvent(new Event("pointerover", {bubbles: true}));
 seen.said = document.getElementById("said").textContent;
 seen.marks = document.querySelectorAll(".point").length;
-document.body.append(Object.assign(document.createElement("pre"), {id: "seen", textContent: JSON.stringify(seen)}));
+const told = parent.document.createElement("pre");
+told.id = "seen";
+told.textContent = JSON.stringify(seen);
+parent.document.body.append(told);
 </script>"""
+_FRAME = """<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>"""
 
 
 def laid_out(page: Path, width: int, dark: bool, folder: Path) -> dict[str, Any]:
-    """What a browser measures of a page in a window of so many pixels, by a reader's liking dark or light."""
-    measured = folder / f"{page.stem}_{width}_{dark}.html"
-    measured.write_text(page.read_text(encoding="utf-8") + _MEASURE, encoding="utf-8")
-    options = [f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}"] + ["--force-dark-mode"] * dark
+    """What a browser measures of a page that is so many pixels wide, by a reader's liking dark or light.
+
+    The page stands in a frame, for a window has a least width of its own.
+    """
+    measured = folder / "measured.html"
+    whole = page.read_text(encoding="utf-8") + _MEASURE
+    measured.write_text(_FRAME.format(width=width, page=html.escape(whole)), encoding="utf-8")
     quiet = [
         "--no-sandbox",
         "--disable-gpu",
@@ -42,8 +51,9 @@ def laid_out(page: Path, width: int, dark: bool, folder: Path) -> dict[str, Any]
         "--disable-component-update",
         "--no-first-run",
     ]
-    command = [CHROMIUM, "--headless", *quiet, *options, "--dump-dom", measured.as_uri()]
+    options = [f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", *["--force-dark-mode"] * dark]
+    command = [str(CHROMIUM), "--headless", *quiet, *options, "--dump-dom", measured.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None, dom[-500:]
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return json.loads(html.unescape(found[1]))
