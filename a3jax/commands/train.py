@@ -61,8 +61,12 @@ def _end(config: Config, summary: "Summary") -> str:
         done = f"stopped at {done} ({name}{', Ctrl-C' if name == 'SIGINT' else ''}); the same command goes on"
     elif summary.steps < config.steps:
         done = f"done for now: {done}"
-    text = config.train.sample or "def area(r): [[8]] * r"
-    return f"{done}; try: a3jax generate {shlex.quote(summary.run)} --text {shlex.quote(text)}"
+    if not summary.steps:
+        return done  # nothing is saved, so there is nothing to try
+    asked = "--chat", "What can you do?"
+    if config.train.sample or not any(source.chat for source in config.data.sources):
+        asked = "--text", config.train.sample or "def area(r): [[8]] * r"
+    return f"{done}; try: {shlex.join(['a3jax', 'generate', summary.run, *asked])}"
 
 
 _TRAIN_HELP = """usage: a3jax train EXPERIMENT [--field value ...] [--json]
