@@ -2,6 +2,7 @@
 # make test     all tests but the longest, 15-20 minutes     make check   formatting, lint, types
 # make test-long  the others: real weights, many cases, processes that are started and killed; an hour
 # make docs     the site of the documentation, in site/
+# make bench    what became slower: ratios of small benchmarks beside the committed ones, some minutes
 # make test-latest  the core's tests on the newest versions that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/xla
 
-.PHONY: all test test-long test-latest check docs demo tiny clean
+.PHONY: all test test-long test-latest check docs bench demo tiny clean
 all: .venv/ready $(SMOLLM2)
 
 # --no-compile: the byte code of what is never imported is not needed, and set-up takes a fraction of the time.
@@ -62,6 +63,10 @@ docs: .venv-docs/ready
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/pip install --quiet --no-compile --no-deps -r requirements-docs.txt
 	touch $@
+
+# Ratios of small benchmarks beside the committed ones of benchmarks/ratios.json, which it writes anew.
+bench: .venv/ready
+	$(BIN)/python benchmarks/ratios.py
 
 demo: all
 	$(BIN)/python launch/demo.py

@@ -197,18 +197,19 @@ def _step(
 def decoding(options: Options, found: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Tokens a second of new text behind a prompt, with the cache; and the weights' bytes a pass against the bandwidth."""
     for name in ("tiny",) if options.small else ("smollm2_135m", "llama_1b"):
-        model = _random_model(dataclasses.replace(MODELS[name], context=2048))
+        model = random_model(dataclasses.replace(MODELS[name], context=2048))
         for batch in (1, 2) if options.small else (1, 8, 64):
             for order in ("ar", "in_order_4"):
                 yield f"{name}, {batch} texts: {order}", partial(_decode, options, found, model, batch, order)
         del model
 
 
-def _random_model(config: ModelConfig) -> Model:
+def random_model(config: ModelConfig, dtype: str = "bfloat16") -> Model:
+    """A model of a shape, with random weights."""
     weights = random_params(Config(name="benchmark", model=config), config, make_mesh(MeshConfig()))
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
+    params = jax.tree.map(lambda x: x.astype(dtype), weights)
     plain = np.arange(config.vocab) < 256  # of the byte tokenizer, whatever the vocabulary's size
-    return Model(config, params, Compute(jnp.dtype("bfloat16")), byte_codec(), Provenance("random"), None, plain)
+    return Model(config, params, Compute(jnp.dtype(dtype)), byte_codec(), Provenance("random"), None, plain)
 
 
 def _decode(options: Options, found: dict[str, Any], model: Model, batch: int, order: str) -> Row:

@@ -3,6 +3,7 @@
 python benchmarks/attention.py --lengths 1024 4096 --group-sizes 1 8
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,8 +37,8 @@ class Options:
     json: bool = False
 
 
-def measure(options: Options, length: int, group_size: int, implementation: Implementation) -> tuple[float, int]:
-    """Seconds of forward and backward, and bytes of temporaries."""
+def compiled(options: Options, length: int, group_size: int, implementation: Implementation) -> tuple[Callable[[], Any], int]:
+    """What runs forward and backward, and its bytes of temporaries."""
     segment_BxL = jnp.ones((options.batch, length), jnp.int32)
     order = draw_order(example_keys(0, 0, options.batch), segment_BxL, "random", group_size, 0.0, "successor")
     start_BxR = jnp.concatenate([order.start, order.start], axis=1)
@@ -57,9 +58,9 @@ def measure(options: Options, length: int, group_size: int, implementation: Impl
         out = attend(query, key, value, start_BxR, end_BxR, implementation)
         return (out.astype(jnp.float32) ** 2).sum()
 
-    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query, key, value).compile()
-    memory: Any = compiled.memory_analysis()
-    return seconds(lambda: compiled(query, key, value), options.repeats), memory.temp_size_in_bytes
+    program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(query, key, value).compile()
+    memory: Any = program.memory_analysis()
+    return lambda: program(query, key, value), memory.temp_size_in_bytes
 
 
 def main(options: Options) -> None:
@@ -69,7 +70,8 @@ def main(options: Options) -> None:
         for group_size in options.group_sizes:
             base = None
             for implementation in options.implementations:
-                time, memory = measure(options, length, group_size, implementation)
+                program, memory = compiled(options, length, group_size, implementation)
+                time = seconds(program, options.repeats)
                 base = base or time
                 row = {"L": length, "S": group_size, "path": implementation, "seconds": time}
                 rows.append(row | {f"times {options.implementations[0]}": base / time, "MiB of temporaries": memory / 2**20})

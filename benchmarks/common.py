@@ -64,7 +64,7 @@ def show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     """A table, with the machine and the versions; or the same as one JSON object, the last line."""
     device = jax.devices()[0]
     facts = {
-        "device": f"{len(jax.devices())} x {device.device_kind} ({_processor()})",
+        "device": f"{len(jax.devices())} x {device.device_kind} ({processor()})",
         "jax": jax.__version__,
         "command": " ".join([*_environment(), "python", *sys.argv]),
     }
@@ -84,7 +84,8 @@ def _environment() -> list[str]:
     return [f"{name}={os.environ[name]}" for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system gives it."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

@@ -4,6 +4,7 @@ python benchmarks/step.py --batch 4 --length 512 --torch
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,8 +41,8 @@ class Options:
     json: bool = False
 
 
-def ours(options: Options, stage: Stage) -> float:
-    """Seconds of one step of `stage`."""
+def ours(options: Options, stage: Stage) -> Callable[[], Any]:
+    """What makes one step of `stage`."""
     config = Config(
         name="benchmark",
         model=MODELS[options.model],
@@ -51,11 +52,16 @@ def ours(options: Options, stage: Stage) -> float:
             compute_dtype=options.dtype, remat=options.remat, attention=options.attention, attention_block=options.block
         ),
     )
-    return step_seconds(config, MODELS[options.model], options.repeats)
+    return stepping(config, MODELS[options.model])
 
 
 def step_seconds(config: Config, model: ModelConfig, repeats: int) -> float:
-    """Seconds of one step of an experiment of one stage, from random weights, on windows of random tokens without padding."""
+    """Seconds of one step of an experiment of one stage."""
+    return seconds(stepping(config, model), repeats)
+
+
+def stepping(config: Config, model: ModelConfig) -> Callable[[], Any]:
+    """What makes a step of an experiment of one stage, from random weights, on windows of random tokens without padding."""
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         state = init_state(config, random_params(config, model, mesh), model, mesh)
@@ -65,16 +71,16 @@ def step_seconds(config: Config, model: ModelConfig, repeats: int) -> float:
         put = functools.partial(jax.device_put, device=batch_sharding(mesh))
         batch = {"tokens": put(tokens), "segments": put(np.ones_like(tokens))}
 
-        def step() -> Any:
-            nonlocal state
-            state, metrics = compiled(state, batch)
-            return metrics
+    def step() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return metrics
 
-        return seconds(step, repeats)
+    return step
 
 
-def plain_torch(options: Options) -> float:
-    """Seconds of one two-stream step of the same shape in PyTorch."""
+def plain_torch(options: Options) -> Callable[[], None]:
+    """What makes one two-stream step of the same shape in PyTorch."""
     import torch
 
     from a3jax.export.twin.configuration_a3 import A3Config
@@ -91,7 +97,7 @@ def plain_torch(options: Options) -> float:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return seconds(step, options.repeats)
+    return step
 
 
 def _twin_fields(model: ModelConfig) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def main(options: Options) -> None:
         measured["PyTorch, two streams"] = lambda: plain_torch(options)
     times, peak = {}, matmul_peak(options.dtype)
     for name, measure in measured.items():
-        times[name] = measure()
+        times[name] = seconds(measure(), options.repeats)
         peak = max(peak, matmul_peak(options.dtype))  # machines vary while they work
     peak *= len(jax.devices())
     for name, time in times.items():
