@@ -34,7 +34,7 @@ def decode_block(
     params: nnx.State,
     state: State,
     plan: Plan,
-    number: Array,
+    number_B: Array,
     config: ModelConfig,
     compute: Compute,
     rows: int,
@@ -75,21 +75,21 @@ def decode_block(
     in_text_BxS = (place_BxS < length_Bx1) & reached_B[:, None]
     open_BxS = at(open_BxL, place_BxS) & in_text_BxS
     due_B = -(-(at(blank_BxL, place_BxS) & in_text_BxS).sum(axis=1) // steps)
-    certainty_BxS = certainties(logits_BxSxV, log_prob_BxS, place_BxS, plan, number, certainty)
+    certainty_BxS = certainties(logits_BxSxV, log_prob_BxS, place_BxS, plan, number_B, certainty)
     doubt_BxS = jnp.where(open_BxS, -certainty_BxS, jnp.inf)
     rank_BxS = jnp.argsort(jnp.argsort(doubt_BxS, axis=1, stable=True), axis=1)
     chosen_BxS = open_BxS & (rank_BxS < due_B[:, None])
-    state = write(state, place_BxS, chosen_BxS, token_BxS, log_prob_BxS, number)
+    state = write(state, place_BxS, chosen_BxS, token_BxS, log_prob_BxS, number_B)
     return state._replace(cache=cache, read_B=clean_B, decided_B=state.decided_B + chosen_BxS.sum(axis=1))
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Any]:
     # The first pass reads what is given, so far as nothing is open before it.
     rows = max(2 * decoding.block, kind.content_rows)
     how = (decoding.block, decoding.steps, decoding.certainty)
-    return decode_block(params, state, plan, number, kind.config, kind.compute, rows, *how), carry
+    return decode_block(params, state, plan, number_B, kind.config, kind.compute, rows, *how), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: 2 * decoding.block, planned=False, causal=False)

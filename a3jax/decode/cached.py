@@ -36,8 +36,22 @@ FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""
 
 
+class Extent(NamedTuple):
+    """How much there is to do in a batch, known where its passes are dispatched."""
+
+    groups: int
+    """How many groups are predicted in the sequence that has most of them."""
+    prefill: int
+    """Content rows of the first pass: given tokens that are not read yet, rounded up to a bucket."""
+    rows: int
+    """Tokens of the largest group."""
+
+
 class Plan(NamedTuple):
-    """What to decode: a batch of sequences, each with its order. Lengths are rounded up to one bucket L."""
+    """What to decode: a batch of sequences, each with its order. Lengths are rounded up to one bucket L.
+
+    All but the extent is of each sequence by itself.
+    """
 
     tokens_BxL: Array
     """Tokens by place; anything where one is to be predicted."""
@@ -53,16 +67,11 @@ class Plan(NamedTuple):
     restriction: Restriction
     """Places that are known to hold some tokens only: the model's distribution there is that of these."""
     threshold_B: Array
-    groups: int
-    """How many groups are predicted in the sequence that has most of them."""
-    prefill: int
-    """Content rows of the first pass: given tokens that are not read yet, rounded up to a bucket."""
-    rows: int
-    """Tokens of the largest group."""
+    extent: Extent
 
 
 class State(NamedTuple):
-    """Everything that a pass changes."""
+    """Everything that a pass changes, of each sequence by itself."""
 
     cache: Cache
     tokens_BxL: Array
@@ -72,7 +81,7 @@ class State(NamedTuple):
     passes_BxL: Array
     """The pass that decided a token, from 1; 0 where it was given, -1 where it is open."""
     slot_BxL: Array
-    """A place's slot; L or more while it has none."""
+    """A place's slot; while it has none, one that no pass sees."""
     place_BxL: Array
     """A slot's place."""
     read_B: Array
@@ -155,9 +164,11 @@ def plan(
         allowed_BxV=allowed_BxV,
         restriction=restriction(restricted or [{}] * len(tokens), allowed_BxV.shape[-1]),
         threshold_B=jnp.asarray([d.threshold for d in decodings], jnp.float32),
-        groups=max(len(np.unique(start)) for start in starts),
-        prefill=bucket(int(given_B.max()) - read),
-        rows=min(parse_order(decodings[0].order)[1], bucket(max(map(len, starts)))),
+        extent=Extent(
+            groups=max(len(np.unique(start)) for start in starts),
+            prefill=bucket(int(given_B.max()) - read),
+            rows=min(parse_order(decodings[0].order)[1], bucket(max(map(len, starts)))),
+        ),
     )
 
 
@@ -259,13 +270,15 @@ def place_keys(keys_B: Array, place_BxS: Array, purpose: Purpose = "choose") -> 
     return jax.vmap(lambda key, place_S: jax.vmap(lambda place: jax.random.fold_in(key, place))(place_S))(keys_B, place_BxS)
 
 
-def write(state: State, place_BxS: Array, decided_BxS: Array, token_BxS: Array, log_prob_BxS: Array, number: Array) -> State:
+def write(
+    state: State, place_BxS: Array, decided_BxS: Array, token_BxS: Array, log_prob_BxS: Array, number_B: Array
+) -> State:
     """The state with tokens put into places, where `decided`, by pass `number`. Slots and counts are left to the caller."""
     index = (jnp.arange(len(place_BxS))[:, None], jnp.where(decided_BxS, place_BxS, state.tokens_BxL.shape[1]))
     return state._replace(
         tokens_BxL=state.tokens_BxL.at[index].set(token_BxS, mode="drop"),
         log_probs_BxL=state.log_probs_BxL.at[index].set(log_prob_BxS, mode="drop"),
-        passes_BxL=state.passes_BxL.at[index].set(number, mode="drop"),
+        passes_BxL=state.passes_BxL.at[index].set(number_B[:, None], mode="drop"),
     )
 
 

@@ -34,7 +34,7 @@ def decode_masked(
     params: nnx.State,
     state: State,
     plan: Plan,
-    number: Array,
+    number_B: Array,
     config: ModelConfig,
     compute: Compute,
     rows: int,
@@ -51,7 +51,7 @@ def decode_masked(
     if remask:
         decided_BxL = blank_BxL & (state.passes_BxL > 0)
         doubt_BxL = jnp.where(decided_BxL, state.log_probs_BxL, jnp.inf)
-        again_BxL = decided_BxL & (_rank(doubt_BxL) < remask) & (number <= steps_B)[:, None]
+        again_BxL = decided_BxL & (_rank(doubt_BxL) < remask) & (number_B <= steps_B)[:, None]
         state = state._replace(passes_BxL=jnp.where(again_BxL, -1, state.passes_BxL))
     open_BxL = blank_BxL & (state.passes_BxL < 0)
 
@@ -66,15 +66,15 @@ def decode_masked(
     before_BxW = jnp.minimum(jnp.maximum(place_BxW - 1, 0), length - 1)  # the row before a place predicts it
     logits_BxWxV = plan.restriction.on(network.logits(hidden_BxLxD[row, before_BxW]), place_BxW)
     seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B) if remask else plan.keys_B
+    keys_B = jax.vmap(jax.random.fold_in)(plan.keys_B, number_B) if remask else plan.keys_B
     wanted = choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
     token_BxW = draw(place_keys(keys_B, place_BxW), wanted, plan.sampling)
     log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
 
-    certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number, certainty)
-    due_B = -(-blanks_B * jnp.minimum(number, steps_B) // steps_B) - (blanks_B - open_BxL.sum(axis=1))
+    certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number_B, certainty)
+    due_B = -(-blanks_B * jnp.minimum(number_B, steps_B) // steps_B) - (blanks_B - open_BxL.sum(axis=1))
     chosen_BxW = open_BxW & (_rank(jnp.where(open_BxW, -certainty_BxW, jnp.inf)) < due_B[:, None])
-    state = write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)
+    state = write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number_B)
     return state._replace(decided_B=plan.given_B + (blank_BxL & (state.passes_BxL > 0)).sum(axis=1))
 
 
@@ -84,11 +84,11 @@ def _rank(x_BxL: Array) -> Array:
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Any]:
     rows = min(bucket(int((plan.length_B - plan.given_B).max())), plan.tokens_BxL.shape[1])
     how = (decoding.steps, decoding.remask, decoding.certainty)
-    return decode_masked(params, state, plan, number, kind.config, kind.compute, rows, *how), carry
+    return decode_masked(params, state, plan, number_B, kind.config, kind.compute, rows, *how), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: 0, planned=False, causal=False, cached=False)

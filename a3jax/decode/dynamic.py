@@ -27,7 +27,7 @@ from a3jax.decode.settings import Certainty, Decoding
 
 @functools.partial(jax.jit, static_argnames=("kind", "window", "commit", "certainty"), donate_argnames="state")
 def decode_certain(
-    params: nnx.State, state: State, plan: Plan, number: Array, kind: Kind, window: int, commit: int, certainty: Certainty
+    params: nnx.State, state: State, plan: Plan, number_B: Array, kind: Kind, window: int, commit: int, certainty: Certainty
 ) -> State:
     """Pass `number`: read what was decided last, and decide up to `commit` of the first `window` open places."""
     place_BxW = open_places(state, plan, window)
@@ -40,13 +40,13 @@ def decode_certain(
     )
     log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
 
-    certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number, certainty)
+    certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number_B, certainty)
     certain_BxW = most_certain(certainty_BxW, open_BxW, commit)
     sure_BxW = certain_BxW & (certainty_BxW >= plan.threshold_B[:, None])
     first_W = jnp.arange(open_BxW.shape[1]) == 0
     chosen_BxW = sure_BxW | (open_BxW & first_W & ~sure_BxW.any(axis=1, keepdims=True))
     read_B = state.decided_B
-    state = decide(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)
+    state = decide(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number_B)
     return state._replace(cache=cache, read_B=read_B)
 
 
@@ -64,12 +64,14 @@ def most_certain(certainty_BxW: Array, open_BxW: Array, commit: int) -> Array:
     return open_BxW & (rank_BxW < commit)
 
 
-def decide(state: State, place_BxW: Array, chosen_BxW: Array, token_BxW: Array, log_prob_BxW: Array, number: Array) -> State:
+def decide(
+    state: State, place_BxW: Array, chosen_BxW: Array, token_BxW: Array, log_prob_BxW: Array, number_B: Array
+) -> State:
     """The state in which the chosen places have their tokens, and the next slots in the order in which they stand here."""
     batch, length = state.tokens_BxL.shape
     slot_BxW = state.decided_B[:, None] + jnp.cumsum(chosen_BxW, axis=1) - chosen_BxW
     row = jnp.arange(batch)[:, None]
-    return write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number)._replace(
+    return write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number_B)._replace(
         slot_BxL=state.slot_BxL.at[row, jnp.where(chosen_BxW, place_BxW, length)].set(slot_BxW, mode="drop"),
         place_BxL=state.place_BxL.at[row, jnp.where(chosen_BxW, slot_BxW, length)].set(place_BxW, mode="drop"),
         decided_B=state.decided_B + chosen_BxW.sum(axis=1),
@@ -77,7 +79,7 @@ def decide(state: State, place_BxW: Array, chosen_BxW: Array, token_BxW: Array, 
 
 
 def certainties(
-    logits_BxWxV: Array, log_prob_BxW: Array, place_BxW: Array, plan: Plan, number: Array, certainty: Certainty
+    logits_BxWxV: Array, log_prob_BxW: Array, place_BxW: Array, plan: Plan, number_B: Array, certainty: Certainty
 ) -> Array:
     """How certain each place is in pass `number`, B x W, from 0 to 1, under the distribution that `logits` tell.
 
@@ -88,7 +90,7 @@ def certainties(
     """
     if certainty == "random":
         # A new number in every pass, or the same places would stay last however the window moves.
-        keys = place_keys(jax.vmap(lambda key: jax.random.fold_in(key, number))(plan.keys_B), place_BxW, "rank")
+        keys = place_keys(jax.vmap(jax.random.fold_in)(plan.keys_B, number_B), place_BxW, "rank")
         return jax.vmap(jax.vmap(jax.random.uniform))(keys)
     if certainty == "confidence":
         return jnp.exp(log_prob_BxW)
@@ -100,10 +102,10 @@ def certainties(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Any]:
     window = min(decoding.window, plan.tokens_BxL.shape[1])
-    return decode_certain(params, state, plan, number, kind, window, decoding.commit, decoding.certainty), carry
+    return decode_certain(params, state, plan, number_B, kind, window, decoding.commit, decoding.certainty), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: decoding.commit, planned=False, causal=False)

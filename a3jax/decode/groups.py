@@ -15,7 +15,7 @@ from a3jax.decode.settings import Decoding
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "rows"), donate_argnames="state")
-def decode_group(params: nnx.State, state: State, plan: Plan, number: Array, kind: Kind, rows: int) -> State:
+def decode_group(params: nnx.State, state: State, plan: Plan, number_B: Array, kind: Kind, rows: int) -> State:
     """Pass `number`: read what was decided last, and choose tokens for the next group, of at most `rows` places."""
     slot_BxS = state.decided_B[:, None] + jnp.arange(rows)
     closed_B = at(plan.order.group_end, state.decided_B[:, None])[:, 0]
@@ -26,14 +26,20 @@ def decode_group(params: nnx.State, state: State, plan: Plan, number: Array, kin
     seen_Bx1xV = seen_tokens(state, logits_BxSxV.shape[-1])[:, None]
     wanted = choices(logits_BxSxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
     token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted, plan.sampling)
-    state = write(state, place_BxS, live_BxS, token_BxS, log_prob(logits_BxSxV, token_BxS), number)
+    state = write(state, place_BxS, live_BxS, token_BxS, log_prob(logits_BxSxV, token_BxS), number_B)
     return state._replace(cache=cache, read_B=state.decided_B, decided_B=closed_B)
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Any]:
-    return decode_group(params, state, plan, number, kind, plan.rows), carry
+    return decode_group(params, state, plan, number_B, kind, plan.extent.rows), carry
 
 
-MODE = Mode(_advance, rows=lambda plan, decoding: plan.rows, planned=True, causal=False, passes=lambda plan: plan.groups)
+MODE = Mode(
+    _advance,
+    rows=lambda plan, decoding: plan.extent.rows,
+    planned=True,
+    causal=False,
+    passes=lambda plan: plan.extent.groups,
+)

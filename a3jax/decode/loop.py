@@ -1,11 +1,12 @@
 """The loop over passes: dispatches them, lets a caller look on, and reads the result once, at the end."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from a3jax.config import ModelConfig
 from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, speculative
@@ -26,6 +27,20 @@ MODES: dict[str, Mode] = {
     "fim": groups.MODE,
 }
 """How each of the modes of `a3jax.decode.settings` is done."""
+
+
+class Rows(NamedTuple):
+    """A batch on its way: all that there is of each of its sequences."""
+
+    plan: Plan
+    state: State
+    carry: Any
+    """What the mode carries besides, if anything."""
+
+    def filled(self) -> "Filled":
+        """How it stands."""
+        state = self.state
+        return Filled(*fetched((state.tokens_BxL, state.log_probs_BxL, state.passes_BxL)))
 
 
 class Filled(NamedTuple):
@@ -54,36 +69,52 @@ def decode(
     Without `observe`, the passes of mode groups are dispatched one after another without waiting. What is given may be read
     up to a `beginning` of all sequences, where the decoding `reads_in_order`.
     """
-    filled = None
-    for state in _passes(params, config, compute, plan, decoding, beginning):
-        if observe is not None:
-            filled = _read(state)
-            if observe(filled):
-                return filled
-    return filled if filled is not None else _read(state)
+    mode = MODES[decoding.mode]
+    rows, number = first_pass(params, config, compute, plan, decoding, beginning), 1
+    while True:
+        filled = None if observe is None else rows.filled()
+        ended = observe is not None and filled is not None and observe(filled)
+        if ended or not _goes_on(mode, rows, number):
+            return rows.filled() if filled is None else filled
+        number += 1
+        number_B = jnp.full(len(plan.given_B), number, jnp.int32)
+        rows = next_pass(params, config, compute, rows, number_B, decoding)
 
 
-def _passes(
+def first_pass(
     params: nnx.State,
     config: ModelConfig,
     compute: Compute,
     plan: Plan,
     decoding: Decoding,
-    beginning: Beginning | None,
-) -> Iterator[State]:
-    """The state after each pass. It is the next pass's to change: read what is wanted before going on."""
+    beginning: Beginning | None = None,
+) -> Rows:
+    """A batch after the pass that reads what is given."""
     mode = MODES[decoding.mode]
-    later = Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
-    first = later if mode.anew else Kind(config, compute, plan.prefill, causal=decoding.prefill == "ar")
+    kind = Kind(config, compute, plan.extent.prefill, causal=decoding.prefill == "ar")
+    if mode.anew:
+        kind = _later(mode, config, compute, plan, decoding)
     state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
-    carry = mode.begin(len(plan.given_B), decoding, config)
-    number, going = 0, True
-    while going:
-        kind, number = (later if number else first), number + 1
-        state, carry = mode.advance(params, state, carry, plan, jnp.int32(number), kind, decoding)
-        going = number < mode.passes(plan) if mode.passes else bool((state.decided_B < plan.length_B).any())
-        yield state
+    batch = len(plan.given_B)
+    carry = mode.begin(batch, decoding, config)
+    return Rows(plan, *mode.advance(params, state, carry, plan, jnp.ones(batch, jnp.int32), kind, decoding))
 
 
-def _read(state: State) -> Filled:
-    return Filled(*fetched((state.tokens_BxL, state.log_probs_BxL, state.passes_BxL)))
+def next_pass(
+    params: nnx.State, config: ModelConfig, compute: Compute, rows: Rows, number_B: Array, decoding: Decoding
+) -> Rows:
+    """A batch after one more pass, which is pass `number` of each sequence. What it was is the pass's to change."""
+    mode, (plan, state, carry) = MODES[decoding.mode], rows
+    kind = _later(mode, config, compute, plan, decoding)
+    return Rows(plan, *mode.advance(params, state, carry, plan, number_B, kind, decoding))
+
+
+def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Kind:
+    return Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
+
+
+def _goes_on(mode: Mode, rows: Rows, number: int) -> bool:
+    """Whether there is something left to fill after pass `number`."""
+    if mode.passes is not None:
+        return number < mode.passes(rows.plan)
+    return bool((rows.state.decided_B < rows.plan.length_B).any())

@@ -11,8 +11,8 @@ from a3jax.decode.cached import Kind, Plan, State
 from a3jax.decode.settings import Decoding
 
 Advance = Callable[[nnx.State, State, Any, Plan, Array, Kind, Decoding], tuple[State, Any]]
-"""One pass: parameters, state, what is carried, plan, the pass's number from 1, its kind, decoding -> the state and what is
-carried then. Both are donated."""
+"""One pass: parameters, state, what is carried, plan, which pass of each sequence it is, from 1, its kind, decoding -> the
+state and what is carried then. Both are donated."""
 
 
 class Mode(NamedTuple):
@@ -33,4 +33,4 @@ class Mode(NamedTuple):
     cached: bool = True
     """Whether passes keep keys and values of what is decided."""
     begin: Callable[[int, Decoding, ModelConfig], Any] = lambda batch, decoding, config: None
-    """What is carried from pass to pass besides the state, before the first."""
+    """What is carried from pass to pass besides the state, of each sequence by itself, before the first."""

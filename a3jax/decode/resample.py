@@ -30,7 +30,7 @@ from a3jax.ordering.sequence import bucket
 
 @functools.partial(jax.jit, static_argnames=("kind", "rows", "commit", "certainty"), donate_argnames="state")
 def decode_anew(
-    params: nnx.State, state: State, plan: Plan, number: Array, kind: Kind, rows: int, commit: int, certainty: Certainty
+    params: nnx.State, state: State, plan: Plan, number_B: Array, kind: Kind, rows: int, commit: int, certainty: Certainty
 ) -> State:
     """Pass `number`: read all that is decided, and decide `commit` of the open places, of which there are `rows` at most.
 
@@ -49,17 +49,17 @@ def decode_anew(
     token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted_BxSxV, plan.sampling)
     token_BxS = jnp.where(drawn_B[:, None], token_BxS, best_BxS)
     largest_BxS = log_prob(wanted_BxSxV, best_BxS)
-    certainty_BxS = certainties(wanted_BxSxV, largest_BxS, place_BxS, plan, number, certainty)
+    certainty_BxS = certainties(wanted_BxSxV, largest_BxS, place_BxS, plan, number_B, certainty)
     chosen_BxS = most_certain(certainty_BxS, open_BxS, commit)
-    state = decide(state, place_BxS, chosen_BxS, token_BxS, log_prob(logits_BxSxV, token_BxS), number)
+    state = decide(state, place_BxS, chosen_BxS, token_BxS, log_prob(logits_BxSxV, token_BxS), number_B)
     return state._replace(cache=cache)
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Any]:
-    rows = min(bucket(plan.groups), kind.content_rows)  # in the order of the plan every open place is a group
-    return decode_anew(params, state, plan, number, kind, rows, decoding.commit, decoding.certainty), carry
+    rows = min(bucket(plan.extent.groups), kind.content_rows)  # in the order of the plan every open place is a group
+    return decode_anew(params, state, plan, number_B, kind, rows, decoding.commit, decoding.certainty), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: plan.tokens_BxL.shape[1], planned=False, causal=False, anew=True)

@@ -33,24 +33,24 @@ class Drafts(NamedTuple):
 
     token_BxK: Array
     choices_BxKxV: Array
-    proposed: Array
+    proposed_B: Array
     """How many are proposed: k, or 0 before the first pass."""
 
 
 def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
     """What there is before the first pass."""
-    return Drafts(jnp.zeros((batch, ahead), jnp.int32), jnp.zeros((batch, ahead, vocab)), jnp.int32(0))
+    return Drafts(jnp.zeros((batch, ahead), jnp.int32), jnp.zeros((batch, ahead, vocab)), jnp.zeros(batch, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames="kind", donate_argnames=("state", "drafts"))
 def decode_drafted(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number: Array, kind: Kind
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind
 ) -> tuple[State, Drafts]:
     """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next."""
     batch, ahead = drafts.token_BxK.shape
     row = jnp.arange(batch)[:, None]
     length_Bx1, decided_Bx1 = plan.length_B[:, None], state.decided_B[:, None]
-    count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.proposed)
+    count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.proposed_B[:, None])
     drafted_BxK = jnp.arange(ahead) < count_Bx1
 
     # J scorings, after j = 0..k drafts, each with I rows: the next token and k further on.
@@ -58,7 +58,7 @@ def decode_drafted(
     slot_BxR = decided_Bx1 + j_R + i_R
     live_BxR = (slot_BxR < length_Bx1) & (j_R <= count_Bx1)
     place_BxJ = at(state.place_BxL, decided_Bx1 + jnp.arange(ahead + 1))
-    supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros((batch, ahead)), number)
+    supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros((batch, ahead)), number_B)
     until_B = state.decided_B + count_Bx1[:, 0]
     end_BxR = jnp.where(live_BxR, decided_Bx1 + j_R, 0)
     logits, cache = predict(params, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
@@ -79,7 +79,7 @@ def decode_drafted(
     index_J = jnp.arange(ahead + 1)
     token_BxJ = jnp.where(index_J < stand_Bx1, jnp.pad(drafts.token_BxK, ((0, 0), (0, 1))), replacement_Bx1)
     new_BxJ = (index_J <= stand_Bx1) & (decided_Bx1 + index_J < length_Bx1)
-    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob(logits_BxJxIxV[:, :, 0], token_BxJ), number)
+    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob(logits_BxJxIxV[:, :, 0], token_BxJ), number_B)
     state = state._replace(
         cache=cache,
         read_B=jnp.minimum(state.decided_B + stand_B, plan.length_B),
@@ -92,7 +92,9 @@ def decode_drafted(
     token_BxK = draw(place_keys(plan.keys_B, next_place_BxK), next_BxKxV, plan.sampling)
     token_BxK, found_BxK = looked_up(state, next_place_BxK, token_BxK)
     certain_BxKxV = jnp.where(jnp.arange(vocab) == token_BxK[..., None], 0.0, -jnp.inf)
-    return state, Drafts(token_BxK, jnp.where(found_BxK[..., None], certain_BxKxV, next_BxKxV), jnp.int32(ahead))
+    return state, Drafts(
+        token_BxK, jnp.where(found_BxK[..., None], certain_BxKxV, next_BxKxV), jnp.full(batch, ahead, jnp.int32)
+    )
 
 
 def looked_up(state: State, place_BxK: Array, token_BxK: Array) -> tuple[Array, Array]:
@@ -153,9 +155,9 @@ def _row(x_BxJxV: Array, index_B: Array) -> Array:
 
 
 def _advance(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Drafts]:
-    return decode_drafted(params, state, drafts, plan, number, kind)
+    return decode_drafted(params, state, drafts, plan, number_B, kind)
 
 
 MODE = Mode(

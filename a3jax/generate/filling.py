@@ -2,15 +2,15 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from a3jax.decode import loop
-from a3jax.decode.cached import Beginning, plan
+from a3jax.decode.cached import Beginning, Plan, plan
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Open, Range, Template, lay_out, lead_of
 from a3jax.devices.mesh import filled_up
@@ -32,6 +32,31 @@ class Tokens(NamedTuple):
     """The end of the text before the last blank, where that was given back and the blank begins with it."""
 
 
+T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """What is to be filled next on the way to a text: all of a document that is not given."""
+
+    document: Document
+    decoding: Decoding
+    """Where it has ends, the document's last blank may end."""
+    empty_L: np.ndarray | None = None
+    """Places that stay empty, bool."""
+
+    def stands(self, filled: loop.Filled, row: int = 0) -> Tokens:
+        """How it stands in a row of a batch."""
+        tokens_L, log_probs_L, passes_L = (x_BxL[row, : len(self.document.tokens)] for x_BxL in filled)
+        return Tokens(tokens_L, log_probs_L, passes_L, self.document.head, lead_of(self.document.healed[-1]))
+
+    def is_done(self, model: Model, text: Tokens) -> bool:
+        """Whether nothing more is to be predicted."""
+        empty_L = False if self.empty_L is None else self.empty_L
+        return bool(((text.passes >= 0) | empty_L).all()) or end_of(model, self.document, self.decoding, text) is not None
+
+
+Filling = Generator[Step, Tokens, T]
+"""A text being filled: the steps that it takes, one after the other, each answered with what came of it."""
 Observe = Callable[[list[Tokens]], None]
 """Called after every pass with each text as it stands."""
 
@@ -49,51 +74,45 @@ def document_of(model: Model, template: Template, heal: bool = False) -> Documen
     return document
 
 
-def fill_documents(
-    model: Model,
-    documents: Sequence[Document],
-    decodings: Sequence[Decoding],
-    observe: Observe | None = None,
-    empty: Sequence[np.ndarray] | None = None,
-    beginning: Beginning | None = None,
+def fill(
+    model: Model, steps: Sequence[Step], observe: Observe | None = None, beginning: Beginning | None = None
 ) -> list[Tokens]:
-    """Fill all that is not given, but for places that stay `empty`: bool arrays, one entry for each token of a document.
+    """Make the steps of several texts in one batch, until each is done. Their decodings have their `program` in common.
 
-    Where a decoding has ends, the document's last blank may; once all of them have, nothing more is predicted. Given tokens
-    that all documents begin with may have been read, as `a3jax.decode.loop.decode` says.
+    Given tokens that all documents begin with may have been read, as `a3jax.decode.loop.decode` says.
     """
-    stays = [np.zeros(len(document.tokens), bool) for document in documents] if empty is None else list(empty)
-
-    def cut(filled: loop.Filled) -> list[Tokens]:
-        each = []
-        for i, document in enumerate(documents):
-            own = i, slice(len(document.tokens))
-            found = filled.tokens_BxL[own], filled.log_probs_BxL[own], filled.passes_BxL[own]
-            each.append(Tokens(*found, document.head, lead_of(document.healed[-1])))
-        return each
 
     def look(filled: loop.Filled) -> bool:
-        texts = cut(filled)
+        texts = [step.stands(filled, row) for row, step in enumerate(steps)]
         if observe is not None:
             observe(texts)
-        return all(
-            ((text.passes >= 0) | none).all() or end_of(model, document, decoding, text) is not None
-            for text, document, decoding, none in zip(texts, documents, decodings, stays)
-        )
+        return all(step.is_done(model, text) for step, text in zip(steps, texts))
 
-    rows = filled_up(list(zip(decodings, documents, stays)))
-    drawn = plan(
-        [decoding for decoding, _, _ in rows],
-        [document.tokens for _, document, _ in rows],
-        [document.given for _, document, _ in rows],
+    drawn, decoding = _plan(model, steps, beginning), steps[0].decoding
+    look_on = look if observe is not None or any(step.decoding.ends for step in steps) else None
+    filled = loop.decode(model.params, model.config, model.compute, drawn, decoding, look_on, beginning)
+    return [step.stands(filled, row) for row, step in enumerate(steps)]
+
+
+def begun(model: Model, step: Step) -> loop.Rows:
+    """A batch of one step after its first pass."""
+    return loop.first_pass(model.params, model.config, model.compute, _plan(model, [step]), step.decoding)
+
+
+def _plan(model: Model, steps: Sequence[Step], beginning: Beginning | None = None) -> Plan:
+    decodings, documents = [step.decoding for step in steps], [step.document for step in steps]
+    empty = [np.zeros(len(step.document.tokens), bool) if step.empty_L is None else step.empty_L for step in steps]
+    decodings, documents, empty = filled_up(decodings), filled_up(documents), filled_up(empty)
+    return plan(
+        decodings,
+        [document.tokens for document in documents],
+        [document.given for document in documents],
         model.config.seeding,
-        _allowed(model, [decoding for decoding, _, _ in rows]),
-        None if empty is None else [none.tolist() for _, _, none in rows],
+        _allowed(model, decodings),
+        [one.tolist() for one in empty],
         0 if beginning is None else int(beginning.length_B[0]),
-        [document.allowed for _, document, _ in rows],
+        [document.allowed for document in documents],
     )
-    look_on = look if observe is not None or any(decoding.ends for decoding in decodings) else None
-    return cut(loop.decode(model.params, model.config, model.compute, drawn, decodings[0], look_on, beginning))
 
 
 class End(NamedTuple):

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Open, Part, Template, parse
+from a3jax.decode.template import Document, Open, Part, Template, parse
 from a3jax.errors import UserError, check_list
 from a3jax.files.strict import nearest
-from a3jax.generate.filling import Observe, check_ends, closed, document_of
+from a3jax.generate.filling import Filling, Observe, check_ends, closed, document_of
 from a3jax.generate.lengths import with_lengths
 from a3jax.generate.objective import check_mode
-from a3jax.generate.one_by_one import Filled, fill_blanks
+from a3jax.generate.one_by_one import Filled, blanks_filled, side_by_side
 from a3jax.generate.revision import revised
 from a3jax.likelihood.restriction import Allowed
 from a3jax.weights.loading import Model
@@ -131,26 +131,43 @@ def infill_batch(
         if not isinstance(template, str | Template):
             raise UserError(f"a template is {template!r}; it must be a text, or a Template")
     decodings = _each(decoding, len(templates), changes)
-    check_mode(model, decodings[0])
-    if decodings[0].mode == "block_diffusion" and not decodings[0].block:
-        decodings = [dataclasses.replace(one, block=model.record.mask_block or 0) for one in decodings]
-    parsed = [parse(t) if isinstance(t, str) else t for t in templates]
-    for template, one in zip(parsed, decodings):
-        check_ends(template, one)
-    ending = [closed(model, *one) for one in zip(parsed, decodings)]
-    decodings = [
-        one if now is template else dataclasses.replace(one, ends=False)
-        for template, now, one in zip(parsed, ending, decodings)
-    ]
-    sized = [with_lengths(model, *one) for one in zip(ending, decodings)]
-    documents = [document_of(model, template, one.heal) for template, one in zip(sized, decodings)]
-    open_blanks = [frozenset(i for i, size in enumerate(one.sizes) if isinstance(size, Open)) for one in sized]
-    filled = fill_blanks(model, documents, decodings, observe, open_blanks)
+    parsed = [parse(template) if isinstance(template, str) else template for template in templates]
+    sized = [_sized(model, *one) for one in zip(parsed, decodings)]
+    decodings = [decoding for _, decoding, _ in sized]
+    filled = side_by_side(model, [blanks_filled(model, *one) for one in sized], observe)
     if decodings[0].revise:
         texts = revised(model, [one.document for one in filled], decodings, [one.text for one in filled], observe)
         filled = [one._replace(text=text) for one, text in zip(filled, texts)]
     seconds = time.perf_counter() - begin
     return [_infilled(model, one, seconds) for one in filled]
+
+
+def filling(model: Model, template: Template, decoding: Decoding) -> Filling[Infilled]:
+    """Fill one template in steps that others make, as `infill` does. Sizes are chosen before the first, revised is behind
+    the last."""
+    begin = time.perf_counter()
+    document, decoding, open_blanks = _sized(model, template, decoding)
+    filled = yield from blanks_filled(model, document, decoding, open_blanks)
+    if decoding.revise:
+        filled = filled._replace(text=revised(model, [filled.document], [decoding], [filled.text], None)[0])
+    return _infilled(model, filled, time.perf_counter() - begin)
+
+
+def _sized(model: Model, template: Template, decoding: Decoding) -> tuple[Document, Decoding, frozenset[int]]:
+    """The document of a template, whose sizes are chosen where they are to be, how to fill it, and which blanks are open.
+
+    Raises `UserError` where it cannot be filled, or not so.
+    """
+    check_mode(model, decoding)
+    if decoding.mode == "block_diffusion" and not decoding.block:
+        decoding = dataclasses.replace(decoding, block=model.record.mask_block or 0)
+    check_ends(template, decoding)
+    ending = closed(model, template, decoding)
+    if ending is not template:
+        decoding = dataclasses.replace(decoding, ends=False)
+    sized = with_lengths(model, ending, decoding)
+    open_blanks = frozenset(i for i, size in enumerate(sized.sizes) if isinstance(size, Open))
+    return document_of(model, sized, decoding.heal), decoding, open_blanks
 
 
 def complete(

@@ -24,7 +24,7 @@ from a3jax.decode.template import Document, Range, Template
 from a3jax.devices.mesh import fetched, filled_up
 from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
 from a3jax.generate.filling import document_of
-from a3jax.generate.one_by_one import fill_blanks
+from a3jax.generate.one_by_one import blanks_filled, side_by_side
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.fused_loss import token_nll
 from a3jax.likelihood.restriction import Restriction, restriction
@@ -73,7 +73,7 @@ def _scores(model: Model, documents: Sequence[Document], i: int, decoding: Decod
         chosen = documents[n : n + CANDIDATES]
         rows = [*chosen, *[chosen[-1]] * (bucket(len(chosen), least=8, steps=2) - len(chosen))]
         read = beginning if decoding.reads_in_order else None
-        filled = fill_blanks(model, rows, [decoding] * len(rows), beginning=read)
+        filled = side_by_side(model, [blanks_filled(model, row, decoding) for row in rows], beginning=read)
         texts = [one.document for one in filled]
         # The text is scored as it stands, so that of what was read only what precedes all blanks is of use.
         found = _nats_per_token(model, beginning, texts, blanks[0].start, blanks[i].start)

@@ -8,17 +8,19 @@ what follows first instead, and has the blank behind everything else.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from a3jax.decode.cached import Beginning
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document
-from a3jax.generate.filling import End, Observe, Tokens, end_of, fill_documents
+from a3jax.generate.filling import End, Filling, Observe, Step, Tokens, end_of, fill
 from a3jax.generate.middle import middle_last
 from a3jax.model.network import check_context
 from a3jax.weights.loading import Model
+
+T = TypeVar("T")
 
 
 class Filled(NamedTuple):
@@ -30,56 +32,52 @@ class Filled(NamedTuple):
     """Where blanks that did not fill up have their ends, by number."""
 
 
-def fill_blanks(
-    model: Model,
-    documents: Sequence[Document],
-    decodings: Sequence[Decoding],
-    observe: Observe | None = None,
-    open_blanks: Sequence[frozenset[int]] | None = None,
-    beginning: Beginning | None = None,
-) -> list[Filled]:
-    """Fill a batch of documents. `open_blanks` are the numbers of the blanks of each whose lengths are unknown.
+def blanks_filled(
+    model: Model, document: Document, decoding: Decoding, open_blanks: frozenset[int] = frozenset()
+) -> Filling[Filled]:
+    """Fill a document. `open_blanks` are the numbers of the blanks whose lengths are unknown."""
+    if decoding.mode == "fim" or open_blanks:
+        return (yield from _one_by_one(model, document, decoding, open_blanks))
+    text = yield Step(document, decoding)
+    end = end_of(model, document, decoding, text)
+    ends = {} if end is None else {len(document.blanks) - 1: end}
+    empty_L = np.arange(len(document.tokens)) >= (len(document.tokens) if end is None else end.tokens)
+    return _without_empty(document, text, empty_L, ends)
 
-    Where there are none, a `beginning` of all documents may have been read, as `a3jax.decode.loop.decode` says.
+
+def side_by_side(
+    model: Model, fillings: Sequence[Filling[T]], observe: Observe | None = None, beginning: Beginning | None = None
+) -> list[T]:
+    """Fill several texts, their steps together, each of which takes one at least.
+
+    One that takes fewer goes along, with its last, so that the batch stays as large. Of steps that are the first a
+    `beginning` may have been read, as `a3jax.decode.loop.decode` says.
     """
-    if decodings[0].mode == "fim" or (open_blanks and any(open_blanks)):
-        return _one_by_one(model, documents, decodings, observe, open_blanks or [frozenset()] * len(documents))
-    filled = []
-    texts = fill_documents(model, documents, decodings, observe, beginning=beginning)
-    for document, decoding, text in zip(documents, decodings, texts):
-        end = end_of(model, document, decoding, text)
-        ends = {} if end is None else {len(document.blanks) - 1: end}
-        empty_L = np.arange(len(document.tokens)) >= (len(document.tokens) if end is None else end.tokens)
-        filled.append(_without_empty(document, text, empty_L, ends))
-    return filled
+    steps = [next(filling) for filling in fillings]
+    found: dict[int, T] = {}
+    while len(found) < len(fillings):
+        for i, tokens in enumerate(fill(model, steps, observe, beginning)):
+            if i not in found:
+                try:
+                    steps[i] = fillings[i].send(tokens)
+                except StopIteration as end:
+                    found[i] = end.value
+        beginning = None
+    return [found[i] for i in range(len(fillings))]
 
 
-def _one_by_one(
-    model: Model,
-    documents: Sequence[Document],
-    decodings: Sequence[Decoding],
-    observe: Observe | None,
-    open_blanks: Sequence[frozenset[int]],
-) -> list[Filled]:
-    each = [_Filling(document) for document in documents]
-    for number in range(max(len(document.blanks) for document in documents)):
-        # A document that has no such blank goes along, with its last one, so that the batch stays as large.
-        numbers = [min(number, len(document.blanks) - 1) for document in documents]
-        how = [_of_blank(*one) for one in zip(decodings, documents, open_blanks, numbers)]
-        if how[0].mode == "fim":
-            staged = [one.middle_last(i, model.record.fim_tokens) for one, i in zip(each, numbers)]
-            for document in staged:
-                check_context(model, len(document.tokens))
-            how, empty = [dataclasses.replace(decoding, mode="ar") for decoding in how], None
+def _one_by_one(model: Model, document: Document, decoding: Decoding, open_blanks: frozenset[int]) -> Filling[Filled]:
+    filling = _Filling(document)
+    for number in range(len(document.blanks)):
+        how = _of_blank(decoding, document, open_blanks, number)
+        if how.mode == "fim":
+            step = Step(filling.middle_last(number, model.record.fim_tokens), dataclasses.replace(how, mode="ar"))
+            check_context(model, len(step.document.tokens))
         else:
-            staged = [one.with_blank(i) for one, i in zip(each, numbers)]
-            empty = [one.empty_but(i) for one, i in zip(each, numbers)]
-        for one, i, document, decoding, text in zip(
-            each, numbers, staged, how, fill_documents(model, staged, how, observe, empty)
-        ):
-            if i == number:
-                one.take(i, document, text, end_of(model, document, decoding, text))
-    return [_without_empty(one.document, one.text, one.empty_L, one.ends) for one in each]
+            step = Step(filling.with_blank(number), how, filling.empty_but(number))
+        text = yield step
+        filling.take(number, step.document, text, end_of(model, step.document, step.decoding, text))
+    return _without_empty(document, filling.text, filling.empty_L, filling.ends)
 
 
 def _of_blank(decoding: Decoding, document: Document, open_blanks: frozenset[int], number: int) -> Decoding:

@@ -7,7 +7,7 @@ import numpy as np
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document
 from a3jax.generate.filling import Observe, Tokens
-from a3jax.generate.one_by_one import fill_blanks
+from a3jax.generate.one_by_one import blanks_filled, side_by_side
 from a3jax.likelihood.scoring import token_log_likelihoods
 from a3jax.weights.loading import Model
 
@@ -38,7 +38,8 @@ def revised(
     going = [True] * len(documents)
     for _ in range(ROUNDS):
         opened = [_opened(document, text, decodings[0].revise) for document, text in zip(documents, filled)]
-        again = [one.text for one in fill_blanks(model, opened, decodings, observe)]
+        fillings = [blanks_filled(model, *one) for one in zip(opened, decodings)]
+        again = [one.text for one in side_by_side(model, fillings, observe)]
         again = scored([_joined(old, new) for old, new in zip(filled, again)])
         better = [now and new.log_probs.sum() > old.log_probs.sum() for now, old, new in zip(going, filled, again)]
         filled = [new if rises else old for rises, old, new in zip(better, filled, again)]

@@ -20,19 +20,17 @@ Allowed = Mapping[int, np.ndarray]
 
 
 class Restriction(NamedTuple):
-    """The `Allowed` of a batch: P restricted places for each text, and K sets of tokens for all of them."""
+    """The `Allowed` of a batch: P restricted places for each text, and the tokens that may stand there."""
 
     place_BxP: Array
     """-1 where a text has fewer."""
-    set_BxP: Array
-    allowed_KxV: Array
+    allowed_BxPxV: Array
 
     def on(self, logits_BxSxV: Array, place_BxS: Array) -> Array:
         """Logits of the tokens of places, -inf for what may not stand there."""
         here_BxSxP = place_BxS[..., None] == self.place_BxP[:, None]
-        set_BxS = jnp.take_along_axis(self.set_BxP, here_BxSxP.argmax(axis=-1), axis=1)
-        refused_BxSxV = here_BxSxP.any(axis=-1, keepdims=True) & ~self.allowed_KxV[set_BxS]
-        return jnp.where(refused_BxSxV, -jnp.inf, logits_BxSxV)
+        allowed_BxSxV = jnp.take_along_axis(self.allowed_BxPxV, here_BxSxP.argmax(axis=-1)[..., None], axis=1)
+        return jnp.where(here_BxSxP.any(axis=-1, keepdims=True) & ~allowed_BxSxV, -jnp.inf, logits_BxSxV)
 
     def rescored(
         self,
@@ -60,15 +58,11 @@ class Restriction(NamedTuple):
 
 
 def restriction(allowed: Sequence[Allowed], vocab: int) -> Restriction:
-    """That of a batch. Its sizes are rounded up, so that few programs are compiled."""
-    sets: dict[bytes, int] = {}
+    """That of a batch. P is rounded up, so that few programs are compiled."""
     places = bucket(max(map(len, allowed)), least=1)
-    place_BxP, set_BxP = np.full((len(allowed), places), -1, np.int32), np.zeros((len(allowed), places), np.int32)
+    place_BxP = np.full((len(allowed), places), -1, np.int32)
+    allowed_BxPxV = np.ones((len(allowed), places, vocab), bool)
     for row, each in enumerate(allowed):
         for i, (place, allowed_V) in enumerate(each.items()):
-            place_BxP[row, i] = place
-            set_BxP[row, i] = sets.setdefault(np.packbits(allowed_V).tobytes(), len(sets))
-    allowed_KxV = np.ones((bucket(len(sets), least=8), vocab), bool)
-    for packed, number in sets.items():
-        allowed_KxV[number] = np.unpackbits(np.frombuffer(packed, np.uint8), count=vocab)
-    return Restriction(*map(jnp.asarray, (place_BxP, set_BxP, allowed_KxV)))
+            place_BxP[row, i], allowed_BxPxV[row, i] = place, allowed_V
+    return Restriction(jnp.asarray(place_BxP), jnp.asarray(allowed_BxPxV))

@@ -57,6 +57,11 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype) -
     return Cache(keys, values, jnp.zeros((batch, slots), jnp.int32))
 
 
+def bytes_of_slot(config: ModelConfig, dtype: jnp.dtype) -> int:
+    """What a token's keys and values take, of all layers."""
+    return 2 * config.layers * config.kv_heads * config.head_width * jnp.dtype(dtype).itemsize
+
+
 def _put(x: Array, offset_B: Array, new_BxCx: Array, *before: Array) -> Array:
     """An array of slots with new ones from slot `offset` on, behind indices of its axes before; what is beyond is dropped."""
     batch, rows = new_BxCx.shape[:2]

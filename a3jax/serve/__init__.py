@@ -1,1 +1,1 @@
-"""A local HTTP service that completes and fills texts, in batches."""
+"""A local HTTP service that completes and fills texts, many together."""

@@ -48,7 +48,7 @@ class Service:
         self.reader = ThreadPoolExecutor(1, "reader")
 
     def app(self) -> Starlette:
-        """The service as an ASGI application, which fills batches as long as it is up."""
+        """The service as an ASGI application, which fills texts as long as it is up."""
 
         @contextlib.asynccontextmanager
         async def filling(_: Starlette) -> AsyncIterator[None]:
@@ -127,7 +127,7 @@ class Service:
         return JSONResponse({"status": "ok" if self.batcher.warm else "warming"}, 200 if self.batcher.warm else 503)
 
     async def _read(self, http: Http, kind: type[R]) -> tuple[R, list[Text]]:
-        """A request and its texts, found to be fit for a batch. Long ones take seconds, one after the other in a thread."""
+        """A request and its texts, found to be fit to be filled. Long ones take seconds, one after the other in a thread."""
         body = await body_of(http, self.batcher.limits)
         return await asyncio.get_running_loop().run_in_executor(self.reader, self._understood, kind, body)
 

@@ -1,14 +1,14 @@
-"""Texts of many requests, filled a batch at a time.
+"""Texts of many requests, filled together, each from when it joins.
 
-Everything but the filling happens in one event loop, so that nothing needs a lock. One thread owns the model. Whatever
-arrives while a batch is filled waits for the next one, so batches grow with the load by themselves.
+Everything but the filling happens in one event loop, so that nothing needs a lock. One thread owns the model, and makes a
+turn at a time. Between two turns those leave that nobody waits for any more, and the one that has waited longest joins, if
+there is room.
 """
 
 import asyncio
-import dataclasses
+import itertools
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +21,12 @@ from a3jax.decode.template import Template
 from a3jax.devices.processes import is_alone
 from a3jax.errors import first_line
 from a3jax.generate.filling import Tokens
-from a3jax.generate.infill import Infilled, infill_batch
+from a3jax.generate.infill import Infilled
+from a3jax.generate.joining import News, Together
 from a3jax.likelihood.alternatives import Alternatives, alternatives
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
-from a3jax.serve.together import tell_batch
+from a3jax.serve.together import tell_turn, turn
 from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,6 @@ class Job:
     watch: Callable[[Tokens], None] | None
 
 
-class Abandoned(Exception):
-    """Nobody waits for a batch any more."""
-
-
 class Batcher:
     """A queue and the worker that empties it. All methods are called in the event loop that runs `run`."""
 
@@ -55,12 +52,13 @@ class Batcher:
         self.model, self.mesh = model, mesh
         self.limits = limits
         self.warm = False
-        self.batches = 0
         self.texts = 0
         self._closed = False
         self._seconds = 1.0
+        self._together = Together(model, limits.max_batch)
+        self._numbers = itertools.count()
         self._waiting: list[Job] = []
-        self._running: list[Job] = []
+        self._running: dict[int, Job] = {}
         self._asked: list[tuple[asyncio.Future[Alternatives], tuple[int, ...], int]] = []
         self._arrived = asyncio.Event()
 
@@ -73,8 +71,8 @@ class Batcher:
             raise Refused("the service is stopping", http=503)
         self._waiting = [job for job in self._waiting if not job.result.done()]
         if len(self._waiting) + len(texts) > self.limits.max_queue:
-            batches = -(-len(self._waiting) // self.limits.max_batch)
-            wait = max(1, round(batches * self._seconds))
+            rounds = -(-len(self._waiting) // self.limits.max_batch)
+            wait = max(1, round(rounds * self._seconds))
             raise Refused(f"{len(self._waiting)} texts are waiting; try again later", http=429, retry_after=wait)
         loop = asyncio.get_running_loop()
         jobs = [Job(text, loop.create_future(), _numbered(watch, i)) for i, text in enumerate(texts)]
@@ -88,7 +86,7 @@ class Batcher:
         return is_alone()
 
     async def score(self, tokens: Sequence[int], count: int) -> Alternatives:
-        """What stands in a text and what might, once the batch that runs is filled. Raises `Refused` as `submit` does."""
+        """What stands in a text and what might, between two passes. Raises `Refused` as `submit` does."""
         if self._closed or not self.scores:
             raise Refused("the service is stopping" if self._closed else "several processes score no texts", http=503)
         if len(self._asked) >= self.limits.max_queue:
@@ -112,16 +110,16 @@ class Batcher:
                     result.set_exception(error)
 
     def close(self) -> None:
-        """Refuse whatever waits or comes later; a batch that is being filled goes on."""
+        """Refuse whatever waits or comes later; texts on their way go on."""
         self._closed = True
         _refuse([job.result for job in self._waiting] + [result for result, _, _ in self._asked])
 
     def give_up(self) -> None:
-        """Refuse the batch that is being filled too. It ends with its next pass; compiling ends when it ends."""
-        _refuse([job.result for job in self._running])
+        """Refuse texts on their way too. The pass that runs is the last; compiling ends when it ends."""
+        _refuse([job.result for job in self._running.values()])
 
     async def run(self) -> None:
-        """Fill batches until cancelled. A batch that is being filled then is left to its thread, named "model"."""
+        """Fill texts until cancelled. A pass that is being made then is left to its thread, named "model"."""
         loop = asyncio.get_running_loop()
         worker = ThreadPoolExecutor(1, "model", self._use_mesh)
         try:
@@ -129,35 +127,51 @@ class Batcher:
             while True:
                 await self._arrived.wait()
                 await self._answer_asked(loop, worker)
-                if len(self._waiting) < self.limits.max_batch:
-                    await asyncio.sleep(self.limits.max_wait_ms / 1000)
-                jobs = self._running = self._take()
-                if not jobs:
-                    continue
-                begin = time.perf_counter()
-                outcomes = await loop.run_in_executor(worker, self._fill, jobs, loop)
-                self._seconds = time.perf_counter() - begin
-                self.batches += 1
-                self.texts += len(jobs)
-                for job, outcome in zip(jobs, outcomes):
-                    if job.result.done():
-                        continue
-                    if isinstance(outcome, Exception):
-                        job.result.set_exception(outcome)
-                    else:
-                        job.result.set_result(outcome)
+                leaving, joining = self._leaving(), self._joining()
+                if leaving or joining or self._running:
+                    self._deliver(await loop.run_in_executor(worker, self._turn, leaving, joining))
+                elif not (self._waiting or self._asked):
+                    self._arrived.clear()
         finally:
             worker.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self) -> list[Job]:
-        """The next batch: the text that has waited longest, and those that can be filled with it."""
-        waiting = [job for job in self._waiting if not job.result.done()]
-        program = waiting[0].text.decoding.program if waiting else None
-        jobs = [job for job in waiting if job.text.decoding.program == program][: self.limits.max_batch]
-        self._waiting = [job for job in waiting if job not in jobs]
-        if not (self._waiting or self._asked):
-            self._arrived.clear()
-        return jobs
+    @property
+    def passes(self) -> int:
+        """How many passes were made of texts together, the first of each not counted, which it makes alone."""
+        return self._together.passes
+
+    def _leaving(self) -> list[int]:
+        """The texts on their way that nobody waits for any more."""
+        leaving = [number for number, job in self._running.items() if job.result.done()]
+        for number in leaving:
+            del self._running[number]
+        return leaving
+
+    def _joining(self) -> dict[int, Text]:
+        """The text that has waited longest, if there is room for it. One at a time, for it is read while all others wait."""
+        self._waiting = [job for job in self._waiting if not job.result.done()]
+        if not self._waiting or not self._together.has_room(self._waiting[0].text.decoding):
+            return {}
+        job, number = self._waiting.pop(0), next(self._numbers)
+        self._running[number] = job
+        return {number: job.text}
+
+    def _deliver(self, news: News) -> None:
+        """Tell of each text how it stands, or what it became."""
+        for number, new in news.items():
+            job = self._running.get(number)
+            if isinstance(new, Tokens):
+                if job is not None and job.watch is not None:
+                    job.watch(new)
+                continue
+            self.texts += 1
+            if job is None or self._running.pop(number).result.done():
+                continue
+            if isinstance(new, Exception):
+                job.result.set_exception(new)
+            else:
+                self._seconds = new.seconds
+                job.result.set_result(new)
 
     def _use_mesh(self) -> None:
         """In the thread that owns the model, for as long as it lives: a mesh is in use in one thread only."""
@@ -165,43 +179,16 @@ class Batcher:
             jax.set_mesh(self.mesh).__enter__()
 
     def _warm_up(self) -> None:
-        try:
-            warm = [Template((".", ""), (1,))], [Decoding(ends=True)]
-            tell_batch(*warm)
-            infill_batch(self.model, *warm)
-            self.warm = True
-        except Exception as error:
-            logger.error("the model does not work: %s", first_line(error))
+        text = Text(Template((".", ""), (1,)), Decoding(ends=True))
+        (found,) = self._turn([], {next(self._numbers): text}).values()
+        if isinstance(found, Exception):
+            logger.error("the model does not work: %s", first_line(found))
+        self.warm = not isinstance(found, Exception)
 
-    def _fill(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> Sequence[Infilled | Exception]:
-        """What became of each text. Where a batch fails, each is tried alone, so that one fails for itself only."""
-        alone = is_alone()  # what several processes have begun, they end
-
-        def observe(texts: list[Tokens]) -> None:
-            if alone and all(job.result.done() for job in jobs):
-                raise Abandoned
-            for job, tokens in zip(jobs, texts):
-                if job.watch is not None:
-                    loop.call_soon_threadsafe(job.watch, tokens)
-
-        try:
-            templates, decodings = zip(*padded([job.text for job in jobs]))
-            tell_batch(templates, decodings)
-            return infill_batch(self.model, templates, decodings, observe)[: len(jobs)]
-        except Exception as error:
-            if len(jobs) == 1 or isinstance(error, Abandoned):
-                return [error] * len(jobs)
-            logger.warning("a batch of %d texts failed, each is tried alone: %s", len(jobs), first_line(error))
-            return [outcome for job in jobs for outcome in self._fill([job], loop)]
-
-
-def padded(texts: Sequence[Text]) -> list[Text]:
-    """A power of two of texts, since each number of them is compiled. What is added has blanks of one token."""
-    template, decoding = texts[0]
-    least = Text(
-        dataclasses.replace(template, sizes=(1,) * len(template.sizes)), dataclasses.replace(decoding, ends=False, stop=())
-    )
-    return [*texts, *[least] * ((1 << (len(texts) - 1).bit_length()) - len(texts))]
+    def _turn(self, leaving: Sequence[int], joining: Mapping[int, Text]) -> News:
+        """In the thread that owns the model: a pass of all texts on their way."""
+        tell_turn(leaving, joining)
+        return turn(self._together, leaving, joining)
 
 
 def _refuse(results: Sequence[asyncio.Future[Any]]) -> None:

@@ -180,7 +180,7 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
 
 
 def check(model: Model, text: Text, given: str, sizes: str) -> None:
-    """Raises `Refused` where a text could not be filled, or not so, so that it does not spoil a batch.
+    """Raises `Refused` where a text could not be filled, or not so, before it waits for a row.
 
     `given` and `sizes` are the fields that hold texts, and say how many tokens to fill in.
     """

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 
 from a3jax.devices.writing import by_first
 from a3jax.errors import UserError, first_line
+from a3jax.model.cache import bytes_of_slot
 from a3jax.outside_text import printable
 from a3jax.serve.access import Access, is_loopback
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
 from a3jax.serve.together import follow, tell_end
-from a3jax.weights.loading import load
+from a3jax.weights.loading import Model, load
 
 try:
     import uvicorn
@@ -82,9 +83,9 @@ def serve(
     access: Access,
     mesh: Mesh | None = None,
 ) -> dict[str, int]:
-    """Load a model and serve it until a signal comes; texts and batches filled. Of several processes the first listens.
+    """Load a model and serve it until a signal comes; texts filled, and passes made. Of several processes the first listens.
 
-    Where a batch is still being compiled then, the thread "model" is left behind at work. Raises `UserError` where the
+    Where a pass is still being compiled then, the thread "model" is left behind at work. Raises `UserError` where the
     address cannot be used, or lets in more than `access` does, and for what `a3jax.load` does not take.
     """
     _log_to_stderr()
@@ -95,10 +96,11 @@ def serve(
         by_first(lambda: sockets.append(opened.enter_context(_listen(host, port, access))))
         model, name = load(checkpoint, dtype, step, mesh), checkpoint.resolve().name
         if not sockets:
-            return {"batches": follow(model)}
+            return {"passes": follow(model, limits.max_batch)}
         opened.callback(tell_end)
         batcher = Batcher(model, limits, mesh)
         app = Guard(Service(model, name, batcher).app(), _hosts(name, sockets[0], access), access)
+        _say_memory(model, limits.max_batch)
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -116,7 +118,15 @@ def serve(
             timeout_graceful_shutdown=limits.max_stop_seconds + READING_SECONDS,  # type: ignore[arg-type]
         )
         Server(config, batcher).run(sockets=sockets)
-    return {"texts": batcher.texts, "batches": batcher.batches}
+    return {"texts": batcher.texts, "passes": batcher.passes}
+
+
+def _say_memory(model: Model, most: int) -> None:
+    """What texts take, beside the weights."""
+    slot = bytes_of_slot(model.config, model.compute.dtype)
+    full = slot * most * model.config.context / 2**20
+    message = "up to %d texts at once: keys and values take %.4g KiB a token, %.4g MiB where all fill the context of %d"
+    logger.info(message, most, slot / 2**10, full, model.config.context)
 
 
 def _hosts(name: str, listening: socket.socket, access: Access) -> tuple[str, ...] | None:

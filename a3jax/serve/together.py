@@ -1,7 +1,7 @@
-"""A service on several processes: process 0 answers clients and tells the others each batch, and all of them fill it."""
+"""A service on several processes: process 0 answers clients and tells the others each turn, and all of them make it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from a3jax.decode.settings import Decoding
@@ -10,39 +10,44 @@ from a3jax.devices.agreement import from_runtime
 from a3jax.devices.board import telling
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import is_alone
-from a3jax.generate.infill import infill_batch
+from a3jax.generate.joining import News, Together
+from a3jax.serve.requests import Text
 from a3jax.weights.loading import Model
 
 
-def tell_batch(templates: Sequence[Template], decodings: Sequence[Decoding]) -> None:
-    """In process 0, before it fills a batch; nothing where it is alone."""
+def turn(together: Together, leaving: Sequence[int], joining: Mapping[int, Text]) -> News:
+    """One turn: who leaves, who joins, and a pass of all that are there."""
+    for number in leaving:
+        together.leave(number)
+    for number, (template, decoding) in joining.items():
+        together.join(number, template, decoding)
+    return together.turn()
+
+
+def tell_turn(leaving: Sequence[int], joining: Mapping[int, Text]) -> None:
+    """In process 0, before it makes a turn; nothing where it is alone."""
     if not is_alone():
-        telling().tell([[_written(one) for one in templates], [dataclasses.asdict(one) for one in decodings]])
+        texts = [[number, _written(text.template), dataclasses.asdict(text.decoding)] for number, text in joining.items()]
+        telling().tell([list(leaving), texts])
 
 
 def tell_end() -> None:
-    """In process 0, when there will be no batch any more."""
+    """In process 0, when there will be no turn any more."""
     if not is_alone():
         telling().tell(None)
 
 
-def follow(model: Model) -> int:
-    """In the others: fill what is told, to the end; how many batches. Until then signals are left to process 0."""
-    count = 0
+def follow(model: Model, most: int) -> int:
+    """In the others: make the turns that are told, to the end; how many passes. Until then signals are left to process 0."""
+    together = Together(model, most)
     with stop_requests():
         while (told := telling().hear()) is not None:
-            templates, decodings = told
-            try:
-                infill_batch(model, [_read(one) for one in templates], [_decoding(one) for one in decodings], _look_away)
-            except Exception as error:
-                if from_runtime(error):
-                    raise  # anything else process 0 has met too, and says it to its client
-            count += 1
-    return count
-
-
-def _look_away(_: object) -> None:
-    """Process 0 looks on after every pass, and whoever looks on reads every pass's result: all must."""
+            leaving, texts = told
+            joining = {number: Text(_read(template), _decoding(decoding)) for number, template, decoding in texts}
+            for new in turn(together, leaving, joining).values():
+                if isinstance(new, Exception) and from_runtime(new):
+                    raise new  # anything else process 0 has met too, and says it to its client
+    return together.passes
 
 
 def _written(template: Template) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_chain_rule(order, changes, tiny, network):
 def test_passes_are_groups():
     def passes(order):
         marks = [[True] * 4 + [False] * 10]
-        return plan([Decoding(order=order)], [range(14)], marks, "successor", jnp.ones((1, 48), bool)).groups
+        return plan([Decoding(order=order)], [range(14)], marks, "successor", jnp.ones((1, 48), bool)).extent.groups
 
     # Slots 4 to 13; groups break at multiples of the size.
     found = {order: passes(order) for order in ("ar", "in_order_4", "random_4", "random_8", "random_10000000000")}

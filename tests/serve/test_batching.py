@@ -33,22 +33,25 @@ def using(model, client, **limits):
 
 
 @pytest.fixture
-def batches(monkeypatch):
-    """The templates of every batch that is filled, the one that warms up aside."""
-    seen = []
+def turns(monkeypatch):
+    """Who leaves and who joins in every turn, by number and by text, the one that warms up aside; and how to look on."""
+    real, seen, look = batching.turn, [], []
 
-    def noted(model, templates, decodings, observe=None):
-        if observe is not None:
-            seen.append([template.pieces[0] for template in templates])
-        return a3jax.infill_batch(model, templates, decodings, observe)
+    def noted(together, leaving, joining):
+        texts = [template.pieces[0] for template, _ in joining.values()]
+        if texts != ["."]:
+            seen.append((list(leaving), texts))
+            for one in look:
+                one()
+        return real(together, leaving, joining)
 
-    monkeypatch.setattr(batching, "infill_batch", noted)
-    return seen
+    monkeypatch.setattr(batching, "turn", noted)
+    return seen, look
 
 
-def test_texts_that_come_together_are_filled_together_and_each_as_if_alone(model, batches):
+def test_texts_that_come_while_others_are_filled_join_them_and_each_is_as_if_alone(model, turns):
     texts = [
-        prompt("one", seed=1),
+        prompt("one", tokens=30, seed=1),
         prompt("two, longer", tokens=11, seed=5, temperature=0.5, top_k=9),
         Text(Template(("three", "four"), (7,)), Decoding(seed=2, temperature=1.0, order="in_order_1")),
     ]
@@ -56,88 +59,70 @@ def test_texts_that_come_together_are_filled_together_and_each_as_if_alone(model
     async def clients(batcher):
         return await asyncio.gather(*[result for text in texts for result in batcher.submit([text])])
 
-    filled, batcher = using(model, clients, max_wait_ms=50)
-    assert batches == [["one", "two, longer", "three", "one"]]  # padded to four
-    assert (batcher.batches, batcher.texts, batcher.warm) == (1, 3, True)
+    filled, batcher = using(model, clients)
+    joined = [words for _, words in turns[0]]
+    assert joined[:3] == [["one"], ["two, longer"], ["three"]], "first come, first served, one between two passes"
+    assert not any(joined[3:])
+    assert (batcher.texts, batcher.warm) == (3, True)
+    assert batcher.passes == max(one.forwards for one in filled) - 1
     for text, one in zip(texts, filled):
         alone = a3jax.infill(model, text.template, text.decoding)
         assert (one.tokens, one.text, one.finished) == (alone.tokens, alone.text, alone.finished)
         assert one.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
 
 
-def test_a_batch_has_one_program_and_a_largest_size(model, batches):
-    texts = [prompt(f"{i}", mode="ar" if i % 2 else "groups") for i in range(8)]
+def test_who_finds_no_room_waits_and_is_not_overtaken(model, turns):
+    texts = [prompt(f"{i}", tokens=12 if i else 3, ends=False, mode="ar" if i % 2 else "groups") for i in range(5)]
 
     async def client(batcher):
         return await asyncio.gather(*batcher.submit(texts))
 
-    filled, _ = using(model, client, max_batch=3)
-    assert batches == [["0", "2", "4", "0"], ["1", "3", "5", "1"], ["6"], ["7"]]
+    filled, _ = using(model, client, max_batch=2)
+    assert [words for _, words in turns[0] if words] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+    assert [words for _, words in turns[0]].index(["2"]) == 2, "the first has left after three passes, two of them in turns"
     assert [one.tokens for one in filled] == [a3jax.infill(model, *text).tokens for text in texts]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), a3jax.UserError("a mistake")])
-def test_a_failing_text_fails_alone(model, monkeypatch, error):
-    def failing(model, templates, decodings, observe=None):
-        if any("bad" in template.pieces[0] for template in templates):
-            raise error
-        return a3jax.infill_batch(model, templates, decodings, observe)
-
-    monkeypatch.setattr(batching, "infill_batch", failing)
-
+def test_a_text_that_cannot_be_filled_fails_alone(model):
     async def client(batcher):
-        outcomes = await asyncio.gather(*batcher.submit([prompt("a"), prompt("bad"), prompt("b")]), return_exceptions=True)
+        bad = Text(Template(("bad" * 5000, ""), (6,)), Decoding())
+        outcomes = await asyncio.gather(*batcher.submit([prompt("a"), bad, prompt("b")]), return_exceptions=True)
         return outcomes, await asyncio.gather(*batcher.submit([prompt("c")]))
 
     ((first, failed, last), (later,)), _ = using(model, client)
-    assert failed is error
+    assert isinstance(failed, a3jax.UserError)
     assert [first.tokens, last.tokens, later.tokens] == [a3jax.infill(model, *prompt(x)).tokens for x in "abc"]
 
 
-def test_who_goes_away_is_dropped_and_a_batch_for_nobody_ends(model, monkeypatch):
-    gone, batches, passes = threading.Event(), [], []
-
-    def waiting_for_it(model, templates, decodings, observe=None):
-        def look(texts):
-            observe(texts)
-            assert gone.wait(60)
-
-        if observe is not None:
-            batches.append([template.pieces[0] for template in templates])
-        return a3jax.infill_batch(model, templates, decodings, look if observe else None)
-
-    monkeypatch.setattr(batching, "infill_batch", waiting_for_it)
+def test_who_goes_away_is_dropped_and_leaves_its_row(model, turns):
+    seen, look = turns
+    gone, passes = threading.Event(), []
+    look.append(lambda: len(seen) < 2 or gone.wait(60))
 
     async def client(batcher):
-        seen = asyncio.Event()
+        begun = asyncio.Event()
 
         def watch(i, tokens):
             passes.append(int(tokens.passes.max()))
-            seen.set()
+            begun.set()
 
-        (running,) = batcher.submit([prompt("running")], watch)
-        await seen.wait()
+        (running,) = batcher.submit([prompt("running", ends=False)], watch)
+        await begun.wait()
         waiting, staying = batcher.submit([prompt("waiting"), prompt("staying")])
         running.cancel()
         waiting.cancel()
         gone.set()
         return await staying
 
-    using(model, client)
-    assert batches == [["running"], ["staying"]]
-    assert passes == [1]
+    using(model, client, max_batch=1)
+    assert [words for _, words in seen if words] == [["running"], ["staying"]]
+    assert [leaving for leaving, _ in seen if leaving] == [[1]]
+    assert max(passes) < 6
 
 
-def test_a_full_queue_and_the_end(model, monkeypatch):
+def test_a_full_queue_and_the_end(model, turns):
     started, going = threading.Event(), threading.Event()
-
-    def slow(model, templates, decodings, observe=None):
-        if observe is not None:
-            started.set()
-            assert going.wait(60)
-        return a3jax.infill_batch(model, templates, decodings, observe)
-
-    monkeypatch.setattr(batching, "infill_batch", slow)
+    turns[1].append(lambda: (started.set(), going.wait(60)))
 
     async def client(batcher):
         (running,) = batcher.submit([prompt("running")])

@@ -213,14 +213,14 @@ import time
 from a3jax import cli
 from a3jax.serve import batching
 
-real = batching.infill_batch
+real = batching.turn
 
-def stuck(model, templates, decodings, observe=None):
-    if observe is not None:
+def stuck(together, leaving, joining):
+    if together.passes or any(text.template.pieces[0] != "." for text in joining.values()):
         time.sleep(600)  # as a compilation, nothing can end it
-    return real(model, templates, decodings, observe)
+    return real(together, leaving, joining)
 
-batching.infill_batch = stuck
+batching.turn = stuck
 cli.main()
 """
 
@@ -241,7 +241,7 @@ def test_a_stop_does_not_wait_for_a_compilation(model_folder):
         assert [one.result()[0] for one in (running, *waiting)] == [503] * 3
         assert server.process.wait(30) == 0
         assert time.monotonic() - begin < 15
-        assert json.loads(server.process.stdout.read()) == {"texts": 0, "batches": 0}
+        assert json.loads(server.process.stdout.read()) == {"texts": 0, "passes": 0}
         slow.close()
         server.reader.join()
         assert "Traceback" not in "".join(server.log)

@@ -171,7 +171,7 @@ def test_stopping_finishes_what_runs(server):
     assert begun.startswith(b"data: {")
     assert response.read().endswith(b"data: [DONE]\n\n")
     assert server.process.wait(60) == 0
-    assert json.loads(server.process.stdout.read()).keys() == {"texts", "batches"}
+    assert json.loads(server.process.stdout.read()).keys() == {"texts", "passes"}
     server.reader.join()
     log = "".join(server.log)
     assert "Traceback" not in log
