@@ -85,7 +85,7 @@ def play(options: Options) -> tuple[list[Answer], float]:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        thread = threading.Thread(target=lambda body=body: answers.append(ask(address, body)))  # type: ignore[misc]
+        thread = threading.Thread(target=lambda body=body: answers.append(ask(address, body)))
         thread.start()
         threads.append(thread)
         time.sleep(rng.expovariate(1 / options.every))
