@@ -199,7 +199,7 @@ def begin(
         cache=cache,
         tokens_BxL=jnp.copy(plan.tokens_BxL),  # the state is donated, the plan is not, and neither is given back as it is
         log_probs_BxL=jnp.zeros((batch, length)),
-        passes_BxL=jnp.where(given_BxL, 0, -1),
+        passes_BxL=jnp.where(given_BxL, 0, -1).astype(jnp.int32),
         slot_BxL=slot_BxL if planned else jnp.where(given_BxL, slot_BxL, length),
         place_BxL=jnp.copy(place_BxL),
         read_B=read_B,

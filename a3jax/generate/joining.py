@@ -43,7 +43,7 @@ class Together:
         return len(self._texts) < self.most and sum(sizes.values()) <= self.most
 
     def join(self, number: int, template: Template, decoding: Decoding) -> None:
-        """Begin a text; what there is to say of it comes with the next turn."""
+        """Begin a text, with its first pass."""
         self._texts[number] = _Text(template, decoding, filling(self.model, template, decoding))
         self._go_on(number, None)
 
@@ -53,8 +53,8 @@ class Together:
         if text is not None:
             self._batch(text).free(number)
 
-    def turn(self) -> News:
-        """Make a pass of every batch, and say what is new."""
+    def advance(self) -> None:
+        """Make a pass of every batch."""
         for batch in list(self._batches.values()):
             try:
                 stand = batch.advance()
@@ -70,6 +70,9 @@ class Together:
                     batch.free(number)
                     self._go_on(number, tokens)
         self._batches = {program: batch for program, batch in self._batches.items() if batch.names}
+
+    def news(self) -> News:
+        """What there is to say that was not said before, the newest of each text."""
         news, self._news = self._news, {}
         return news
 

@@ -1,14 +1,14 @@
 """Texts of many requests, filled together, each from when it joins.
 
 Everything but the filling happens in one event loop, so that nothing needs a lock. One thread owns the model, and makes a
-turn at a time. Between two turns those leave that nobody waits for any more, and the one that has waited longest joins, if
+pass at a time. Between two passes those leave that nobody waits for any more, and the one that has waited longest joins, if
 there is room.
 """
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,11 @@ from a3jax.devices.processes import is_alone
 from a3jax.errors import first_line
 from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled
-from a3jax.generate.joining import News, Together
+from a3jax.generate.joining import News
 from a3jax.likelihood.alternatives import Alternatives, alternatives
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
-from a3jax.serve.together import tell_turn, turn
+from a3jax.serve.together import Told
 from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Batcher:
         self.texts = 0
         self._closed = False
         self._seconds = 1.0
-        self._together = Together(model, limits.max_batch)
+        self._together = Told(model, limits.max_batch)
         self._numbers = itertools.count()
         self._waiting: list[Job] = []
         self._running: dict[int, Job] = {}
@@ -127,9 +127,9 @@ class Batcher:
             while True:
                 await self._arrived.wait()
                 await self._answer_asked(loop, worker)
-                leaving, joining = self._leaving(), self._joining()
-                if leaving or joining or self._running:
-                    self._deliver(await loop.run_in_executor(worker, self._turn, leaving, joining))
+                leaving, first = self._leaving(), self._first()
+                if leaving or self._running:
+                    self._deliver(await loop.run_in_executor(worker, self._turn, leaving, first), first)
                 elif not (self._waiting or self._asked):
                     self._arrived.clear()
         finally:
@@ -147,17 +147,22 @@ class Batcher:
             del self._running[number]
         return leaving
 
-    def _joining(self) -> dict[int, Text]:
-        """The text that has waited longest, if there is room for it. One at a time, for it is read while all others wait."""
+    def _first(self) -> int | None:
+        """The text that has waited longest, on its way from now on; it may find no room."""
         self._waiting = [job for job in self._waiting if not job.result.done()]
-        if not self._waiting or not self._together.has_room(self._waiting[0].text.decoding):
-            return {}
-        job, number = self._waiting.pop(0), next(self._numbers)
-        self._running[number] = job
-        return {number: job.text}
+        if not self._waiting:
+            return None
+        number = next(self._numbers)
+        self._running[number] = self._waiting.pop(0)
+        return number
 
-    def _deliver(self, news: News) -> None:
-        """Tell of each text how it stands, or what it became."""
+    def _deliver(self, news: News, first: int | None) -> None:
+        """Tell of each text how it stands, or what it became. The first has found no room where there is no news of it."""
+        if first is not None and first not in news:
+            job = self._running.pop(first)
+            self._waiting.insert(0, job)
+            if self._closed:
+                _refuse([job.result])
         for number, new in news.items():
             job = self._running.get(number)
             if isinstance(new, Tokens):
@@ -179,16 +184,24 @@ class Batcher:
             jax.set_mesh(self.mesh).__enter__()
 
     def _warm_up(self) -> None:
-        text = Text(Template((".", ""), (1,)), Decoding(ends=True))
-        (found,) = self._turn([], {next(self._numbers): text}).values()
+        number = next(self._numbers)
+        self._together.join(number, Template((".", ""), (1,)), Decoding(ends=True))
+        found = self._together.news()[number]
         if isinstance(found, Exception):
             logger.error("the model does not work: %s", first_line(found))
         self.warm = not isinstance(found, Exception)
 
-    def _turn(self, leaving: Sequence[int], joining: Mapping[int, Text]) -> News:
-        """In the thread that owns the model: a pass of all texts on their way."""
-        tell_turn(leaving, joining)
-        return turn(self._together, leaving, joining)
+    def _turn(self, leaving: Sequence[int], first: int | None) -> News:
+        """In the thread that owns the model: a pass of all texts on their way, and that of another by itself, if it has room.
+
+        One joins at a time, for it is read while all others wait.
+        """
+        for number in leaving:
+            self._together.leave(number)
+        self._together.advance()
+        if first is not None and self._together.has_room(self._running[first].text.decoding):
+            self._together.join(first, *self._running[first].text)
+        return self._together.news()
 
 
 def _refuse(results: Sequence[asyncio.Future[Any]]) -> None:

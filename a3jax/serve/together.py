@@ -1,7 +1,7 @@
-"""A service on several processes: process 0 answers clients and tells the others each turn, and all of them make it."""
+"""A service on several processes: process 0 answers clients and tells the others all that it does with texts, and they do it
+too."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from a3jax.decode.settings import Decoding
@@ -10,44 +10,52 @@ from a3jax.devices.agreement import from_runtime
 from a3jax.devices.board import telling
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import is_alone
-from a3jax.generate.joining import News, Together
-from a3jax.serve.requests import Text
+from a3jax.generate.joining import Together
 from a3jax.weights.loading import Model
 
 
-def turn(together: Together, leaving: Sequence[int], joining: Mapping[int, Text]) -> News:
-    """One turn: who leaves, who joins, and a pass of all that are there."""
-    for number in leaving:
-        together.leave(number)
-    for number, (template, decoding) in joining.items():
-        together.join(number, template, decoding)
-    return together.turn()
+class Told(Together):
+    """Texts on their way in process 0; where it is not alone, all others have them too."""
 
+    def join(self, number: int, template: Template, decoding: Decoding) -> None:  # noqa: D102
+        _tell(["join", number, _written(template), dataclasses.asdict(decoding)])
+        super().join(number, template, decoding)
 
-def tell_turn(leaving: Sequence[int], joining: Mapping[int, Text]) -> None:
-    """In process 0, before it makes a turn; nothing where it is alone."""
-    if not is_alone():
-        texts = [[number, _written(text.template), dataclasses.asdict(text.decoding)] for number, text in joining.items()]
-        telling().tell([list(leaving), texts])
+    def leave(self, number: int) -> None:  # noqa: D102
+        _tell(["leave", number])
+        super().leave(number)
+
+    def advance(self) -> None:  # noqa: D102
+        _tell(["advance"])
+        super().advance()
 
 
 def tell_end() -> None:
-    """In process 0, when there will be no turn any more."""
-    if not is_alone():
-        telling().tell(None)
+    """In process 0, when there will be no text any more."""
+    _tell(None)
 
 
 def follow(model: Model, most: int) -> int:
-    """In the others: make the turns that are told, to the end; how many passes. Until then signals are left to process 0."""
+    """In the others: do what is told, to the end; how many passes. Until then signals are left to process 0."""
     together = Together(model, most)
     with stop_requests():
         while (told := telling().hear()) is not None:
-            leaving, texts = told
-            joining = {number: Text(_read(template), _decoding(decoding)) for number, template, decoding in texts}
-            for new in turn(together, leaving, joining).values():
+            match told:
+                case ["join", number, template, decoding]:
+                    together.join(number, _read(template), _decoding(decoding))
+                case ["leave", number]:
+                    together.leave(number)
+                case ["advance"]:
+                    together.advance()
+            for new in together.news().values():
                 if isinstance(new, Exception) and from_runtime(new):
                     raise new  # anything else process 0 has met too, and says it to its client
     return together.passes
+
+
+def _tell(what: Any) -> None:
+    if not is_alone():
+        telling().tell(what)
 
 
 def _written(template: Template) -> dict[str, Any]:

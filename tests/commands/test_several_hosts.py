@@ -1,5 +1,6 @@
 """Commands in two processes, over the devices of both: what one process on one device gives, written once."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -138,15 +139,33 @@ def served(model_folder):
         second.communicate()
 
 
+def check_answers(server, model):
+    """Texts of different lengths, which join and leave while others are filled."""
+    prompts, tokens = ["for i in", "a = ", "while True", "import this and that, or"], (14, 5, 9, 3)
+
+    def ask(prompt, most):
+        return server.post("/v1/completions", prompt=prompt, max_tokens=most, temperature=0)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, prompts, tokens))
+    for (status, body), prompt, most in zip(answers, prompts, tokens):
+        assert status == 200, body
+        (alone,) = a3jax.complete(model, [prompt], tokens=most)
+        assert body["choices"][0]["text"] == alone.blanks[0].text
+
+
 def test_a_service_of_two_processes_answers_as_one_and_both_end_when_the_first_is_told_to(served, model):
     first, second = served
-    status, body = first.post("/v1/completions", prompt=["for i in", "a = "], max_tokens=6, temperature=0)
-    assert status == 200
-    expected = [a3jax.complete(model, [prompt], tokens=6)[0] for prompt in ("for i in", "a = ")]
-    assert [choice["text"] for choice in body["choices"]] == ["".join(b.text for b in one.blanks) for one in expected]
+    check_answers(first, model)
     first.process.send_signal(signal.SIGTERM)
     assert first.process.wait(60) == 0
     assert second.wait(60) == 0
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_a_service_of_two_devices_answers_as_one(axis, model_folder, model):
+    with Server(model_folder, f"--mesh.{axis}", "2", environment=environment(2)) as server:
+        check_answers(server, model)
 
 
 def test_a_killed_process_of_a_service_ends_the_other(served):

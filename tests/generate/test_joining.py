@@ -37,13 +37,15 @@ def together(model, texts, rng, most=4, every=3, left=()):
         if waiting and running.has_room(waiting[0][1][1]) and rng.integers(every) == 0:
             number, text = waiting.pop(0)
             running.join(number, *text)
-        for number, new in running.turn().items():
+        running.advance()
+        for number, new in running.news().items():
             if isinstance(new, Tokens):
                 if number in left:
                     running.leave(number)
             else:
                 found[number] = new
-    assert running.turn() == {}
+    running.advance()
+    assert running.news() == {}
     return found, running.passes
 
 
@@ -113,13 +115,13 @@ def test_a_batch_has_no_more_rows_than_it_may_and_gives_them_back(model):
     other = Template(("a", ""), (20,)), Decoding(seed=1, order="random_4")
     for number in range(2):
         running.join(number, *text)
-    running.turn()
+    running.advance()
     assert running.has_room(text[1])
     assert running.has_room(other[1])
     running.join(2, *other)
     assert not running.has_room(text[1])
     running.leave(0)
-    running.turn()  # the first batch has halved
+    running.advance()  # the first batch has halved
     assert running.has_room(text[1])
     assert running.has_room(other[1])
 

@@ -33,23 +33,32 @@ def using(model, client, **limits):
 
 
 @pytest.fixture
-def turns(monkeypatch):
-    """Who leaves and who joins in every turn, by number and by text, the one that warms up aside; and how to look on."""
-    real, seen, look = batching.turn, [], []
+def acts(monkeypatch):
+    """All that is done with texts, by name: who joins, who leaves, and every pass; and what is called before a pass."""
+    seen, names, look = [], {}, []
 
-    def noted(together, leaving, joining):
-        texts = [template.pieces[0] for template, _ in joining.values()]
-        if texts != ["."]:
-            seen.append((list(leaving), texts))
-            for one in look:
-                one()
-        return real(together, leaving, joining)
+    class Noted(batching.Told):
+        def join(self, number, template, decoding):
+            names[number] = template.pieces[0]
+            seen.append(f"+{names[number]}")
+            super().join(number, template, decoding)
 
-    monkeypatch.setattr(batching, "turn", noted)
+        def leave(self, number):
+            seen.append(f"-{names[number]}")
+            super().leave(number)
+
+        def advance(self):
+            if self._texts:
+                seen.append("pass")
+                for one in look:
+                    one()
+            super().advance()
+
+    monkeypatch.setattr(batching, "Told", Noted)
     return seen, look
 
 
-def test_texts_that_come_while_others_are_filled_join_them_and_each_is_as_if_alone(model, turns):
+def test_texts_that_come_while_others_are_filled_join_them_and_each_is_as_if_alone(model, acts):
     texts = [
         prompt("one", tokens=30, seed=1),
         prompt("two, longer", tokens=11, seed=5, temperature=0.5, top_k=9),
@@ -60,9 +69,9 @@ def test_texts_that_come_while_others_are_filled_join_them_and_each_is_as_if_alo
         return await asyncio.gather(*[result for text in texts for result in batcher.submit([text])])
 
     filled, batcher = using(model, clients)
-    joined = [words for _, words in turns[0]]
-    assert joined[:3] == [["one"], ["two, longer"], ["three"]], "first come, first served, one between two passes"
-    assert not any(joined[3:])
+    first = ["+.", "+one", "pass", "+two, longer", "pass", "+three"]
+    assert acts[0][:6] == first, "first come, first served, one between two passes"
+    assert set(acts[0][6:]) == {"pass"}
     assert (batcher.texts, batcher.warm) == (3, True)
     assert batcher.passes == max(one.forwards for one in filled) - 1
     for text, one in zip(texts, filled):
@@ -71,15 +80,17 @@ def test_texts_that_come_while_others_are_filled_join_them_and_each_is_as_if_alo
         assert one.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
 
 
-def test_who_finds_no_room_waits_and_is_not_overtaken(model, turns):
+def test_who_finds_no_room_waits_and_is_not_overtaken(model, acts):
     texts = [prompt(f"{i}", tokens=12 if i else 3, ends=False, mode="ar" if i % 2 else "groups") for i in range(5)]
 
     async def client(batcher):
         return await asyncio.gather(*batcher.submit(texts))
 
     filled, _ = using(model, client, max_batch=2)
-    assert [words for _, words in turns[0] if words] == [["0"], ["1"], ["2"], ["3"], ["4"]]
-    assert [words for _, words in turns[0]].index(["2"]) == 2, "the first has left after three passes, two of them in turns"
+    joined = [act for act in acts[0] if act != "pass"]
+    assert joined == ["+.", "+0", "+1", "+2", "+3", "+4"]
+    begin = acts[0].index("+0")
+    assert acts[0][begin : begin + 5] == ["+0", "pass", "+1", "pass", "+2"], "the first is done after three passes, one alone"
     assert [one.tokens for one in filled] == [a3jax.infill(model, *text).tokens for text in texts]
 
 
@@ -94,10 +105,10 @@ def test_a_text_that_cannot_be_filled_fails_alone(model):
     assert [first.tokens, last.tokens, later.tokens] == [a3jax.infill(model, *prompt(x)).tokens for x in "abc"]
 
 
-def test_who_goes_away_is_dropped_and_leaves_its_row(model, turns):
-    seen, look = turns
+def test_who_goes_away_is_dropped_and_leaves_its_row(model, acts):
+    seen, look = acts
     gone, passes = threading.Event(), []
-    look.append(lambda: len(seen) < 2 or gone.wait(60))
+    look.append(lambda: gone.wait(60))
 
     async def client(batcher):
         begun = asyncio.Event()
@@ -115,14 +126,13 @@ def test_who_goes_away_is_dropped_and_leaves_its_row(model, turns):
         return await staying
 
     using(model, client, max_batch=1)
-    assert [words for _, words in seen if words] == [["running"], ["staying"]]
-    assert [leaving for leaving, _ in seen if leaving] == [[1]]
+    assert [act for act in seen if act != "pass"] == ["+.", "+running", "-running", "+staying"]
     assert max(passes) < 6
 
 
-def test_a_full_queue_and_the_end(model, turns):
+def test_a_full_queue_and_the_end(model, acts):
     started, going = threading.Event(), threading.Event()
-    turns[1].append(lambda: (started.set(), going.wait(60)))
+    acts[1].append(lambda: (started.set(), going.wait(60)))
 
     async def client(batcher):
         (running,) = batcher.submit([prompt("running")])
