@@ -32,18 +32,18 @@ def blanks(rng, count=2, **how):
 
 def together(model, texts, rng, most=4, every=3, left=()):
     """What became of texts that joined at random moments, and the passes. Those of numbers `left` leave on their way."""
-    running, found, waiting = Together(model, most), {}, list(enumerate(texts))
-    while len(found) < len(texts) - len(left):
+    running, found, gone, waiting = Together(model, most), {}, set(), list(enumerate(texts))
+    while len(found) + len(gone) < len(texts):
         if waiting and running.has_room(waiting[0][1][1]) and rng.integers(every) == 0:
             number, text = waiting.pop(0)
             running.join(number, *text)
         running.advance()
         for number, new in running.news().items():
-            if isinstance(new, Tokens):
-                if number in left:
-                    running.leave(number)
-            else:
+            if not isinstance(new, Tokens):
                 found[number] = new
+            elif number in left:
+                running.leave(number)
+                gone.add(number)
     running.advance()
     assert running.news() == {}
     return found, running.passes
