@@ -4,8 +4,8 @@ a3jax serve CHECKPOINT &
 python benchmarks/serving.py http://127.0.0.1:8000 --every 0.3
 
 Every client sends one request, a prompt and how many tokens it wants, and reads the stream. Times between clients are
-exponential, and all that is drawn follows from the seed, so that two services are asked the same. The whole is played once
-before it is timed, so that what it takes is compiled.
+exponential, and all that is drawn follows from the seed, so that two services are asked the same. The whole is played
+`--warm` times before it is timed, so that what it takes is compiled; look at how the plays before the last agree.
 """
 
 import http.client
@@ -38,6 +38,8 @@ class Options:
     """Words of a prompt, from and to."""
     tokens: tuple[int, int] = (8, 64)
     """Tokens that a request wants, from and to."""
+    warm: int = 2
+    """How often all is played before it is timed."""
     seed: int = 0
     json: bool = False
     """Print JSON."""
@@ -55,9 +57,11 @@ class Answer(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Ask twice, and tell of the second time."""
-    for _ in range(2):
-        answers, seconds = play(options)
+    """Ask several times, and tell of the last."""
+    for _ in range(options.warm):
+        _, seconds = play(options)
+        print(f"warm: {seconds:.1f} s")
+    answers, seconds = play(options)
     figures = {
         "tokens": sum(one.tokens for one in answers),
         "seconds": seconds,
