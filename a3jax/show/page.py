@@ -11,6 +11,17 @@ from typing import Any, NamedTuple
 from a3jax.outside_text import printable
 from a3jax.show.pyplot import pyplot
 
+TELLING = """\
+<output id="said"></output>
+<script>
+"use strict";
+for (const event of ["pointerover", "click"])
+  document.addEventListener(event, ({target}) => {
+    document.getElementById("said").textContent = target.closest(".point")?.firstChild.textContent ?? "";
+  });
+</script>"""
+"""The part of a page with charts that tells what their points say. Pages that show others' texts have no script at all."""
+
 
 def page(title: str, content: Sequence[str]) -> str:
     """The page as HTML, of a title and parts that are HTML already."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from a3jax.evaluate.results import WIDTH
 from a3jax.files.folders import write_whole
 from a3jax.outside_text import show
-from a3jax.show.page import page
+from a3jax.show.page import TELLING, page
 from a3jax.sweep.curves import NOISE, Curve, Report, Setting
 from a3jax.sweep.plots import color_of, pareto_plot, plots_by, stage_changes, stages_plots
 from a3jax.sweep.status import print_failed
@@ -70,7 +70,7 @@ def write_page(report: Report, folder: Path) -> Path:
         parts += [part for curve in compared for part in _run(curve, report.order)]
     for one in report.failed:
         parts += [f"<h3>{html.escape(one.name)} failed</h3>", f"<pre>{html.escape(one.log)}</pre>"]
-    write_whole(folder / PAGE, page(html.escape(folder.name), parts))
+    write_whole(folder / PAGE, page(html.escape(folder.name), [*parts, TELLING]))
     return folder / PAGE
 
 
