@@ -52,7 +52,7 @@ def laid_out(page: Path, width: int, dark: bool, folder: Path) -> dict[str, Any]
         "--no-first-run",
     ]
     options = [f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", *["--force-dark-mode"] * dark]
-    command = [str(CHROMIUM), "--headless", *quiet, *options, "--dump-dom", measured.as_uri()]
+    command = [str(CHROMIUM), "--headless", *quiet, *options, "--virtual-time-budget=10000", "--dump-dom", measured.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None, dom[-500:]
