@@ -120,7 +120,7 @@ def test_llama_cpp_writes_what_we_find_most_probable(case, imported, written):
 OTHERS = {
     "gemma2": "another scale of attention's scores",
     "smollm3": "biases beyond those of its family",
-    "olmoe": "fewer key-value heads",
+    "olmoe": "queries, keys and values that are cut off",
 }
 
 
