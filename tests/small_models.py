@@ -50,7 +50,7 @@ CASES = {
 LLAMA_CPP = {
     "llama_biased": ("Llama", dict.fromkeys(BIASES, True) | {"head_dim": 12, "rope_scaling": LINEAR}),
     "llama3_released": ("Llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192}}),
-    "qwen3_yarn": ("Qwen3", {"head_dim": 12, "rope_scaling": YARN | ORIGINAL}),
+    "qwen3_linear": ("Qwen3", {"head_dim": 12, "rope_scaling": LINEAR}),
     "gemma2_released": ("Gemma2", GEMMA | {"query_pre_attn_scalar": 12}),
     "gemma3_released": (
         "Gemma3",

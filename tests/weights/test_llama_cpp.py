@@ -19,7 +19,7 @@ from a3jax.weights.source import open_source
 
 FAMILIES = (
     *("gemma2_released", "gemma3_released", "olmo3", "phi3_released", "granite", "smollm3_released"),
-    *("llama", "llama_biased", "llama3_released", "mistral_local", "qwen2", "qwen3_yarn", "olmo", "olmo2", "gemma"),
+    *("llama", "llama_biased", "llama3_released", "mistral_local", "qwen2", "qwen3_linear", "olmo", "olmo2", "gemma"),
     *("mixtral", "qwen3_moe", "olmoe_released"),
 )
 LENGTH, TOKENS, END = 48, 8, 257

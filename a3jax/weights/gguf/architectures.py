@@ -26,7 +26,7 @@ class Architecture:
     """Metadata that tells its files from those of another row of that name."""
     numbers: Mapping[str, str] = field(default_factory=dict)
     """Fields of `ModelConfig` that only this row has, and their metadata."""
-    scalings: tuple[type[RopeScaling], ...] = (LinearScaling, YarnScaling)
+    scalings: tuple[type[RopeScaling], ...] = (LinearScaling,)
     """What its rotary embedding may be stretched by."""
     pairs: bool = False
     """Whether rows of queries and keys are stored in rotary pairs side by side, where Hugging Face has halves."""
@@ -52,7 +52,7 @@ class Architecture:
     """Of experts, what llama.cpp does with the weights of those that are chosen (`Experts.normalized`); None: it has none."""
 
 
-_LLAMA_SCALINGS = (Llama3Scaling, LinearScaling, YarnScaling)
+_LLAMA_SCALINGS, _WITH_YARN = (Llama3Scaling, LinearScaling), (LinearScaling, YarnScaling)
 _GRANITE = {"embedding_scale": "embedding_scale", "residual_scale": "residual_scale", "logit_divisor": "logit_scale"}
 _LOGIT_CAP = {"logit_cap": "final_logit_softcapping"}
 _ATTENTION_CAP = {"attention_cap": "attn_logit_softcapping"}
@@ -62,7 +62,7 @@ ARCHITECTURES = (
     Architecture("qwen3", ("qwen3",)),
     Architecture("olmo", ("olmo",), None, {"qkv_limit": "attention.clamp_kqv"}, pairs=True, fills=True),
     Architecture("olmo2", ("olmo2",), fills=True, tied_head=False),
-    Architecture("olmo2", ("olmo3",), WINDOW, fills=True, tied_head=False, slides=True),
+    Architecture("olmo2", ("olmo3",), WINDOW, scalings=_WITH_YARN, fills=True, tied_head=False, slides=True),
     Architecture("gemma", ("gemma",), tied_head=True),
     Architecture(
         "gemma2",
@@ -74,9 +74,7 @@ ARCHITECTURES = (
         silent_window=4096,
         wide_scores=46,
     ),
-    Architecture(
-        "gemma3", ("gemma3_text",), None, _LOGIT_CAP, (LinearScaling,), slides=True, local_base=True, wide_scores=62
-    ),
+    Architecture("gemma3", ("gemma3_text",), None, _LOGIT_CAP, slides=True, local_base=True, wide_scores=62),
     Architecture(
         "granite",
         ("granite",),
@@ -87,7 +85,7 @@ ARCHITECTURES = (
         biases=True,
     ),
     Architecture("phi3", ("phi3",), scalings=(LongScaling,), partial=True, fills=True),
-    Architecture("smollm3", ("smollm3",), pairs=True),
+    Architecture("smollm3", ("smollm3",), scalings=_WITH_YARN, pairs=True),
     Architecture("llama", ("mixtral",), EXPERT_COUNT, scalings=_LLAMA_SCALINGS, pairs=True, normalized=True),
     Architecture("qwen3moe", ("qwen3_moe",), EXPERT_COUNT, normalized=True),
     Architecture("olmoe", ("olmoe",), EXPERT_COUNT, fills=True, key_value_heads=False, normalized=False),
