@@ -3,7 +3,7 @@
     python tests/emulators.py PORT      until it is killed
 
 To gcp-storage-emulator is added what Google's service does and it does not: writes that only happen where the generation is
-the one that was named, and several requests at a time.
+the one that was named, the last bytes of an object, and several requests at a time.
 """
 
 import contextlib
@@ -70,6 +70,7 @@ class GoogleEmulator:
                     if not self._as_expected():
                         self.send_error(412)
                     else:
+                        self._name_the_last_bytes()
                         getattr(super(), f"do_{method}")()
 
             def _as_expected(self) -> bool:
@@ -80,6 +81,13 @@ class GoogleEmulator:
                     return True
                 name = query.get("name", [unquote(url.path.rpartition("/o/")[2])])[0]
                 return expected[0] == emulator.generation(unquote(url.path.split("/b/")[1].split("/")[0]), name)
+
+            def _name_the_last_bytes(self) -> None:
+                """Ask for so many of the last bytes of an object, as ArrayRecord does, by where they begin."""
+                if (asked := self.headers.get("Range", "")).startswith("bytes=-"):
+                    bucket, _, name = urlparse(self.path).path.partition("/b/")[2].partition("/o/")
+                    size = emulator.size(unquote(bucket), unquote(name))
+                    self.headers.replace_header("Range", f"bytes={max(size - int(asked[7:]), 0)}-{size - 1}")
 
             def end_headers(self) -> None:
                 url = urlparse(self.path)
@@ -104,6 +112,12 @@ class GoogleEmulator:
             return self._storage.get_file_obj(bucket, name)["generation"]
         except exceptions.NotFound:
             return "0"
+
+    def size(self, bucket: str, name: str) -> int:
+        """Bytes of an object; 0 if there is none."""
+        with contextlib.suppress(exceptions.NotFound):
+            return int(self._storage.get_file_obj(bucket, name)["size"])
+        return 0
 
     @property
     def environment(self) -> dict[str, str]:

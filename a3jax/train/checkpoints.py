@@ -37,8 +37,10 @@ from a3jax.devices.agreement import barrier, from_runtime, together
 from a3jax.devices.passing import Passing
 from a3jax.devices.replicas import part_to_read, sent_to_all
 from a3jax.errors import UserError, first_line
+from a3jax.files.bucket import disk_error
 from a3jax.files.folders import is_forbidden, is_full_disk, is_passing, move, remove
 from a3jax.files.outside_json import parse_object
+from a3jax.files.places import is_local
 from a3jax.files.strict import build
 from a3jax.model.parameters import named
 from a3jax.progress import console
@@ -244,14 +246,18 @@ class Checkpoints:
         """Around what may say that a save has failed, this one or the one before it."""
         try:
             yield
-        except (OSError, ValueError) as error:
-            if from_runtime(error):
+        except Exception as error:
+            local = is_local(self._folder)
+            if from_runtime(error) or isinstance(error, UserError) or (local and not isinstance(error, OSError | ValueError)):
                 raise
-            raise self._failed(error) from error
+            # In a bucket it is one of the libraries that Orbax writes by.
+            disk = error if local or isinstance(error, OSError) else disk_error(error, self._folder, writing=True)
+            raise self._failed(disk) from error
 
     def _failed(self, error: Exception) -> UserError:
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            remove(unfinished)
+        with contextlib.suppress(OSError):  # what cannot be written may not be there to be removed
+            for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                remove(unfinished)
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         kind = Passing if is_passing(error) else UserError

@@ -14,6 +14,7 @@ from pathlib import Path
 import emulators
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from chosen import long_after
 from test_loop import assert_same_run, stop_at
@@ -23,6 +24,7 @@ from a3jax.checkpoint.folder import find, load_arrays, saved_steps
 from a3jax.data.corpus import TokenStream, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
+from a3jax.devices.passing import Passing
 from a3jax.errors import UserError
 from a3jax.experiment.combine import product
 from a3jax.files.parts import PARTS
@@ -235,3 +237,24 @@ def test_two_processes_that_are_killed_and_go_on(corpus, experiment, tmp_path):
                 assert killed or ends == [0, 0], [process.stderr.read() for process in both]
             runs.append(folder)
         assert_same_weights(*runs)
+
+
+@pytest.mark.long
+def test_a_save_that_the_bucket_never_takes_may_pass(corpus, experiment, tmp_path, monkeypatch):
+    """What Orbax raises then is an error of the library that it writes by, which no disk raises."""
+    from gcsfs.retry import HttpError
+
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+
+    def never(*_, **__):
+        raise HttpError({"code": 503, "message": "Service Unavailable"})
+
+    with emulators.of("gs"):
+        config = dataclasses.replace(experiment(), run="gs://bucket/never/run")
+        monkeypatch.setattr(ocp.CheckpointManager, "save", never)
+        with pytest.raises(Passing, match=r"could not be written \(.*Service Unavailable.*\); none was saved before"):
+            train(config)
+        monkeypatch.undo()
+        monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of("gs"):
+        assert train(config).steps == 8
