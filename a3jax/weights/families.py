@@ -263,10 +263,10 @@ def family_of(name: object, settings: Mapping[str, Any] | None = None) -> Family
     for family in FAMILIES:
         if family.name == name:
             return family
+    if isinstance(name, str) and name in _MISSING:
+        raise UserError(f"model_type {shown(name)} is not supported: it needs {_MISSING[name]}")
     known = [family.name for family in FAMILIES]
-    why = ""
-    if isinstance(name, str):
-        why = f": it needs {_MISSING[name]}" if name in _MISSING else misspelt(name, known)
+    why = misspelt(name, known) if isinstance(name, str) else ""
     raise UserError(
         f"model_type {shown(name)} is not supported{why or _beyond(settings or {})}; supported are {', '.join(known)}"
     )

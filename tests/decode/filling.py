@@ -42,7 +42,7 @@ def teacher_forced(net, documents, filled, restriction=None):
         given = own & (passes_L == 0)
         groups = np.where(given, np.cumsum(given), len(own) + passes_L).astype(np.int32)
         order = arrange(groups, given, own.astype(np.int32), net.config.seeding)
-        known = jax.tree.map(lambda x: x if x.dtype == bool else x[len(rows)][None], restriction)
+        known = jax.tree.map(lambda x: x[len(rows)][None], restriction)
         tokens_1xL, order = jnp.asarray(filled_L)[None], jax.tree.map(lambda x: x[None], order)
         rows.append(log_probs(net, tokens_1xL, order, compute=HOW, restriction=known)[0])
     return np.stack(rows)

@@ -34,7 +34,7 @@ def test_weights_are_gathered_as_such_over_many_chips():
     from a3jax.plan.topology import topology
 
     devices = topology("v5e:8x8").devices
-    mesh = jax.make_mesh((1, 1, 64, 1, 1), AXES, devices=devices, axis_types=(AxisType.Auto,) * 5)
+    mesh = jax.make_mesh((1, 1, 1, 64, 1, 1), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
     x, weight = (
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
         for shape in [(64, 128, 4096), (4096, 1024)]

@@ -91,7 +91,9 @@ def test_texts_of_all_kinds_take_turns(model):
         check(model, texts[number], one)
 
 
-def test_nothing_is_compiled_once_all_sizes_were_seen(model):
+def test_no_pass_is_compiled_once_all_sizes_were_seen(model):
+    """And what moves rows, for each step from one size to the next at most."""
+
     def compiled():
         return [f._cache_size() for f in (groups.decode_group, dynamic.decode_certain, joining._put, joining._laid)]
 
@@ -106,7 +108,11 @@ def test_nothing_is_compiled_once_all_sizes_were_seen(model):
     before = compiled()
     texts = [prompt(rng, temperature=float(rng.integers(2)), ends=False) for _ in range(20)]
     together(model, texts, rng, most=4, left=(2, 5))
-    assert compiled() == before
+    passes, certain, put, laid = np.subtract(compiled(), before)
+    sizes = 3 * 2  # one, two or four rows of 32 or 64 slots
+    assert (passes, certain) == (0, 0)
+    assert put <= sizes
+    assert laid <= 4 * sizes
 
 
 def test_a_batch_has_no_more_rows_than_it_may_and_gives_them_back(model):
