@@ -1,8 +1,9 @@
 """Lines of HumanEval whose length nobody tells, filled in several ways by one model (docs/blanks.md).
 
-python benchmarks/unknown_lengths.py --model runs/smollm2-code --data HumanEval-SingleLineInfilling.jsonl.gz
+python benchmarks/unknown_lengths.py --model models/smollm2-code --data HumanEval-SingleLineInfilling.jsonl.gz
 
-The model is one that was trained on `open` orders, so that it knows a blank's end; all ways take the same weights. A line's
+The model is one that was trained on `open` orders, and is taken to know a blank's end, whatever its record says; all ways take
+the same weights. A line's
 indentation is given, and so is its end, with which what follows begins. Ways: `slack`, a gap up to its own end; `search`,
 every size, and the likeliest text taken; `suffix first`, what follows, a line's end and then what is before, up to a line's
 end; `left only`, up to a line's end; and `length told`, as many tokens as the truth has. Tokens are the most probable ones,
@@ -12,6 +13,7 @@ Problems are drawn as `a3jax evaluate --limit N --seed 0` draws them, and the sh
 is done; the same command goes on, and one with fewer problems prints the table of what is there.
 """
 
+import dataclasses
 import json
 import statistics
 import time
@@ -116,6 +118,7 @@ def main(options: Options) -> None:
     missing = [id for id in chosen if id not in done]
     if missing:
         model, sandbox = a3jax.load(options.model), Sandbox(confined=True)
+        model = dataclasses.replace(model, record=dataclasses.replace(model.record, blanks_end=True))
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with options.out.open("a") as out, Progress("lines", len(missing), "lines") as bar:
             for id in missing:
@@ -130,6 +133,9 @@ def main(options: Options) -> None:
         each = [row["ways"][name] for row in shown]
         exact, passed, off = (mean([float(one[figure]) for one in each]) for figure in ("exact", "pass", "off"))
         print(f"| {name} | {exact} | {passed} | {off} | {statistics.median(one['seconds'] for one in each):.1f} |")
+    for name, other in (("search", "slack"), ("suffix first", "search"), ("suffix first", "left only")):
+        above = [float(row["ways"][name]["exact"]) - float(row["ways"][other]["exact"]) for row in shown]
+        print(f"{name} less {other}, exact, line by line: {mean(above)}")
 
 
 def mean(values: list[float]) -> str:
