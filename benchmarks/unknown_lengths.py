@@ -2,12 +2,11 @@
 
 python benchmarks/unknown_lengths.py --model models/smollm2-code --data HumanEval-SingleLineInfilling.jsonl.gz
 
-The model is one that was trained on `open` orders, and is taken to know a blank's end, whatever its record says; all ways take
-the same weights. A line's
-indentation is given, and so is its end, with which what follows begins. Ways: `slack`, a gap up to its own end; `search`,
-every size, and the likeliest text taken; `suffix first`, what follows, a line's end and then what is before, up to a line's
-end; `left only`, up to a line's end; and `length told`, as many tokens as the truth has. Tokens are the most probable ones,
-and the text before a blank gives its last token back (`--heal`).
+The model is one that was trained on `open` orders, and is taken to know a blank's end, whatever its record says; all ways
+take the same weights. A line's indentation is given, and so is its end, with which what follows begins. Ways: `slack`, a gap
+up to its own end; `search`, every size, and the likeliest text taken; `suffix first`, what follows, a line's end and then
+what is before, up to a line's end; `left only`, up to a line's end; and `length told`, as many tokens as the truth has.
+Tokens are the most probable ones, and the text before a blank gives its end back.
 
 Problems are drawn as `a3jax evaluate --limit N --seed 0` draws them, and the shortest come first. Each is a line in OUT as it
 is done; the same command goes on, and one with fewer problems prints the table of what is there.

@@ -64,7 +64,7 @@ KINDS = {
     "by chance": lambda rng: blanks(rng, mode="dynamic", certainty="random", threshold=0, window=8, commit=2),
     "speculative": lambda rng: prompt(rng, mode="speculative", drafts=3),
     "resample": lambda rng: blanks(rng, mode="resample", commit=3),
-    "healed": lambda rng: blanks(rng, count=int(rng.integers(1, 4)), heal=True, repetition_penalty=1.2),
+    "healed": lambda rng: blanks(rng, count=int(rng.integers(1, 3)), heal=True, repetition_penalty=1.2),
     "open": lambda rng: (parse(rng.choice(["ab[[..9]]cd", "a[[..3]]b[[..5]]c"])), Decoding(seed=int(rng.integers(9)))),
     "revised": lambda rng: blanks(rng, revise=2),
     "sizes": lambda rng: (parse("ab[[2-4]]cd"), Decoding(seed=int(rng.integers(9)), temperature=1.0)),
