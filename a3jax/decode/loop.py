@@ -71,14 +71,10 @@ def decode(
     """
     mode = MODES[decoding.mode]
     rows, number = first_pass(params, config, compute, plan, decoding, beginning), 1
-    while True:
-        filled = None if observe is None else rows.filled()
-        ended = observe is not None and filled is not None and observe(filled)
-        if ended or not _goes_on(mode, rows, number):
-            return rows.filled() if filled is None else filled
+    while not (observe is not None and observe(rows.filled())) and _goes_on(mode, rows, number):
         number += 1
-        number_B = jnp.full(len(plan.given_B), number, jnp.int32)
-        rows = next_pass(params, config, compute, rows, number_B, decoding)
+        rows = next_pass(params, config, compute, rows, _each(len(plan.given_B), number), decoding)
+    return rows.filled()
 
 
 def first_pass(
@@ -97,7 +93,7 @@ def first_pass(
     state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
     batch = len(plan.given_B)
     carry = mode.begin(batch, decoding, config)
-    return Rows(plan, *mode.advance(params, state, carry, plan, jnp.ones(batch, jnp.int32), kind, decoding))
+    return Rows(plan, *mode.advance(params, state, carry, plan, _each(batch, 1), kind, decoding))
 
 
 def next_pass(
@@ -107,6 +103,11 @@ def next_pass(
     mode, (plan, state, carry) = MODES[decoding.mode], rows
     kind = _later(mode, config, compute, plan, decoding)
     return Rows(plan, *mode.advance(params, state, carry, plan, number_B, kind, decoding))
+
+
+def _each(batch: int, number: int) -> Array:
+    """One number for every sequence, without a program that makes it."""
+    return jnp.asarray(np.full(batch, number, np.int32))
 
 
 def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Kind:

@@ -185,7 +185,7 @@ class Batcher:
 
     def _warm_up(self) -> None:
         number = next(self._numbers)
-        self._together.join(number, Template((".", ""), (1,)), Decoding(ends=True))
+        self._together.join(number, Template((".", ""), (1,)), Decoding(ends=True, heal=False))  # done in its first pass
         found = self._together.news()[number]
         if isinstance(found, Exception):
             logger.error("the model does not work: %s", first_line(found))

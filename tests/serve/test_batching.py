@@ -154,3 +154,12 @@ def test_a_full_queue_and_the_end(model, acts):
     assert (full.http, full.retry_after) == (429, 1)
     assert [refused.http for refused in closed] == [503] * 4
     assert batcher.texts == 1
+
+
+def test_warming_up_leaves_no_text_on_its_way(worded):
+    """Whatever longer tokens there are for what it fills behind."""
+    batcher = Batcher(worded, Limits())
+    batcher._warm_up()
+    batcher._together.advance()
+    assert batcher.warm
+    assert batcher.passes == 0
