@@ -21,8 +21,12 @@ _SHELL = re.compile(
     r"((a3jax|curl|env|export|gcloud|make|pip|pytest|python|sbatch|sky|stages\(\)|xpk) |launch/)"
 )
 """How shell begins here; blocks without a language that begin otherwise show a file, a formula or what was printed."""
+_FIELD, _NEWLINE = "\x1f", "\x1e"
 _RECORDER = r"""command_not_found_handle() {
-    printf '%s\0' "$line" "$(/usr/bin/readlink /proc/$BASHPID/fd/0)" "$@" ${COMMAND:+"$COMMAND"} $'\n' >&3
+    local IFS=$'\x1f' input=$(/usr/bin/readlink /proc/$BASHPID/fd/0)
+    local fields=("$line" "$input" "$@" ${COMMAND:+"$COMMAND"})
+    local record="${fields[*]}"
+    printf '%s\n' "${record//$'\n'/$'\x1e'}" >&3  # one line, so one write: both ends of a pipe may come at once
     if [ "$1" != a3jax ]; then echo 0; fi
 }
 """
@@ -68,7 +72,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path, folder: Path) -> list[Command]:
-    """What the blocks of shell of a page would start in a folder, in order. It gets a `launch/`."""
+    """What the blocks of shell of a page would start in a folder, in order (both ends of a pipe in either). It gets a
+    `launch/`."""
     for file in ROOT.glob("launch/*"):
         stub = folder / "launch" / file.name
         stub.parent.mkdir(exist_ok=True)
@@ -90,11 +95,11 @@ def commands(page: Path, folder: Path) -> list[Command]:
                 capture_output=True,
                 text=True,
             )
-        records = log.read().decode().split("\n\0")[:-1]
+        records = log.read().decode().split("\n")[:-1]
     assert not done.stderr, f"{page.name}: {done.stderr}"
     found = []
     for record in records:
-        line, stdin, *words = record.split("\0")[:-1]
+        line, stdin, *words = record.replace(_NEWLINE, "\n").split(_FIELD)
         found.append(
             Command(int(line), tuple(words), os.path.relpath(stdin, folder) if stdin.startswith(str(folder)) else "")
         )
