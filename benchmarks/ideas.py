@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,7 @@ class Arm:
     free: float = 0.0
     """The weight of the free loss."""
     two_sided: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -76,6 +77,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     ", two-sided seed": {"two_sided": True},
     ", given up to 0.9": {"given": 0.9},
     ", free loss": {"free": 1.0},
+    ", Muon": {"optimizer": "muon"},
 }
 ARMS = {
     f"{what}{change}": dataclasses.replace(arm, **changed)
@@ -131,16 +133,18 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     net = TwoStream(model, nnx.Rngs(seed))
     nnx.update(net, load_params(base))
     changed, frozen = nnx.split_state(nnx.state(net, nnx.Param), changes(adapt, model), ...)
-    trained = (changed, jnp.zeros((model.width, model.width)))
+    right_DxD = jnp.zeros((model.width, model.width))
+    trained = (changed, right_DxD) if arm.two_sided else changed
     data = DataConfig(path=CORPUS, length=model.context, batch=BATCH)
     batches = Batches(open_corpora(data), data, STEPS, seed)
     part = Part(family="random", group_size=4, given=arm.given)
-    settings = OptimizerConfig(warmup=20)
+    settings = OptimizerConfig(warmup=20, name=arm.optimizer)
     optimizer = make_optimizer(settings, schedule(settings, rate, STEPS))
 
     def rows(trained: Any, batch: dict[str, Array], order: Order) -> tuple[Rows, Rows | None, Array]:
-        net = nnx.merge(graph(model), nnx.merge_state(trained[0], frozen))
-        return *predictions(net, trained[1], arm, batch["tokens"], batch["segments"], order), net.output_matrix[...]
+        changed, right = trained if arm.two_sided else (trained, right_DxD)
+        net = nnx.merge(graph(model), nnx.merge_state(changed, frozen))
+        return *predictions(net, right, arm, batch["tokens"], batch["segments"], order), net.output_matrix[...]
 
     @jax.jit
     def step(trained: Any, moments: Any, batch: dict[str, Array], number: Array) -> tuple[Any, Any]:

@@ -74,7 +74,7 @@ def blocks(page: Path) -> list[Block]:
 def commands(page: Path, folder: Path) -> list[Command]:
     """What the blocks of shell of a page would start in a folder, in order (both ends of a pipe in either). It gets a
     `launch/`."""
-    for file in ROOT.glob("launch/*"):
+    for file in ROOT.glob("launch/*.*"):
         stub = folder / "launch" / file.name
         stub.parent.mkdir(exist_ok=True)
         stub.write_text(f'#!/bin/bash\n{_RECORDER}command_not_found_handle "launch/{file.name}" "$@"\n')

@@ -11,7 +11,7 @@ from a3jax.plan.topology import CHIPS
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = Path(__file__).parents[2] / "launch"
 FIELDS = yaml.safe_load(Path(__file__).with_name("launch_fields.yaml").read_text())
 FILES = sorted(LAUNCH.glob("*.yaml"))
 NAMES = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool, "null": type(None)}
