@@ -1,5 +1,6 @@
 """Corpora of documents that a test makes up, written as `a3jax prepare` writes them."""
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,3 +33,8 @@ def numbered(sizes: Sequence[int], first: int = 0) -> list[np.ndarray]:
     """Documents of these sizes whose tokens are all different: `first`, `first` + 1, ... through all of them."""
     edges = first + np.cumsum([0, *sizes])
     return [np.arange(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of the files of a folder."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir())}

@@ -1,19 +1,12 @@
 """`prepare`: counts, determinism, splits, and one sentence for everything that can be wrong with a source."""
 
-import hashlib
 import json
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from corpora import digests
 
 from a3jax.data import prepare as module
 from a3jax.data import shards
@@ -26,20 +19,6 @@ from a3jax.data.tokenizer import load_codec
 from a3jax.errors import UserError
 
 
-@pytest.fixture
-def source(tmp_path):
-    """A folder with 30 text files, and some that are not."""
-    folder = tmp_path / "source"
-    (folder / "deep" / "er").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        text = "".join(rng.choice(list("abc é∀\n"), rng.integers(1, 200))) + f"{i}"
-        (folder / ("deep/er" if i % 3 else "") / f"{i:02}.txt").write_text(text, encoding="utf-8")
-    (folder / "blank.txt").write_text(" \n ")
-    (folder / ".hidden.txt").write_text("hidden")
-    return folder
-
-
 def documents(out: Path, split: str) -> list[list[int]]:
     stream = TokenStream(out, read_manifest(out), split)
     edges = np.concatenate([*stream.documents(7), [len(stream)]]).astype(int)
@@ -48,10 +27,6 @@ def documents(out: Path, split: str) -> list[list[int]]:
 
 def texts_of(folder: Path) -> list[str]:
     return [p.read_text(encoding="utf-8") for p in sorted(folder.rglob("[0-9]*.txt"))]
-
-
-def digests(out: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir())}
 
 
 def test_every_document_is_written_once_with_its_start_and_end_and_counted_exactly(source, tmp_path):
@@ -208,112 +183,6 @@ def test_documents_outside_the_limits_are_passed_over_by_reason(tmp_path):
     assert manifest.settings["min_words"] == "2"
 
 
-class Killed(BaseException):
-    """What stands for a process that is gone."""
-
-
-def stopping_before(monkeypatch, shard):
-    """`write_shard` as it is, but for one shard, at whose beginning the process is killed."""
-    written = []
-
-    def write_shard(task, report):
-        if task.number == shard:
-            raise Killed
-        written.append(task.number)
-        return shards.write_shard(task, report)
-
-    monkeypatch.setattr(module, "write_shard", write_shard)
-    return written
-
-
-@pytest.mark.parametrize("deduplicate", [False, True])
-def test_what_was_finished_stays_and_the_corpus_is_the_same(source, tmp_path, monkeypatch, deduplicate):
-    options = {"held_out": 0.3, "workers": 1, "deduplicate": deduplicate}
-    monkeypatch.setattr(module, "SMALLEST_SHARD", 200)
-    prepare([source], tmp_path / "whole", Preparation("bytes", **options))
-    stopping_before(monkeypatch, 5)
-    with pytest.raises(Killed):
-        prepare([source], tmp_path / "out", Preparation("bytes", **options))
-    assert [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
-    (tmp_path / "out.partial" / "train-00005.array_record").write_bytes(b"half a shard")
-    rest = stopping_before(monkeypatch, None)
-    prepare([source], tmp_path / "out", Preparation("bytes", **options))
-    assert rest[0] == 5
-    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
-
-
-def test_a_file_that_was_mended_and_no_other_is_read_again(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SMALLEST_SHARD", 200)
-    (source / "zz.jsonl").write_text('{"text": "good"}\nbad\n')
-    with pytest.raises(UserError, match=r"zz\.jsonl:2 is not JSON.*; the same command goes on from .*out\.partial"):
-        prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
-    written = stopping_before(monkeypatch, None)
-    (source / "zz.jsonl").write_text('{"text": "good"}\n{"text": "now"}\n')
-    manifest = prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
-    assert len(written) == 1
-    prepare([source], tmp_path / "anew", Preparation("bytes", workers=1))
-    assert digests(tmp_path / "out") == digests(tmp_path / "anew")
-    assert manifest.train.documents + manifest.held_out.documents == 32
-
-
-@pytest.mark.parametrize("other", [{"seed": 1}, {"column": "more"}, {"start": "a"}, {"filters": Filters(min_characters=1)}])
-def test_with_other_settings_nothing_is_taken_over(other, tmp_path, monkeypatch):
-    for i in range(2):
-        (tmp_path / f"{i}.jsonl").write_text(json.dumps({"text": f"one {i}", "more": f"two {i}"}))
-    sources = sorted(tmp_path.glob("*.jsonl"))
-    stopping_before(monkeypatch, 1)
-    with pytest.raises(Killed):
-        prepare(sources, tmp_path / "out", Preparation("bytes", workers=1))
-    written = stopping_before(monkeypatch, None)
-    prepare(sources, tmp_path / "out", Preparation("bytes", workers=1, **other))
-    assert written == [0, 1]
-
-
-def test_what_was_skipped_is_not_taken_over_where_faults_are_to_end_it(source, tmp_path, monkeypatch):
-    (source / "00.jsonl").write_text("bad\n")
-    stopping_before(monkeypatch, 1)
-    with pytest.raises(Killed):
-        prepare([source], tmp_path / "out", Preparation("bytes", workers=1, on_error="skip"))
-    stopping_before(monkeypatch, None)
-    with pytest.raises(UserError, match=r"00\.jsonl:1 is not JSON"):
-        prepare([source], tmp_path / "out", Preparation("bytes", workers=1))
-
-
-@pytest.mark.long
-def test_after_a_kill_no_process_stays_and_the_corpus_is_the_same(tmp_path):
-    (tmp_path / "in").mkdir()
-    for name, size in {
-        "0.txt": 150_000,
-        "1.txt": 40_000,
-    }.items():  # a shard each; the second is finished long before the first
-        (tmp_path / "in" / name).write_text(" ".join(map(str, range(size))))
-    command = [sys.executable, "-m", "a3jax.cli", "prepare", "in", "out", "--tokenizer", "bytes", "--workers", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
-    until = time.monotonic() + 60
-    while not list(tmp_path.glob("out.partial/*.done.json")) and time.monotonic() < until:
-        time.sleep(0.02)
-    process.kill()  # the workers are not told
-    process.wait()
-    assert list(tmp_path.glob("out.partial/*.done.json"))
-    while _alive(process.pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not _alive(process.pid)
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    prepare([tmp_path / "in"], tmp_path / "anew", Preparation("bytes", workers=1))
-    found, anew = digests(tmp_path / "out"), digests(tmp_path / "anew")
-    del found["manifest.json"], anew["manifest.json"]  # which says where the source was
-    assert found == anew
-
-
-def _alive(session: int) -> bool:
-    """Whether any process of a session is left."""
-    try:
-        os.killpg(session, signal.SIG_DFL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_sources_that_hold_nothing_are_refused(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="nowhere does not exist"):
@@ -362,36 +231,3 @@ def test_a_corpus_folder_without_manifest_or_with_a_wrong_one_is_refused(source,
     (source / "manifest.json").write_text('{"version": 2, "train": {"documents": 1, "tokens": 1, "shards": []}}')
     with pytest.raises(UserError, match=r"manifest\.json: field 'held_out' is missing"):
         read_manifest(source)
-
-
-_PEAK = r"""
-import pathlib, re, sys
-from a3jax.data.preparation import Preparation
-from a3jax.data.prepare import prepare
-from a3jax.data.sources import interface
-interface.PART_BYTES = 2**18  # what is held at a time is a part, and so it can be small here
-prepare([sys.argv[1]], pathlib.Path(sys.argv[2]), Preparation("bytes", column="ids", workers=1, deduplicate=True))
-print(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
-"""
-
-
-@pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_memory_does_not_grow_with_the_corpus(kind, tmp_path):
-    peaks = []
-    for chunks in (5, 30):  # of 300,000 token ids each, which take no time to tokenize
-        file = tmp_path / f"{chunks}.{kind}"
-        draw = np.random.default_rng(0)
-        with (
-            pq.ParquetWriter(file, pa.schema({"ids": pa.list_(pa.uint16())})) if kind == "parquet" else file.open("w") as out
-        ):
-            for _ in range(chunks):
-                rows = draw.integers(0, 256, (300, 1000), np.uint16)
-                if kind == "parquet":
-                    out.write_table(pa.table({"ids": pa.array(list(rows), pa.list_(pa.uint16()))}))
-                else:
-                    out.writelines(json.dumps({"ids": row.tolist()}) + "\n" for row in rows)
-        command = [sys.executable, "-c", _PEAK, str(file), str(tmp_path / f"out{chunks}")]
-        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
-    assert peaks[1] < peaks[0] + 8_000, f"KiB: {peaks}, while 15 MB of token ids more were read"
