@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,14 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = train(make_experiment(corpus, tmp_path_factory.mktemp("whole"), "whole"))
     assert (summary.steps, summary.stopped_by) == (8, 0)
     return Path(summary.run)
+
+
+@pytest.fixture
+def uninterrupted(whole_run, experiment) -> str:
+    """A copy of a run of eight steps that nothing disturbed."""
+    config = experiment("whole")
+    shutil.copytree(whole_run, config.run)
+    return config.run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from compared_runs import parameters
 from jax.profiler import ProfileData
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from a3jax.checkpoint.folder import find, load_arrays, saved_steps
+from a3jax.checkpoint.folder import saved_steps
 from a3jax.config import Config, GuardConfig, ProfileConfig, Stage, TrainConfig
 from a3jax.data.pipeline import Batches
 from a3jax.errors import UserError
@@ -36,10 +37,6 @@ ENVIRONMENT = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
-
-
-def parameters(run: Path) -> list[np.ndarray]:
-    return jax.tree.leaves(load_arrays(find(run)))
 
 
 def losses(run: Path) -> list[float]:

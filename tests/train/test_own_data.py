@@ -7,7 +7,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import pytest
-from test_loop import parameters
+from compared_runs import parameters
 
 import a3jax
 from a3jax.config import DataConfig
