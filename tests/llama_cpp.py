@@ -18,7 +18,7 @@ class Written(NamedTuple):
 def continued(model: Path, prompts: list[list[int]], tokens: int, context: int) -> list[list[Written]]:
     """What llama.cpp writes greedily behind each prompt, weights and cache in float32. Skips a test where it is not there.
 
-    A text that ends does so without its end token.
+    A text that ends does so with its end token.
     """
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not there; pip install xllamacpp")
     params = xllamacpp.CommonParams()

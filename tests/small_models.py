@@ -50,7 +50,7 @@ CASES = {
 LLAMA_CPP = {
     "llama_biased": ("Llama", dict.fromkeys(BIASES, True) | {"head_dim": 12, "rope_scaling": LINEAR}),
     "llama3_released": ("Llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192}}),
-    "qwen3_linear": ("Qwen3", {"head_dim": 12, "rope_scaling": LINEAR}),
+    "qwen3_yarn": ("Qwen3", {"head_dim": 12, "rope_scaling": YARN | ORIGINAL | {"attention_factor": 0.7}}),
     "gemma2_released": ("Gemma2", GEMMA | {"query_pre_attn_scalar": 12}),
     "gemma3_released": (
         "Gemma3",
@@ -67,10 +67,22 @@ LLAMA_CPP = {
             "max_position_embeddings": 1024,
         },
     ),
+    "gpt_oss_released": (  # YaRN's edges lie beyond all waves, where it is the same to round them, as llama.cpp does
+        "GptOss",
+        GPT_OSS
+        | {"swiglu_limit": 7.0, "intermediate_size": 64, "rope_theta": 2.0}
+        | {"rope_scaling": YARN | ORIGINAL | {"truncate": False}},
+    ),
     "smollm3_released": ("SmolLM3", {"num_hidden_layers": 5, "rope_scaling": YARN | ORIGINAL}),
     "olmoe_released": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
 }
 """Cases that keep to what llama.cpp fixes of their families, as published models do."""
+STRETCHED = ("llama", "mistral", "qwen2", "olmo", "olmo2", "gemma", "gemma2_released", "granite", "mixtral", "qwen3_moe")
+LLAMA_CPP |= {
+    f"{case}_yarn": (name, changes | {"rope_scaling": YARN | ORIGINAL})
+    for case, (name, changes) in (CASES | LLAMA_CPP).items()
+    if case in (*STRETCHED, "olmoe_released")
+}
 
 PLAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2")
 

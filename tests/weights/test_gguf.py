@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import io
 import json
+import math
 import shutil
 import struct
 import subprocess
@@ -22,7 +23,7 @@ from small_models import load, query_logits
 from tokenizers import Tokenizer, pre_tokenizers
 
 from a3jax.checkpoint.folder import find, load_arrays
-from a3jax.config import LinearScaling, Llama3Scaling, Rope
+from a3jax.config import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
 from a3jax.model.rope import frequencies
@@ -160,6 +161,15 @@ YARN = {"llama__rope__scaling__type": ("yarn", STRING), "llama__rope__scaling__f
 SCALED = {
     "a factor without a type": ({"llama__rope__scaling__factor": (4.0, FLOAT)}, LinearScaling(4.0)),
     "a factor of older files": ({"llama__rope__scale_linear": (4.0, FLOAT)}, LinearScaling(4.0)),
+    "yarn": (YARN, YarnScaling(4.0, 256, 32.0, 1.0, 0.1 * math.log(4) + 1)),
+    "yarn with its own factor": (
+        YARN
+        | {
+            "llama__rope__scaling__attn_factor": (0.5, FLOAT),
+            "llama__rope__scaling__original_context_length": (64, INT),
+        },
+        YarnScaling(4.0, 64, 32.0, 1.0, 0.5 * (0.1 * math.log(4) + 1)),
+    ),
 }
 
 
@@ -218,10 +228,13 @@ def test_headers_of_both_byte_orders_are_read_over(order, tmp_path):
 BAD = {
     "NaN factor": ({"llama__rope__scaling__factor": (float("nan"), FLOAT)}, "factor' is nan; it must be a positive number"),
     "yarn without a factor": ({"llama__rope__scaling__type": ("yarn", STRING)}, "rope.scaling.factor' is missing"),
-    "yarn in a Llama": (YARN, "RoPE scaling of this kind .YarnScaling. is not that of a file of 'llama'"),
     "yarn of another kind": (
         YARN | {"llama__rope__scaling__yarn_log_multiplier": (0.1, FLOAT)},
         r"RoPE scaling inside a GGUF file \('yarn', factor 4.0\) is not supported",
+    ),
+    "longrope in a Llama": (
+        {f"rope_factors_{length}": np.ones(6, np.float32) for length in ("short", "long")},
+        "RoPE scaling of this kind .LongScaling. is not that of a file of 'llama'",
     ),
     "longrope without factors": ({"llama__rope__scaling__type": ("longrope", STRING)}, "RoPE scaling inside a GGUF file"),
     "attention factor": ({"llama__rope__scaling__attn_factor": (2.0, FLOAT)}, "attn_factor' is 2.0, which is not supported"),

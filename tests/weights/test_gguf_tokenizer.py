@@ -27,11 +27,17 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PUBLISHED = {  # as the makers of these tokenizers publish them
     "gpt-2": (None, pre_tokenizers.ByteLevel(False), False),
     "smollm": (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]), False),
     "llama-bpe": (None, _WORDS.format(r"\p{N}{1,3}"), True),
     "dbrx": (None, _WORDS.format(r"\p{N}{1,3}"), False),
+    "gpt-4o": (None, _CASED, False),
     "qwen2": (normalizers.NFC(), _WORDS.format(r"\p{N}"), False),
 }
 ADDED = [("<|start|>", True), ("<|end|>", True), ("<think>", False), ("</think>", False)]

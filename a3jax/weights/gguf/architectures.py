@@ -26,12 +26,14 @@ class Architecture:
     """Metadata that tells its files from those of another row of that name."""
     numbers: Mapping[str, str] = field(default_factory=dict)
     """Fields of `ModelConfig` that only this row has, and their metadata."""
-    scalings: tuple[type[RopeScaling], ...] = (LinearScaling,)
+    scalings: tuple[type[RopeScaling], ...] = (LinearScaling, YarnScaling)
     """What its rotary embedding may be stretched by."""
     pairs: bool = False
     """Whether rows of queries and keys are stored in rotary pairs side by side, where Hugging Face has halves."""
     partial: bool = False
     """Whether a part of each head may turn."""
+    fused: bool = False
+    """Whether matrices that the family stores as one are one here too."""
     biases: bool = False
     """Whether there may be biases everywhere."""
     fills: bool = False
@@ -48,11 +50,13 @@ class Architecture:
     """Whether local layers may have a rotary base of their own."""
     wide_scores: int | None = None
     """Of so many layers (the largest model of its kind), scores are scaled as if heads were as wide as D/H."""
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    """Fields of `ModelConfig` of which llama.cpp computes this value alone."""
     normalized: bool | None = None
     """Of experts, what llama.cpp does with the weights of those that are chosen (`Experts.normalized`); None: it has none."""
 
 
-_LLAMA_SCALINGS, _WITH_YARN = (Llama3Scaling, LinearScaling), (LinearScaling, YarnScaling)
+_LLAMA_SCALINGS = (Llama3Scaling, LinearScaling, YarnScaling)
 _GRANITE = {"embedding_scale": "embedding_scale", "residual_scale": "residual_scale", "logit_divisor": "logit_scale"}
 _LOGIT_CAP = {"logit_cap": "final_logit_softcapping"}
 _ATTENTION_CAP = {"attention_cap": "attn_logit_softcapping"}
@@ -62,7 +66,7 @@ ARCHITECTURES = (
     Architecture("qwen3", ("qwen3",)),
     Architecture("olmo", ("olmo",), None, {"qkv_limit": "attention.clamp_kqv"}, pairs=True, fills=True),
     Architecture("olmo2", ("olmo2",), fills=True, tied_head=False),
-    Architecture("olmo2", ("olmo3",), WINDOW, scalings=_WITH_YARN, fills=True, tied_head=False, slides=True),
+    Architecture("olmo2", ("olmo3",), WINDOW, fills=True, tied_head=False, slides=True),
     Architecture("gemma", ("gemma",), tied_head=True),
     Architecture(
         "gemma2",
@@ -74,7 +78,9 @@ ARCHITECTURES = (
         silent_window=4096,
         wide_scores=46,
     ),
-    Architecture("gemma3", ("gemma3_text",), None, _LOGIT_CAP, slides=True, local_base=True, wide_scores=62),
+    Architecture(
+        "gemma3", ("gemma3_text",), None, _LOGIT_CAP, (LinearScaling,), slides=True, local_base=True, wide_scores=62
+    ),
     Architecture(
         "granite",
         ("granite",),
@@ -84,11 +90,21 @@ ARCHITECTURES = (
         pairs=True,
         biases=True,
     ),
-    Architecture("phi3", ("phi3",), scalings=(LongScaling,), partial=True, fills=True),
-    Architecture("smollm3", ("smollm3",), scalings=_WITH_YARN, pairs=True),
+    Architecture("phi3", ("phi3",), scalings=(LongScaling,), partial=True, fused=True, fills=True),
+    Architecture("smollm3", ("smollm3",), pairs=True),
     Architecture("llama", ("mixtral",), EXPERT_COUNT, scalings=_LLAMA_SCALINGS, pairs=True, normalized=True),
     Architecture("qwen3moe", ("qwen3_moe",), EXPERT_COUNT, normalized=True),
     Architecture("olmoe", ("olmoe",), EXPERT_COUNT, fills=True, key_value_heads=False, normalized=False),
+    Architecture(
+        "gpt-oss",
+        ("gpt_oss",),
+        EXPERT_COUNT,
+        biases=True,
+        tied_head=False,
+        slides=True,
+        fixed={"gate_limit": 7.0},
+        normalized=True,
+    ),
 )
 
 
@@ -132,14 +148,16 @@ def check_writable(config: ModelConfig) -> None:
     beyond = {
         "other weights of experts": config.experts is not None and config.experts.normalized != row.normalized,
         "biases beyond those of its family": not row.biases and _biased(config) > bool(family.features.get("qkv_bias")),
+        "attention without biases": family.attention_bias and not config.output_bias,
         "queries, keys and values that are cut off": config.qkv_limit is not None and "qkv_limit" not in row.numbers,
         "a rotary embedding of parts of heads": config.rotary_width is not None and not row.partial,
-        f"RoPE scaling that llama.cpp has not ({scaling})": scaling is not None and not _stretches(row, scaling),
+        f"RoPE scaling that no file of its family holds ({scaling})": scaling is not None and not _stretches(row, scaling),
         "heads that are together not as wide as it": row.fills and config.query_heads * config.head_width != config.width,
         "fewer key-value heads": not row.key_value_heads and config.kv_heads != config.query_heads,
         "a head of its own": bool(row.tied_head) and not config.tied_head,
         "a head that is the embedding": row.tied_head is False and config.tied_head,
-        "another activation": config.activation != ACTIVATIONS[family.activation],
+        "another activation": config.activation != family.features.get("activation", ACTIVATIONS[family.activation]),
+        f"another {' or '.join(row.fixed)}": any(getattr(config, name) != value for name, value in row.fixed.items()),
         "other layers without rotary embedding": config.unrotated_layers != unrotated_layers(config.family, config.layers),
         "other local layers": row.slides and (period(config) is None or not _turns_alike(row, config)),
         "another scale of attention's scores": "attention_scale" not in row.numbers
@@ -168,9 +186,18 @@ def _biased(config: ModelConfig) -> int:
 
 
 def _stretches(row: Architecture, scaling: RopeScaling) -> bool:
-    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow, scaling.truncate) != (32, 1, True):
+    if isinstance(scaling, YarnScaling) and (scaling.beta_fast, scaling.beta_slow, scaling.truncate) != (
+        32,
+        1,
+        truncates(row),
+    ):
         return False
     return isinstance(scaling, row.scalings)
+
+
+def truncates(row: Architecture) -> bool:
+    """Whether YaRN's edges are whole waves in the models of a row, which no file says."""
+    return bool(family_of(row.families[0]).rope.get("truncate", True))
 
 
 def _turns_alike(row: Architecture, config: ModelConfig) -> bool:

@@ -104,7 +104,7 @@ def from_metadata(
         "tied_head": "lm_head.weight" not in tensors,
         "activation": ACTIVATIONS[family.activation],
         "embedding_scale": width**0.5 if family.scaled_embedding else 1.0,
-        "experts": _experts(metadata, architecture),
+        "experts": _experts(metadata, architecture, family),
         "start_token": metadata.token("bos"),
         "end_tokens": _end_tokens(metadata),
         "unrotated_layers": unrotated_layers(family.name, listed),
@@ -115,7 +115,8 @@ def from_metadata(
         silent = next(one.default for one in family.numbers if one.ours == ours)
         if silent is not None or metadata.get(f"{prefix}.{theirs}") is not None:
             made[ours] = number(theirs, float)
-    made |= _local(metadata, architecture, family, listed, made["rope_theta"]) | dict(family.features)
+    made |= _local(metadata, architecture, family, listed, made["rope_theta"])
+    made |= dict(family.features) | dict(architecture.fixed)
     config = ModelConfig(
         family.name, width=width, layers=layers, query_heads=heads, kv_heads=kv_heads, head_width=head_width, **made
     )
@@ -128,11 +129,11 @@ def _epsilon(norm: str) -> str:
     return _EPSILON_OF_LAYER_NORM if norm == "layer" else _EPSILON
 
 
-def _experts(metadata: Metadata, architecture: Architecture) -> Experts | None:
-    if architecture.normalized is None:
+def _experts(metadata: Metadata, architecture: Architecture, family: Family) -> Experts | None:
+    if architecture.normalized is None or family.mixture is None:
         return None
     count, active = (metadata.need(f"{architecture.name}.{name}") for name in _EXPERTS.values())
-    return Experts(count, active, architecture.normalized)
+    return Experts(count, active, architecture.normalized, biases=family.mixture.silent.biases)
 
 
 def _end_tokens(metadata: Metadata) -> tuple[int, ...]:

@@ -11,13 +11,15 @@ from a3jax.weights.safetensors_writer import Tensor
 
 _MODULE = {"mixtral": "block_sparse_moe"}
 """What a family calls the feed-forward of a layer, if not `mlp`."""
+_ROUTER = {"gpt_oss": "router"}
+"""What it calls the router, if not `gate`."""
 _OWN = {"mixtral": {"gate": "w1", "up": "w3", "down": "w2"}}
 """What it calls the three matrices of an expert, if not as below."""
 _USUAL = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _KIND = {own: kind for names in (_USUAL, *_OWN.values()) for kind, own in names.items()}
-_PART = re.compile(rf"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.\d+\.({'|'.join(_KIND)})\.weight")
-_ROUTER = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.gate\.weight")
-_STACKED = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
+_EXPERT = re.compile(rf"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.\d+\.({'|'.join(_KIND)})\.(weight|bias)")
+_ROUTES = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.(?:gate|router)\.(weight|bias)")
+_STORED = re.compile(r"blk\.(\d+)\.ffn_(?:(gate|up|down)_exps|gate_inp)\.(weight|bias)")
 
 
 def stacked(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -30,15 +32,15 @@ def stacked(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def to_gguf(name: str) -> str:
     """Where a tensor of a feed-forward of experts is in GGUF; any other name stays."""
-    if (part := _PART.fullmatch(name)) is not None:
-        return f"blk.{part[1]}.ffn_{_KIND[part[2]]}_exps.weight"
-    router = _ROUTER.fullmatch(name)
-    return name if router is None else f"blk.{router[1]}.ffn_gate_inp.weight"
+    if (expert := _EXPERT.fullmatch(name)) is not None:
+        return f"blk.{expert[1]}.ffn_{_KIND[expert[2]]}_exps.{expert[3]}"
+    router = _ROUTES.fullmatch(name)
+    return name if router is None else f"blk.{router[1]}.ffn_gate_inp.{router[2]}"
 
 
 def is_router(name: str) -> bool:
     """Whether a tensor, by its name in GGUF, says which experts a row goes to: llama.cpp wants it in float32."""
-    return name.endswith(".ffn_gate_inp.weight")
+    return ".ffn_gate_inp." in name
 
 
 def unstacked(tensors: dict[str, Any], family: str) -> dict[str, tuple[Any, int | None]]:
@@ -46,13 +48,15 @@ def unstacked(tensors: dict[str, Any], family: str) -> dict[str, tuple[Any, int 
     module, own = _MODULE.get(family, "mlp"), _OWN.get(family, _USUAL)
     found: dict[str, tuple[Any, int | None]] = {}
     for name, tensor in tensors.items():
-        if (stack := _STACKED.fullmatch(name)) is not None:
-            prefix = f"model.layers.{stack[1]}.{module}.experts"
-            found |= {f"{prefix}.{x}.{own[stack[2]]}.weight": (tensor, x) for x in range(int(tensor.shape[-1]))}
-        elif is_router(name):
-            found[f"model.layers.{name.split('.')[1]}.{module}.gate.weight"] = tensor, None
-        else:
+        if (stored := _STORED.fullmatch(name)) is None:
             found[name] = tensor, None
+            continue
+        layer, kind, end = stored.groups()
+        prefix = f"model.layers.{layer}.{module}"
+        if kind is None:
+            found[f"{prefix}.{_ROUTER.get(family, 'gate')}.{end}"] = tensor, None
+        else:
+            found |= {f"{prefix}.experts.{x}.{own[kind]}.{end}": (tensor, x) for x in range(int(tensor.shape[-1]))}
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from a3jax.weights.families import Family, family_of
+from a3jax.weights.families import family_of
 from a3jax.weights.gguf.architectures import Architecture
 
 _MODEL = {
@@ -25,6 +25,7 @@ _LAYER = {
     "attn_v.bias": "self_attn.v_proj.bias",
     "attn_q_norm.weight": "self_attn.q_norm.weight",
     "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "attn_sinks.weight": "self_attn.sinks",
     "attn_output.weight": "self_attn.o_proj.weight",
     "attn_output.bias": "self_attn.o_proj.bias",
     "ffn_norm.weight": "post_attention_layernorm.weight",
@@ -41,6 +42,8 @@ _POST_NORMS = {
     "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
 }
 """Of a family with norms behind attention and MLP."""
+_OWN = {"gpt-oss": {"post_attention_norm.weight": "post_attention_layernorm.weight"}}
+"""Of one architecture."""
 _FUSED = {"attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"}
 """Of a family that stores matrices as one."""
 _PAIRED = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qk" for kind in ("weight", "bias"))
@@ -48,18 +51,20 @@ _PAIRED = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qk" for kind in
 
 def to_hugging_face(name: str, architecture: Architecture) -> str:
     """The Hugging Face name of a GGUF tensor; an unknown one keeps its own, and the importer reports it."""
-    return _renamed(name, "blk.", "model.layers.", _MODEL, _layer(family_of(architecture.families[0])))
+    return _renamed(name, "blk.", "model.layers.", _MODEL, _layer(architecture))
 
 
 def to_gguf(name: str, architecture: Architecture) -> str:
     """The inverse of `to_hugging_face`."""
-    tables = _MODEL, _layer(family_of(architecture.families[0]))
-    model, layer = ({theirs: ours for ours, theirs in table.items()} for table in tables)
+    model, layer = ({theirs: ours for ours, theirs in table.items()} for table in (_MODEL, _layer(architecture)))
     return _renamed(name, "model.layers.", "blk.", model, layer)
 
 
-def _layer(family: Family) -> dict[str, str]:
-    return _LAYER | (_POST_NORMS if family.features.get("post_norm") else {}) | (_FUSED if family.fused else {})
+def _layer(architecture: Architecture) -> dict[str, str]:
+    """The names of a layer's tensors; where two are one in Hugging Face, the last is written."""
+    post_norm = family_of(architecture.families[0]).features.get("post_norm")
+    other = (_POST_NORMS if post_norm else {}) | (_FUSED if architecture.fused else {})
+    return _LAYER | other | _OWN.get(architecture.name, {})
 
 
 def _renamed(name: str, prefix: str, new_prefix: str, model: Mapping[str, str], layer: Mapping[str, str]) -> str:

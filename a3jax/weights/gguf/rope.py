@@ -10,7 +10,7 @@ import numpy as np
 from a3jax.config import LinearScaling, Llama3Scaling, LongScaling, ModelConfig, Rope, RopeScaling, YarnScaling
 from a3jax.errors import UserError, shown
 from a3jax.model.rope import frequencies
-from a3jax.weights.gguf.architectures import Architecture
+from a3jax.weights.gguf.architectures import Architecture, truncates
 from a3jax.weights.gguf.metadata import Metadata
 
 _SCALING = "rope.scaling."
@@ -90,7 +90,8 @@ def _described(
         return LinearScaling(decimal(metadata.need(name, float)))
     if kind == "yarn" and all(metadata.get(prefix + more, usual) == usual for more, usual in _USUAL.items()):
         factor = number("factor")
-        return YarnScaling(factor, original, 32.0, 1.0, number("attn_factor", 1.0) * _own_attention(factor))
+        attention = number("attn_factor", 1.0) * _own_attention(factor)
+        return YarnScaling(factor, original, 32.0, 1.0, attention, truncates(architecture))
     if kind == "longrope" and _LONG in found and _SHORT in found:
         short, long = (tuple(map(decimal, found[name].tolist())) for name in (_SHORT, _LONG))
         return LongScaling(short, long, original, number("attn_factor", 1.0))

@@ -28,9 +28,18 @@ _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _words(digits: str) -> pre_tokenizers.Sequence:
-    """Words with the space before them, numbers of so many digits, and what is left, as bytes."""
-    split = pre_tokenizers.Split(Regex(_WORDS % digits), "isolated")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE, _BEHIND = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_CASED_WORDS = (
+    rf"{_BEFORE}{_UPPER}*{_LOWER}+{_BEHIND}|{_BEFORE}{_UPPER}+{_LOWER}*{_BEHIND}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Words end where a small letter is before a capital one."""
+
+
+def _parts(pattern: str) -> pre_tokenizers.Sequence:
+    """Words with the space before them, numbers of some digits, and what is left, as bytes."""
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
 
 
@@ -52,9 +61,10 @@ _GPT2 = pre_tokenizers.ByteLevel(False, use_regex=True)
 SPLITS = (
     Split(("gpt-2",), _GPT2),
     Split(("smollm", "refact", "starcoder"), pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2])),
-    Split(("llama-bpe", "llama3", "llama-v3"), _words("{1,3}"), whole_words=True, starts=True),
-    Split(("dbrx", "smaug-bpe"), _words("{1,3}")),
-    Split(("qwen2",), _words(""), normalizers.NFC()),
+    Split(("llama-bpe", "llama3", "llama-v3"), _parts(_WORDS % "{1,3}"), whole_words=True, starts=True),
+    Split(("dbrx", "smaug-bpe"), _parts(_WORDS % "{1,3}")),
+    Split(("gpt-4o",), _parts(_CASED_WORDS)),
+    Split(("qwen2",), _parts(_WORDS % ""), normalizers.NFC()),
 )
 
 

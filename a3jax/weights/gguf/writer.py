@@ -9,8 +9,9 @@ import ml_dtypes  # noqa: F401, gives numpy the name bfloat16
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
-from a3jax.config import ModelConfig
+from a3jax.config import ModelConfig, YarnScaling
 from a3jax.errors import UserError
+from a3jax.outside_text import say
 from a3jax.weights.fused import fuse
 from a3jax.weights.gguf import rope
 from a3jax.weights.gguf import tokenizer as gguf_tokenizer
@@ -45,13 +46,15 @@ def write_gguf(
     """
     check_writable(config)
     architecture = architecture_of(config.family)
-    tensors = stacked(fuse(tensors, config))
+    if isinstance(config.rope_scaling, YarnScaling) and not config.rope_scaling.truncate:
+        say(f"{name}: llama.cpp takes whole waves for YaRN's edges, and this model does not, so that its numbers will differ")
+    tensors = stacked(fuse(tensors, config) if architecture.fused else tensors)
     tokenizer = gguf_tokenizer.to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
     waves = [Tensor(one, array.shape, array.dtype, partial(np.copy, array)) for one, array in rope.tensors(config).items()]
 
     def written_as(tensor: Tensor) -> np.dtype:
-        kept = len(tensor.shape) > 1 and not is_router(tensor.name)
+        kept = len(tensor.shape) > 1 and not is_router(tensor.name) and not tensor.name.endswith(".bias")
         return np.dtype(dtype or tensor.dtype) if kept else np.dtype(np.float32)
 
     writer = GGUFWriter(path, architecture.name)
