@@ -33,22 +33,23 @@ def interpreted(monkeypatch):
 
 @pytest.fixture
 def value_and_gradients(monkeypatch):
-    """Of the sum of the output times a factor with respect to queries, keys and values."""
+    """Of the sum of the output times a factor with respect to queries, keys, values and, where they are given, sinks."""
 
-    def run(implementation, heads, start, end, factor, cap=None):
+    def run(implementation, heads, start, end, factor, cap=None, local=None):
         monkeypatch.setattr(interface, "platform", lambda: KERNELS.get(implementation, "cpu"))
-        return compiled(implementation, cap)(*heads, jnp.asarray(start), jnp.asarray(end), factor)
+        return compiled(implementation, cap)(tuple(heads), jnp.asarray(start), jnp.asarray(end), factor, local)
 
     return run
 
 
 @functools.cache
 def compiled(implementation, cap):
-    def weighted(query, key, value, start, end, factor):
-        out = attend(query, key, value, start, end, implementation, cap=cap)
+    def weighted(heads, start, end, factor, local):
+        sink = heads[3] if heads[3:] else None
+        out = attend(*heads[:3], start, end, implementation, cap=cap, local=local, sink_H=sink)
         return (out.astype(jnp.float32) * factor).sum(), out
 
-    return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
+    return jax.jit(jax.value_and_grad(weighted, has_aux=True))
 
 
 def inputs(rows, dtype=jnp.float32, batch=2):
@@ -68,11 +69,11 @@ def drawn(group_size, family="random", given=0.3):
     return both_streams(draw_order(example_keys(0, 0, 2), SEGMENTS, family, group_size, given, "successor"))
 
 
-def check(run, kernel, start, end, dtype=jnp.float32, value=5e-6, gradient=2e-5, cap=None):
+def check(run, kernel, start, end, dtype=jnp.float32, value=5e-6, gradient=2e-5, cap=None, local=None, sinks=()):
     heads, factor = inputs(start.shape[1], dtype)
-    (_, out), gradients = run(kernel, heads, start, end, factor, cap)
+    (_, out), gradients = run(kernel, [*heads, *sinks], start, end, factor, cap, local)
     exact = [x.astype(jnp.float32) for x in heads]
-    (_, expected), expected_gradients = run("dense", exact, start, end, factor, cap)
+    (_, expected), expected_gradients = run("dense", [*exact, *sinks], start, end, factor, cap, local)
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(dtype)}
     np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=value)
     for a, b in zip(gradients, expected_gradients, strict=True):
@@ -112,9 +113,17 @@ def test_bfloat16(value_and_gradients, kernel):
     check(value_and_gradients, kernel, *drawn(8), jnp.bfloat16, value=0.03, gradient=0.03)
 
 
-@pytest.mark.parametrize("kernel", ["splash", pytest.param("flash", marks=pytest.mark.long)])
-def test_soft_caps(value_and_gradients, kernel):
-    check(value_and_gradients, kernel, *drawn(4), cap=1.0)
+def test_soft_caps(value_and_gradients):
+    check(value_and_gradients, "splash", *drawn(4), cap=1.0)
+
+
+@pytest.mark.parametrize("cap", [pytest.param(1.0, marks=pytest.mark.long), None])
+def test_flash_beside_sinks_and_under_local_attention(value_and_gradients, cap):
+    """A window of more than one block, in random order; there are rows that see nothing but their sink."""
+    order = draw_order(example_keys(0, 0, 2), SEGMENTS, "random", 4, 0.3, "successor")
+    rows = jnp.concatenate([order.position, order.query_position], axis=1)
+    local = Local.within(150, rows, order.position)
+    check(value_and_gradients, "flash", *both_streams(order), cap=cap, local=local, sinks=[jnp.array([-2.0, 0.5, 4.0])])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -221,33 +230,33 @@ def test_splash_computes_just_the_blocks_between_the_first_and_the_last_seen_and
 
 
 @pytest.mark.parametrize(
-    ("length", "heads", "kv_heads", "width", "dtype", "near"),
+    ("length", "heads", "kv_heads", "width", "dtype", "more", "gpu"),
     [
-        (4096, 32, 8, 128, "bfloat16", False),
-        (1000, 9, 3, 64, "bfloat16", True),
-        (600, 4, 4, 80, "float32", False),
-        (150, 2, 1, 256, "float32", True),
+        (4096, 32, 8, 128, "bfloat16", False, "NVIDIA H100 80GB HBM3"),
+        (1000, 9, 3, 64, "bfloat16", True, "NVIDIA B200"),
+        (600, 4, 4, 80, "float32", False, "NVIDIA B200"),
+        (150, 2, 1, 256, "float32", True, "NVIDIA H100 80GB HBM3"),
     ],
 )
-def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_heads, width, dtype, near):
+def test_auto_lowers_to_flash_for_a_cuda_device(monkeypatch, length, heads, kv_heads, width, dtype, more, gpu):
     """Three Triton kernels, forward and backward, and keys that are never repeated for the query heads that share them.
 
-    The same under local attention with soft caps.
+    The same with `more`: local attention, soft caps and sinks.
     """
     monkeypatch.undo()  # not in interpret mode
     shapes = [(2, 2 * length, heads, width), (2, length, kv_heads, width), (2, length, kv_heads, width)]
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     ranges = [jax.ShapeDtypeStruct((2, 2 * length), jnp.int32)] * 2
-    device = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    device = AbstractDevice(gpu, num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES), abstract_device=device)
 
     def loss(*args):
-        local = Local.within(100, args[3], args[5]) if near else None
-        return attend(*args[:5], cap=50.0 if near else None, local=local).astype(jnp.float32).sum()
+        beside = {"cap": 50.0, "local": Local.within(100, args[3], args[5]), "sink_H": args[6]} if more else {}
+        return attend(*args[:5], **beside).astype(jnp.float32).sum()
 
-    positions = jax.ShapeDtypeStruct((2, length), jnp.int32)
+    positions, sinks = jax.ShapeDtypeStruct((2, length), jnp.int32), jax.ShapeDtypeStruct((heads,), jnp.float32)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays, *ranges, positions)
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 6))).trace(*arrays, *ranges, positions, sinks)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton") == 3
     if heads != kv_heads:
