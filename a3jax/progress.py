@@ -44,6 +44,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.refresh()  # which stopping does on a terminal alone
         self._bar.stop()
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from small_tokenizers import byte_level
 
 from a3jax.checkpoint.folder import Checkpoint, load_params
 from a3jax.model.two_stream import Compute, TwoStream, sort
@@ -84,6 +85,11 @@ LLAMA_CPP |= {
     if case in (*STRETCHED, "olmoe_released")
 }
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] + '</s>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+
 PLAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2")
 
 
@@ -136,3 +142,15 @@ def load(folder: Path):
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     return model.eval()
+
+
+def save_chat_model(folder: Path) -> None:
+    """A small random Llama as transformers saves it, with a tokenizer that has a chat template."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 480, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **tokens)).save_pretrained(folder)
+    for name, content in byte_level().items():
+        (folder / name).write_bytes(content)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)

@@ -1,7 +1,9 @@
 """The notebook of docs/ is run as it stands, from its first cell to its last, with what a notebook shows of each."""
 
 import ast
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,14 @@ def test_a_kernel_runs_it(tmp_path):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     book = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    client = nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("<mark" in output.get("data", {}).get("text/html", "") for output in outputs) == 2
+    if importlib.util.find_spec("ipywidgets") is not None:
+        told = [output for state in client.widget_state.values() for output in state.get("outputs", ())]
+        bars = [re.sub("<[^>]*>", "", output["data"]["text/html"]) for output in told]
+        assert [bar.split()[0] for bar in bars] == ["prepare", "train", "train"]
+        for bar in bars:
+            ((done, whole),) = re.findall(r"([\d.]+)/([\d.]+)", bar)
+            assert done == whole, bar

@@ -48,18 +48,20 @@ def _path(name: str) -> Path:
 def _installed() -> dict[str, Path]:
     """The experiments of an installed package, by name; none where it runs from a clone."""
     try:
-        files = importlib.metadata.files("a3jax") or ()
+        package = importlib.metadata.distribution("a3jax")
     except importlib.metadata.PackageNotFoundError:
         return {}
-    return {file.stem: Path(str(file.locate())).resolve() for file in files if file.match("a3jax/experiments/*.py")}
+    recorded = (file.locate() for file in package.files or () if file.match("a3jax/experiments/*.py"))
+    moved = Path(str(package.locate_file("share/a3jax/experiments"))).glob("*.py")  # by pip install --target
+    return {path.stem: path for path in (*(Path(str(path)).resolve() for path in recorded), *moved) if path.is_file()}
 
 
 def _call(name: str, function: str, kind: type[T]) -> T:
     """What a function of an experiment file returns."""
     path = _path(name)
     if not path.is_file():
-        known = sorted({*(file.stem for file in Path("experiments").glob("*.py")), *_installed()})
-        raise UserError(f"experiment {path} does not exist{nearest(name, known)}")
+        known = {*(file.stem for file in Path("experiments").glob("*.py")), *_installed()} - {name}
+        raise UserError(f"experiment {path} does not exist{nearest(Path(name).stem, sorted(known))}")
     try:
         content = runpy.run_path(str(path))
         if function not in content:
