@@ -33,7 +33,7 @@ from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.passing import Passing, may_pass, needs_memory
 from a3jax.devices.processes import Processes, continue_in_child, failing, is_another, leave, several
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import is_full_disk, is_wrong_path
+from a3jax.files.folders import is_forbidden, is_full_disk, is_wrong_path
 from a3jax.files.strict import nearest
 from a3jax.outside_text import one_line, say
 
@@ -137,7 +137,11 @@ def _end_with(error: UserError) -> NoReturn:
     if error.status == 1 and error.__cause__ is not None:
         traceback.print_exception(error.__cause__)
     say(str(error))
-    sys.exit(failing(error.status))
+    status = failing(error.status)
+    if status != UserError.status:  # threads of libraries try for a quarter of an hour what was given up here
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _in_words(error: Exception) -> UserError | None:
@@ -152,7 +156,8 @@ def _in_words(error: Exception) -> UserError | None:
             f"there is too little memory ({first_line(error)}); take a smaller batch, or see with a3jax plan what a run needs"
         )
     if isinstance(error, OSError) and error.filename is not None and is_wrong_path(error):
-        return UserError(f"{error.filename}: {error.strerror}; choose another path")
+        mend = "have it given to you, or choose another path" if is_forbidden(error) else "choose another path"
+        return UserError(f"{error.filename}: {error.strerror}; {mend}")
     return None
 
 
