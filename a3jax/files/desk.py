@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from a3jax.files.folders import is_passing
 from a3jax.files.holding import here, is_gone
 from a3jax.files.places import fetch, is_local, remove, scratch, send
 
@@ -79,6 +80,8 @@ class Desk:
                             raise
                         if self._failed is not None:
                             self._failed(error)
+                        if is_passing(error):
+                            return  # the others would wait as long for the same
 
     def _send_one(self, file: Path, inside: str) -> None:
         """As it is now: it may grow meanwhile, by whole lines."""
