@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -284,14 +286,30 @@ def test_trouble_that_passes(status, tmp_path, monkeypatch):
         assert sizes(out)["large"] == 6 * 2**20
 
 
-def test_no_right_to_write(tmp_path, monkeypatch):
+@pytest.mark.parametrize("status", long_after(1, [403, 401]))
+def test_no_right_to_write(status, tmp_path, monkeypatch):
+    """401 is what Google answers to those without credentials."""
     monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
     with emulators.of("gs") as emulator:
-        monkeypatch.setattr(emulator, "trouble", lambda method, path: None if method == "GET" else 403)
+        monkeypatch.setattr(emulator, "trouble", lambda method, path: None if method == "GET" else status)
         out = place("gs://bucket/theirs/out")
         for write in (lambda: write_whole(out, "1"), lambda: resumable(out, {}).__enter__()):
             with pytest.raises(UserError, match=r"gs://bucket/theirs/out.* cannot be written: no right to it"):
                 write()
-        monkeypatch.setattr(emulator, "trouble", lambda method, path: 403)
+        monkeypatch.setattr(emulator, "trouble", lambda method, path: status)
         with pytest.raises(PermissionError, match="no right to it"):
             out.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", [("inspect", "MODEL"), ("train", "tiny", "--run", "MODEL")])
+def test_no_credentials(command, tmp_path):
+    """For s3:// they are looked for on this machine, before anything is asked of the service."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"HOME": str(tmp_path), "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_EC2_METADATA_DISABLED": "true"}
+    words = [word.replace("MODEL", "s3://bucket/x") for word in command]
+    done = subprocess.run([sys.executable, "-m", "a3jax.cli", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    *_, last = done.stderr.splitlines()
+    assert "no right to it (Unable to locate credentials)" in last
+    assert "Traceback" not in done.stderr
