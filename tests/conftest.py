@@ -33,7 +33,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
 # Most tests run small programs once, so compiling is what they cost: little of it, and no program twice. Without fusion
 # emitters it takes half of the time, in one piece a tenth less. Tests that start processes with devices of their own add
 # their flags to these.
-COMPILE_LESS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+COMPILE_LESS = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 12):  # from there on XLA ends a process that gives this flag
+    COMPILE_LESS = f"--xla_cpu_use_fusion_emitters=false {COMPILE_LESS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_LESS}".lstrip()
 jax.config.update("jax_disable_most_optimizations", True)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # one folder for all workers, and for the commands that tests start
