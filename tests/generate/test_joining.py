@@ -9,7 +9,7 @@ from chosen import long_after
 import a3jax
 from a3jax.decode import dynamic, groups, joining
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Template, parse
+from a3jax.decode.template import Open, Template, parse
 from a3jax.generate.filling import Tokens
 from a3jax.generate.joining import Together
 
@@ -78,6 +78,38 @@ def test_who_joins_is_filled_as_if_alone(kind, model):
     found, passes = together(model, texts, rng)
     for number, text in enumerate(texts):
         check(model, text, found[number])
+    assert passes < sum(one.forwards for one in found.values())
+
+
+MASKED = {"objective": "diffusion", "mask_block": 0}
+LEARNED = {
+    "diffusion": (MASKED, lambda rng: blanks(rng, mode="diffusion", steps=int(rng.choice([3, 5])))),
+    "remasked": (MASKED, lambda rng: blanks(rng, mode="diffusion", steps=6, remask=1)),
+    "block_diffusion": (
+        {"objective": "block_diffusion", "mask_block": 4},
+        lambda rng: blanks(rng, mode="block_diffusion", steps=2, block=4),
+    ),
+    "fim": (
+        {"objective": "fim", "fim_tokens": (70, 71, 72)},
+        lambda rng: (
+            Template((WORDS[: int(rng.integers(1, 30))], "cd"), (Open(int(rng.integers(2, 12))),)),
+            Decoding(mode="fim", seed=int(rng.integers(99)), temperature=1.0, heal=False),
+        ),
+    ),
+}
+"""Of models of other objectives: what they record, and how they are asked."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", LEARNED)
+def test_models_of_other_objectives_are_joined_too(kind, model):
+    record, ask = LEARNED[kind]
+    learned = dataclasses.replace(model, record=dataclasses.replace(model.record, **record))
+    rng = np.random.default_rng(len(kind))
+    texts = [ask(rng) for _ in range(9)]
+    found, passes = together(learned, texts, rng)
+    for number, text in enumerate(texts):
+        check(learned, text, found[number])
     assert passes < sum(one.forwards for one in found.values())
 
 

@@ -247,6 +247,16 @@ def test_openais_client(server):
     subprocess.run([sys.executable, program, f"http://127.0.0.1:{server.port}", KEY], check=True, timeout=120)
 
 
+@pytest.mark.long
+def test_openais_client_of_npm(server):
+    """NODE_PATH is where npm put it, if that is no folder above this one."""
+    node = shutil.which("node")
+    if node is None or subprocess.run([node, "-e", "require('openai')"], capture_output=True).returncode:
+        pytest.skip("Node.js, or its package openai, is not installed")
+    program = Path(__file__).parents[2] / "benchmarks" / "openai_client.cjs"
+    subprocess.run([node, program, f"http://127.0.0.1:{server.port}", KEY], check=True, timeout=120)
+
+
 def test_keys_of_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("A3JAX_API_KEY", raising=False)
     assert read_keys(None) == ()
