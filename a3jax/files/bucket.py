@@ -191,6 +191,8 @@ def disk_error(error: Exception, path: PurePath, writing: bool = False) -> OSErr
     """An error of a bucket's library, as a disk would raise it. What is not known may pass."""
     why, kind = first_line(error), type(error).__name__
     status = str(getattr(error, "code", ""))
+    if why.startswith("<"):  # a page, and no words
+        why = f"status {status}"
     if isinstance(error, FileNotFoundError):
         missing = (errno.ENXIO, "there is no such bucket") if writing else (errno.ENOENT, os.strerror(errno.ENOENT))
         return OSError(*missing, str(path))

@@ -259,9 +259,10 @@ class Checkpoints:
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 remove(unfinished)
         last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
-        reason = "the disk is full" if is_full_disk(error) else first_line(error)
-        kind = Passing if is_passing(error) else UserError
-        return kind(f"{self._folder} could not be written ({reason}); {last}: make room and run the same command again")
+        said = getattr(error, "strerror", None) or first_line(error)
+        reason = "the disk is full" if is_full_disk(error) else said
+        kind, first = (Passing, "") if is_passing(error) else (UserError, "make room and ")
+        return kind(f"{self._folder} could not be written ({reason}); {last}: {first}run the same command again")
 
 
 def _without(params: nnx.State, names: Collection[str]) -> nnx.State:

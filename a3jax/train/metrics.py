@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
+from a3jax.files.places import place
 from a3jax.progress import console
 
 # tensorboardX imports PyTorch and the clients of buckets where they are installed, for what is never asked of it here:
@@ -154,7 +155,7 @@ def _name_damaged(path: Path, numbers: tuple[int, ...]) -> None:
 
 def say_unsent(error: OSError) -> None:
     """That a report could not be sent to the run's folder: once for each."""
-    _say_failed(Path(error.filename), "sent", str(error.strerror))
+    _say_failed(place(error.filename), "sent", str(error.strerror))
 
 
 @contextlib.contextmanager

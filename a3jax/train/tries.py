@@ -43,7 +43,10 @@ class Tries:
 
     def failed(self, why: str, first: bool) -> UserError:
         """This start has failed: `Passing`, or `GivenUp` if it was the last. `first` says whether this is process 0."""
-        step = _newest(self._run)
+        try:
+            step = _newest(self._run)
+        except OSError:  # nobody can see whether it came on, nor note that it did not
+            return Passing(f"{why}; {AGAIN}")
         came_on = step > self.begun_at
         if self.is_last and not came_on:
             if first:
