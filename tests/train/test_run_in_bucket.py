@@ -128,7 +128,7 @@ def test_every_command(emulator, corpus, whole_run, capsys, tmp_path):
     assert "no such bucket" in fails(capsys, "export", f"{root}/run", f"{root[:5]}no-such-bucket/exported")
 
 
-def start(config, tmp_path, scratch: str, *options: str):
+def start(config, tmp_path, scratch: str, *options: str, program: str | None = None):
     """Train in a process of its own, which has no other part of this one's machine than the bucket."""
     file = tmp_path / f"{scratch}.json"
     file.write_text(to_json(config))
@@ -140,7 +140,7 @@ def start(config, tmp_path, scratch: str, *options: str):
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "a3jax.cli", "train", str(file), *options]
+    command = [sys.executable, *(["-c", program] if program else ["-m", "a3jax.cli"]), "train", str(file), *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -191,6 +191,55 @@ def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, wh
             emulator.trouble = emulators.none
         assert until
         assert_same_run(str(root / "run"), str(whole_run))
+
+
+IMPATIENT = """
+import sys
+from orbax.checkpoint._src.serialization import tensorstore_utils
+from a3jax.cli import main
+for context in tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT:
+    context["gcs_request_retries"] = {"max_retries": 4}
+main(sys.argv[1:])
+"""
+"""The command, whose checkpoints are not tried for a quarter of an hour."""
+
+
+@pytest.mark.long
+def test_outages_that_begin_in_the_midst_of_a_run_and_do_not_end(corpus, experiment, whole_run, tmp_path):
+    """From the first write of its second checkpoint on, every request of a run fails, until its process has ended."""
+    begun, runs = set(), {}
+
+    def trouble(method, path):
+        status = next((status for status in runs if f"outage-{status}" in path), None)
+        if method == "POST" and "checkpoints%2F6" in path:
+            begun.add(status)
+        return status if status in begun else None
+
+    with emulators.of("gs") as emulator:
+        for status in (503, 429, 0):
+            root = place(f"gs://bucket/outage-{status}")
+            put(corpus, root / corpus.name)
+            config = dataclasses.replace(experiment(), run=f"{root}/run")
+            runs[status] = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
+        emulator.trouble = trouble
+        processes = [start(config, tmp_path, f"{status}", program=IMPATIENT) for status, config in runs.items()]
+        try:
+            said = [process.communicate(timeout=400)[1] for process in processes]
+        finally:
+            emulator.trouble = emulators.none
+            for process in processes:
+                process.kill()
+        assert begun == set(runs)
+        for process, text, config in zip(processes, said, runs.values(), strict=True):
+            assert process.returncode == 75, text
+            assert "Traceback" not in text
+            assert text.splitlines()[-1].startswith("a3jax: ")
+            assert text.splitlines()[-1].endswith("the last whole checkpoint is step 3: run the same command again")
+            assert saved_steps(config.run_folder) == [3]
+        again = [start(config, tmp_path, f"{status} again") for status, config in runs.items()]
+        assert [process.wait(300) for process in again] == [0, 0, 0]
+        for config in runs.values():
+            assert_same_run(str(config.run_folder), str(whole_run))
 
 
 @pytest.mark.long
