@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import laid_out, viewed
 from flax import nnx
 from test_report import EVIL, Page
 from typed import answer, fails, run
@@ -138,6 +139,13 @@ def test_results_that_are_there_are_compared(tmp_path, capsys):
     assert "left out: too long 2" in shown
     assert "-0.030 ± 0.000" in shown
     assert answer(capsys, "evaluate", tmp_path, "--tasks", "code")["compared"] == sorted(found["compared"])
+
+
+@viewed
+def test_a_browser_shows_the_page_by_day_and_night_and_on_a_phone(width, dark, tmp_path):
+    folders = [write(tmp_path / name, better=number / 4) for number, name in enumerate(("before", "after" * 12))]
+    run("evaluate", *folders, "--out", tmp_path / "out")
+    laid_out(tmp_path / "out" / "report.html", width, dark, tmp_path)
 
 
 def test_the_page_of_a_comparison(tmp_path, capsys):

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import laid_out, viewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,6 +125,13 @@ def test_a_page_holds_the_result_and_nothing_breaks_out_of_it(model, text):
         assert [token[name] for token in section["tokens"]] == list(values[1:])  # the start token is no text
     assert section["summary"]["mode"] == "groups"
     assert section["summary"]["passes"] == filled.forwards
+
+
+@viewed
+def test_a_browser_shows_the_page_by_day_and_night_and_on_a_phone(width, dark, model, tmp_path):
+    filled = a3jax.infill(model, f"{'wide' * 9} [[4]] {'é' * 9}", Decoding())
+    (tmp_path / "trace.html").write_text(trace(model.codec, [(filled, Decoding())]))
+    laid_out(tmp_path / "trace.html", width, dark, tmp_path)
 
 
 def test_what_follows_a_stop_string_is_not_spelled(model):
