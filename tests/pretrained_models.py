@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import save_file
-from small_models import CASES, LLAMA_CPP
+from small_models import CASES, LLAMA_CPP, ODD
 
 from a3jax.checkpoint.folder import Checkpoint, find
 from a3jax.data.tokenizer import byte_codec
@@ -33,7 +33,7 @@ def pretrained(tmp_path_factory) -> Callable[..., Path]:
     def make(case: str, dtype: str = "float32") -> Path:
         if (case, dtype) in made:
             return made[case, dtype]
-        name, changes = (CASES | LLAMA_CPP)[case]
+        name, changes = (CASES | LLAMA_CPP | ODD)[case]
         sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
         tokens = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}

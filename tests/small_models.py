@@ -90,13 +90,34 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
 
+WINDOWED = ("qwen2", "qwen3")
+"""Families that have local layers on request."""
+
+
+def _odd(case: str) -> tuple[str, dict]:
+    """One key-value head, heads unlike D/H, a head tied where it was not, a window far below the text, two end tokens."""
+    name, changes = CASES[case]
+    tied = changes.get("tie_word_embeddings", name.startswith(("Gemma", "SmolLM3")))
+    odd = {"num_key_value_heads": 1, "tie_word_embeddings": not tied, "eos_token_id": [257, 299]}
+    if case not in ("phi3", "olmoe"):  # which have no other heads than D/H in transformers
+        odd["head_dim"] = 10
+    if changes.get("sliding_window"):
+        odd["sliding_window"] = 5
+    elif case in WINDOWED:
+        odd |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    return name, changes | odd
+
+
+ODD = {f"{case}_odd": _odd(case) for case in CASES if case not in ("llama3", "mistral")}
+"""Every family in shapes that are not its own."""
+
 PLAIN = ("llama", "llama3", "mistral", "qwen2", "qwen3", "olmo2")
 
 
 def few(*kept: str, changes: tuple = (), plain: tuple = PLAIN) -> list:
     """Parameters of a test of all cases: those beyond `plain` ones that are not `kept` are left to the long tests."""
     known = (*plain, *kept)
-    return [pytest.param(case, *changes, marks=[] if case in known else [pytest.mark.long]) for case in CASES]
+    return [pytest.param(case, *changes, marks=[] if case in known else [pytest.mark.long]) for case in CASES | ODD]
 
 
 def tokens(length: int = 48) -> np.ndarray:

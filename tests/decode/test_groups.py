@@ -8,12 +8,15 @@ import pytest
 from chosen import long_after
 from filling import HOW, document, fill, log_probs
 from flax import nnx
+from small_models import ODD
 
+from a3jax.checkpoint.folder import load_params
 from a3jax.config import Experts, Rope
 from a3jax.decode import groups
 from a3jax.decode.cached import plan
 from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
+from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 
 LOCAL = {"local_layers": (0,), "local_window": 6, "local_rope": Rope(50.0), "unrotated_layers": (1,)}
@@ -89,6 +92,17 @@ def test_chain_rule(order, changes, tiny, network):
         here = np.flatnonzero(~np.array(given))
         np.testing.assert_array_equal(np.delete(filled_L[: len(tokens)], here), np.delete(tokens, here))
         np.testing.assert_array_equal(np.flatnonzero(log_prob_L), here)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ODD)
+def test_chain_rule_of_every_family(case, imported):
+    net = nnx.merge(graph(imported(case).config), load_params(imported(case)))
+    documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40])]
+    drawn, filled = fill(net, documents, "random_4", seed=1, temperature=1.0)
+    teacher = np.asarray(log_probs(net, jnp.asarray(filled.tokens_BxL), drawn.order, compute=HOW))
+    np.testing.assert_allclose(filled.log_probs_BxL, teacher, atol=1e-4)
+    assert (filled.log_probs_BxL != 0).sum() == sum(len(given) - sum(given) for _, given in documents)
 
 
 def test_passes_are_groups():
