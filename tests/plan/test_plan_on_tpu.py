@@ -108,6 +108,18 @@ def test_a_run_that_does_not_fit_says_by_how_much(monkeypatch):
     assert "seconds" not in answer["stages"][-1]
 
 
+@pytest.mark.long
+def test_a_mixture_of_experts_on_a_named_slice(monkeypatch):
+    """Mixtral-8x7B as it ships: 46.7 billion parameters, of which a token goes through 12.9, and an expert on each eighth."""
+    monkeypatch.chdir(ROOT)
+    config = load_experiment("mixtral_8x7b")
+    model, answer = config.model, plan(config, topology("v5p:4x4x4")).as_dict()
+    assert (answer["fits"], answer["devices"], answer["mesh"]["expert"]) == (True, 64, 8)
+    assert count(model) == pytest.approx(46.7e9, rel=0.001)
+    active = dataclasses.replace(model, experts=None, ff_width=model.experts.active * model.ff_width)
+    assert count(active) == pytest.approx(12.88e9, rel=0.001)
+
+
 def test_steps_that_are_the_same_are_saved_once(planned, steps):
     names = sorted(file.name for file in steps.iterdir())
     assert [name.split("-")[0] for name in names] == ["in_order_2"] * 2 + ["random_8"] * 2
