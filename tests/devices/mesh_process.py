@@ -91,7 +91,11 @@ def one_device(name):
 
 
 def experiment(name):
-    """What runs on the mesh `name`. AdamW's `eps` is large, so that an update is a smooth function of the gradient."""
+    """What runs on the mesh `name`.
+
+    AdamW's `eps` is of the size of gradients, so that an update is a smooth function of them: it moves by no more than
+    learning rate / `eps` with a rounding, where else a gradient near 0 would be divided by itself.
+    """
     in_two = name in IN_TWO
     return Config(
         name="mesh",
@@ -99,7 +103,7 @@ def experiment(name):
         mesh=MESHES[name],
         data=DataConfig(length=L, batch=BATCH),
         curriculum=(STAGE,),
-        optimizer=OptimizerConfig(peak_lr=1e-2, warmup=0, schedule="constant", eps=1e-2, clip=1e9),
+        optimizer=OptimizerConfig(peak_lr=0.1, warmup=0, schedule="constant", eps=1.0, clip=1e9),
         train=TrainConfig(
             compute_dtype="float32",
             attention="chunked" if in_two else "dense",

@@ -114,16 +114,7 @@ def assert_same(actual, expected):
 
 QUICK = ("data x fsdp x tensor", "context x tensor x fsdp", "slices x data x context")
 """Every axis, but that of experts, and every way to compute is in one of them."""
-ROUNDED = pytest.mark.xfail(
-    reason="an element of value_bias is 1.2e-7 off, where 9e-8 is allowed: its gradient is off by 1e-7 of the largest, as "
-    "float32 rounds, and is itself a 356th of the largest, which is what AdamW divides by"
-)
-SEVERAL = [
-    pytest.param(*case.values, marks=[*case.marks, ROUNDED])
-    if case.values == ("local layers over context x tensor x fsdp",)
-    else case
-    for case in long_after(len(QUICK), dict.fromkeys([*QUICK, *(name for name in MESHES if name not in SINGLE)]))
-]
+SEVERAL = long_after(len(QUICK), dict.fromkeys([*QUICK, *(name for name in MESHES if name not in SINGLE)]))
 
 
 @pytest.mark.slow
