@@ -69,7 +69,29 @@ EXPERTS = ModelConfig(
     activation="gelu_sigmoid",
     gate_limit=1.0,
 )
-LOCAL = dataclasses.replace(MODEL, layers=3, local_layers=(0, 1), local_window=7, local_rope=Rope(500.0), attention_cap=3.0)
+LOCAL = ModelConfig(
+    *("llama", 40, 16, 24, 3, 4, 2, 6, 32),
+    local_layers=(0, 1),
+    local_window=7,
+    local_rope=Rope(500.0),
+    unrotated_layers=(1,),
+    rotary_width=4,
+    tied_head=True,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    query_key_norm="head",
+    norm="rms_offset",
+    post_norm=True,
+    activation="gelu_tanh",
+    embedding_scale=2.0,
+    residual_scale=0.5,
+    attention_scale=0.5,
+    attention_cap=3.0,
+    logit_divisor=2.0,
+    logit_cap=5.0,
+)
+"""What Gemmas, Granite, Phi and SmolLM3 have beyond the others."""
 BATCH, L = 8, 32
 MIXTURE = (
     Part(2.0, "random", 4, 0.5),
@@ -103,7 +125,7 @@ def experiment(name):
         mesh=MESHES[name],
         data=DataConfig(length=L, batch=BATCH),
         curriculum=(STAGE,),
-        optimizer=OptimizerConfig(peak_lr=0.1, warmup=0, schedule="constant", eps=1.0, clip=1e9),
+        optimizer=OptimizerConfig(peak_lr=0.3, warmup=0, schedule="constant", eps=10.0, clip=1e9),
         train=TrainConfig(
             compute_dtype="float32",
             attention="chunked" if in_two else "dense",
