@@ -22,7 +22,7 @@ class Server:
         environment = {**environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
         self.process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment)
         first = self.process.stderr.readline()
-        self.port = int(re.search(r"serving model at http://127.0.0.1:(\d+)", first)[1])
+        self.port = int(re.search(r"serving \S+ at http://[\d.]+:(\d+)", first)[1])
         self.log = []
         self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self.reader.start()
