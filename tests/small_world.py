@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pages import ROOT
 from small_models import save_chat_model
+from tokenizers import Tokenizer, processors
 from typed import run
 
 MODELS = [
@@ -130,8 +131,10 @@ def make_world() -> None:
     write(here / "experiments/diffusion.py", DIFFUSION)
     write(here / "experiments/open.py", OPEN)
     save_chat_model(here / SOURCES[0])
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        write(here / "data/duel/tokenizer" / name, (here / SOURCES[0] / name).read_text())
+    tokenizer = Tokenizer.from_file(str(here / SOURCES[0] / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    write(here / "data/duel/tokenizer/tokenizer.json", tokenizer.to_str())
+    shutil.copy(here / SOURCES[0] / "tokenizer_config.json", here / "data/duel/tokenizer")
     run("import", SOURCES[0], MODELS[0])
     run("prepare", "home/texts", CORPORA[0], "--tokenizer", MODELS[0], "--held-out", 0.2)
     run("prepare", "home/texts", "data/tiny", "--tokenizer", "bytes", "--held-out", 0.2)
