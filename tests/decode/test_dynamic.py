@@ -60,7 +60,7 @@ def test_greedy_choices_equal_recomputation_without_a_cache(certainty, threshold
 @pytest.mark.parametrize(
     ("certainty", "changes"),
     long_after(
-        4,
+        2,
         [
             *(("confidence", {}), ("entropy", {"seeding": "learned"}), ("random", {}), ("confidence", {"content": "slot"})),
             *(("confidence", {"seeding": "learned"}), ("entropy", {}), ("random", {"seeding": "learned"})),

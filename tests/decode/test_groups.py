@@ -71,7 +71,7 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
 @pytest.mark.parametrize(
     ("order", "changes"),
     long_after(
-        6,
+        4,
         [
             *(("in_order_4", {}), ("random_1", {}), ("random_4", {"seeding": "learned"}), ("spans_4", {"content": "slot"})),
             *(("random_4", LOCAL), ("random_4", GPT_OSS)),

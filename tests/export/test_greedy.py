@@ -64,7 +64,7 @@ def _fill_in_torch(model, rows: dict[str, np.ndarray], size: int, order: str | N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", long_after(2, dict.fromkeys(["llama", "gemma2", *CASES])))
+@pytest.mark.parametrize("case", long_after(1, dict.fromkeys(["llama", "gemma2", *CASES])))
 def test_infilling_equals_ours(case, exported):
     ours, folder = exported(case)
     twin = load(folder)

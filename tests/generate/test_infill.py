@@ -322,7 +322,7 @@ def test_contradictions(model):
 
 
 @pytest.mark.parametrize(
-    "options", long_after(2, [{"mode": "dynamic"}, {"revise": 1, "order": "random_4"}, {}, {"order": "random_2"}])
+    "options", long_after(1, [{"mode": "dynamic"}, {"revise": 1, "order": "random_4"}, {}, {"order": "random_2"}])
 )
 def test_given_text_comes_back_with_every_kind_of_tokenizer(worded, options):
     templates = ["ab[[2]]cd", " the[[3]] hills[[1]][[2]]\u00e9\u4e2d [[1]]", "[[2]] of a circle", "a [[1-3]]b"]

@@ -31,7 +31,7 @@ def one_by_one(model, template, i, how):
 @pytest.mark.parametrize(
     ("text", "how"),
     long_after(
-        3,
+        2,
         [
             ("ab[[2]]cd[[1-4]]ef[[2-3]]", {"order": "random_2", "temperature": 1.0}),
             ("ab[[2-4]]cd", {"mode": "dynamic", "threshold": 0.1}),

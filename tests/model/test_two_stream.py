@@ -43,6 +43,7 @@ OPTIONS = {
 
 LONG = (
     *("llama 3.1, tied", "qwen 3", "granite", "phi", "as many key-value heads", "one layer"),
+    *("qwen 2, tied", "olmo"),
     *("content up to its slot, adapters", "experts by probability, one layer", "experts, adapters"),
 )
 """Left to the long tests: others meet their mechanisms, here or in `tests/weights/test_import.py`."""

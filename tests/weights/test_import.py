@@ -19,7 +19,7 @@ from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
 
-@pytest.mark.parametrize("case", few("olmo3", "gemma2", "granite", "phi3", "smollm3", "mixtral", "gpt_oss"))
+@pytest.mark.parametrize("case", few("gemma2", "mixtral", "gpt_oss", plain=("llama", "qwen3", "olmo2")))
 def test_the_query_stream_in_ar_order_is_the_source_model(case, pretrained, imported):
     ids = tokens()
     ours = query_logits(imported(case), ids, np.broadcast_to(np.arange(48), (2, 48)))
