@@ -58,14 +58,6 @@ def few_programs():
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def garbage_collected_after_each_file():
-    """Tracing makes much of it, and looking for it meanwhile would take an eighth of all processor time."""
-    gc.disable()
-    yield
-    gc.collect()
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., ModelConfig]:
     """A small model's configuration; keyword arguments replace fields."""
