@@ -43,7 +43,8 @@ test-long: all
 # The newest JAX needs a newer Python than the oldest that we support: the newest that is here. PyTorch is what tests compare with.
 NEWEST_PYTHON ?= $(firstword $(foreach version,3.14 3.13 3.12,$(shell command -v python$(version))) $(PYTHON))
 CORE := tests/attention tests/curriculum tests/likelihood tests/model tests/ordering tests/checkpoint \
-    tests/train/test_loop.py tests/train/test_step.py tests/train/test_optimizer.py tests/train/test_scaling.py
+    tests/train/test_loop.py tests/train/test_damage.py tests/train/test_refusals.py \
+    tests/train/test_step.py tests/train/test_optimizer.py tests/train/test_scaling.py
 test-latest:
 	$(NEWEST_PYTHON) -m venv .venv-latest
 	.venv-latest/bin/pip install --quiet --no-compile --upgrade --upgrade-strategy eager -e '.[torch]' pytest pytest-xdist hypothesis
