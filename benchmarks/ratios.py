@@ -2,10 +2,11 @@
 
 make bench
 
-Each ratio is measured in several rounds, what is above and what is below it in turn. Its noise is how far the rounds lie
-apart. All are ours over something else that the same machine did in the same round, so that less is better and machines can
-be compared, as far as they can: another machine has other caches. The new ratios are written with the old ones; committing
-the file makes them the ones to compare with.
+Each ratio is measured in several rounds, what is above and what is below it in turn. Its noise is how far the middle half of
+the rounds lies apart: of eleven rounds that are normally distributed some 3.6 standard errors of their median, so that one
+of two hundred equal medians is called slower. All are ours over something else that the same machine did in the same round,
+so that less is better and machines can be compared, as far as they can: another machine has other caches. The new ratios are
+written with the old ones; committing the file makes them the ones to compare with.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ class Options:
     python benchmarks/ratios.py
     """
 
-    rounds: int = 5
+    rounds: int = 11
     out: Path = RESULTS
     """Where the ratios are written."""
     only: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class Ratio(NamedTuple):
 
     median: float
     noise: float
-    """From the least to the largest, over the median."""
+    """From the first quartile to the third, over the median."""
 
 
 def main(options: Options) -> None:
@@ -76,8 +77,8 @@ def main(options: Options) -> None:
 def measured(round_: Callable[[], float], rounds: int) -> Ratio:
     """A ratio over so many rounds."""
     values = [round_() for _ in range(rounds)]
-    median = statistics.median(values)
-    return Ratio(median, (max(values) - min(values)) / median)
+    first, median, third = statistics.quantiles(values, n=4)
+    return Ratio(median, (third - first) / median)
 
 
 def slower(now: Mapping[str, Ratio], before: Mapping[str, Ratio]) -> list[str]:

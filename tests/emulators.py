@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -163,9 +163,23 @@ class AmazonEmulator:
     """The same for s3://bucket."""
 
     def __init__(self, port: int = 0):
-        from moto.server import ThreadedMotoServer
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
 
-        self._server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+        self.trouble: Trouble = none
+        moto = DomainDispatcherApplication(create_backend_app)
+
+        def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            if (status := self.trouble(environment["REQUEST_METHOD"], environment["PATH_INFO"])) is None:
+                return moto(environment, start_response)
+            if not status:
+                with contextlib.suppress(OSError):
+                    environment["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            start_response(f"{status or 500} Trouble", [("Content-Length", "0")])
+            return []
+
+        self._server = make_server("127.0.0.1", port, answer, threaded=True, request_handler=MotoRequestHandler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -176,16 +190,14 @@ class AmazonEmulator:
     def __enter__(self) -> "AmazonEmulator":
         import boto3
 
-        self._server.start()
-        host, port = self._server.get_host_and_port()
-        self.url = f"http://{host}:{port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
         keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
         client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **keys)
         client.create_bucket(Bucket=BUCKET)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.stop()
+        self._server.shutdown()
 
 
 @contextlib.contextmanager

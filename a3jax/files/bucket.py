@@ -167,10 +167,24 @@ def settle() -> None:
         library.addHandler(logging.NullHandler())
         library.propagate = False
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask another service for every bucket
-    again = {"retries": {"mode": "standard", "max_attempts": 10}}
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     fsspec.config.conf.setdefault("s3", {}).setdefault("use_listings_cache", False)
-    fsspec.config.conf["s3"].setdefault("config_kwargs", again)
+    fsspec.config.conf["s3"].setdefault("config_kwargs", {"retries": {"mode": "standard", "max_attempts": 4}})
+
+
+@functools.cache
+def _patient(scheme: str) -> None:
+    """Have `s3://` tried again after all that may pass, as `gs://` is; botocore knows no 429."""
+    if scheme == "s3":
+        import s3fs
+        from botocore.exceptions import ConnectionError as Unconnected
+
+        def passes(error: Exception) -> bool:
+            status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return isinstance(error, Unconnected) or status in (429, 500, 502, 503, 504)
+
+        s3fs.S3FileSystem.retries = 10
+        s3fs.core.set_custom_error_handler(passes)
 
 
 @contextlib.contextmanager
@@ -180,6 +194,7 @@ def as_a_disk(path: PurePath, writing: bool = False) -> Iterator[Any]:
     import fsspec
 
     try:
+        _patient(path.scheme)
         yield fsspec.filesystem({"gs": "gcs"}.get(path.scheme, path.scheme))
     except ImportError as error:
         raise UserError(f"{path} needs {error.name}, which is not installed; pip install 'a3jax[buckets]'") from None

@@ -220,7 +220,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._writing():
+                self._manager.close()
 
     def _leave_damaged_figures_out(self, order: str) -> None:
         """Set aside what Orbax would fail over: a step with damaged figures is no longer one of the best, and no less."""
@@ -247,22 +248,25 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            disk = isinstance(error, OSError)
+            if isinstance(error, UserError) or (from_runtime(error) and not disk):
+                raise
             local = is_local(self._folder)
-            if from_runtime(error) or isinstance(error, UserError) or (local and not isinstance(error, OSError | ValueError)):
+            if local and not disk and not isinstance(error, ValueError):
                 raise
             # In a bucket it is one of the libraries that Orbax writes by.
-            disk = error if local or isinstance(error, OSError) else disk_error(error, self._folder, writing=True)
-            raise self._failed(disk) from error
+            raise self._failed(error if local or disk else disk_error(error, self._folder, writing=True)) from error
 
     def _failed(self, error: Exception) -> UserError:
         with contextlib.suppress(OSError):  # what cannot be written may not be there to be removed
             for unfinished in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 remove(unfinished)
-        last = f"the last whole checkpoint is step {self.newest}" if self.newest is not None else "none was saved before"
+        newest = self._away.newest(self._manager)
+        last = f"the last whole checkpoint is step {newest}" if newest is not None else "none was saved before"
         said = getattr(error, "strerror", None) or first_line(error)
         reason = "the disk is full" if is_full_disk(error) else said
         kind, first = (Passing, "") if is_passing(error) else (UserError, "make room and ")
-        return kind(f"{self._folder} could not be written ({reason}); {last}: {first}run the same command again")
+        return kind(f"{self._away.place} could not be written ({reason}); {last}: {first}run the same command again")
 
 
 def _without(params: nnx.State, names: Collection[str]) -> nnx.State:

@@ -1,15 +1,18 @@
 """The whole road with every path in a bucket, against emulators, ends as it does in folders of this machine, bit for bit."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import emulators
 import jax
@@ -50,6 +53,12 @@ def put(folder: Path, to: Path) -> None:
         (to / name).write_bytes((folder / name).read_bytes())
 
 
+def put_run(root: Path, corpus, config):
+    """Copy a corpus into a bucket, under the name by which its epochs are called; the experiment of a run there."""
+    put(corpus, root / corpus.name)
+    return dataclasses.replace(config, run=f"{root}/run", data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
+
+
 def assert_same_weights(a: Path, b: Path) -> None:
     for x, y in zip(*(jax.tree.leaves(load_arrays(find(path))) for path in (a, b)), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -87,9 +96,7 @@ def test_a_corpus(emulator, corpus):
 @pytest.mark.long
 def test_a_run_that_is_stopped_and_goes_on_elsewhere(emulator, corpus, experiment, whole_run, monkeypatch, tmp_path):
     root = place(emulator.root)
-    put(corpus, root / corpus.name)  # by which its epochs are called
-    config = dataclasses.replace(experiment(), run=f"{root}/run")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
+    config = put_run(root, corpus, experiment())
     stop_at(5, monkeypatch)
     summary = train(config)
     assert (summary.steps, summary.stopped_by) == (5, signal.SIGTERM)
@@ -144,13 +151,21 @@ def start(config, tmp_path, scratch: str, *options: str, program: str | None = N
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def side_by_side(count: int) -> list[list[str]]:
+    """The options of each of several processes that are to be one run."""
+    if count == 1:
+        return [[]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        together = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--processes", str(count), "--process"]
+    return [[*together, str(i)] for i in range(count)]
+
+
 @pytest.mark.long
 def test_kills_at_ten_moments_and_two_writers(emulator, corpus, experiment, whole_run, tmp_path):
     """Uploads are among the moments: a step is saved after each one, and the kills come as soon as one is begun."""
     root = place(emulator.root)
-    put(corpus, root / corpus.name)
-    config = dataclasses.replace(experiment(save_every=1), run=f"{root}/run")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
+    config = put_run(root, corpus, experiment(save_every=1))
     moments = random.Random(0)
     for kill in range(10):
         process = start(config, tmp_path, f"machine-{kill % 2}")
@@ -170,27 +185,22 @@ def test_kills_at_ten_moments_and_two_writers(emulator, corpus, experiment, whol
 
 @pytest.mark.long
 @pytest.mark.parametrize("status", [429, 503, 0])
-def test_a_run_whose_bucket_fails_for_ten_seconds(status, corpus, experiment, whole_run, tmp_path, monkeypatch):
-    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
-    with emulators.of("gs") as emulator:
-        root = place(f"gs://bucket/fails-{status}")
-        put(corpus, root / corpus.name)
-        config = dataclasses.replace(experiment(), run=f"{root}/run")
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
-        until: list[float] = []
+def test_a_run_whose_bucket_fails_for_ten_seconds(emulator, status, corpus, experiment, whole_run):
+    config = put_run(place(f"{emulator.root}-{status}"), corpus, experiment())
+    until: list[float] = []
 
-        def trouble(method, path):
-            if not until and "checkpoints" in path and method == "POST":
-                until.append(time.monotonic() + 10)
-            return status if until and time.monotonic() < until[0] else None
+    def trouble(method, path):
+        if not until and "checkpoints" in path and method in ("POST", "PUT"):
+            until.append(time.monotonic() + 10)
+        return status if until and time.monotonic() < until[0] else None
 
-        emulator.trouble = trouble
-        try:
-            assert train(config).steps == 8
-        finally:
-            emulator.trouble = emulators.none
-        assert until
-        assert_same_run(str(root / "run"), str(whole_run))
+    emulator.trouble = trouble
+    try:
+        assert train(config).steps == 8
+    finally:
+        emulator.trouble = emulators.none
+    assert until
+    assert_same_run(config.run, str(whole_run))
 
 
 IMPATIENT = """
@@ -204,42 +214,68 @@ main(sys.argv[1:])
 """The command, whose checkpoints are not tried for a quarter of an hour."""
 
 
+OUTAGES = [("gs", {503: 1, 429: 1, 0: 1}), ("gs", {503: 2}), ("s3", {503: 1, 0: 1})]
+"""A bucket, and with what status it begins to answer runs of how many processes."""
+
+
 @pytest.mark.long
-def test_outages_that_begin_in_the_midst_of_a_run_and_do_not_end(corpus, experiment, whole_run, tmp_path):
-    """From the first write of its second checkpoint on, every request of a run fails, until its process has ended."""
-    begun, runs = set(), {}
+@pytest.mark.parametrize(("scheme", "runs"), OUTAGES, ids=["gs", "two processes", "s3"])
+def test_outages_that_begin_in_the_midst_of_a_run_and_do_not_end(scheme, runs, corpus, experiment, whole_run, tmp_path):
+    """From the first write of its second checkpoint on, every request of a run fails, until its processes have ended."""
+    begun = set()
 
     def trouble(method, path):
-        status = next((status for status in runs if f"outage-{status}" in path), None)
-        if method == "POST" and "checkpoints%2F6" in path:
+        status = next((status for status in runs if f"outage-{sum(runs.values())}-{status}" in path), None)
+        if method in ("POST", "PUT") and "checkpoints/6" in unquote(path):
             begun.add(status)
         return status if status in begun else None
 
-    with emulators.of("gs") as emulator:
-        for status in (503, 429, 0):
-            root = place(f"gs://bucket/outage-{status}")
-            put(corpus, root / corpus.name)
-            config = dataclasses.replace(experiment(), run=f"{root}/run")
-            runs[status] = dataclasses.replace(config, data=dataclasses.replace(config.data, path=f"{root}/{corpus.name}"))
+    with emulators.of(scheme) as emulator:
+        configs = {
+            status: put_run(place(f"{scheme}://bucket/outage-{sum(runs.values())}-{status}"), corpus, experiment())
+            for status in runs
+        }
+
+        def started(when: str, configs=configs, program: str | None = None) -> dict:
+            return {
+                status: [
+                    start(config, tmp_path, f"{status} {i} {when}", *options, program=program)
+                    for i, options in enumerate(side_by_side(runs[status]))
+                ]
+                for status, config in configs.items()
+            }
+
         emulator.trouble = trouble
-        processes = [start(config, tmp_path, f"{status}", program=IMPATIENT) for status, config in runs.items()]
+        processes = started("before", program=IMPATIENT)
         try:
-            said = [process.communicate(timeout=400)[1] for process in processes]
+            said = {status: [process.communicate(timeout=400)[1] for process in them] for status, them in processes.items()}
         finally:
             emulator.trouble = emulators.none
-            for process in processes:
+            for process in itertools.chain(*processes.values()):
                 process.kill()
         assert begun == set(runs)
-        for process, text, config in zip(processes, said, runs.values(), strict=True):
-            assert process.returncode == 75, text
-            assert "Traceback" not in text
-            assert text.splitlines()[-1].startswith("a3jax: ")
-            assert text.splitlines()[-1].endswith("the last whole checkpoint is step 3: run the same command again")
-            assert saved_steps(config.run_folder) == [3]
-        again = [start(config, tmp_path, f"{status} again") for status, config in runs.items()]
-        assert [process.wait(300) for process in again] == [0, 0, 0]
-        for config in runs.values():
-            assert_same_run(str(config.run_folder), str(whole_run))
+        for status, texts in said.items():
+            assert [process.returncode for process in processes[status]] == [75] * runs[status], texts
+            assert "Traceback" not in "".join(texts)
+            ends = [text.splitlines()[-1] for text in texts]
+            assert all(end.startswith("a3jax: ") for end in ends)
+            whole = [end.endswith("the last whole checkpoint is step 3: run the same command again") for end in ends]
+            lost = [bool(re.match(r"a3jax: host .* was lost at step \d", end)) for end in ends]  # by one that went on
+            assert any(whole), ends
+            assert all(np.logical_or(whole, lost)), ends
+            assert saved_steps(configs[status].run_folder) == [3]
+        here = {  # several processes do not make what one makes to the last bit
+            status: dataclasses.replace(experiment(), run=str(tmp_path / f"run-{status}"))
+            for status, count in runs.items()
+            if count > 1
+        }
+        for status, them in [*started("again").items(), *started("here", here).items()]:
+            assert [process.wait(300) for process in them] == [0] * runs[status]
+        for status, config in configs.items():
+            if status in here:
+                assert_same_weights(config.run_folder, here[status].run_folder)
+            else:
+                assert_same_run(config.run, str(whole_run))
 
 
 @pytest.mark.long
@@ -273,10 +309,7 @@ def test_two_processes_that_are_killed_and_go_on(corpus, experiment, tmp_path):
             base = experiment(save_every=2)
             config = dataclasses.replace(base, run=str(folder), data=dataclasses.replace(base.data, path=str(data)))
             for killed in (True, False) if kill else (False,):
-                with socket.socket() as free:
-                    free.bind(("127.0.0.1", 0))
-                    together = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--processes", "2", "--process"]
-                both = [start(config, tmp_path, f"host{i}", *together, str(i)) for i in range(2)]
+                both = [start(config, tmp_path, f"host{i}", *options) for i, options in enumerate(side_by_side(2))]
                 while killed and not saved_steps(folder):
                     assert [process.poll() for process in both] == [None, None]
                     time.sleep(0.1)
