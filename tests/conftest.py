@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -75,10 +76,10 @@ def network() -> Callable[..., TwoStream]:
     """A network with random matrices of unit gain, and random norms, biases and query seed."""
 
     def make(config: ModelConfig, seed: int = 0) -> TwoStream:
-        result = TwoStream(config, nnx.Rngs(0))
+        result = nnx.eval_shape(lambda: TwoStream(config, nnx.Rngs(0)))  # nothing is drawn that is not kept
         rng = np.random.default_rng(seed)
 
-        def draw(path: tuple, variable: nnx.Variable) -> jax.Array:
+        def draw(path: tuple, variable: nnx.Variable) -> np.ndarray:
             name, shape = path[-1], variable.shape
             if name.endswith("norm"):
                 return 1 + 0.3 * rng.normal(size=shape)
@@ -89,9 +90,9 @@ def network() -> Callable[..., TwoStream]:
             it = declared(variable)
             return rng.normal(size=shape) * np.prod(shape[it.stacked :][: it.inputs]) ** -0.5
 
-        for path, variable in nnx.to_flat_state(nnx.state(result, nnx.Param)):
-            variable[...] = draw(path, variable).astype(np.float32)
-            nnx.update(result, nnx.from_flat_state([(path, variable)]))
+        state = nnx.to_flat_state(nnx.state(result, nnx.Param))
+        drawn = [(path, variable.replace(jnp.asarray(draw(path, variable).astype(np.float32)))) for path, variable in state]
+        nnx.update(result, nnx.from_flat_state(drawn))
         return result
 
     return make
@@ -102,7 +103,7 @@ def without_adapters() -> Callable[[TwoStream], TwoStream]:
     """The same network with its adapters taken out."""
 
     def make(net: TwoStream) -> TwoStream:
-        plain = TwoStream(dataclasses.replace(net.config, adapter_rank=0), nnx.Rngs(0))
+        plain = nnx.eval_shape(lambda: TwoStream(dataclasses.replace(net.config, adapter_rank=0), nnx.Rngs(0)))
         names = {path for path, _ in nnx.to_flat_state(nnx.state(plain, nnx.Param))}
         nnx.update(plain, nnx.filter_state(nnx.state(net, nnx.Param), lambda path, _: path in names))
         return plain

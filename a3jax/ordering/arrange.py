@@ -3,6 +3,7 @@
 Everything here is a pure function of its arguments.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ def query_rule(place: Array, seen: Array, last_seen: Array, sees_previous: Array
     return Query(position, (place > 0) & sees_previous, (seen > 0) & (seen == place) & (last_seen < place))
 
 
+@functools.partial(jax.jit, static_argnames=("seeding", "groups"))
 def arrange(
     group_L: Array,
     given_L: Array,

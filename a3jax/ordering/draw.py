@@ -1,6 +1,6 @@
 """(seed, step, example) -> the order of a window: which part of a stage it draws, what is given, groups, then slots."""
 
-from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,26 @@ from a3jax.ordering.layout import Layout
 from a3jax.ordering.windows import turns
 
 
+@functools.partial(jax.jit, static_argnames="batch")
 def example_keys(seed: int | Array, step: int | Array, batch: int) -> Array:
     """One random key per example, a pure function of (seed, step, example index)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda example: jax.random.fold_in(key, example))(jnp.arange(batch))
 
 
-def draw_order(keys_B: Array, segment_BxL: Array, family: Family, group_size: int, given: float, seeding: Seeding) -> Order:
+def draw_order(
+    keys_B: Array, segment_BxL: Array, family: Family, group_size: int | Array, given: float, seeding: Seeding
+) -> Order:
     """The orders of a batch of windows, all of one kind and one group size; one key each."""
-    return draw_mixture(keys_B, segment_BxL, (Part(family=family, group_size=group_size, given=given),), seeding)
+    size_Bx1 = jnp.broadcast_to(jnp.asarray(group_size), (*keys_B.shape, 1))
+    return draw_mixture(keys_B, segment_BxL, (Part(family=family, given=given),), seeding, size_BxP=size_Bx1)
 
 
+@functools.partial(jax.jit, static_argnames=("parts", "seeding"))
 def draw_mixture(
     keys_B: Array,
     segment_BxL: Array,
-    parts: Sequence[Part],
+    parts: tuple[Part, ...],
     seeding: Seeding,
     weight_BxP: Array | None = None,
     size_BxP: Array | None = None,

@@ -31,6 +31,7 @@ token after the other, so it is at most the log-likelihood of the model that dra
 Everything here is a pure function of its arguments; draws come from a key made of (seed, step, example).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -71,6 +72,7 @@ class Masking(NamedTuple):
     """Whether the token may be masked: neither given nor padding. The expected loss is about all of these."""
 
 
+@functools.partial(jax.jit, static_argnames="block")
 def draw_masking(keys_B: Array, segment_BxL: Array, reach: float | Array = 1.0, block: int = 0) -> Masking:
     """The masks of a batch of windows, one key each, with `block` places to a block; 0 is masked diffusion without any.
 

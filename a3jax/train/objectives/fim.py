@@ -38,6 +38,7 @@ class FillInTheMiddle:
         return self.in_order.sums(params, batch | {"tokens": tokens_BxL}, keys_B, teacher, step)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "fim"))
 def rearranged(keys_B: Array, tokens_BxL: Array, segment_BxL: Array, model: ModelConfig, fim: FimConfig) -> Array:
     """The tokens of a batch of windows, B x L, some of its documents rearranged; one key for each window."""
     return jax.vmap(functools.partial(_window, model=model, fim=fim))(keys_B, tokens_BxL, segment_BxL)
