@@ -11,7 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -91,8 +90,8 @@ def network() -> Callable[..., TwoStream]:
             return rng.normal(size=shape) * np.prod(shape[it.stacked :][: it.inputs]) ** -0.5
 
         state = nnx.to_flat_state(nnx.state(result, nnx.Param))
-        drawn = [(path, variable.replace(jnp.asarray(draw(path, variable).astype(np.float32)))) for path, variable in state]
-        nnx.update(result, nnx.from_flat_state(drawn))
+        drawn = [(path, draw(path, variable).astype(np.float32)) for path, variable in state]
+        nnx.update(result, nnx.from_flat_state([(path, jax.device_put(array)) for path, array in drawn]))
         return result
 
     return make

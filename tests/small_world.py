@@ -143,7 +143,7 @@ def make_world() -> None:
             shutil.copytree(first, name)
     for out, stream in ((RUN, "both"), (RUNS[0], "query")):
         run("train", "experiments/mine.py", "--adapt.stream", stream, "--run", out, "--train.stop-at", 2)
-    run("evaluate", MODELS[0], "--tasks", "stories", "--limit", 2, "--settings", "one", "--out", RESULTS[0])
+    run("evaluate", MODELS[0], "--tasks", "stories", "--limit", 2, "--settings", "one", "--longest", 256, "--out", RESULTS[0])
     for first, *others in (RUNS, RESULTS):
         for name in others:
             shutil.copytree(first, name)

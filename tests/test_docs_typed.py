@@ -109,7 +109,7 @@ def makes(words: list[str]) -> str | None:
 
 def started(words: list[str]) -> str:
     """What a command says in a process of its own."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-1000:]
     return done.stdout
 

@@ -155,15 +155,15 @@ def plan(
     starts = [start_L[wanted_L] for start_L, wanted_L in zip(order_BxL.group_start, order_BxL.predicted)]
     given_B = np.array([sum(known) for known in given], np.int32)
     return Plan(
-        tokens_BxL=jnp.asarray(np.stack([np.pad(one.tokens_L, (0, length - len(one.tokens_L))) for one in drawn])),
-        order=jax.tree.map(jnp.asarray, order_BxL),
-        length_B=jnp.asarray([len(one) for one in tokens], jnp.int32),
-        given_B=jnp.asarray(given_B),
+        tokens_BxL=jax.device_put(np.stack([np.pad(one.tokens_L, (0, length - len(one.tokens_L))) for one in drawn])),
+        order=jax.device_put(order_BxL),
+        length_B=jax.device_put(np.array([len(one) for one in tokens], np.int32)),
+        given_B=jax.device_put(given_B),
         keys_B=jnp.stack([one.key for one in drawn]),
         sampling=sampling_of(decodings),
         allowed_BxV=allowed_BxV,
         restriction=restriction(restricted or [{}] * len(tokens), allowed_BxV.shape[-1]),
-        threshold_B=jnp.asarray([d.threshold for d in decodings], jnp.float32),
+        threshold_B=jax.device_put(np.array([d.threshold for d in decodings], np.float32)),
         extent=Extent(
             groups=max(len(np.unique(start)) for start in starts),
             prefill=bucket(int(given_B.max()) - read),

@@ -96,7 +96,7 @@ class Batch:
                 seat.passes += 1
                 number_B[row] = seat.passes
         rows = self._rows._replace(plan=plan._replace(extent=extent))
-        rows = next_pass(*self._how, rows, jnp.asarray(number_B), self._decoding)
+        rows = next_pass(*self._how, rows, jax.device_put(number_B), self._decoding)
         self._rows = _arrays(rows)
         filled = rows.filled()
         return {
@@ -146,7 +146,7 @@ def _widened(rows: Rows, kept: Iterable[int], needed: tuple[int, ...]) -> Rows:
 
 def _owners(rows: Iterable[int]) -> Array:
     """Which rows to take, as many as the mesh in use divides."""
-    return jnp.asarray(filled_up(list(rows)), jnp.int32)
+    return jax.device_put(np.array(filled_up(list(rows)), np.int32))
 
 
 def _by_row(change: Callable[..., Array], *rows: Rows) -> Rows:

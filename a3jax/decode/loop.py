@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -106,8 +106,8 @@ def next_pass(
 
 
 def _each(batch: int, number: int) -> Array:
-    """One number for every sequence, without a program that makes it."""
-    return jnp.asarray(np.full(batch, number, np.int32))
+    """One number for every sequence, without a program that makes it: `jnp.asarray` compiles one for every shape."""
+    return jax.device_put(np.full(batch, number, np.int32))
 
 
 def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Kind:

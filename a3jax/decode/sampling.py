@@ -31,7 +31,7 @@ def sampling_of(decodings: Sequence[Decoding]) -> Sampling:
     """How each sequence chooses its tokens."""
 
     def column(name: str, dtype: type) -> Array:
-        return jnp.asarray(np.array([getattr(decoding, name) for decoding in decodings], dtype))
+        return jax.device_put(np.array([getattr(decoding, name) for decoding in decodings], dtype))
 
     return Sampling(
         column("temperature", jnp.float32),

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax import Array
 
@@ -149,7 +149,7 @@ def _allowed(model: Model, decodings: Sequence[Decoding]) -> Array:
     """B x V bool: plain text, and the end of a text where it may end."""
     ends_V = np.isin(np.arange(model.config.vocab), _end_tokens(model))
     ends_B = np.array([decoding.ends for decoding in decodings])
-    return jnp.asarray(model.fillable | (ends_V & ends_B[:, None]))
+    return jax.device_put(model.fillable | (ends_V & ends_B[:, None]))
 
 
 def _end_tokens(model: Model) -> list[int]:

@@ -53,7 +53,7 @@ class HeldOut:
         windows: dict[str, np.ndarray],
         compute: Compute,
         batch: int,
-        put: Callable[[np.ndarray], Array] = jnp.asarray,
+        put: Callable[[np.ndarray], Array] = jax.device_put,
         mask_block: int | None = None,
     ):
         count = len(windows["tokens"])

@@ -65,4 +65,4 @@ def restriction(allowed: Sequence[Allowed], vocab: int) -> Restriction:
     for row, each in enumerate(allowed):
         for i, (place, allowed_V) in enumerate(each.items()):
             place_BxP[row, i], allowed_BxPxV[row, i] = place, allowed_V
-    return Restriction(jnp.asarray(place_BxP), jnp.asarray(allowed_BxPxV))
+    return Restriction(jax.device_put(place_BxP), jax.device_put(allowed_BxPxV))
