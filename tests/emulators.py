@@ -3,7 +3,7 @@
     python tests/emulators.py PORT      until it is killed
 
 To gcp-storage-emulator is added what Google's service does and it does not: writes that only happen where the generation is
-the one that was named, the last bytes of an object, and several requests at a time.
+the one that was named, the last bytes of an object, lists of a range of names, and several requests at a time.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class GoogleEmulator:
     def __init__(self, port: int = 0):
         self.trouble: Trouble = none
         self.requests = 0
-        self._storage = storage.Storage(use_memory_fs=True)
+        self._storage = _Storage(use_memory_fs=True)
         buckets.create_bucket(BUCKET, self._storage)
         emulator, lock = self, threading.RLock()
 
@@ -71,6 +71,8 @@ class GoogleEmulator:
                         self.send_error(412)
                     else:
                         self._name_the_last_bytes()
+                        query = parse_qs(urlparse(self.path).query)
+                        emulator._storage.between = [query.get(f"{edge}Offset", [""])[0] for edge in ("start", "end")]
                         getattr(super(), f"do_{method}")()
 
             def _as_expected(self) -> bool:
@@ -136,6 +138,18 @@ class GoogleEmulator:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Storage(storage.Storage):
+    """Lists the names of a range, as TensorStore asks for them."""
+
+    between = "", ""
+    """The first, and the first behind the last; empty for any."""
+
+    def get_file_list(self, *args: Any, **options: Any) -> tuple[list[dict[str, Any]], list[str]]:
+        files, prefixes = super().get_file_list(*args, **options)
+        start, end = self.between
+        return [file for file in files if start <= file["name"] and (not end or file["name"] < end)], prefixes
 
 
 class _Read:

@@ -5,7 +5,6 @@ import math
 
 import brute_force
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -37,8 +36,8 @@ def test_one_stream_computes_what_transformers_does_of_an_export_with_everything
     tokens, masked = rng.integers(0, 300, (2, 20)), rng.random((2, 20)) < 0.5
     place, whole = np.broadcast_to(np.arange(20), (2, 20)), np.full((2, 20), 20)
     rows = MaskedRows(place, masked, place, np.zeros_like(place), whole)
-    hidden = network.masked_hidden(jnp.asarray(tokens), jax.tree.map(jnp.asarray, rows), HOW)
-    ours = np.asarray(hidden @ network.output_matrix[...].T)
+    logits = jax.jit(lambda tokens, rows: network.masked_hidden(tokens, rows, HOW) @ network.output_matrix[...].T)
+    ours = np.asarray(logits(tokens, rows))
 
     arrays, folder = load_arrays(checkpoint), tmp_path / "exported"
     record = Provenance("source", objective="diffusion", mask_block=0)
@@ -98,7 +97,7 @@ def test_the_mean_of_draws_is_the_bound_which_is_below_the_likelihood_of_a_distr
     draws = 4000
     tokens, segments = np.tile(text, (draws, 1)), np.ones((draws, N + 1), np.int32)
     masking = draw_masking(example_keys(0, 0, draws), segments)
-    each = np.asarray(bound(net, tokens, masking, HOW), np.float64).sum(1)
+    each = np.asarray(jax.jit(lambda *of: bound(net, *of, HOW))(tokens, masking), np.float64).sum(1)
     assert each.mean() == pytest.approx(exact, abs=4 * float(each.std()) / math.sqrt(draws))
 
     model = Network(config, nnx.state(net, nnx.Param), HOW)

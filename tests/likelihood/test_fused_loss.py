@@ -26,7 +26,7 @@ def dense(hidden, head, target):
 def test_value_and_gradients_equal_those_of_the_dense_log_softmax(chunk):
     hidden, head, target, weight = inputs()
     ours = jax.jit(jax.value_and_grad(lambda h, w: nll_sum(h, w, target, weight, chunk) / 3, argnums=(0, 1)))(hidden, head)
-    theirs = jax.value_and_grad(lambda h, w: (dense(h, w, target) * weight).sum() / 3, argnums=(0, 1))(hidden, head)
+    theirs = jax.jit(jax.value_and_grad(lambda h, w: (dense(h, w, target) * weight).sum() / 3, argnums=(0, 1)))(hidden, head)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(token_nll(hidden, head, target, chunk), dense(hidden, head, target), rtol=1e-5, atol=1e-5)
@@ -59,10 +59,12 @@ def test_a_head_that_is_not_trained_changes_no_other_gradient():
 
 def test_a_row_of_weight_zero_counts_for_nothing():
     hidden, head, target, weight = inputs()
-    gradient = jax.grad(nll_sum)(hidden, head, target, weight, 4)
+    gradient = jax.jit(jax.grad(nll_sum), static_argnums=4)(hidden, head, target, weight, 4)
     assert (np.asarray(gradient)[weight == 0] == 0).all()
     assert (np.asarray(gradient)[weight > 0] != 0).any(-1).all()
-    value, gradients = jax.value_and_grad(nll_sum, argnums=(0, 1))(hidden, head, target, np.zeros_like(weight), 4)
+    value, gradients = jax.jit(jax.value_and_grad(nll_sum, argnums=(0, 1)), static_argnums=4)(
+        hidden, head, target, np.zeros_like(weight), 4
+    )
     assert value == 0
     assert all((np.asarray(g) == 0).all() for g in gradients)
 
@@ -71,7 +73,7 @@ def test_a_row_of_weight_zero_counts_for_nothing():
 def test_a_target_that_is_no_token_makes_no_loss(number):
     hidden, head, target, weight = inputs()
     target[1, 3], weight[1, 3] = number, 1
-    value, _ = jax.value_and_grad(nll_sum)(hidden, head, target, weight, 4)
+    value, _ = jax.jit(jax.value_and_grad(nll_sum), static_argnums=4)(hidden, head, target, weight, 4)
     assert np.isnan(value)
     assert np.isnan(token_nll(hidden, head, target, 4)).sum() == 1
 
@@ -81,22 +83,22 @@ def test_chunks_of_rows_that_do_not_count_are_not_computed():
     hidden, head, target, _ = (x[:, :8] if x.ndim > 1 and x.shape[1] == L else x for x in inputs())
     weight = np.array([[1, 0, 0, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 0, 1]], np.float32)
     spoilt = np.where(weight[..., None] > 0, hidden, np.nan)
-    ours = jax.value_and_grad(nll_sum, argnums=(0, 1))(spoilt, head, target, weight, 4 * B)
-    theirs = jax.value_and_grad(lambda h, w: (dense(h, w, target) * weight).sum(), argnums=(0, 1))(hidden, head)
+    ours = jax.jit(jax.value_and_grad(nll_sum, argnums=(0, 1)), static_argnums=4)(spoilt, head, target, weight, 4 * B)
+    theirs = jax.jit(jax.value_and_grad(lambda h, w: (dense(h, w, target) * weight).sum(), argnums=(0, 1)))(hidden, head)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_the_value_without_differentiation_is_the_same():
     hidden, head, target, weight = inputs()
-    value, _ = jax.value_and_grad(nll_sum)(hidden, head, target, weight, 4)
+    value, _ = jax.jit(jax.value_and_grad(nll_sum), static_argnums=4)(hidden, head, target, weight, 4)
     np.testing.assert_allclose(nll_sum(hidden, head, target, weight, 4), value, rtol=1e-6)
 
 
 def test_bfloat16_hidden_states_accumulate_the_head_in_float32():
     hidden, head, target, weight = inputs()
     rough = jnp.asarray(hidden, jnp.bfloat16)
-    d_hidden, d_head = jax.grad(nll_sum, argnums=(0, 1))(rough, head, target, weight, 4)
+    d_hidden, d_head = jax.jit(jax.grad(nll_sum, argnums=(0, 1)), static_argnums=4)(rough, head, target, weight, 4)
     assert (d_hidden.dtype, d_head.dtype) == (jnp.bfloat16, jnp.float32)
     exact = jax.grad(lambda w: (dense(hidden, w, target) * weight).sum())(head)
     np.testing.assert_allclose(d_head, exact, atol=0.02 * float(jnp.abs(exact).max()))

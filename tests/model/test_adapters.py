@@ -45,10 +45,10 @@ def test_adapters_of_the_query_stream_leave_the_content_stream_bit_for_bit(tiny,
 def test_causal_queries_are_the_source_models_only_where_content_has_not_seen_ahead(tiny, network, packed, without_adapters):
     net = network(tiny(layers=2, adapter_rank=3))
     tokens = np.random.default_rng(0).integers(0, net.config.vocab, packed.shape)
-    found = {}
+    found, query_hidden = {}, jax.jit(lambda net, order: net.query_hidden(tokens, order, HOW))
     for size in (1, 3):
         order = draw_order(example_keys(0, 0, len(packed)), packed, "in_order", size, 0.0, "successor")
-        hidden = net.query_hidden(tokens, order, HOW), without_adapters(net).query_hidden(tokens, order, HOW)
+        hidden = query_hidden(net, order), query_hidden(without_adapters(net), order)
         causal = np.asarray(order.causal & order.predicted)
         np.testing.assert_allclose(hidden[0][causal], hidden[1][causal], atol=1e-5)  # neither has passed an adapter
         found[size] = np.asarray(hidden[1]), causal

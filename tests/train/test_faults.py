@@ -91,7 +91,7 @@ def signal_during(monkeypatch, owner, name: str, call: int, number: int) -> None
         pytest.param(compiled, "compile_step", 1, signal.SIGTERM, 0, marks=pytest.mark.long),
         (compiled, "compile_step", 2, signal.SIGINT, None),  # in the background, while the first stage runs
         (HeldOut, "nll", 1, signal.SIGINT, 0),
-        (HeldOut, "nll", 2, signal.SIGTERM, 4),
+        pytest.param(HeldOut, "nll", 2, signal.SIGTERM, 4, marks=pytest.mark.long),
         (Checkpoints, "save", 1, signal.SIGTERM, None),
         (Batches, "__getitem__", 3, signal.SIGINT, None),
     ],

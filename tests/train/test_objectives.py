@@ -55,7 +55,7 @@ def test_the_loss_of_diffusion_equals_a_loop_over_tokens(step, anneal, tiny, net
     config = tiny(layers=2)
     _, params = nnx.split(network(config))
     keys = example_keys(0, 0, len(batch["tokens"]))
-    sums = Diffusion(config, HOW, 40, anneal=anneal).sums(params, batch, keys, step=step)
+    sums = jax.jit(Diffusion(config, HOW, 40, anneal=anneal).sums)(params, batch, keys, step=step)
     masking = jax.tree.map(np.asarray, draw_masking(keys, batch["segments"]))
     total = 0.0
     for row, segments in enumerate(batch["segments"]):

@@ -152,9 +152,9 @@ def test_adapters_decay_as_in_adamw_and_the_query_seed_does_not(stream, tiny, ne
     state, others = None, adamw.init(expected)
     for number in range(3):
         rng = np.random.default_rng(number)
-        gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)  # noqa: B023
+        gradients = jax.tree.map(lambda p: jax.device_put(np.float32(rng.normal(size=p.shape))), params)  # noqa: B023
         params, state = step(config, params, gradients, state)
-        updates, others = adamw.update({p: g[...] for p, g in nnx.to_flat_state(gradients)}, others, expected)
+        updates, others = jax.jit(adamw.update)({p: g[...] for p, g in nnx.to_flat_state(gradients)}, others, expected)
         expected = optax.apply_updates(expected, updates)
     for path, leaf in nnx.to_flat_state(params):
         np.testing.assert_allclose(leaf[...], expected[path], rtol=1e-5, atol=1e-6, err_msg=str(path))
