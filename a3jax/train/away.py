@@ -56,6 +56,7 @@ class Away:
             (self.folder / name / PARTS).write_bytes(manifest)
             self._whole.add(name)
         for name in there - self._local():
+            self._whole.discard(name)
             (self.place / name / PARTS).unlink(missing_ok=True)
             remove(self.place / name)
 
