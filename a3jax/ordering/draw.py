@@ -25,7 +25,7 @@ def draw_order(
     keys_B: Array, segment_BxL: Array, family: Family, group_size: int | Array, given: float, seeding: Seeding
 ) -> Order:
     """The orders of a batch of windows, all of one kind and one group size; one key each."""
-    size_Bx1 = jnp.broadcast_to(jnp.asarray(group_size), (*keys_B.shape, 1))
+    size_Bx1 = jnp.broadcast_to(group_size, (*keys_B.shape, 1))
     return draw_mixture(keys_B, segment_BxL, (Part(family=family, given=given),), seeding, size_BxP=size_Bx1)
 
 
