@@ -144,7 +144,7 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     def rows(trained: Any, batch: dict[str, Array], order: Order) -> tuple[Rows, Rows | None, Array]:
         changed, right = trained if arm.two_sided else (trained, right_DxD)
         net = nnx.merge(graph(model), nnx.merge_state(changed, frozen))
-        return *predictions(net, right, arm, batch["tokens"], batch["segments"], order), net.output_matrix[...]
+        return *predictions(net, right, arm, batch["tokens"], batch["segments"], order), net.output_matrix
 
     @jax.jit
     def step(trained: Any, moments: Any, batch: dict[str, Array], number: Array) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ after another. Files written here hold one chunk each with a CRC-32C, which ever
 there need not be written again.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -171,6 +172,26 @@ def laid_out(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index],
         return parts[place]
 
     return jax.make_array_from_callback(shape, sharding, part)
+
+
+def in_one_piece(
+    shape: tuple[int, ...], sharding: Sharding, read: Callable[[Index], np.ndarray]
+) -> Callable[[Index], np.ndarray]:
+    """`read`, which reads what this process's devices hold of an array at once, if together that is a piece of it.
+
+    Chunks of storage are not cut as devices cut an array: part by part, one would be read for every device that has some.
+    """
+    parts = {ranges(index, shape) for index in sharding.addressable_devices_indices_map(shape).values() if index is not None}
+    piece = tuple(range(min(axis.start for axis in axes), max(axis.stop for axis in axes)) for axes in zip(*parts))
+    if len(parts) == 1 or sum(math.prod(map(len, part)) for part in parts) < math.prod(map(len, piece)):
+        return read
+    whole = read(tuple(slice(axis.start, axis.stop) for axis in piece))
+
+    def part(index: Index) -> np.ndarray:
+        places = zip(ranges(index, shape), piece)
+        return whole[tuple(slice(axis.start - own.start, axis.stop - own.start) for axis, own in places)]
+
+    return part
 
 
 def ranges(index: Index, shape: tuple[int, ...]) -> tuple[range, ...]:

@@ -21,7 +21,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from a3jax.checkpoint.arrays import Form, ParameterWriter, SavedParameter, flat, laid_out, nested, saved_parameters
+from a3jax.checkpoint.arrays import (
+    Form,
+    ParameterWriter,
+    SavedParameter,
+    flat,
+    in_one_piece,
+    laid_out,
+    nested,
+    saved_parameters,
+)
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
@@ -129,7 +138,8 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
 
 def _laid_out(parameter: SavedParameter, form: jax.ShapeDtypeStruct) -> jax.Array:
     assert form.sharding is not None
-    return laid_out(form.shape, form.sharding, lambda index: parameter.part(index, form.dtype.name))
+    read = in_one_piece(form.shape, form.sharding, lambda index: parameter.part(index, form.dtype.name))
+    return laid_out(form.shape, form.sharding, read)
 
 
 def layout(tree: nnx.State, mesh: Mesh | None) -> nnx.State:

@@ -113,7 +113,7 @@ def _log_probs(
     network = nnx.merge(graph(config), params)
     target_RxM = jnp.asarray(suffix.target)
     owner_R = jnp.zeros(len(target_RxM), jnp.int32)
-    hidden_RxMxD, head_VxD = hidden(network, beginning, owner_R, suffix, compute), network.output_matrix[...]
+    hidden_RxMxD, head_VxD = hidden(network, beginning, owner_R, suffix, compute), network.output_matrix
     log_prob_RxM = -token_nll(hidden_RxMxD, head_VxD, target_RxM, HEADS_AT_ONCE, config.logit_cap)
     row_RxM = jnp.broadcast_to(jnp.arange(target_RxM.shape[1]), target_RxM.shape)
     log_prob_RxM = known.rescored(log_prob_RxM, hidden_RxMxD, head_VxD, target_RxM, row_RxM, config.logit_cap)

@@ -97,7 +97,7 @@ def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, comp
 
 
 def _head(network: TwoStream) -> tuple[Array, float | None]:
-    return network.output_matrix[...], network.config.logit_cap
+    return network.output_matrix, network.config.logit_cap
 
 
 def log_probs(

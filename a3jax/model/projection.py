@@ -13,7 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from a3jax.model.int8 import Int8
+from a3jax.model.int8 import Int8, multiplied
 
 PROJECTION = "projection"
 """What rematerialization calls the result."""
@@ -22,7 +22,7 @@ PROJECTION = "projection"
 def project(x_BxRxi: Array, weight_ixo: Array | Int8) -> Array:
     """Contract the last axes of `x`, B x R x inputs, with the first axes of the weight, inputs x outputs: B x R x outputs."""
     if isinstance(weight_ixo, Int8):
-        return project(x_BxRxi, weight_ixo.values.astype(x_BxRxi.dtype)) * weight_ixo.scales
+        return multiplied(x_BxRxi, weight_ixo, over=tuple(range(x_BxRxi.ndim - 2))).astype(x_BxRxi.dtype)
     return checkpoint_name(_project(x_BxRxi, weight_ixo), PROJECTION)
 
 

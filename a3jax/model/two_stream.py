@@ -37,7 +37,7 @@ from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows
 from a3jax.model.cache import Cache, Keys
 from a3jax.model.experts import Routing
-from a3jax.model.int8 import Int8
+from a3jax.model.int8 import Int8, multiplied
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
@@ -101,13 +101,20 @@ class TwoStream(nnx.Module):
             self.head = declare("VxD", "head", normal)
 
     @property
-    def output_matrix(self) -> nnx.Param:
+    def output_matrix(self) -> Array:
         """V x D: the head, or the embedding where they are tied."""
-        return self.embedding if self.config.tied_head else self.head
+        head_VxD = self._head
+        return head_VxD.rows(slice(None)) if isinstance(head_VxD, Int8) else head_VxD
+
+    @property
+    def _head(self) -> Array | Int8:
+        return (self.embedding if self.config.tied_head else self.head)[...]
 
     def logits(self, hidden: Array) -> Array:
         """Logits of hidden states that a pass returns, ... x D to ... x V float32."""
-        head_VxD = self.output_matrix[...].astype(hidden.dtype)
+        head_VxD = self._head.astype(hidden.dtype)
+        if isinstance(head_VxD, Int8):
+            return capped(multiplied(hidden, head_VxD, over=(1,)), self.config.logit_cap)
         return capped(
             jnp.einsum("...d,vd->...v", hidden, head_VxD, preferred_element_type=jnp.float32), self.config.logit_cap
         )
@@ -168,7 +175,9 @@ class TwoStream(nnx.Module):
 
     def embed(self, token: Array, compute: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""
-        return self._scaled(constrain(self.embedding[...], "VxD")[token].astype(compute.dtype))
+        table_VxD = self.embedding[...]
+        rows = table_VxD.rows(token) if isinstance(table_VxD, Int8) else constrain(table_VxD, "VxD")[token]
+        return self._scaled(rows.astype(compute.dtype))
 
     def embed_queries(self, predecessor: Array, known: Array, compute: Compute) -> Array:
         """What queries start from: x_{t-1} where it is known and seeds them, else the learned vector; ... x D."""

@@ -36,7 +36,7 @@ def test_one_stream_computes_what_transformers_does_of_an_export_with_everything
     tokens, masked = rng.integers(0, 300, (2, 20)), rng.random((2, 20)) < 0.5
     place, whole = np.broadcast_to(np.arange(20), (2, 20)), np.full((2, 20), 20)
     rows = MaskedRows(place, masked, place, np.zeros_like(place), whole)
-    logits = jax.jit(lambda tokens, rows: network.masked_hidden(tokens, rows, HOW) @ network.output_matrix[...].T)
+    logits = jax.jit(lambda tokens, rows: network.masked_hidden(tokens, rows, HOW) @ network.output_matrix.T)
     ours = np.asarray(logits(tokens, rows))
 
     arrays, folder = load_arrays(checkpoint), tmp_path / "exported"
