@@ -84,9 +84,8 @@ def _as_whole_numbers(x: Array, values: Array, last: tuple[int, ...], over: tupl
     scale = jnp.abs(x).max(last, keepdims=True) / (127 * 256 + 127)
     whole = jnp.rint(x / jnp.where(scale == 0, 1, scale))
     high = jnp.floor((whole + 128) / 256)
-    both = jnp.stack([high, whole - 256 * high], axis=-len(last) - 1).astype(jnp.int8)  # side by side, as rows are
-    sums = jax.lax.dot_general(
-        both, values, ((tuple(axis + 1 for axis in last), over), ((), ())), preferred_element_type=jnp.int32
-    )
-    high, low = jnp.moveaxis(sums, last[0], 0).astype(jnp.float32)
+    both = jnp.stack([high, whole - 256 * high]).astype(jnp.int8)  # twice as many rows
+    contracted = (tuple(axis + 1 for axis in last), over)
+    sums = jax.lax.dot_general(both, values, (contracted, ((), ())), preferred_element_type=jnp.int32)
+    high, low = sums.astype(jnp.float32)
     return (256 * high + low) * scale.reshape(*scale.shape[: last[0]], *[1] * (high.ndim - last[0]))
