@@ -9,7 +9,7 @@ The same command goes on where it was stopped.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import duel_figures
 from common import run, show
@@ -23,6 +23,8 @@ from a3jax.evaluate.task import run as evaluate
 from a3jax.weights.loading import Dtype
 
 AGAINST = "left to right"
+COMPARED = ("exact", "parses", "ROUGE-L", "nats per token")
+COLUMNS = (*COMPARED, "passes per token", "milliseconds per token")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """One row for each decoder."""
+    """One row for each decoder, and one for what it is above one token a pass."""
     model = a3jax.load(options.checkpoint, options.dtype)
     own = ways(model)
     if AGAINST in own:
@@ -62,17 +64,20 @@ def main(options: Options) -> None:
         return {number: tuple(each[table][way][column]) for number, each in enumerate(figures)}
 
     against = AGAINST if AGAINST in own else next(iter(own))
-    rows: list[dict[str, Any]] = []
+    rows, above = [], []
     for way in own:
-        row: dict[str, Any] = {"decoder": way}
-        for column in ("exact", "parses", "ROUGE-L", "nats per token"):
-            row[column] = _shown(ratio(list(shares(way, column).values())))
-        for column in ("passes per token", "milliseconds per token"):
-            row[column] = ratio(list(shares(way, column).values())).value
-        for column in ("exact", "ROUGE-L"):
-            row[f"{column}, above"] = _shown(difference(shares(against, column), shares(way, column), column))
-        rows.append(row)
-    show(f"{len(found)} lines of {options.packages} packages, {options.checkpoint}; above: {against}", rows, options.json)
+        figures_of = {column: shares(way, column) for column in COLUMNS}
+        mean = {column: ratio(list(each.values())) for column, each in figures_of.items()}
+        rows.append(
+            {"decoder": way}
+            | {column: _shown(mean[column]) for column in COMPARED}
+            | {column: mean[column].value for column in COLUMNS if column not in COMPARED}
+        )
+        if way != against:
+            differ = {column: difference(shares(against, column), figures_of[column], column) for column in COMPARED}
+            above.append({"decoder": way} | {column: _shown(one) for column, one in differ.items()})
+    show(f"{len(found)} lines of {options.packages} packages, {options.checkpoint}", rows, options.json)
+    show(f"Above: {against}", above, options.json)
 
 
 def _shown(estimate: Estimate) -> str:
