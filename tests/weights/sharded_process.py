@@ -1,6 +1,7 @@
 """What test_sharded.py runs in processes of their own, over simulated devices.
 
     python sharded_process.py OUT.json compare SOURCE IMPORTED DTYPE ...          8 devices, several models
+    python sharded_process.py OUT.json rounded FOLDER                             the same, one model in int8
     python sharded_process.py OUT.json share PROCESS PORT SOURCE IMPORTED         one of two processes, 4 devices each
     python sharded_process.py OUT.json memory PROCESS PORT SOURCE IMPORTED SMALL  the same; SMALL loads what is loaded once
 
@@ -17,6 +18,7 @@ import numpy as np
 from flax import nnx
 from memory import grown_by
 
+import a3jax
 from a3jax.checkpoint.arrays import flat
 from a3jax.checkpoint.folder import find, load_arrays, load_params
 from a3jax.config import MeshConfig
@@ -50,6 +52,22 @@ def compare(*args: str) -> dict:
                 wrong.append("embedding, updated")
             differ[f"{Path(source).name} {dtype} {name}"] = wrong
     return differ
+
+
+def rounded(folder: str) -> dict:
+    """What a model in int8 says on one device and over every mesh: log-likelihoods of a text, and what it fills in."""
+
+    def said(model: a3jax.Model) -> dict:
+        scores = a3jax.log_likelihood(model, "Once upon a time", "random_4", seed=1)
+        filled = a3jax.infill(model, "Once [[5]] a [[3]].", order="random_2", seed=1)
+        return {"log_probs": list(scores.log_probs), "text": filled.text}
+
+    found = {"alone": said(a3jax.load(folder, "int8"))}
+    for name, sizes in MESHES.items():
+        mesh = make_mesh(MeshConfig(*sizes))
+        with jax.set_mesh(mesh):
+            found[name] = said(a3jax.load(folder, "int8", mesh=mesh))
+    return found
 
 
 def share(process: str, port: str, source: str, imported: str) -> dict:
@@ -101,4 +119,4 @@ def _characters_read() -> int:
 
 if __name__ == "__main__":
     out, what, *args = sys.argv[1:]
-    Path(out).write_text(json.dumps({"compare": compare, "share": share, "memory": memory}[what](*args)))
+    Path(out).write_text(json.dumps({"compare": compare, "rounded": rounded, "share": share, "memory": memory}[what](*args)))

@@ -63,6 +63,16 @@ def test_over_any_mesh_the_parameters_are_those_of_an_import_bit_for_bit(pretrai
     assert {key: wrong for key, wrong in differ.items() if wrong} == {}
 
 
+@pytest.mark.long
+def test_over_any_mesh_a_model_in_int8_says_what_it_says_on_one_device(imported, tmp_path):
+    out = tmp_path / "said.json"
+    said = result(start(8, out, "rounded", imported("qwen2").folder), out)
+    alone = said.pop("alone")
+    for name, one in said.items():
+        np.testing.assert_allclose(one["log_probs"], alone["log_probs"], atol=1e-5, err_msg=name)
+        assert one["text"] == alone["text"], name
+
+
 @pytest.mark.parametrize("case", ["llama3", "mistral"])
 def test_on_one_device_too(case, pretrained, imported):
     found, expected = opened(pretrained(case)).load(), load_params(imported(case))
