@@ -9,9 +9,8 @@ temperature 0. NLL is the exact one of the text written, left to right, under th
 import functools
 import statistics
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +18,11 @@ import numpy as np
 from common import run, show
 from flax import nnx
 from jax import Array
-from tyro.conf import Positional, arg
+from prompts import Prompts, pieces
 
 import a3jax
 from a3jax import Decoding, Template
 from a3jax.config import ModelConfig
-from a3jax.errors import UserError
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order
@@ -32,20 +30,12 @@ from a3jax.ordering.sequence import draw
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Prompts):
     """Decoding: the cache against recomputing everything, and forward passes per token of each mode, on real text.
 
     python benchmarks/decoding.py demo/run --source a3jax/ordering/arrange.py a3jax/devices/mesh.py
     """
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A model folder or a run folder."""
-    source: list[Path] = field(default_factory=lambda: sorted(Path("a3jax").glob("*.py"))[:4])
-    """Text files; a prompt is taken from the middle of each."""
-    prompt: int = 64
-    """Tokens of a prompt."""
-    new: int = 128
-    """Tokens written behind it."""
     group_size: int = 4
     """Of the comparison with recomputing."""
     thresholds: tuple[float, ...] = (0.9, 0.7)
@@ -58,18 +48,6 @@ class Options:
     """Texts at once, in the comparison with recomputing."""
     repeats: int = 3
     json: bool = False
-
-
-def pieces(model: a3jax.Model, sources: list[Path], tokens: int) -> list[str]:
-    """So many tokens from the middle of each file, as text."""
-    found = []
-    for path in sources:
-        ids = model.codec.encode(path.read_text())
-        if len(ids) < tokens:
-            raise UserError(f"{path} has {len(ids)} tokens; a prompt needs {tokens}")
-        begin = (len(ids) - tokens) // 2
-        found.append(model.codec.decode(ids[begin : begin + tokens]))
-    return found
 
 
 def recompute(model: a3jax.Model, batch: int, tokens: list[int], given: list[bool], order: str) -> list[int]:

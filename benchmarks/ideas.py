@@ -33,6 +33,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from prompts import own_sources
 
 import a3jax
 from a3jax.checkpoint.folder import find, load_params
@@ -265,8 +266,7 @@ def zero_shot(*models: str) -> None:
     print("| nats per token | order | content to its group's end | to its slot |\n|---|---|---|---|")
     for path in models:
         model = a3jax.load(path)
-        files = sorted(Path("a3jax").rglob("*.py"), key=lambda file: file.stat().st_size)[-8:]
-        texts = [model.codec.encode(file.read_text())[:192] for file in files]
+        texts = [model.codec.encode(file.read_text())[:192] for file in own_sources(8)]
         given = [[i == 0 for i in range(len(text))] for text in texts]
         for order in ("in_order_4", "random_1", "random_4"):
             found = []

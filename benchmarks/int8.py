@@ -10,15 +10,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 from common import run, show
-from decoding import pieces
+from prompts import Prompts, pieces
 from self_drafting import in_transformers
-from tyro.conf import Positional, arg
 
 import a3jax
 from a3jax import Decoding, Template
@@ -27,20 +26,12 @@ from a3jax.export.exporter import export_model
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Prompts):
     """Weights in int8 against float32: seconds of one text, nats per token, and transformers' `generate` beside both.
 
     python benchmarks/int8.py demo/run
     """
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A model folder or a run folder."""
-    source: list[Path] = field(default_factory=lambda: sorted(Path("a3jax").rglob("*.py"), key=_size)[-4:])
-    """Text files; a prompt is taken from the middle of each. Without any, the largest files of a3jax itself."""
-    prompt: int = 64
-    """Tokens of a prompt."""
-    new: int = 128
-    """Tokens written behind it."""
     orders: tuple[str, ...] = ("ar", "in_order_4")
     """In which they are written."""
     judged: tuple[str, ...] = ("ar", "in_order_4", "random_1", "random_4")
@@ -49,10 +40,6 @@ class Options:
     """Tokens of such a piece."""
     rounds: int = 5
     json: bool = False
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def main(options: Options) -> None:

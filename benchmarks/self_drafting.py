@@ -10,13 +10,12 @@ source files and write the same number of tokens behind each, greedily and in fl
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from common import run, show
-from decoding import pieces
-from tyro.conf import Positional, arg
+from prompts import Prompts, pieces
 
 import a3jax
 from a3jax import Decoding, Template
@@ -25,26 +24,14 @@ from a3jax.export.exporter import export_model
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Prompts):
     """Self-drafting: greedy tokens, passes and seconds, against the source model in transformers.
 
     python benchmarks/self_drafting.py demo/run
     """
 
-    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """A model folder or a run folder."""
-    source: list[Path] = field(default_factory=lambda: sorted(Path("a3jax").rglob("*.py"), key=_size)[-8:])
-    """Text files; a prompt is taken from the middle of each. Without any, the largest files of a3jax itself."""
-    prompt: int = 64
-    """Tokens of a prompt."""
-    new: int = 128
-    """Tokens written behind it."""
     drafts: tuple[int, ...] = (4, 8)
     json: bool = False
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def main(options: Options) -> None:
