@@ -20,17 +20,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig, Seeding
+from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding
 from a3jax.devices.context_parallel import refuse
+from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.cache import Cache, empty_cache
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, TwoStream
 from a3jax.ordering import Order, Query, query_rule
-from a3jax.ordering.sequence import bucket, draw, pad_order
+from a3jax.ordering.sequence import bucket, draw, left_to_right, pad_order
 
 FEW_ROWS = 128
 """Up to so many rows attend to the whole cache at once, which is cheaper than block by block."""
@@ -45,6 +46,8 @@ class Extent(NamedTuple):
     """Content rows of the first pass: given tokens that are not read yet, rounded up to a bucket."""
     rows: int
     """Tokens of the largest group."""
+    queries: bool
+    """Whether queries need rows of their own: not where the row that reads a token predicts the next."""
 
 
 class Plan(NamedTuple):
@@ -127,13 +130,15 @@ class Kind(NamedTuple):
     content_rows: int
     causal: bool
     """Whether a token being read sees those read before it only, or all that are read in the same pass."""
+    one_stream: bool = False
+    """Whether the row that reads a token predicts the next, which is the only place asked for."""
 
 
 def plan(
     decodings: Sequence[Decoding],
     tokens: Sequence[Sequence[int]],
     given: Sequence[Sequence[bool]],
-    seeding: Seeding,
+    config: ModelConfig,
     allowed_BxV: Array,
     empty: Sequence[Sequence[bool]] | None = None,
     read: int = 0,
@@ -147,7 +152,7 @@ def plan(
     refuse("decoding")
     nothing = [None] * len(tokens) if empty is None else empty
     drawn = [
-        draw(decoding.seed, ids, known, decoding.order, seeding, decoding.prefill, none)
+        draw(decoding.seed, ids, known, decoding.order, config.seeding, decoding.prefill, none)
         for decoding, ids, known, none in zip(decodings, tokens, given, nothing)
     ]
     length = max(len(one.tokens_L) for one in drawn)
@@ -168,6 +173,9 @@ def plan(
             groups=max(len(np.unique(start)) for start in starts),
             prefill=bucket(int(given_B.max()) - read),
             rows=min(parse_order(decodings[0].order)[1], bucket(max(map(len, starts)))),
+            queries=not all(
+                one_stream_is_enough(config, left_to_right(one.order, len(ids))) for one, ids in zip(drawn, tokens)
+            ),
         ),
     )
 
@@ -220,6 +228,10 @@ def predict(
     place_BxC = at(state.place_BxL, slot_BxC)
     sees_BxC = slot_BxC + 1 if kind.causal or kind.config.content == "slot" else until_B[:, None]
     read = Read(at(state.tokens_BxL, place_BxC), place_BxC, jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0))
+
+    if kind.one_stream:
+        hidden_BxCxD, cache = one_pass(network, read, None, state.cache, state.read_B, kind.compute)
+        return plan.restriction.on(network.logits(hidden_BxCxD), place_BxS), cache
 
     before_BxS = jnp.maximum(place_BxS - 1, 0)
     sees_before_BxS = at(state.slot_BxL, before_BxS) < end_BxS

@@ -42,4 +42,5 @@ MODE = Mode(
     planned=True,
     causal=False,
     passes=lambda plan: plan.extent.groups,
+    one_stream=lambda plan: not plan.extent.queries,
 )

@@ -183,7 +183,7 @@ def _laid(rows: Rows, owner_B: Array, slots: int, places: int) -> Rows:
     def numbered(x_BxL: Array) -> Array:
         return jnp.where(place_L < own, fit(x_BxL), place_L)
 
-    cached = slots if state.cache.position.shape[1] else 0
+    cached = slots if state.cache.slots else 0
     restriction = plan.restriction._replace(
         place_BxP=fit(plan.restriction.place_BxP, places, constant_values=-1),
         allowed_BxPxV=fit(plan.restriction.allowed_BxPxV, places),
@@ -193,7 +193,7 @@ def _laid(rows: Rows, owner_B: Array, slots: int, places: int) -> Rows:
         order=jax.tree.map(lambda x_BxL: fit(x_BxL, mode="edge"), plan.order),
         restriction=restriction,
     )
-    key, value = (constrain(fit(x, cached, axis=2), "NxBxLxKxE") for x in (state.cache.key, state.cache.value))
+    key, value = (constrain(fit(x, cached, axis=3), "NxBxKxLxE") for x in (state.cache.key, state.cache.value))
     cache = Cache(key, value, fit(state.cache.position, cached))
     state = state._replace(
         cache=cache,

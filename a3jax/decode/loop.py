@@ -111,7 +111,7 @@ def _each(batch: int, number: int) -> Array:
 
 
 def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Kind:
-    return Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal)
+    return Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal, one_stream=mode.one_stream(plan))
 
 
 def _goes_on(mode: Mode, rows: Rows, number: int) -> bool:

@@ -30,6 +30,8 @@ class Mode(NamedTuple):
     the first what is given, as `Decoding.prefill` says."""
     passes: Callable[[Plan], int] | None = None
     """How many passes it takes, where the plan tells; else passes go on until all is decided."""
+    one_stream: Callable[[Plan], bool] = lambda plan: False
+    """Whether in passes after the first the row that reads a token predicts the next."""
     cached: bool = True
     """Whether passes keep keys and values of what is decided."""
     begin: Callable[[int, Decoding, ModelConfig], Any] = lambda batch, decoding, config: None

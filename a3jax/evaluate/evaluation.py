@@ -24,6 +24,7 @@ from a3jax.evaluate.report import Contents, comparison_report, report
 from a3jax.evaluate.results import Tables, as_json, tabulate
 from a3jax.evaluate.task import Rows, Task, digest, run
 from a3jax.files.folders import check_ours, write_whole
+from a3jax.model.unstacked import Unstacked
 from a3jax.show.pyplot import pyplot
 from a3jax.weights.loading import Model
 
@@ -35,7 +36,8 @@ def identity(model: Model) -> dict[str, Any]:
     """What a model is, wherever it lies: its weights as they are computed with, its shape, and its tokenizer."""
     weights = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(model.params):
-        for array in jax.tree.leaves(leaf[...]):  # several of a matrix in int8
+        # Several of a matrix in int8; one of layers that lie apart, as if they were stacked.
+        for array in jax.tree.leaves(leaf[...], is_leaf=lambda part: isinstance(part, Unstacked)):
             weights.update(f"{path} {array.dtype} {array.shape}".encode())
             for part in _parts(array):
                 weights.update(np.ascontiguousarray(part).view(np.uint8).data)
@@ -48,8 +50,11 @@ def identity(model: Model) -> dict[str, Any]:
     }
 
 
-def _parts(array: Array) -> Iterator[np.ndarray]:
-    """What makes an array, one after the other: all of it, or where it lies on several hosts so much as each can hold."""
+def _parts(array: Array | Unstacked) -> Iterator[np.ndarray]:
+    """What makes an array, one after the other: layer by layer, all of it, or of several hosts' so much as each can hold."""
+    if isinstance(array, Unstacked):
+        yield from map(np.asarray, array.layers)
+        return
     if array.is_fully_addressable:
         yield np.asarray(array)
         return

@@ -149,7 +149,7 @@ def _greedy(
     decoding = Decoding(order=order)
     rows = len(filled_up([tokens_T]))
     tokens, given = [tokens_T.tolist()] * rows, [(~blank).tolist()] * rows
-    planned = plan([decoding] * rows, tokens, given, config.seeding, jnp.asarray(np.stack([allowed_V] * rows)))
+    planned = plan([decoding] * rows, tokens, given, config, jnp.asarray(np.stack([allowed_V] * rows)))
     filled = decode(params, config, Compute(), planned, decoding)
     rank_T = np.argsort(planned.order.token_index[0])[: len(tokens_T)]
     index_N = np.flatnonzero(blank)[np.argsort(rank_T[blank])]

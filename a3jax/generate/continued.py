@@ -54,7 +54,7 @@ def hidden(network: TwoStream, beginning: Beginning, owner_R: Array, suffix: Suf
 
     Text i goes on from a copy of the beginning `owner` i.
     """
-    slots = beginning.cache.key.shape[2] + suffix.target.shape[1]
+    slots = beginning.cache.slots + suffix.target.shape[1]
     cache = beginning.cache.copies(owner_R, slots)
     length_R = jnp.asarray(beginning.length_B)[owner_R]
     return one_pass(network, suffix.read, suffix.asked, cache, length_R, compute)[0]

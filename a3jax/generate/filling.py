@@ -107,7 +107,7 @@ def _plan(model: Model, steps: Sequence[Step], beginning: Beginning | None = Non
         decodings,
         [document.tokens for document in documents],
         [document.given for document in documents],
-        model.config.seeding,
+        model.config,
         _allowed(model, decodings),
         [one.tolist() for one in empty],
         0 if beginning is None else int(beginning.length_B[0]),

@@ -6,6 +6,7 @@ own rule knows one way only, and XLA on the CPU then spends a tenth of a step on
 A factor without a gradient costs none: neither its product nor the memory of what would be multiplied.
 """
 
+import functools
 import math
 
 import jax
@@ -14,20 +15,27 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from a3jax.model.int8 import Int8, multiplied
+from a3jax.model.unstacked import OfLayer
 
 PROJECTION = "projection"
 """What rematerialization calls the result."""
 
 
-def project(x_BxRxi: Array, weight_ixo: Array | Int8) -> Array:
+def project(x_BxRxi: Array, weight_ixo: Array | Int8 | OfLayer) -> Array:
     """Contract the last axes of `x`, B x R x inputs, with the first axes of the weight, inputs x outputs: B x R x outputs."""
     if isinstance(weight_ixo, Int8):
         return multiplied(x_BxRxi, weight_ixo, over=tuple(range(x_BxRxi.ndim - 2))).astype(x_BxRxi.dtype)
+    if isinstance(weight_ixo, OfLayer):
+        return weight_ixo.with_it(functools.partial(_product, x_BxRxi))
     return checkpoint_name(_project(x_BxRxi, weight_ixo), PROJECTION)
 
 
 @jax.custom_vjp
 def _project(x_BxRxi: Array, weight_ixo: Array) -> Array:
+    return _product(x_BxRxi, weight_ixo)
+
+
+def _product(x_BxRxi: Array, weight_ixo: Array) -> Array:
     inputs = x_BxRxi.ndim - 2
     last = tuple(range(2, x_BxRxi.ndim))
     return jax.lax.dot_general(x_BxRxi, weight_ixo, ((last, tuple(range(inputs))), ((), ())))

@@ -42,6 +42,7 @@ from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
+from a3jax.model.unstacked import OfLayer, scan, some
 from a3jax.ordering import MaskedRows, Order, Query
 
 Remat = Literal["none", "dots", "offload", "full"]
@@ -204,13 +205,13 @@ class TwoStream(nnx.Module):
             return block.attend_and_mlp(here.wanted if last else here, known, compute.attend)
 
         body, tail = (_remat(functools.partial(layer, last=last), compute.remat) for last in (False, True))
-        x_BxRxD, routing = jax.lax.scan(body, rows.x, jax.tree.map(lambda p: p[:-1], layers))
-        x_BxRxD, of_last = tail(x_BxRxD, jax.tree.map(lambda p: p[-1], layers))
+        x_BxRxD, routing = scan(body, rows.x, some(layers, slice(-1)))
+        x_BxRxD, of_last = tail(x_BxRxD, some(layers, -1))
         routing = jax.tree.map(lambda others, last: jnp.concatenate([others, last[None]]), routing, of_last)
         return self._normalize(x_BxRxD, compute), routing
 
-    def run_content(self, content: Stream, compute: Compute) -> Cache:
-        """The keys and values of all slots, for queries that come without content; slot i is content row i."""
+    def run_content(self, content: Stream, compute: Compute) -> Keys:
+        """The keys and values of all slots, N first, for queries that come without content; slot i is content row i."""
         rows, (enter, layers) = self._rows(content, None), self._layers(compute)
 
         def layer(x_BxLxD: Array, own: Layer) -> tuple[Array, tuple[Array, Array]]:
@@ -218,10 +219,10 @@ class TwoStream(nnx.Module):
             key, value = block.keys_values(here)
             return block.attend_and_mlp(here, Keys(key, value, here.position), compute.attend)[0], (key, value)
 
-        keys, values = (constrain(x, "NxBxLxKxE") for x in jax.lax.scan(layer, rows.x, layers)[1])
-        return Cache(keys, values, rows.position)
+        keys, values = (constrain(x, "NxBxLxKxE") for x in scan(layer, rows.x, layers)[1])
+        return Keys(keys, values, rows.position)
 
-    def run_queries(self, queries: Stream, known: Cache, compute: Compute) -> tuple[Array, Routing | None]:
+    def run_queries(self, queries: Stream, known: Keys, compute: Compute) -> tuple[Array, Routing | None]:
         """The normalized last hidden states of queries alone, from the keys and values of all slots; and as `run`."""
         rows, (enter, layers) = self._rows(None, queries), self._layers(compute)
 
@@ -230,7 +231,7 @@ class TwoStream(nnx.Module):
             block, here = enter(own, rows, x_BxLxD)
             return block.attend_and_mlp(here, Keys(*keys_values, known.position), compute.attend)
 
-        x_BxLxD, routing = jax.lax.scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))
+        x_BxLxD, routing = scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))
         return self._normalize(x_BxLxD, compute), routing
 
     def run_cached(
@@ -252,7 +253,7 @@ class TwoStream(nnx.Module):
             cache = cache.write(number, offset_B, *block.keys_values(here.content))
             return (block.attend_and_mlp(here, cache.layer(number), compute.attend)[0], cache), None
 
-        (x_BxRxD, cache), _ = jax.lax.scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
+        (x_BxRxD, cache), _ = scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
         return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
 
     def _rows(self, content: Stream | None, queries: Stream | None) -> Rows:
@@ -307,7 +308,7 @@ def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
     Those of experts are summed by `a3jax.model.experts`.
     """
     (_, *axes), kind, _ = declared(parameter)
-    if len(axes) < 2 or "D" not in axes or kind == "expert" or isinstance(parameter[...], Int8):
+    if len(axes) < 2 or "D" not in axes or kind == "expert" or isinstance(parameter[...], Int8 | OfLayer):
         return parameter
     return parameter.replace(scattering(parameter[...], tuple(axes)))
 

@@ -22,6 +22,7 @@ from a3jax.model.int8 import rounded
 from a3jax.model.network import Network
 from a3jax.model.parameters import count
 from a3jax.model.two_stream import Compute
+from a3jax.model.unstacked import unstacked
 from a3jax.weights.pretrained import Pretrained, pretrained
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -77,6 +78,8 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     params = checkpoint.load(mesh, computed)
     if dtype == "int8":
         params = rounded(params)
+    elif mesh is None and jax.default_backend() == "cpu":
+        params = unstacked(params)
     return model_of(checkpoint.config, params, Compute(jnp.dtype(computed)), codec, checkpoint.record, checkpoint)
 
 

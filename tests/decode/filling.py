@@ -30,7 +30,7 @@ def fill(net, documents, order, allowed=None, seed=0, compute=HOW, restricted=No
     allowed = np.ones(config.vocab, bool) if allowed is None else allowed
     tokens, given = zip(*documents)
     allowed_1xV = jnp.asarray(allowed)[None]
-    drawn = plan(decodings, tokens, given, config.seeding, allowed_1xV, restricted=restricted)
+    drawn = plan(decodings, tokens, given, config, allowed_1xV, restricted=restricted)
     return drawn, decode(params, config, compute, drawn, decodings[0])
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chosen import long_after
-from filling import HOW, document, fill, log_probs
+from filling import HOW, document, fill, log_probs, teacher_forced
 from flax import nnx
 from small_models import ODD
 
@@ -18,6 +18,7 @@ from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
+from a3jax.model.unstacked import unstacked
 
 LOCAL = {"local_layers": (0,), "local_window": 6, "local_rope": Rope(50.0), "unrotated_layers": (1,)}
 LOCAL |= {"attention_cap": 2.0, "logit_cap": 3.0, "embedding_scale": 2.0}
@@ -105,10 +106,40 @@ def test_chain_rule_of_every_family(case, imported):
     assert (filled.passes_BxL > 0).sum() == sum(len(given) - sum(given) for _, given in documents)
 
 
-def test_passes_are_groups():
+def test_layers_that_lie_apart_decode_as_stacked_ones(tiny, network):
+    net = network(tiny(adapter_rank=3, context=256))
+    apart = nnx.merge(graph(net.config), unstacked(jax.tree.map(jnp.array, nnx.state(net, nnx.Param))))
+    for order in ("ar", "random_4"):
+        (_, own), (_, expected) = (fill(one, [document([5, 11, 3, 1]), document([9, 8])], order) for one in (apart, net))
+        np.testing.assert_array_equal(own.tokens_BxL, expected.tokens_BxL)
+        np.testing.assert_allclose(own.log_probs_BxL, expected.log_probs_BxL, atol=2e-5)
+
+
+def test_left_to_right_the_row_that_reads_a_token_predicts_the_next(tiny, network):
+    def asks(config, *lengths, **how):
+        tokens, given = zip(*map(document, lengths))
+        decodings = [Decoding(**how)] * len(lengths)
+        return plan(decodings, tokens, given, config, jnp.ones((1, 48), bool)).extent.queries
+
+    config = tiny(context=256)
+    assert not asks(config, [5, 9], [3, 4])
+    assert not asks(config, [0, 9])
+    assert asks(config, [5, 9], [3, 4, 1])  # of one text something behind the blank is seen too
+    assert asks(config, [5, 9], order="in_order_2")
+    assert asks(config, [5, 9], prefill="group")
+    assert asks(tiny(seeding="learned"), [5, 9])
+    for changes in ({}, {"adapter_rank": 3}, {"adapter_rank": 3, "adapter_stream": "both"}):
+        net = network(tiny(context=256, **changes))
+        documents = [document([5, 9]), document([0, 12]), document([20, 1])]
+        drawn, filled = fill(net, documents, "ar", seed=1, temperature=1.0)
+        assert not drawn.extent.queries
+        np.testing.assert_allclose(filled.log_probs_BxL, teacher_forced(net, documents, filled), atol=1e-4)
+
+
+def test_passes_are_groups(tiny):
     def passes(order):
         marks = [[True] * 4 + [False] * 10]
-        return plan([Decoding(order=order)], [range(14)], marks, "successor", jnp.ones((1, 48), bool)).extent.groups
+        return plan([Decoding(order=order)], [range(14)], marks, tiny(), jnp.ones((1, 48), bool)).extent.groups
 
     # Slots 4 to 13; groups break at multiples of the size.
     found = {order: passes(order) for order in ("ar", "in_order_4", "random_4", "random_8", "random_10000000000")}

@@ -109,7 +109,7 @@ def sample(net, one, order, seed, noise, allowed=None, **options):
 
     decoding = Decoding(order=order, seed=seed, **options)
     allowed = np.ones(net.config.vocab, bool) if allowed is None else allowed
-    drawn = plan([decoding], [one[0]], [one[1]], net.config.seeding, jnp.asarray(allowed)[None])
+    drawn = plan([decoding], [one[0]], [one[1]], net.config, jnp.asarray(allowed)[None])
     many = jax.tree.map(lambda x: jnp.repeat(x, SAMPLES, axis=0) if isinstance(x, jax.Array) else x, drawn)
     many = many._replace(keys_B=jax.random.split(jax.random.key(noise), SAMPLES))
     return decode(nnx.state(net, nnx.Param), net.config, HOW, many, decoding)

@@ -42,7 +42,7 @@ def _fill_here(model: a3jax.Model, order: str) -> dict[str, np.ndarray]:
     given = [np.repeat(np.arange(len(n)) % 2 == 0, n) for n in PIECES]
     tokens = [np.where(row, draw.integers(0, 256, len(row)), 0) for row in given]
     decodings = [Decoding(order=order, seed=seed) for seed in (4, 5)]
-    drawn = plan(decodings, tokens, given, model.config.seeding, model.fillable[None])
+    drawn = plan(decodings, tokens, given, model.config, model.fillable[None])
     filled = decode(model.params, model.config, model.compute, drawn, decodings[0])
     T = max(map(len, tokens))
 

@@ -39,7 +39,7 @@ def as_floats(leaf):
 
 def test_what_a_pass_reads_most_of_is_rounded(model, whole):
     for (path, own), (_, leaf) in zip(nnx.to_flat_state(model.params), nnx.to_flat_state(whole.params)):
-        weight, found = own[...], leaf[...]
+        weight, found = np.asarray(own[...]), leaf[...]
         if declared(own).kind not in ROUNDED:
             np.testing.assert_array_equal(weight, found, err_msg=str(path))
             continue
