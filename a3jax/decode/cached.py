@@ -131,7 +131,7 @@ class Kind(NamedTuple):
     causal: bool
     """Whether a token being read sees those read before it only, or all that are read in the same pass."""
     one_stream: bool = False
-    """Whether the row that reads a token predicts the next, which is the only place asked for."""
+    """Whether the row that reads a token predicts the next, without a query row for it."""
 
 
 def plan(
@@ -221,7 +221,8 @@ def predict(
     """One pass: read slots [read, `until`), and predict the tokens of `place` from slots before `end`.
 
     Returns logits B x S x V in float32, -inf for tokens that may not stand there, and the cache with what was read. Query
-    rows whose end is 0 see nothing.
+    rows whose end is 0 see nothing. In `one_stream` the first places are those that the rows predict that read: the one
+    behind each token.
     """
     network = nnx.merge(graph(kind.config), params)
     slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
@@ -229,27 +230,36 @@ def predict(
     sees_BxC = slot_BxC + 1 if kind.causal or kind.config.content == "slot" else until_B[:, None]
     read = Read(at(state.tokens_BxL, place_BxC), place_BxC, jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0))
 
-    if kind.one_stream:
-        hidden_BxCxD, cache = one_pass(network, read, None, state.cache, state.read_B, kind.compute)
-        return plan.restriction.on(network.logits(hidden_BxCxD), place_BxS), cache
+    queried = slice(kind.content_rows if kind.one_stream else 0, None)
+    asked = _asked(state, place_BxS[:, queried], end_BxS[:, queried], kind)
+    hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute, all_rows=kind.one_stream)
+    return plan.restriction.on(network.logits(hidden_BxSxD), place_BxS), cache
 
+
+def _asked(state: State, place_BxS: Array, end_BxS: Array, kind: Kind) -> Asked | None:
+    """The query rows of places, if there are any."""
+    if not place_BxS.shape[1]:
+        return None
     before_BxS = jnp.maximum(place_BxS - 1, 0)
     sees_before_BxS = at(state.slot_BxL, before_BxS) < end_BxS
     last_seen_BxS = at(jax.lax.cummax(state.place_BxL, axis=1), jnp.maximum(end_BxS - 1, 0))
     query = query_rule(place_BxS, end_BxS, last_seen_BxS, sees_before_BxS, kind.config.seeding)
-    asked = Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
-
-    hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute)
-    return plan.restriction.on(network.logits(hidden_BxSxD), place_BxS), cache
+    return Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
 
 
 def one_pass(
-    network: TwoStream, read: Read, asked: Asked | None, cache: Cache, offset_B: Array | int, compute: Compute
+    network: TwoStream,
+    read: Read,
+    asked: Asked | None,
+    cache: Cache,
+    offset_B: Array | int,
+    compute: Compute,
+    all_rows: bool = False,
 ) -> tuple[Array, Cache]:
     """Read tokens into the cache of B documents, from slot `offset` on, and ask for others.
 
     Returns the normalized last hidden states of the query rows, B x S x D, or those of the content rows where nothing is
-    asked; and the cache.
+    asked, or of `all_rows`, content first; and the cache.
     """
 
     token_BxC, position_BxC, end_BxC = map(jnp.asarray, read)
@@ -261,7 +271,7 @@ def one_pass(
         rows += end_BxS.shape[1]
     if rows <= FEW_ROWS:
         compute = compute._replace(attention="dense")
-    return network.run_cached(content, queries, cache, offset_B, compute)
+    return network.run_cached(content, queries, cache, offset_B, compute, all_rows)
 
 
 def seen_tokens(state: State, vocab: int) -> Array:

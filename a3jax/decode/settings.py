@@ -13,6 +13,7 @@ from a3jax.curriculum.stage import Prefill, parse_order
 from a3jax.errors import UserError
 
 Certainty = Literal["confidence", "entropy", "margin", "random"]
+Drafter = Literal["both", "text"]
 
 
 LARGEST = 2**31 - 1
@@ -45,7 +46,7 @@ _MODES: dict[str, _Rules] = {
         prefills=True,
     ),
     "resample": _Rules(options=("certainty", "commit"), program=("certainty", "commit"), found=True, predicted="mode"),
-    "speculative": _Rules(options=("drafts",), program=("drafts",), predicted="drafts", prefills=True),
+    "speculative": _Rules(options=("drafts", "drafter"), program=("drafts", "drafter"), predicted="drafts", prefills=True),
     "diffusion": _Rules(
         options=("certainty", "steps", "remask"),
         program=("certainty", "steps", "remask"),
@@ -103,6 +104,8 @@ class DecodingOptions:
     """dynamic: only the first so many open places are looked at."""
     drafts: int = 4
     """speculative: tokens drafted ahead."""
+    drafter: Drafter = "both"
+    """speculative: both: the text, where it repeats itself, else the model. text: the text alone, in passes of fewer rows."""
     steps: int = 16
     """diffusion: passes in which all blanks are filled, as many places in each; block_diffusion: passes for each block."""
     block: int = 0
@@ -139,7 +142,7 @@ class Decoding(DecodingOptions):
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name, choices in {"mode": Mode, "certainty": Certainty, "prefill": Prefill}.items():
+        for name, choices in {"mode": Mode, "certainty": Certainty, "drafter": Drafter, "prefill": Prefill}.items():
             value, known = getattr(self, name), get_args(choices)
             if value not in known:
                 raise UserError(f"{name} '{value}' is unknown; choose {', '.join(known)}")

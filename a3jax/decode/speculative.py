@@ -12,6 +12,9 @@ yet how many stand, but rows are cheap beside reading the weights, so it drafts 
 true distributions, rows (j, 1..k) the next drafts if j stand. Every pass decides at least one token. And where the two
 tokens left of a place occurred before in the text, what followed them then is the draft (as in prompt lookup decoding):
 a draft like any other, with p = 1.
+
+Where tokens come from left to right, rows (j, 0) are the rows that read the drafts. And where rows are not cheap, as on a
+CPU, the text may be the only drafter: there are no rows (j, 1..k) then, and no draft from the first on that is not found.
 """
 
 import functools
@@ -25,7 +28,7 @@ from jax import Array
 from a3jax.decode.cached import Kind, Plan, State, at, place_keys, predict, seen_tokens, write
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
-from a3jax.decode.settings import Decoding
+from a3jax.decode.settings import Decoding, Drafter
 
 
 class Drafts(NamedTuple):
@@ -34,7 +37,7 @@ class Drafts(NamedTuple):
     token_BxK: Array
     choices_BxKxV: Array
     proposed_B: Array
-    """How many are proposed: k, or 0 before the first pass."""
+    """How many are proposed: at most k, and 0 before the first pass."""
 
 
 def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
@@ -42,9 +45,9 @@ def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
     return Drafts(jnp.zeros((batch, ahead), jnp.int32), jnp.zeros((batch, ahead, vocab)), jnp.zeros(batch, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="kind", donate_argnames=("state", "drafts"))
+@functools.partial(jax.jit, static_argnames=("kind", "drafter"), donate_argnames=("state", "drafts"))
 def decode_drafted(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind, drafter: Drafter
 ) -> tuple[State, Drafts]:
     """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next."""
     batch, ahead = drafts.token_BxK.shape
@@ -53,8 +56,10 @@ def decode_drafted(
     count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.proposed_B[:, None])
     drafted_BxK = jnp.arange(ahead) < count_Bx1
 
-    # J scorings, after j = 0..k drafts, each with I rows: the next token and k further on.
-    j_R, i_R = jnp.divmod(jnp.arange((ahead + 1) ** 2), ahead + 1)
+    # J scorings, after j = 0..k drafts, of the next token; and behind them for each, of k tokens further on.
+    further = ahead if drafter == "both" else 0
+    j_J, (j_R, i_R) = jnp.arange(ahead + 1), jnp.divmod(jnp.arange((ahead + 1) * further), max(1, further))
+    j_R, i_R = jnp.concatenate([j_J, j_R]), jnp.concatenate([jnp.zeros_like(j_J), 1 + i_R])
     slot_BxR = decided_Bx1 + j_R + i_R
     live_BxR = (slot_BxR < length_Bx1) & (j_R <= count_Bx1)
     place_BxJ = at(state.place_BxL, decided_Bx1 + jnp.arange(ahead + 1))
@@ -63,10 +68,10 @@ def decode_drafted(
     end_BxR = jnp.where(live_BxR, decided_Bx1 + j_R, 0)
     logits, cache = predict(params, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
     vocab = logits.shape[-1]
-    logits_BxJxIxV = logits.reshape(batch, ahead + 1, ahead + 1, vocab)
+    logits_BxJxV, further_BxJxIxV = logits[:, : ahead + 1], logits[:, ahead + 1 :].reshape(batch, ahead + 1, further, vocab)
 
     seen_BxJxV = _seen_with_drafts(state, drafts.token_BxK, drafted_BxK, vocab)
-    true_BxJxV = choices(logits_BxJxIxV[:, :, 0], plan.sampling, plan.allowed_BxV, seen_BxJxV)
+    true_BxJxV = choices(logits_BxJxV, plan.sampling, plan.allowed_BxV, seen_BxJxV)
     stand_B = _standing(drafts, true_BxJxV, drafted_BxK, place_keys(plan.keys_B, place_BxJ[:, :-1], "accept"))
     stand_Bx1 = stand_B[:, None]
 
@@ -79,22 +84,28 @@ def decode_drafted(
     index_J = jnp.arange(ahead + 1)
     token_BxJ = jnp.where(index_J < stand_Bx1, jnp.pad(drafts.token_BxK, ((0, 0), (0, 1))), replacement_Bx1)
     new_BxJ = (index_J <= stand_Bx1) & (decided_Bx1 + index_J < length_Bx1)
-    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob(logits_BxJxIxV[:, :, 0], token_BxJ), number_B)
+    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob(logits_BxJxV, token_BxJ), number_B)
     state = state._replace(
         cache=cache,
         read_B=jnp.minimum(state.decided_B + stand_B, plan.length_B),
         decided_B=state.decided_B + new_BxJ.sum(axis=1),
     )
 
-    next_BxKxV = logits_BxJxIxV[row[:, 0], stand_B, 1:]
-    next_BxKxV = choices(next_BxKxV, plan.sampling, plan.allowed_BxV, _row(seen_BxJxV, stand_B)[:, None])
     next_place_BxK = at(state.place_BxL, state.decided_B[:, None] + jnp.arange(ahead))
+    if drafter == "text":
+        token_BxK, found_BxK = looked_up(state, next_place_BxK, jnp.zeros_like(next_place_BxK))
+        return state, Drafts(token_BxK, _certain(token_BxK, vocab), jnp.cumprod(found_BxK, axis=1).sum(axis=1))
+    next_BxKxV = further_BxJxIxV[row[:, 0], stand_B]
+    next_BxKxV = choices(next_BxKxV, plan.sampling, plan.allowed_BxV, _row(seen_BxJxV, stand_B)[:, None])
     token_BxK = draw(place_keys(plan.keys_B, next_place_BxK), next_BxKxV, plan.sampling)
     token_BxK, found_BxK = looked_up(state, next_place_BxK, token_BxK)
-    certain_BxKxV = jnp.where(jnp.arange(vocab) == token_BxK[..., None], 0.0, -jnp.inf)
-    return state, Drafts(
-        token_BxK, jnp.where(found_BxK[..., None], certain_BxKxV, next_BxKxV), jnp.full(batch, ahead, jnp.int32)
-    )
+    choices_BxKxV = jnp.where(found_BxK[..., None], _certain(token_BxK, vocab), next_BxKxV)
+    return state, Drafts(token_BxK, choices_BxKxV, jnp.full(batch, ahead, jnp.int32))
+
+
+def _certain(token_BxK: Array, vocab: int) -> Array:
+    """Logits of tokens that are certain, B x K x V."""
+    return jnp.where(jnp.arange(vocab) == token_BxK[..., None], 0.0, -jnp.inf)
 
 
 def looked_up(state: State, place_BxK: Array, token_BxK: Array) -> tuple[Array, Array]:
@@ -157,7 +168,7 @@ def _row(x_BxJxV: Array, index_B: Array) -> Array:
 def _advance(
     params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
 ) -> tuple[State, Drafts]:
-    return decode_drafted(params, state, drafts, plan, number_B, kind)
+    return decode_drafted(params, state, drafts, plan, number_B, kind, decoding.drafter)
 
 
 MODE = Mode(
@@ -165,5 +176,6 @@ MODE = Mode(
     rows=lambda plan, decoding: decoding.drafts + 1,
     planned=True,
     causal=True,
+    one_stream=lambda plan: not plan.extent.queries,
     begin=lambda batch, decoding, config: no_drafts(batch, decoding.drafts, config.vocab),
 )

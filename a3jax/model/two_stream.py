@@ -235,11 +235,17 @@ class TwoStream(nnx.Module):
         return self._normalize(x_BxLxD, compute), routing
 
     def run_cached(
-        self, content: Stream, queries: Stream | None, cache: Cache, offset_B: Array | int, compute: Compute
+        self,
+        content: Stream,
+        queries: Stream | None,
+        cache: Cache,
+        offset_B: Array | int,
+        compute: Compute,
+        all_rows: bool = False,
     ) -> tuple[Array, Cache]:
         """`run` over a cache, which is returned too: content row i is slot `offset` + i of it, and rows see all its slots.
 
-        Nothing is differentiated through it.
+        What is returned may be of `all_rows`, content first. Nothing is differentiated through it.
         """
         rows, (enter, layers) = self._rows(content, queries), self._layers(compute)
         offset_B = jnp.broadcast_to(offset_B, len(rows.x))
@@ -254,7 +260,8 @@ class TwoStream(nnx.Module):
             return (block.attend_and_mlp(here, cache.layer(number), compute.attend)[0], cache), None
 
         (x_BxRxD, cache), _ = scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
-        return self._normalize(rows._replace(x=x_BxRxD).wanted.x, compute), cache
+        wanted_BxRxD = x_BxRxD if all_rows else rows._replace(x=x_BxRxD).wanted.x
+        return self._normalize(wanted_BxRxD, compute), cache
 
     def _rows(self, content: Stream | None, queries: Stream | None) -> Rows:
         """The rows of the streams that are given, before the first layer."""

@@ -19,8 +19,9 @@ from jax import Array
 
 from a3jax.model.parameters import declared
 
-KINDS = ("matrix", "adapter")
-"""What is taken apart: nearly all that a layer reads. Its vectors stay stacked, and so do experts, which are gathered."""
+KINDS = ("matrix",)
+"""What is taken apart: nearly all that a layer reads. Vectors and adapters, which are small, stay stacked, so that programs
+have fewer branches to trace; and so do experts, which are gathered."""
 
 
 @jax.tree_util.register_dataclass

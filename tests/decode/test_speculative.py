@@ -19,18 +19,37 @@ from a3jax.decode.speculative import looked_up
 
 
 @pytest.mark.parametrize(
-    ("drafts", "order"),
-    long_after(2, [(4, "ar"), (4, "random_1"), (4, "spans_1"), (1, "ar"), (1, "random_1"), (1, "spans_1")]),
+    ("drafts", "order", "drafter"),
+    long_after(
+        3,
+        [
+            *((4, "ar", "both"), (4, "random_1", "both"), (4, "random_1", "text"), (4, "spans_1", "both")),
+            *((1, "ar", "both"), (1, "random_1", "both"), (1, "spans_1", "both"), (4, "ar", "text"), (1, "ar", "text")),
+        ],
+    ),
 )
-def test_greedy_tokens_are_those_of_one_by_one_decoding(order, drafts, tiny, network):
+def test_greedy_tokens_are_those_of_one_by_one_decoding(order, drafts, drafter, tiny, network):
     net = network(tiny(layers=2, context=256))
     documents = [document(n) for n in ([5, 11, 3, 1, 4, 9, 2], [1, 40], [2, 13, 49], [120, 9, 30, 14, 3])]
+    how = {"mode": "speculative", "drafts": drafts, "drafter": drafter}
     allowed = np.arange(net.config.vocab) % 5 > 0
     _, expected = fill(net, documents, order, allowed, seed=2)
-    _, filled = fill(net, documents, order, allowed, seed=2, mode="speculative", drafts=drafts)
+    _, filled = fill(net, documents, order, allowed, seed=2, **how)
     np.testing.assert_array_equal(filled.tokens_BxL, expected.tokens_BxL)
     np.testing.assert_allclose(filled.log_probs_BxL, expected.log_probs_BxL, atol=1e-4)
     assert (filled.passes_BxL.max(axis=1) <= expected.passes_BxL.max(axis=1)).all()  # never more passes than tokens
+    assert filled.passes_BxL.max() < expected.passes_BxL.max()
+
+
+@pytest.mark.parametrize("drafter", ["both", "text"])
+def test_from_left_to_right_the_rows_that_read_drafts_test_them(drafter, tiny, network):
+    net = network(tiny(layers=2, context=256, adapter_rank=3))
+    documents = [document(n) for n in ([5, 70], [1, 40], [90, 33], [0, 50])]
+    drawn, expected = fill(net, documents, "ar")
+    _, filled = fill(net, documents, "ar", mode="speculative", drafter=drafter)
+    assert not drawn.extent.queries
+    np.testing.assert_array_equal(filled.tokens_BxL, expected.tokens_BxL)
+    np.testing.assert_allclose(filled.log_probs_BxL, expected.log_probs_BxL, atol=1e-4)
     assert filled.passes_BxL.max() < expected.passes_BxL.max()
 
 
@@ -61,17 +80,27 @@ SAMPLES, ROUNDS = 2048, 4
 
 
 @pytest.mark.parametrize(
-    ("order", "drafts", "options"),
+    ("order", "drafts", "behind", "drafter", "options"),
     long_after(
-        1,
-        [("ar", 2, {"top_k": 3, "repetition_penalty": 1.5}), ("ar", 3, {}), ("random_1", 2, {"temperature": 0.7})],
+        2,
+        [
+            ("ar", 2, [3], "both", {"top_k": 3, "repetition_penalty": 1.5}),
+            ("ar", 2, [], "text", {}),
+            ("ar", 3, [3], "both", {}),
+            ("ar", 3, [], "both", {}),
+            ("random_1", 2, [3], "both", {"temperature": 0.7}),
+            ("random_1", 2, [3], "text", {}),
+        ],
     ),
 )
-def test_samples_have_the_distribution_of_one_by_one_decoding(order, drafts, options, tiny, network, record_property):
+def test_samples_have_the_distribution_of_one_by_one_decoding(
+    order, drafts, behind, drafter, options, tiny, network, record_property
+):
     """All texts of four tokens from a vocabulary of four, against their exact probabilities."""
     net = network(tiny(layers=2, vocab=4))
     options = {"temperature": 1.0, **options}
-    tokens, given = [0, 1, 2, 0, 0, 3, 0, 0], [True, True, True, False, False, True, False, False]
+    begins = [3, 3, 3, 3] if drafter == "text" else [0, 1, 2]  # which goes on as it has
+    tokens, given = [*begins, 0, 0, *behind, 0, 0], [True] * len(begins) + [False] * 2 + [True] * len(behind) + [False] * 2
     blank = np.flatnonzero(~np.array(given))
     texts = np.array([*itertools.product(range(4), repeat=4)])
     seed = 7  # decides a random order, the same for all samples below
@@ -81,7 +110,8 @@ def test_samples_have_the_distribution_of_one_by_one_decoding(order, drafts, opt
     counts = np.zeros(len(texts))
     saved = 0
     for i in range(ROUNDS):
-        filled = sample(net, (tokens, given), order, seed, 1000 + i, mode="speculative", drafts=drafts, **options)
+        how = {"mode": "speculative", "drafts": drafts, "drafter": drafter, **options}
+        filled = sample(net, (tokens, given), order, seed, 1000 + i, **how)
         index = filled.tokens_BxL[:, blank] @ (4 ** np.arange(4)[::-1])
         counts += np.bincount(index, minlength=len(texts))
         saved += (filled.passes_BxL.max(axis=1) < 4).sum()
@@ -93,7 +123,8 @@ def test_samples_have_the_distribution_of_one_by_one_decoding(order, drafts, opt
     keep = expected > 0
     p_value = chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue
     record_property("p_value", float(p_value))
-    print(f"{order}, {drafts} drafts, {options}: p = {p_value:.3f}, {saved / counts.sum():.0%} in fewer passes than tokens")
+    few = f"{saved / counts.sum():.0%} in fewer passes than tokens"
+    print(f"{order}, {drafts} drafts of {drafter}, {options}: p = {p_value:.3f}, {few}")
     assert p_value > 1e-3
     assert saved > 0.2 * counts.sum()
 
