@@ -20,6 +20,7 @@ from a3jax.errors import UserError
 
 MODELS = {
     "tiny": ModelConfig("llama", 512, 64, 128, 2, 4, 2, 16, 2048),
+    "llama_6m": ModelConfig("llama", 4096, 256, 768, 7, 4, 2, 64, 2048, tied_head=True),
     "smollm2_135m": ModelConfig("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, rope_theta=1e5, tied_head=True),
     "llama_1b": ModelConfig("llama", 128256, 2048, 8192, 16, 32, 8, 64, 8192, rope_theta=5e5, tied_head=True),
 }

@@ -1,9 +1,11 @@
-"""Time of a training step: two streams against one, against the machine's matmul peak, and against plain PyTorch.
+"""Time of a training step: two streams against one, against the machine's matmul peak, and against PyTorch.
 
 python benchmarks/step.py --batch 4 --length 512 --torch
 """
 
 import functools
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,12 +23,12 @@ from a3jax.train.state import init_state, random_params
 
 @dataclass(frozen=True)
 class Options:
-    """Time of a training step: two streams against one, the matmul peak, and plain PyTorch.
+    """Time of a training step: two streams against one, the matmul peak, and PyTorch.
 
     python benchmarks/step.py --batch 4 --length 512 --torch
     """
 
-    model: Literal["tiny", "smollm2_135m", "llama_1b"] = "smollm2_135m"
+    model: Literal["tiny", "llama_6m", "smollm2_135m", "llama_1b"] = "smollm2_135m"
     batch: int = 4
     length: int = 512
     group_size: int = 4
@@ -37,7 +39,8 @@ class Options:
     """Of `splash`."""
     repeats: int = 3
     torch: bool = False
-    """Also the same model in plain PyTorch (CPU): the code of our exports, with dense masks and AdamW."""
+    """Also the same model in PyTorch (CPU) with AdamW: two streams by the code of our exports, which has dense masks, and one
+    by transformers' Llama. All take turns."""
     json: bool = False
 
 
@@ -86,21 +89,34 @@ def plain_torch(options: Options) -> Callable[[], None]:
     from a3jax.export.twin.configuration_a3 import A3Config
     from a3jax.export.twin.modeling_a3 import A3ForCausalLM
 
-    model = A3ForCausalLM(A3Config(**_twin_fields(MODELS[options.model]))).to(getattr(torch, options.dtype))
+    ranks = torch.stack([torch.randperm(options.length) for _ in range(options.batch)])
+    return _torch_step(options, A3ForCausalLM(A3Config(**_fields(MODELS[options.model]))), groups=ranks // options.group_size)
+
+
+def transformers_llama(options: Options) -> Callable[[], None]:
+    """What makes one step of the same shape from left to right in transformers."""
+    import transformers
+
+    return _torch_step(options, transformers.LlamaForCausalLM(transformers.LlamaConfig(**_fields(MODELS[options.model]))))
+
+
+def _torch_step(options: Options, model: Any, **inputs: Any) -> Callable[[], None]:
+    import torch
+
+    model = model.to(getattr(torch, options.dtype))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
     ids = torch.randint(0, model.config.vocab_size, (options.batch, options.length))
-    ranks = torch.stack([torch.randperm(options.length) for _ in range(options.batch)])
 
     def step() -> None:
         optimizer.zero_grad()
-        model(ids, groups=ranks // options.group_size, labels=ids).loss.backward()
+        model(ids, labels=ids, **inputs).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
 
 
-def _twin_fields(model: ModelConfig) -> dict[str, Any]:
+def _fields(model: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.width,
@@ -121,16 +137,24 @@ def main(options: Options) -> None:
     measured = {"two streams": lambda: ours(options, two), "one stream": lambda: ours(options, one)}
     if options.torch:
         measured["PyTorch, two streams"] = lambda: plain_torch(options)
-    times, peak = {}, matmul_peak(options.dtype)
-    for name, measure in measured.items():
-        times[name] = seconds(measure(), options.repeats)
+        measured["transformers' Llama, one stream"] = lambda: transformers_llama(options)
+    steps = {name: make() for name, make in measured.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    peak = matmul_peak(options.dtype)
+    for turn in range(1 + options.repeats):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(step())
+            if turn:  # the first compiles
+                taken[name].append(time.perf_counter() - begun)
         peak = max(peak, matmul_peak(options.dtype))  # machines vary while they work
     peak *= len(jax.devices())
-    for name, time in times.items():
-        work = options.batch * flops.per_window(model, one if name == "one stream" else two, options.length)
-        rate = work / time
+    times = {name: statistics.median(each) for name, each in taken.items()}
+    for name, median in times.items():
+        work = options.batch * flops.per_window(model, one if name.endswith("one stream") else two, options.length)
+        rate = work / median
         rows.append(
-            {"step": name, "seconds": time, "against two streams": time / times["two streams"],
+            {"step": name, "seconds": median, "against two streams": median / times["two streams"],
              "GFLOP": work / 1e9, "GFLOP/s": rate / 1e9, "of matmul peak": rate / peak}
         )  # fmt: skip
     rows.append({"step": "matmul peak", "seconds": "", "against two streams": "", "GFLOP": "",
