@@ -61,7 +61,8 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
     """Load a model folder, a run folder at its newest step or the one asked for, or what `a3jax import` takes.
 
     `dtype` is "float32" or "bfloat16", for weights and computation, or "int8" for most weights
-    (`a3jax.model.int8`), with all else in bfloat16, on a CPU in float32. Over a `mesh` the weights are split as in training;
+    (`a3jax.model.int8`), with all else in bfloat16, on a CPU in float32. Floats on a CPU have each layer's matrices apart
+    (`a3jax.model.unstacked`; `numpy.asarray` stacks them). Over a `mesh` the weights are split as in training;
     have it in use, with `jax.set_mesh`, for whatever is done with the model; with `context`, that can be teacher forcing
     only. Raises `UserError` for anything else, for a folder that holds no model, and for one that the mesh cannot split.
     """
