@@ -4,7 +4,6 @@ A line of each file is blanked, as task `code` of `a3jax evaluate` draws it, and
 is filled in is exact if it is the truth, and parses if the whole file with it is Python.
 """
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -70,7 +69,7 @@ class Lines:
             "after": AFTER,
             "tokens": [LEAST, MOST],
             "seed": seed,
-            "ways": {name: {"sees": way.sees, **dataclasses.asdict(way.decoding)} for name, way in ways.items()},
+            "ways": {name: {"sees": way.sees, **way.decoding.recorded()} for name, way in ways.items()},
         }
         self.data = {"source": source, "lines": len(self.items), "left_out": {"files without such a line": left_out}}
 

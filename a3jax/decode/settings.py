@@ -18,6 +18,8 @@ Drafter = Literal["both", "text"]
 
 LARGEST = 2**31 - 1
 """Of what no option bounds: as many tokens as there are."""
+LATER = ("drafter",)
+"""Options that came when there were results already, which do not name them. Their defaults are what was done before."""
 
 
 class _Rules(NamedTuple):
@@ -201,6 +203,11 @@ class Decoding(DecodingOptions):
             raise UserError("stop strings are for text that is continued; here every blank has a length")
         if self.revise and self.ends:
             raise UserError("revise is for blanks with text behind them; text that is continued is not revised")
+
+    def recorded(self) -> dict[str, Any]:
+        """The choices as results keep them, by which it is known whether two were made alike."""
+        plain = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: x for name, x in dataclasses.asdict(self).items() if name not in LATER or x != plain[name]}
 
     @property
     def program(self) -> tuple[Any, ...]:

@@ -5,7 +5,6 @@ own syntax tree: a line is one whole simple statement, a block all lines below a
 """
 
 import ast
-import dataclasses
 import random
 import warnings
 from collections import Counter
@@ -62,7 +61,7 @@ class Code:
             "blanks": "of each kind one for a function or class, drawn by seed",
             "pieces": "what is before, in and behind the blank is tokenized apart; an expression has the space before it",
             "length": "as many tokens as the truth",
-            "decoding": {filler.sees: dataclasses.asdict(filler.decoding) for filler in fillers},
+            "decoding": {filler.sees: filler.decoding.recorded() for filler in fillers},
             "left_only": "the baseline decodes as many tokens from what is before",
             "exact": "share of fillings that are the truth, white space at the end aside",
             "parses": "share of fillings with which the function is Python, by the module ast",

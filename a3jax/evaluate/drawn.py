@@ -88,7 +88,7 @@ class Drawn:
 
         self.items = items(name, rows[: min(limit, drawing.first or limit)], asked, skip_bad, left_out)
         self.protocol = {
-            "decoding": {**dataclasses.asdict(pace.decoding), "steps": pace.steps},
+            "decoding": {**pace.decoding.recorded(), "steps": pace.steps},
             "seeds": "of each blank its own, from the seed and its name",
             "tokens": TOKENS,
             "items": "the first, in the order of the file",

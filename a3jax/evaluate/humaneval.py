@@ -4,7 +4,6 @@ pass@1 is the share of problems whose tests the program passes with what the mod
 run, which is dangerous, and done only where it is asked for.
 """
 
-import dataclasses
 import functools
 import random
 from collections import Counter
@@ -81,7 +80,7 @@ class HumanEval:
             "window": window,
             "problems": "of each set at most so many as --limit says, drawn by seed",
             **protocol,
-            "decoding": {row: dataclasses.asdict(way.filler.decoding) for row, way in ways.items()},
+            "decoding": {row: way.filler.decoding.recorded() for row, way in ways.items()},
             PASS: "share of problems whose tests the program passes; one program for a problem",
             "execution": sandbox.facts if sandbox else "none",
             "exact": "share of texts that are the truth, white space at the end aside",

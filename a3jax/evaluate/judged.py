@@ -65,7 +65,7 @@ class Judged:
             "prompt_tokens": prompt,
             "new_tokens": new,
             "prompts": "the beginnings of texts, in an order drawn by the seed",
-            "decoding": dataclasses.asdict(decoding),
+            "decoding": decoding.recorded(),
             "seeds": "of each text its own, from the seed and its name",
             "judge": "from left to right, its start token first where it has one; prompt and continuation tokenized apart",
             PERPLEXITY: "exp of the judge's nats over its tokens, of all continuations together",

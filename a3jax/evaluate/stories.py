@@ -6,7 +6,6 @@ it, three sentences are blanked at once, and the third one without telling how l
 """
 
 import csv
-import dataclasses
 import functools
 import io
 import re
@@ -73,7 +72,7 @@ class Stories:
             "stories": "the first, in the order of the file",
             "pieces": "what is before, in and behind the blank is tokenized apart; each begins with the space before it",
             "length": f"as many tokens as the truth; where chosen, {chosen}",
-            "decoding": {filler.sees: dataclasses.asdict(filler.decoding) for filler in fillers},
+            "decoding": {filler.sees: filler.decoding.recorded() for filler in fillers},
             "left_only": "the baseline decodes as many tokens from what is before; where the length is chosen, as many as "
             "the largest size, cut behind the first sentence",
             "rouge": "rouge-score, F1 times 100, no stemming",

@@ -43,7 +43,8 @@ class Row(NamedTuple):
 
     def digest(self, model: Model) -> str:
         """Of all that the answer follows from."""
-        parts = [self.id, str(model.compute)] + [dataclasses.asdict(x) for x in (self.wanted, self.decoding, model.record)]
+        wanted, record = dataclasses.asdict(self.wanted), dataclasses.asdict(model.record)
+        parts = [self.id, str(model.compute), wanted, self.decoding.recorded(), record]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

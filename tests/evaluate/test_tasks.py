@@ -8,6 +8,7 @@ import re
 import statistics
 import textwrap
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -30,6 +31,17 @@ from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text
 
 TEXT = "def área(r): return 3 * r\n" * 3
+KEPT = Path(__file__).parents[2] / "experiments/results/shown/decoders"
+
+
+def test_results_of_before_an_option_came_were_made_alike():
+    first = json.loads((KEPT / "test/lines.jsonl").read_text().splitlines()[0])
+    for way in first["protocol"]["ways"].values():
+        del way["sees"]
+        assert Decoding(**way).recorded() == way
+    drafted = Decoding(mode="speculative", drafter="text").recorded()
+    assert (drafted["drafter"], Decoding(**drafted).drafter) == ("text", "text")
+    assert "drafter" not in Decoding(mode="speculative").recorded()
 
 
 def test_standard_errors():

@@ -301,6 +301,8 @@ def test_contradictions(model):
         (("ends", True), ("revise", 2)): "text that is continued is not revised",
         (("ends", True),): "text stands behind the last blank",
         (("drafts", 0), ("mode", "speculative")): "drafts is 0; it must be from 1 to 32",
+        (("drafter", "text"),): "drafter belongs to mode speculative",
+        (("drafter", "model"), ("mode", "speculative")): "drafter 'model' is unknown; choose both, text",
         (("threshold", 1.5), ("mode", "dynamic")): "threshold is 1.5; it must be from 0 to 1",
         (("ends", True), ("stop", ("",))): "stop is",
     }.items():

@@ -63,6 +63,7 @@ KINDS = {
     "dynamic": lambda rng: blanks(rng, mode="dynamic", threshold=float(rng.choice([0.05, 0.5])), window=8, commit=4),
     "by chance": lambda rng: blanks(rng, mode="dynamic", certainty="random", threshold=0, window=8, commit=2),
     "speculative": lambda rng: prompt(rng, mode="speculative", drafts=3),
+    "speculative by text": lambda rng: prompt(rng, mode="speculative", drafts=3, drafter="text"),
     "resample": lambda rng: blanks(rng, mode="resample", commit=3),
     "healed": lambda rng: blanks(rng, count=int(rng.integers(1, 3)), heal=True, repetition_penalty=1.2),
     "open": lambda rng: (parse(rng.choice(["ab[[..9]]cd", "a[[..3]]b[[..5]]c"])), Decoding(seed=int(rng.integers(9)))),
