@@ -29,7 +29,10 @@ def dense_attention(
     # Finite, so that a row that sees nothing has no NaN in its gradient either; its uniform weights become zero below.
     scores = jnp.where(mask, capped(scores, cap), -1e30)
     weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0).astype(value_BxLxKxE.dtype)
-    out_BxKxGxRxE = jnp.einsum("bkgrl,blke->bkgre", weights, value_BxLxKxE)  # in this order values are not turned around
-    out_BxRxHxE = out_BxKxGxRxE.transpose(0, 3, 1, 2, 4).reshape(B, R, H, E)
+    if R * H < E * K:  # few rows: of the product's factors not the larger one, the values, is turned around
+        out_BxKxGxRxE = jnp.einsum("bkgrl,blke->bkgre", weights, value_BxLxKxE)
+        out_BxRxHxE = out_BxKxGxRxE.transpose(0, 3, 1, 2, 4).reshape(B, R, H, E)
+    else:
+        out_BxRxHxE = jnp.einsum("bkgrl,blke->brkge", weights, value_BxLxKxE).reshape(B, R, H, E)
     lse_BxHxR = jax.nn.logsumexp(scores, axis=-1).reshape(B, H, R)
     return Attended(out_BxRxHxE, lse_BxHxR.swapaxes(1, 2))
