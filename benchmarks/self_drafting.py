@@ -20,7 +20,10 @@ from prompts import Prompts, pieces
 import a3jax
 from a3jax import Decoding, Template
 from a3jax.checkpoint.folder import find
+from a3jax.decode.settings import Drafter
 from a3jax.export.exporter import export_model
+
+DRAFTERS: tuple[tuple[Drafter, str], ...] = (("both", "speculative"), ("text", "speculative, text drafts"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def main(options: Options) -> None:
         generate = in_transformers(Path(folder) / "source", model, options.new)
     ways = [(Decoding(heal=False), "one by one", "")]
     for drafts in options.drafts:
-        for drafter, name in (("both", "speculative"), ("text", "speculative, text drafts")):
+        for drafter, name in DRAFTERS:
             ways.append((Decoding(mode="speculative", drafts=drafts, drafter=drafter, heal=False), name, f"{drafts} drafts"))
     ours = []
     for decoding, name, how in ways:
