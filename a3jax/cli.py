@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "score": (Score, "a3jax.generate.scored", "the exact likelihood of texts, in any order"),
     "evaluate": (Evaluate, "a3jax.evaluate.evaluation", "measure a model: likelihood, infilling, questions"),
     "serve": (Serve, "a3jax.serve.server", "complete and fill texts over HTTP"),
-    "export": (Export, "a3jax.export.exporter", "a checkpoint -> Hugging Face and PyTorch"),
+    "export": (Export, "a3jax.export.exporter", "a checkpoint -> Hugging Face and PyTorch, GGUF, or adapters"),
 }
 """Name -> options, the module that does the work, and what it is for."""
 

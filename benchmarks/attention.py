@@ -13,7 +13,7 @@ import numpy as np
 from common import run, seconds, show
 
 from a3jax.attention import attend
-from a3jax.attention.interface import Implementation
+from a3jax.config import Implementation
 from a3jax.ordering import draw_order, example_keys
 
 

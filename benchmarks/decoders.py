@@ -17,9 +17,9 @@ from duel_lines import TRUTH, Lines, Way, ways
 from tyro.conf import Positional, arg
 
 import a3jax
-from a3jax.evaluate.evaluation import identity
 from a3jax.evaluate.results import Estimate, difference, ratio
 from a3jax.evaluate.task import run as evaluate
+from a3jax.weights.identity import identity
 from a3jax.weights.loading import Dtype
 
 AGAINST = "left to right"
@@ -42,6 +42,10 @@ class Options:
     """As many as there are files with one, at most."""
     dynamic: tuple[float, ...] = (0.5, 0.3, 0.2)
     """Thresholds of mode dynamic."""
+    drafts: tuple[int, ...] = ()
+    """Of mode speculative, besides its own number."""
+    only: tuple[str, ...] = ()
+    """Ways by their names, such as 'left to right'; all without any."""
     dtype: Dtype = "float32"
     out: Path = Path("results/decoders")
     """Folder of the results line by line, in one of the packages' name."""
@@ -54,6 +58,10 @@ def main(options: Options) -> None:
     own = ways(model)
     if AGAINST in own:
         own |= {f"dynamic {least:g}": Way(a3jax.Decoding(mode="dynamic", threshold=least)) for least in options.dynamic}
+        own |= {f"speculative {n}": Way(a3jax.Decoding(mode="speculative", drafts=n)) for n in options.drafts}
+    if unknown := set(options.only) - set(own):
+        raise a3jax.UserError(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(own)}")
+    own = {name: way for name, way in own.items() if not options.only or name in options.only}
     files = duel_figures.files(options.packages)
     task = Lines(model, own, f"{options.packages} packages", files, options.lines)
     found = evaluate(task, {"model": identity(model)}, options.out / options.packages, duel_figures.BATCH)

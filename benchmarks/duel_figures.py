@@ -28,13 +28,13 @@ from tyro.conf import Positional
 
 from a3jax.decode.settings import Decoding
 from a3jax.evaluate.by_order import BOUND, SUMMARY, ByOrder
-from a3jax.evaluate.evaluation import identity
 from a3jax.evaluate.judged import Judged
 from a3jax.evaluate.results import PERPLEXITY
 from a3jax.evaluate.task import Rows, Task, run
 from a3jax.evaluate.texts import Text
 from a3jax.files.folders import write_whole
 from a3jax.sweep.trials import RUNS, reached, read_sweep
+from a3jax.weights.identity import identity
 from a3jax.weights.loading import Model, load
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -44,8 +44,8 @@ from a3jax.data.tokenizer import load_codec
 from a3jax.likelihood.fused_loss import nll_sum, token_nll
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import Order, draw_mixture, example_keys
+from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.ordering import Order, draw_mixture, example_keys, gather
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.trained import changes
 
@@ -101,14 +101,14 @@ def predictions(
 ) -> tuple[Rows, Rows | None]:
     """Those of queries, and of content rows where there is a free loss; in slot order."""
     (length,) = tokens_BxL.shape[1:]
-    read_BxL, end_BxL = sort(tokens_BxL, order.token_index), order.content_end(arm.content)
+    read_BxL, end_BxL = gather(tokens_BxL, order.token_index), order.content_end(arm.content)
     content = net.content_stream(read_BxL, order.position, order.start, end_BxL, HOW)
-    predecessor_BxL = sort(tokens_BxL, jnp.maximum(order.predecessor, 0))
+    predecessor_BxL = gather(tokens_BxL, jnp.maximum(order.predecessor, 0))
     queries = net.query_stream(predecessor_BxL, order.query, order.start, order.group_start, HOW)
     next_BxL = jnp.minimum(order.token_index + 1, length - 1)
-    follows_BxL = (next_BxL > order.token_index) & (sort(segment_BxL, next_BxL) == sort(segment_BxL, order.token_index))
-    next_slot_BxL = sort(jnp.argsort(order.token_index, axis=1), next_BxL)
-    next_token_BxL = sort(tokens_BxL, next_BxL)
+    follows_BxL = (next_BxL > order.token_index) & (gather(segment_BxL, next_BxL) == gather(segment_BxL, order.token_index))
+    next_slot_BxL = gather(jnp.argsort(order.token_index, axis=1), next_BxL)
+    next_token_BxL = gather(tokens_BxL, next_BxL)
     if arm.two_sided:
         added_BxLxD = net.embed(next_token_BxL, HOW) @ right_DxD
         known_BxL = follows_BxL & (next_slot_BxL < order.group_start)
@@ -121,7 +121,7 @@ def predictions(
     if not arm.free:
         return asked, None
     unseen_BxL = follows_BxL & (next_slot_BxL >= end_BxL)
-    weight_BxL = arm.free * unseen_BxL * sort(order.predicted, next_slot_BxL)
+    weight_BxL = arm.free * unseen_BxL * gather(order.predicted, next_slot_BxL)
     # The content stream is run once more, for its last layer alone: simple, and no matter here.
     return asked, Rows(net.run(content, None, HOW)[0], next_token_BxL, weight_BxL)
 

@@ -1,4 +1,4 @@
-"""Three million parameters on bytes of Python source, in under a minute on two cores: for those who change the code.
+"""Three million parameters on bytes of Python source, in a minute and a half on two cores: for those who change the code.
 
 `make tiny` prepares the text and trains.
 """

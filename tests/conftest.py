@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from model_folders import save_model
 from small_tokenizers import KINDS
 
 import a3jax
-from a3jax.checkpoint.folder import save_model
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part

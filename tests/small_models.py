@@ -12,8 +12,8 @@ from flax import nnx
 from small_tokenizers import byte_level
 
 from a3jax.checkpoint.folder import Checkpoint, load_params
-from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import Order, arrange
+from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.ordering import Order, arrange, gather
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0}
@@ -143,7 +143,7 @@ def query_logits(checkpoint: Checkpoint, tokens: np.ndarray, groups: np.ndarray)
     def logits(params: nnx.State, order: Order) -> jax.Array:
         network = nnx.merge(graph, params)
         hidden = network.query_hidden(jnp.asarray(tokens), order, Compute())
-        return network.logits(sort(hidden, jnp.argsort(order.token_index, 1)[..., None]))
+        return network.logits(gather(hidden, jnp.argsort(order.token_index, 1)))
 
     return np.asarray(logits(params, order))
 

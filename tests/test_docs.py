@@ -48,6 +48,16 @@ def test_files_and_headings_that_are_named_are_there(page):
     assert not absent
 
 
+def test_rooms_stand_in_the_readme_behind_all_that_they_need():
+    told = re.findall(r"^\| ((?:`\w+/` ?)+)\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    order = re.findall(r"`(\w+)/`", " ".join(told))
+    assert sorted(order) == sorted(path.parent.name for path in ROOT.glob("a3jax/*/__init__.py"))
+    for room in order:
+        sources = "".join(path.read_text() for path in (ROOT / "a3jax" / room).rglob("*.py"))
+        needed = {*re.findall(r"^ *(?:from|import) a3jax\.(\w+)", sources, re.MULTILINE)} & {*order}
+        assert needed <= {*order[: order.index(room) + 1]}, room
+
+
 def test_the_site_leads_to_every_page():
     tagged = re.sub(r"!!\S+", "", (ROOT / "mkdocs.yml").read_text())  # of Python, which no safe reader takes
     nav = yaml.safe_load(tagged)["nav"]

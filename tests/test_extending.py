@@ -14,7 +14,7 @@ TRY = """
 import json, sys
 import jax, numpy as np, transformers
 import a3jax
-from a3jax.checkpoint.folder import save_model
+from model_folders import save_model
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.cli import main
 from a3jax.config import ModelConfig

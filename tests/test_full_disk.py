@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from model_folders import load_arrays, save_model
 
-from a3jax.checkpoint.folder import find, load_arrays, save_model
+from a3jax.checkpoint.folder import find
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare

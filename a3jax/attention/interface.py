@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any
 
 import jax
 from jax import Array
@@ -13,11 +13,11 @@ from a3jax.attention.blocks import Attended, Local, Range, splash_block
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
 from a3jax.attention.sinks import beside_sinks
+from a3jax.config import Implementation
+from a3jax.devices.accelerators import compute_capability, platform
 from a3jax.devices.context_parallel import gathered
 from a3jax.devices.mesh import BATCH
 from a3jax.errors import UserError
-
-Implementation = Literal["auto", "dense", "chunked", "splash", "flash"]
 
 DENSE_KEYS = 128
 """`auto` uses the dense path up to this many keys: one block of scores is all there is."""
@@ -114,17 +114,6 @@ def refusal(implementation: Implementation, platform: str) -> str | None:
     if capability is not None and not re.match(r"([89]|\d\d)\.\d", capability):
         return f"needs an NVIDIA GPU of compute capability 8.0 or more, and this one has {capability}"
     return None
-
-
-def platform() -> str:
-    """The platform that the program is traced for: the mesh's, whose devices need not be present, else the default one."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return cast(str, device.platform if device else jax.default_backend())
-
-
-def compute_capability() -> str | None:
-    """What this machine's GPUs can do, such as "9.0" (other makers' have names instead); None if there is none to ask."""
-    return str(jax.local_devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 
 def _function(chosen: Implementation, block: int) -> Callable[..., Attended]:

@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from a3jax.checkpoint.arrays import (
-    Form,
-    ParameterWriter,
     SavedParameter,
     flat,
     in_one_piece,
@@ -36,7 +33,7 @@ from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
 from a3jax.devices.replicas import read_once
 from a3jax.errors import UserError, first_line
-from a3jax.files.folders import complete_or_nothing, is_passing
+from a3jax.files.folders import is_passing
 from a3jax.files.parts import PARTS, check_whole
 from a3jax.files.places import is_local, place
 from a3jax.files.strict import read, to_json
@@ -149,13 +146,6 @@ def layout(tree: nnx.State, mesh: Mesh | None) -> nnx.State:
     return parameter_shardings(tree, mesh)
 
 
-def load_arrays(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Its weights as a nested dict of numpy arrays, in the dtype in which they were saved. Raises as `load_params`."""
-    parameters = saved(checkpoint)
-    with damage_named(checkpoint):
-        return nested({name: parameter.read() for name, parameter in parameters.items()})
-
-
 def saved(checkpoint: Checkpoint) -> dict[str, SavedParameter]:
     """Its weights by dotted path, to be read one at a time inside `damage_named`. Raises as `load_params`.
 
@@ -197,15 +187,3 @@ def write_description(folder: Path, config: ModelConfig, record: Provenance, tok
     (folder / RECORD).write_text(to_json(record))
     for name, content in tokenizer.items():
         (folder / name).write_bytes(content)
-
-
-def save_model(
-    out: Path, config: ModelConfig, params: dict[str, Any], record: Provenance, tokenizer: dict[str, bytes]
-) -> None:
-    """Write a model folder from a nested dict of arrays; it appears under its name only when complete."""
-    with complete_or_nothing(out) as partial:
-        write_description(partial, config, record, tokenizer)
-        arrays = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
-        writer = ParameterWriter(partial / PARAMS, {name: Form(a.shape, a.dtype, 0) for name, a in arrays.items()})
-        for name, array in arrays.items():
-            writer.write(name, array)

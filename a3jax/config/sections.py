@@ -9,6 +9,9 @@ from a3jax.curriculum.stage import HeldOutFigure
 from a3jax.errors import UserError
 
 Objective = Literal["a3", "diffusion", "block_diffusion", "fim", "ar"]
+Implementation = Literal["auto", "dense", "chunked", "splash", "flash"]
+"""Of attention (`a3jax.attention.interface`)."""
+Remat = Literal["none", "dots", "offload", "full"]
 MASKED: tuple[Objective, ...] = ("diffusion", "block_diffusion")
 """Those that learn from masked tokens, and have a bound in place of a likelihood."""
 
@@ -165,11 +168,13 @@ class TrainConfig:
     """How a step is computed, and what is written when."""
 
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["auto", "dense", "chunked", "splash", "flash"] = "auto"
+    """Of products; parameters, optimizer, softmax statistics and loss are float32. Most CPUs are slower in bfloat16."""
+    attention: Implementation = "auto"
     """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
     attention_block: int | None = None
-    """Rows and keys of a block of `splash`, a multiple of 128; None: 1024 for windows from 8192 tokens on, otherwise 512."""
-    remat: Literal["auto", "none", "dots", "offload", "full"] = "auto"
+    """Rows and keys of a block of `splash`, a multiple of 128; None: 1024 where heads are no wider than 128 and windows
+    have 8192 tokens or more, which it divides (`a3jax.attention.blocks`); otherwise 512."""
+    remat: Literal["auto", Remat] = "auto"
     """What the forward pass keeps (`a3jax.train.remat`); `auto` is `dots` where that fits into memory, else `full`."""
     accumulate: int = 1
     """Micro-batches per optimizer step; must divide the batch."""

@@ -117,7 +117,7 @@ class Beginning(NamedTuple):
     """What texts begin with, read beforehand, so that each of them goes on from a copy (`a3jax.decode.beginning`)."""
 
     cache: Cache
-    """N x B x C x K x E: of B beginnings."""
+    """N x B x K x C x E: of B beginnings."""
     length_B: Array | np.ndarray
     """Tokens of each, at most C."""
 

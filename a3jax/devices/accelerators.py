@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 
@@ -54,6 +54,17 @@ def check_used(root: Path = Path("/")) -> None:
         if not any(importlib.util.find_spec(plugin) for plugin in kind.plugins):
             raise UserError(f"this machine has {kind.name}, but JAX lacks their plugin: {kind.install}; {cpu}")
         raise Passing(f"the {kind.name} of this machine did not start; run the same command again; {cpu}")
+
+
+def platform() -> str:
+    """The platform that the program is traced for: the mesh's, whose devices need not be present, else the default one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return cast(str, device.platform if device else jax.default_backend())
+
+
+def compute_capability() -> str | None:
+    """What this machine's GPUs can do, such as "9.0" (other makers' have names instead); None if there is none to ask."""
+    return str(jax.local_devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 
 def _there(kind: Kind, root: Path) -> bool:

@@ -1,19 +1,13 @@
 """Tasks run one after another, and their results as one document with everything that they follow from."""
 
-import dataclasses
 import functools
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
-from jax import Array
 
-from a3jax.devices.mesh import fetched
 from a3jax.devices.writing import by_first
 from a3jax.errors import UserError
 from a3jax.evaluate import by_order
@@ -24,43 +18,9 @@ from a3jax.evaluate.report import Contents, comparison_report, report
 from a3jax.evaluate.results import Tables, as_json, tabulate
 from a3jax.evaluate.task import Rows, Task, digest, run
 from a3jax.files.folders import check_ours, write_whole
-from a3jax.model.unstacked import Unstacked
 from a3jax.show.pyplot import pyplot
+from a3jax.weights.identity import identity
 from a3jax.weights.loading import Model
-
-PART_BYTES = 2**28
-"""Of an array that several hosts share, as it is brought to each of them."""
-
-
-def identity(model: Model) -> dict[str, Any]:
-    """What a model is, wherever it lies: its weights as they are computed with, its shape, and its tokenizer."""
-    weights = hashlib.sha256()
-    for path, leaf in nnx.to_flat_state(model.params):
-        # Several of a matrix in int8; one of layers that lie apart, as if they were stacked.
-        for array in jax.tree.leaves(leaf[...], is_leaf=lambda part: isinstance(part, Unstacked)):
-            weights.update(f"{path} {array.dtype} {array.shape}".encode())
-            for part in _parts(array):
-                weights.update(np.ascontiguousarray(part).view(np.uint8).data)
-    return {
-        "weights_sha256": weights.hexdigest(),
-        "tokenizer_sha256": model.codec.sha256,
-        "config": dataclasses.asdict(model.config),
-        "dtype": model.compute.dtype.name,
-        "record": dataclasses.asdict(model.record),
-    }
-
-
-def _parts(array: Array | Unstacked) -> Iterator[np.ndarray]:
-    """What makes an array, one after the other: layer by layer, all of it, or of several hosts' so much as each can hold."""
-    if isinstance(array, Unstacked):
-        yield from map(np.asarray, array.layers)
-        return
-    if array.is_fully_addressable:
-        yield np.asarray(array)
-        return
-    rows = max(1, PART_BYTES * len(array) // array.nbytes)
-    for begin in range(0, len(array), rows):
-        yield fetched(array[begin : begin + rows])
 
 
 def evaluate(

@@ -1,1 +1,1 @@
-"""What an experiment is: the file that describes it, which values cannot be, and sweeps made of several."""
+"""What an experiment is: the file that describes it, and sweeps made of several."""

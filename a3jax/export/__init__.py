@@ -1,1 +1,1 @@
-"""A checkpoint -> Hugging Face and PyTorch: writing, describing and verifying it."""
+"""A checkpoint -> Hugging Face, PyTorch, GGUF and adapters alone: writing, describing and verifying it."""

@@ -26,7 +26,7 @@ print(tokenizer.decode(filled[0]))
 
 `groups` holds one integer per token; tokens with smaller ones come first, equal ones are predicted in parallel. Blanks
 are filled with tokens of plain text only, in the order "in_order", "random" or "spans", or by given ranks.
-The code is the folder's own `modeling_a3.py` and `decoding_a3.py`; it needs torch and transformers, nothing else.
+The code is the folder's own, four files `*_a3.py`; it needs torch and transformers, nothing else.
 """
 
 _USE_FAMILY = """\

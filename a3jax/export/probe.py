@@ -19,8 +19,8 @@ from a3jax.decode.loop import decode
 from a3jax.decode.settings import Decoding
 from a3jax.devices.mesh import check_mesh, fetched, filled_up
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, sort
-from a3jax.ordering import Order, arrange
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import Order, arrange, gather
 from a3jax.weights.pretrained import Pretrained
 from a3jax.weights.whole import dtype_name
 
@@ -163,7 +163,7 @@ def _hidden(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelCon
     """Last hidden states of one stream, in token order."""
     network = nnx.merge(graph(config), params)
     hidden_BxLxD = (network.query_hidden if query else network.content_hidden)(tokens_BxL, order, Compute())
-    return sort(hidden_BxLxD, jnp.argsort(order.token_index, axis=1)[..., None])
+    return gather(hidden_BxLxD, jnp.argsort(order.token_index, axis=1))
 
 
 def _logits(params: nnx.State, config: ModelConfig, hidden: Any) -> np.ndarray:

@@ -26,6 +26,7 @@ from a3jax.generate.infill import Infilled
 from a3jax.generate.reading import count_lines, lines, located, windows
 from a3jax.generate.request import Request, Wanted, answer, fill, request
 from a3jax.progress import Progress
+from a3jax.weights.identity import identity
 from a3jax.weights.loading import Model
 
 WINDOW = 4
@@ -41,10 +42,9 @@ class Row(NamedTuple):
     wanted: Wanted
     decoding: Decoding
 
-    def digest(self, model: Model) -> str:
-        """Of all that the answer follows from."""
-        wanted, record = dataclasses.asdict(self.wanted), dataclasses.asdict(model.record)
-        parts = [self.id, str(model.compute), wanted, self.decoding.recorded(), record]
+    def digest(self, made_by: list[Any]) -> str:
+        """Of all that the answer follows from; the model is `made_by`."""
+        parts = [self.id, dataclasses.asdict(self.wanted), self.decoding.recorded(), made_by]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -68,24 +68,25 @@ def answer_file(
     after those before it are answered, and for an `out` that holds the answers to anything else.
     """
     size = batch * WINDOW if batch > 1 else 1
+    made_by = [str(model.compute), identity(model)]
     rows = _Rows(_rows(source, name, choices, samples), size)
     total = count_lines(source)
     with growing_by_first(out, "answer of a3jax generate", "id", holds=("request",)) as file:
-        done = by_first(lambda: _done(file.there(), out, rows, name, model))
+        done = by_first(lambda: _done(file.there(), out, rows, name, made_by))
         again = rows.window(done)
         written, read = done, done - len(again)
         with Progress("generate", total and total * samples, "texts", completed=done - len(again), lines=is_first()) as bar:
             for window in windows(_requests(model, itertools.chain(again, rows.rest)), size):
                 read += len(window)
                 filled = fill(model, [one for _, one in window], min(batch, read), done=bar.advance)
-                answers = [_answer(model, row, text) for (row, _), text in zip(window, filled)]
+                answers = [_answer(row, text, made_by) for (row, _), text in zip(window, filled)]
                 by_first(functools.partial(file.append, answers[written - (read - len(window)) :]))
                 written = read
     return {"done_before": done, "answered": written - done}
 
 
-def _answer(model: Model, row: Row, filled: Infilled) -> dict[str, Any]:
-    return {"id": row.id, "request": row.digest(model), "seed": row.decoding.seed, **answer(filled)}
+def _answer(row: Row, filled: Infilled, made_by: list[Any]) -> dict[str, Any]:
+    return {"id": row.id, "request": row.digest(made_by), "seed": row.decoding.seed, **answer(filled)}
 
 
 def _rows(source: BinaryIO, name: str, choices: DecodingOptions, samples: int) -> Iterator[Row]:
@@ -132,13 +133,13 @@ class _Rows:
         return self._window if done % self._size else []
 
 
-def _done(answers: Iterator[Line], out: Path | BinaryIO, rows: _Rows, name: str, model: Model) -> int:
+def _done(answers: Iterator[Line], out: Path | BinaryIO, rows: _Rows, name: str, made_by: list[Any]) -> int:
     """How many answers are there already, to the first of the requests."""
     for line in answers:
         row = rows.read()
         if row is None:
             raise UserError(f"{out} has more answers than {name} requests; give the file they are for, or choose another")
-        if line.value.get("request") != row.digest(model):
+        if line.value.get("request") != row.digest(made_by):
             what = f"{line.where} answers something else than {row.where}"
             raise UserError(f"{what}: the request, an option or the model has changed; choose another file")
     return rows.count

@@ -143,8 +143,8 @@ def infill_batch(
 
 
 def filling(model: Model, template: Template, decoding: Decoding) -> Filling[Infilled]:
-    """Fill one template in steps that others make, as `infill` does. Sizes are chosen before the first, revised is behind
-    the last."""
+    """Fill one template in steps that others make, as `infill` does. Sizes are chosen before the first step, and
+    revision comes after the last."""
     begin = time.perf_counter()
     document, decoding, open_blanks = _sized(model, template, decoding)
     filled = yield from blanks_filled(model, document, decoding, open_blanks)

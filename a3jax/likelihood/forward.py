@@ -17,15 +17,15 @@ from a3jax.devices.mesh import constrain
 from a3jax.likelihood.fused_loss import SoftTargets, nll_sum, token_nll
 from a3jax.likelihood.restriction import Restriction
 from a3jax.model.experts import Routing
-from a3jax.model.two_stream import Compute, TwoStream, sort
-from a3jax.ordering import Masking, Order
+from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.ordering import Masking, Order, gather
 
 
 def one_stream_is_enough(model: ModelConfig, left_to_right: bool) -> bool:
     """Whether the content stream predicts what the query stream would, one slot earlier.
 
     `left_to_right` says that tokens come one by one as they stand: `Stage.is_ar` and `Part.is_ar` of orders that are to be
-    drawn, `a3jax.ordering.left_to_right` of one that is.
+    drawn, `a3jax.ordering.sequence.left_to_right` of one that is.
     """
     return left_to_right and model.seeding == "successor"
 
@@ -67,7 +67,7 @@ class Predictions(NamedTuple):
             rows = (log_prob_BxL, self.hidden_BxLxD, self.head_VxD, target_BxL, index_BxL)
             log_prob_BxL = restriction.rescored(*rows, self.cap)
         log_prob_BxL = jnp.where(spread(self.weight_BxL) > 0, log_prob_BxL, 0.0)
-        return sort(log_prob_BxL, jnp.argsort(index_BxL, axis=1))
+        return gather(log_prob_BxL, jnp.argsort(index_BxL, axis=1))
 
 
 def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False) -> Predictions:
@@ -81,7 +81,7 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Comput
         index_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, weight_BxL))
     run = network.content_pass if one_stream else network.query_pass
     hidden_BxLxD, routing = run(tokens_BxL, jax.tree.map(spread, order), compute)
-    target_BxL = sort(tokens_BxL, index_BxL)
+    target_BxL = gather(tokens_BxL, index_BxL)
     return Predictions(hidden_BxLxD, *_head(network), index_BxL, target_BxL, weight_BxL, routing)
 
 
@@ -91,7 +91,7 @@ def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, comp
     `tokens` are in window order, and true ones: what is masked is not read. Windows are whole on a device (`mesh.context` 1).
     """
     hidden_BxRxD, routing = network.masked_pass(tokens_BxL, masking.rows, compute)
-    hidden_BxLxD = constrain(sort(hidden_BxRxD, masking.row[..., None]), "BxLxD")
+    hidden_BxLxD = constrain(gather(hidden_BxRxD, masking.row), "BxLxD")
     place_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
     return Predictions(hidden_BxLxD, *_head(network), place_BxL, tokens_BxL, masking.weight, routing)
 

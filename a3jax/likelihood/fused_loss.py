@@ -20,8 +20,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
-from a3jax.attention.cap import cap_slope, capped
+from a3jax.attention.cap import cap_slope
 from a3jax.devices.mesh import BATCH, WIDTH, sum_scattered
+from a3jax.model.head import head_logits
+from a3jax.ordering import gather
 
 _ROWS = P(BATCH, "context")
 _HEAD = P("tensor")
@@ -88,7 +90,7 @@ def _on_every_device(function: Callable, parts: Any, result: Any) -> Callable:
 def _token_nll(hidden_BxLxD: Array, head_VxD: Array, target_BxL: Array, chunk: int, cap: float | None, axes: _Axes) -> Array:
     def rows(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden_BxcxD, target_Bxc = xs
-        logits = _logits(hidden_BxcxD, head_VxD, cap)
+        logits = head_logits(hidden_BxcxD, head_VxD, cap)
         return None, _softmax(logits, axes).log_normalizer - _pick(logits, target_Bxc, axes)
 
     _, nll = jax.lax.scan(rows, None, (_cut(hidden_BxLxD, chunk), _cut(target_BxL, chunk)))
@@ -171,13 +173,13 @@ def _own_sums(own: _Inputs, how: _How, trained_head: bool, axes: _Axes) -> tuple
     def counted(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         total, d_head_DxV = carry
         hidden_BxcxD, target_Bxc, weight_Bxc, *teacher_BxcxD = xs
-        logits = _logits(hidden_BxcxD, head, how.cap)
+        logits = head_logits(hidden_BxcxD, head, how.cap)
         softmax = _softmax(logits, axes)
         wanted = _tokens(logits, axes) == target_Bxc[..., None]
         if teacher_head is None:
             found = _pick(logits, target_Bxc, axes)
         else:
-            taught = _softmax(_logits(teacher_BxcxD[0], teacher_head, how.cap), axes)
+            taught = _softmax(head_logits(teacher_BxcxD[0], teacher_head, how.cap), axes)
             wanted = (1 - how.share) * wanted + how.share * taught.exp / taught.normalizer
             found = jax.lax.psum((wanted * logits).sum(-1), axes.vocabulary)
         total += ((softmax.log_normalizer - found) * weight_Bxc).sum()
@@ -190,12 +192,12 @@ def _own_sums(own: _Inputs, how: _How, trained_head: bool, axes: _Axes) -> tuple
         return (total, d_head_DxV), d_hidden
 
     taught_rows = () if teacher is None else (teacher,)
-    xs = tuple(_cut(_gather(x, last_BxL), how.chunk) for x in (hidden, target, weight, *taught_rows))
+    xs = tuple(_cut(gather(x, last_BxL), how.chunk) for x in (hidden, target, weight, *taught_rows))
     # All devices skip together, so that none waits in a chunk for another that has left it out.
     live_n = jax.lax.psum((xs[2] != 0).any((1, 2)).astype(jnp.int32), axes.rows) > 0
     zeros = jnp.zeros(()), jnp.zeros(head.shape[::-1] if trained_head else ())
     (total, d_head_DxV), d_hidden = jax.lax.scan(rows, zeros, (live_n, *xs))
-    d_hidden = _gather(_join(d_hidden, hidden.shape[1]), first_BxL)
+    d_hidden = gather(_join(d_hidden, hidden.shape[1]), first_BxL)
     if not trained_head:
         d_head_DxV = None
     else:
@@ -212,15 +214,6 @@ def _backward(how: _How, gradients: tuple[Array, Array | None], d_total: Array) 
 
 
 _nll_sum.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _logits(hidden_BxcxD: Array, head_VxD: Array, cap: float | None) -> Array:
-    """B x c x V float32."""
-    return capped(jnp.einsum("bcd,vd->bcv", hidden_BxcxD, head_VxD, preferred_element_type=jnp.float32), cap)
-
-
-def _gather(x_BxLx: Array, index_BxL: Array) -> Array:
-    return jnp.take_along_axis(x_BxLx, index_BxL.reshape(*index_BxL.shape, *[1] * (x_BxLx.ndim - 2)), axis=1)
 
 
 class _Softmax(NamedTuple):

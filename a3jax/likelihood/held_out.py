@@ -14,8 +14,8 @@ from jax import Array
 from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import BOUND, HeldOutOrder, Part
 from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
-from a3jax.model.two_stream import Compute, sort
-from a3jax.ordering import Order, draw_masking, draw_mixture, example_keys
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import Order, draw_masking, draw_mixture, example_keys, gather
 
 ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)
 PARTS = 4
@@ -66,7 +66,6 @@ class HeldOut:
         self._figures = ORDERS if mask_block is None else ("ar", BOUND)
         self._bound_sums = functools.partial(_bound_sums, graph, compute, mask_block or 0)
         self._sums = functools.partial(_sums, graph, compute)
-        self._draw = jax.jit(draw_mixture, static_argnames=("parts", "seeding"))
 
     def nll(self, params: nnx.State, orders: tuple[str, ...] | None = None) -> dict[str, Nll | Bound]:
         """The NLL in each named order, or in all; empty without windows.
@@ -92,7 +91,7 @@ class HeldOut:
         one_stream = one_stream_is_enough(self._model, kind.is_ar)
         found = []
         for keys, batch in zip(self._keys, self._batches):
-            order = self._draw(keys, batch["segments"], parts=(kind,), seeding=self._model.seeding)
+            order = draw_mixture(keys, batch["segments"], parts=(kind,), seeding=self._model.seeding)
             found.append(self._sums(params, batch["tokens"], order, one_stream=one_stream))
         found = jax.device_get(found)
         rank, visible = (np.array([each[name] for each in found], np.float64).sum(0) for name in ("rank", "visible"))
@@ -106,7 +105,7 @@ def _sums(
     graph: nnx.GraphDef, compute: Compute, params: nnx.State, tokens_BxL: Array, order: Order, one_stream: bool
 ) -> dict[str, list[tuple[Array, Array]]]:
     """NLL and number of the tokens of every part. Compiled once a process, for all who evaluate the same model."""
-    nll_BxL = sort(-log_probs(nnx.merge(graph, params), tokens_BxL, order, compute, one_stream), order.token_index)
+    nll_BxL = gather(-log_probs(nnx.merge(graph, params), tokens_BxL, order, compute, one_stream), order.token_index)
     return {
         name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
         for name, part_BxL in _parts(order).items()

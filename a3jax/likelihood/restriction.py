@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from a3jax.attention.cap import capped
+from a3jax.model.head import head_logits
 from a3jax.ordering.sequence import bucket
 
 Allowed = Mapping[int, np.ndarray]
@@ -48,8 +48,7 @@ class Restriction(NamedTuple):
         here_BxPxR = self.place_BxP[..., None] == place_BxR[:, None]
         row_BxP = here_BxPxR.argmax(axis=-1)
         hidden_BxPxD = jnp.take_along_axis(hidden_BxRxD, row_BxP[..., None], axis=1)
-        head_VxD = head_VxD.astype(hidden_BxPxD.dtype)
-        logits_BxPxV = capped(jnp.einsum("bpd,vd->bpv", hidden_BxPxD, head_VxD, preferred_element_type=jnp.float32), cap)
+        logits_BxPxV = head_logits(hidden_BxPxD, head_VxD, cap)
         log_probs_BxPxV = jax.nn.log_softmax(self.on(logits_BxPxV, self.place_BxP), axis=-1)
         target_BxP = jnp.take_along_axis(target_BxR, row_BxP, axis=1)
         log_prob_BxP = jnp.take_along_axis(log_probs_BxPxV, target_BxP[..., None], axis=-1)[..., 0]

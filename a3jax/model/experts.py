@@ -22,8 +22,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from a3jax.attention.interface import platform
 from a3jax.config import Experts
+from a3jax.devices.accelerators import platform
 from a3jax.devices.mesh import BATCH, WIDTH, constrain
 from a3jax.model.grouped import grouped
 from a3jax.model.parameters import Kind

@@ -19,7 +19,7 @@ query rows read its keys and values.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +28,21 @@ from jax import Array
 
 from a3jax.attention import ATTENTION, attend
 from a3jax.attention.blocks import EVERYWHERE, Range
-from a3jax.attention.cap import capped
-from a3jax.attention.interface import Implementation
-from a3jax.config import LayerKind, ModelConfig
+from a3jax.config import Implementation, LayerKind, ModelConfig, Remat
 from a3jax.devices.context_parallel import streams
 from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.block import Block, Rows
 from a3jax.model.cache import Cache, Keys
 from a3jax.model.experts import Routing
-from a3jax.model.int8 import Int8, multiplied
+from a3jax.model.head import head_logits
+from a3jax.model.int8 import Int8
 from a3jax.model.norm import norm_weight, normalize
 from a3jax.model.parameters import declared, parameter
 from a3jax.model.projection import PROJECTION
 from a3jax.model.rope import angles
 from a3jax.model.unstacked import OfLayer, scan, some
-from a3jax.ordering import MaskedRows, Order, Query
-
-Remat = Literal["none", "dots", "offload", "full"]
+from a3jax.ordering import MaskedRows, Order, Query, gather
 
 
 class Stream(NamedTuple):
@@ -113,12 +110,7 @@ class TwoStream(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Logits of hidden states that a pass returns, ... x D to ... x V float32."""
-        head_VxD = self._head.astype(hidden.dtype)
-        if isinstance(head_VxD, Int8):
-            return capped(multiplied(hidden, head_VxD, over=(1,)), self.config.logit_cap)
-        return capped(
-            jnp.einsum("...d,vd->...v", hidden, head_VxD, preferred_element_type=jnp.float32), self.config.logit_cap
-        )
+        return head_logits(hidden, self._head, self.config.logit_cap)
 
     def query_hidden(self, token_BxL: Array, order: Order, compute: Compute) -> Array:
         """The normalized last hidden state of every slot's query, B x L x D in slot order.
@@ -132,7 +124,7 @@ class TwoStream(nnx.Module):
     def query_pass(self, token_BxL: Array, order: Order, compute: Compute) -> tuple[Array, Routing | None]:
         """`query_hidden`, and what the layers' routers did: with the queries alone where the content stream is fixed."""
         content = self._content(token_BxL, order, compute)
-        predecessor_BxL = sort(token_BxL, jnp.maximum(order.predecessor, 0))
+        predecessor_BxL = gather(token_BxL, jnp.maximum(order.predecessor, 0))
         queries = self.query_stream(predecessor_BxL, order.query, order.start, order.group_start, compute)
         if content_is_fixed(self.config):
             return self.run_queries(queries, jax.lax.stop_gradient(self.run_content(content, compute)), compute)
@@ -156,11 +148,11 @@ class TwoStream(nnx.Module):
 
     def masked_pass(self, token_BxL: Array, rows: MaskedRows, compute: Compute) -> tuple[Array, Routing | None]:
         """`masked_hidden`, and what the layers' routers did."""
-        x_BxRxD = self.embed_queries(sort(token_BxL, rows.token_index), ~rows.masked, compute)
+        x_BxRxD = self.embed_queries(gather(token_BxL, rows.token_index), ~rows.masked, compute)
         return self.run(Stream(x_BxRxD, rows.position, rows.start, rows.end, own=rows.own), None, compute)
 
     def _content(self, token_BxL: Array, order: Order, compute: Compute) -> Stream:
-        token_BxL = sort(token_BxL, order.token_index)
+        token_BxL = gather(token_BxL, order.token_index)
         end_BxL = order.content_end(self.config.content)
         return self.content_stream(token_BxL, order.position, order.start, end_BxL, compute)
 
@@ -208,7 +200,7 @@ class TwoStream(nnx.Module):
         x_BxRxD, routing = scan(body, rows.x, some(layers, slice(-1)))
         x_BxRxD, of_last = tail(x_BxRxD, some(layers, -1))
         routing = jax.tree.map(lambda others, last: jnp.concatenate([others, last[None]]), routing, of_last)
-        return self._normalize(x_BxRxD, compute), routing
+        return self._normalize(x_BxRxD), routing
 
     def run_content(self, content: Stream, compute: Compute) -> Keys:
         """The keys and values of all slots, N first, for queries that come without content; slot i is content row i."""
@@ -232,7 +224,7 @@ class TwoStream(nnx.Module):
             return block.attend_and_mlp(here, Keys(*keys_values, known.position), compute.attend)
 
         x_BxLxD, routing = scan(_remat(layer, compute.remat), rows.x, (layers, known[:2]))
-        return self._normalize(x_BxLxD, compute), routing
+        return self._normalize(x_BxLxD), routing
 
     def run_cached(
         self,
@@ -261,7 +253,7 @@ class TwoStream(nnx.Module):
 
         (x_BxRxD, cache), _ = scan(step, (rows.x, cache), (layers, jnp.arange(self.config.layers)))
         wanted_BxRxD = x_BxRxD if all_rows else rows._replace(x=x_BxRxD).wanted.x
-        return self._normalize(wanted_BxRxD, compute), cache
+        return self._normalize(wanted_BxRxD), cache
 
     def _rows(self, content: Stream | None, queries: Stream | None) -> Rows:
         """The rows of the streams that are given, before the first layer."""
@@ -303,7 +295,7 @@ class TwoStream(nnx.Module):
         kind_N = jnp.array([kinds.index(kind) for kind in self.config.layer_kinds])
         return enter, Layer(jax.tree.map(computed, parameters, is_leaf=_is_variable), kind_N)
 
-    def _normalize(self, x_BxRxD: Array, compute: Compute) -> Array:
+    def _normalize(self, x_BxRxD: Array) -> Array:
         """What the head takes: logits' divisor divides here, where there are fewer numbers."""
         divisor, normed_BxRxD = self.config.logit_divisor, normalize(self.config, x_BxRxD, self.final_norm)
         return normed_BxRxD if divisor == 1 else normed_BxRxD / divisor
@@ -322,11 +314,6 @@ def _of_a_layer(parameter: nnx.Variable) -> nnx.Variable:
 
 def _is_variable(leaf: object) -> bool:
     return isinstance(leaf, nnx.Variable)
-
-
-def sort(x_BxL: Array, index_BxL: Array) -> Array:
-    """Window order to slot order, or any other gather along L."""
-    return jnp.take_along_axis(x_BxL, index_BxL, axis=1)
 
 
 def _remat(layer: Callable, remat: Remat) -> Callable:

@@ -26,6 +26,7 @@ from a3jax.ordering.arrange import Order, Query, arrange, query_rule
 from a3jax.ordering.draw import draw_mixture, draw_order, draw_part, example_keys
 from a3jax.ordering.families import draw_given, draw_groups
 from a3jax.ordering.masking import MaskedRows, Masking, draw_masking
+from a3jax.ordering.windows import gather
 
 __all__ = [
     "MaskedRows",
@@ -40,5 +41,6 @@ __all__ = [
     "draw_order",
     "draw_part",
     "example_keys",
+    "gather",
     "query_rule",
 ]

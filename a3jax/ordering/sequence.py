@@ -88,10 +88,7 @@ def grouped(given: Sequence[bool], groups: Sequence[int], seeding: Seeding, pref
     known = np.zeros(own, int) if prefill == "group" else np.arange(own)
     group_L = np.pad(np.where(given, known, own + rank), padding).astype(np.int32)
     given_L, segment_L = np.pad(np.asarray(given, bool), padding), np.pad(np.ones(own, np.int32), padding)
-    return _arranged(group_L, given_L, segment_L, seeding=seeding)
-
-
-_arranged = jax.jit(arrange, static_argnames="seeding")
+    return arrange(group_L, given_L, segment_L, seeding=seeding)
 
 
 def left_to_right(order: Order, length: int) -> bool:

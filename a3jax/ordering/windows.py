@@ -1,4 +1,4 @@
-"""The documents of a window, and whole numbers sorted fast."""
+"""The documents of a window, whole numbers sorted fast, and windows brought into another order."""
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +55,8 @@ def random_order(key: Array, length: int) -> Array:
 def per_segment(key: Array, start_L: Array, length: int) -> Array:
     """One uniform draw per document, repeated over its tokens."""
     return jax.random.uniform(key, (length,))[start_L]
+
+
+def gather(x_BxLx: Array, index_BxL: Array) -> Array:
+    """Along L: from window order to slot order by `Order.token_index`, or from any order to another."""
+    return jnp.take_along_axis(x_BxLx, index_BxL.reshape(*index_BxL.shape, *[1] * (x_BxLx.ndim - 2)), axis=1)

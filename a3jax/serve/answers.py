@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -125,12 +126,13 @@ def prompt_logprobs(codec: TextCodec, document: Document, found: Alternatives, c
 
 
 def _likeliest(codec: TextCodec, token: int, found: Alternatives, place: int, count: int) -> Json | None:
-    """The text of the most probable tokens of a place, and of the one that stands there; None where nothing is before it."""
+    """The texts of the most probable tokens that may stand in a place, and of the one that does; None for the first place."""
     if place == 0:
         return None
     result: Json = {}
     for other, log_prob in zip(found.likeliest_TxK[place][:count].tolist(), found.log_probs_TxK[place].tolist()):
-        result.setdefault(codec.decode([other], inside=True), log_prob)
+        if log_prob > -math.inf:
+            result.setdefault(codec.decode([other], inside=True), log_prob)
     result.setdefault(codec.decode([token], inside=True), float(found.log_probs_T[place]))
     return result
 

@@ -79,7 +79,7 @@ class Service:
     async def complete(self, http: Http) -> Response:
         """POST /v1/completions."""
         request, texts = await self._read(http, Completion)
-        if request.scores:
+        if request.only_echoes:
             return await self._scored(http, request)
         return await self._answer(http, request, texts, answers.TEXT, request.echo)
 
@@ -173,10 +173,11 @@ class Service:
         """Of a completion's tokens. Those of a prompt, and what else was likely, are known of text from left to right."""
         codec = self.model.codec
         scores = await asyncio.to_thread(answers.logprobs, codec, filled, echo)
-        if not (request.logprobs or echo) or filled.pieces[-1][0] or not self.batcher.scores or not request.decoding.is_ar:
+        if not (request.logprobs or echo) or filled.pieces[-1][0] or not self.batcher.can_score or not request.decoding.is_ar:
             return scores
         stop = filled.places[1].stop
-        found = await unless_gone(http, self.batcher.score(filled.tokens[:stop], max(1, request.logprobs or 0)))
+        asked = self.batcher.score(filled.tokens[:stop], max(1, request.logprobs or 0), filled.allowed)
+        found = await unless_gone(http, asked)
         return answers.with_alternatives(codec, scores, filled.tokens[:stop], found, request.logprobs or 0)
 
     async def _scored(self, http: Http, request: Completion) -> Response:
@@ -186,7 +187,9 @@ class Service:
             document = lay_out([prompt], [], self.model.codec)
             scores, read = None, read + len(document.tokens)
             if request.logprobs is not None:
-                found = await unless_gone(http, self.batcher.score(document.tokens, max(1, request.logprobs)))
+                found = await unless_gone(
+                    http, self.batcher.score(document.tokens, max(1, request.logprobs), document.allowed)
+                )
                 scores = answers.prompt_logprobs(self.model.codec, document, found, request.logprobs)
             choices += [answers.choice(prompt, i * request.n + j, "length", scores) for j in range(request.n)]
         usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}

@@ -6,12 +6,13 @@ there is room.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -24,6 +25,7 @@ from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled
 from a3jax.generate.joining import News
 from a3jax.likelihood.alternatives import Alternatives, alternatives
+from a3jax.likelihood.restriction import Allowed
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
 from a3jax.serve.together import Told
@@ -44,6 +46,15 @@ class Job:
     watch: Callable[[Tokens], None] | None
 
 
+class _Asked(NamedTuple):
+    """What stands in a text, and what might, for somebody who waits."""
+
+    result: asyncio.Future[Alternatives]
+    tokens: tuple[int, ...]
+    likeliest: int
+    allowed: Allowed
+
+
 class Batcher:
     """A queue and the worker that empties it. All methods are called in the event loop that runs `run`."""
 
@@ -59,7 +70,7 @@ class Batcher:
         self._numbers = itertools.count()
         self._waiting: list[Job] = []
         self._running: dict[int, Job] = {}
-        self._asked: list[tuple[asyncio.Future[Alternatives], tuple[int, ...], int]] = []
+        self._asked: list[_Asked] = []
         self._arrived = asyncio.Event()
 
     def submit(self, texts: Sequence[Text], watch: Watch | None = None) -> list[asyncio.Future[Infilled]]:
@@ -81,38 +92,42 @@ class Batcher:
         return [job.result for job in jobs]
 
     @property
-    def scores(self) -> bool:
+    def can_score(self) -> bool:
         """Whether texts can be scored: what one process of several is not told, it does not compute."""
         return is_alone()
 
-    async def score(self, tokens: Sequence[int], count: int) -> Alternatives:
-        """What stands in a text and what might, between two passes. Raises `Refused` as `submit` does."""
-        if self._closed or not self.scores:
+    async def score(self, tokens: Sequence[int], count: int, allowed: Allowed) -> Alternatives:
+        """What stands in a text and what might, between two passes; its arguments are those of `alternatives`.
+
+        Raises `Refused` as `submit` does.
+        """
+        if self._closed or not self.can_score:
             raise Refused("the service is stopping" if self._closed else "several processes score no texts", http=503)
         if len(self._asked) >= self.limits.max_queue:
             raise Refused(f"{len(self._asked)} texts wait to be scored; try again later", http=429, retry_after=1)
         result: asyncio.Future[Alternatives] = asyncio.get_running_loop().create_future()
-        self._asked.append((result, tuple(tokens), count))
+        self._asked.append(_Asked(result, tuple(tokens), count, allowed))
         self._arrived.set()
         return await result
 
     async def _answer_asked(self, loop: asyncio.AbstractEventLoop, worker: ThreadPoolExecutor) -> None:
         while self._asked:
-            result, tokens, count = self._asked.pop(0)
-            if result.done():
+            asked = self._asked.pop(0)
+            if asked.result.done():
                 continue
             try:
-                found = await loop.run_in_executor(worker, alternatives, self.model, tokens, count)
-                if not result.done():
-                    result.set_result(found)
+                score = functools.partial(alternatives, self.model, asked.tokens, asked.likeliest, asked.allowed)
+                found = await loop.run_in_executor(worker, score)
+                if not asked.result.done():
+                    asked.result.set_result(found)
             except Exception as error:
-                if not result.done():
-                    result.set_exception(error)
+                if not asked.result.done():
+                    asked.result.set_exception(error)
 
     def close(self) -> None:
         """Refuse whatever waits or comes later; texts on their way go on."""
         self._closed = True
-        _refuse([job.result for job in self._waiting] + [result for result, _, _ in self._asked])
+        _refuse([job.result for job in self._waiting] + [asked.result for asked in self._asked])
 
     def give_up(self) -> None:
         """Refuse texts on their way too. The pass that runs is the last; compiling ends when it ends."""

@@ -56,13 +56,13 @@ class Completion(Growing):
     echo: bool = False
 
     @property
-    def scores(self) -> bool:
+    def only_echoes(self) -> bool:
         """Whether nothing is written, and the prompts come back, perhaps with their likelihood."""
         return self.max_tokens == 0 and self.echo and not self.suffix
 
     def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
         prompts = self.prompts(model)
-        if self.scores:
+        if self.only_echoes:
             return []
         if self.max_tokens < 1:
             raise Refused(

@@ -137,7 +137,7 @@ class LlamaInfill(AtCursor):
     """Those of the answer that are wanted, as "timings/predicted_n"; all of them where there are none."""
 
     @property
-    def scores(self) -> bool:
+    def reads_ahead(self) -> bool:
         """Whether nothing is to be written: editors let llama.cpp read ahead so, which is nothing here."""
         return self.n_predict == 0
 
@@ -154,7 +154,7 @@ class LlamaInfill(AtCursor):
     def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
         if self.n != 1:
             raise Refused(f"n is {self.n}; an answer of this kind holds one text", "n")
-        return [] if self.scores else super().templates(model)
+        return [] if self.reads_ahead else super().templates(model)
 
     def around(self, model: Model | None) -> Around:  # noqa: D102
         extra = "".join(f"{one.text}\n\n" for one in self.input_extra if one.text)

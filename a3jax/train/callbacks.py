@@ -1,4 +1,4 @@
-"""What else happens while a run goes on: whoever calls `train` from Python looks on, and texts are filled to be looked at."""
+"""What else happens while a run goes on: who calls `a3jax.fit` from Python looks on, and texts are filled to be looked at."""
 
 from pathlib import Path
 from typing import Any

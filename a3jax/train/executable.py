@@ -107,7 +107,7 @@ def _difference(saved: Fingerprint, here: Fingerprint) -> str | None:
 
 
 _IN_PROGRAM = ("seed", "content", "model", "objective", "data.length", "data.batch", "curriculum", "optimizer", "adapt",
-               "diffusion", "fim", "train.compute_dtype",
+               "diffusion", "fim", "guard.spike", "train.compute_dtype",
                "train.attention", "train.remat", "train.accumulate", "train.loss_chunk")  # fmt: skip
 """Fields that a step depends on, or their beginnings; those of the mesh are among the devices."""
 _AGAIN = "save it again with a3jax plan --save, or leave out train.executables"

@@ -29,6 +29,8 @@ PEAK_BF16 = {
     "TPU7x": 2307e12 / 2,  # JAX shows each of a chip's two cores as a device
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }

@@ -131,7 +131,9 @@ def _train(
         run = open_run(config, mesh, data is not None)
         stack.enter_context(opened_folder(run))
         if is_first():
-            console.print(f"computing with {environment()}; {told(config, run.model)}; {_beginning(run)}", soft_wrap=True)
+            console.print(
+                f"computing with {environment()}{_pace(run)}; {told(config, run.model)}; {_beginning(run)}", soft_wrap=True
+            )
         hosts = stack.enter_context(Hosts(config.run_folder, tries, caught))
         barrier("hosts")
         meeting_at(hosts.first, AGAIN)
@@ -163,6 +165,14 @@ def _train(
     goodput = report.goodput.facts()["goodput"] if report.goodput else None
     step, nll = last_evaluation(folder)
     return Summary(str(folder), steps, report.loss, report.tokens_per_second, nll, step, stop.agreed, goodput)
+
+
+def _pace(run: Run) -> str:
+    """What would make a new run faster on what computes."""
+    slower = jax.default_backend() == "cpu" and run.config.train.compute_dtype == "bfloat16"
+    if not slower or saved_steps(run.config.run_folder):
+        return ""
+    return ", in bfloat16, which most CPUs are slower in (--train.compute-dtype float32)"
 
 
 def _beginning(run: Run) -> str:

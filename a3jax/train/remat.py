@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from a3jax.config import Config, ModelConfig
+from a3jax.config import Config, ModelConfig, Remat
 from a3jax.devices.mesh import batch_parts, width_parts
 from a3jax.errors import UserError
 from a3jax.model.parameters import declared, shapes
-from a3jax.model.two_stream import Remat
 from a3jax.train.optimizer import moment_bytes
 from a3jax.train.trained import changes
 

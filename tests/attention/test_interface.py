@@ -1,7 +1,5 @@
 """Which implementation runs where, and what is refused."""
 
-import typing
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +8,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from a3jax.attention import attend, interface, splash
 from a3jax.attention.blocks import Attended, Local, splash_block
-from a3jax.attention.interface import Implementation, choose
-from a3jax.config import TrainConfig
+from a3jax.attention.interface import choose
 from a3jax.errors import UserError
 
 MANY = interface.DENSE_KEYS + 1
@@ -115,8 +112,3 @@ def test_local_attention_and_sinks_are_not_for_splash(what, monkeypatch):
     np.testing.assert_array_equal(out, 0.5 if what == "sinks" else 1.0)
     with pytest.raises(UserError, match=rf"train\.attention is 'splash', which knows no {what}; give auto"):
         attend(heads, heads, heads, ranges, ranges, "splash", **given)
-
-
-def test_the_configuration_offers_what_there_is():
-    offered = typing.get_type_hints(TrainConfig)["attention"]
-    assert typing.get_args(offered) == typing.get_args(Implementation)

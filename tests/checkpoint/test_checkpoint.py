@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from model_folders import load_arrays, save_model
 
-from a3jax.checkpoint.folder import ADAPTERS, MODEL, find, load_arrays, load_params, save_model
+from a3jax.checkpoint.folder import ADAPTERS, MODEL, find, load_params
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError

@@ -6,9 +6,13 @@ import json
 import shutil
 
 import pytest
+from model_folders import load_arrays, save_model
 from typed import answer, fails, piped, run
 
 import a3jax
+from a3jax.checkpoint.folder import find
+from a3jax.checkpoint.provenance import Provenance
+from a3jax.data.tokenizer import byte_codec
 from a3jax.decode.template import Range, Template
 from a3jax.generate import bulk
 from a3jax.generate.request import Wanted
@@ -217,6 +221,12 @@ def test_answers_to_anything_else_are_noticed(model_folder, requests, tmp_path, 
     assert f"{out}:3 answers something else than {requests}:5" in fails(capsys, *command, "--out", out)
     requests.write_text("\n".join(lines[:4]))
     assert "more answers than" in fails(capsys, *command, "--out", out)
+    assert out.read_bytes() == before
+    own = find(model_folder)
+    other = load_arrays(own) | {"final_norm": 2 * load_arrays(own)["final_norm"]}
+    save_model(tmp_path / "other", own.config, other, Provenance("random"), byte_codec().files)
+    command[1] = tmp_path / "other"  # its record is the same
+    assert f"{out}:1 answers something else than {requests}:1" in fails(capsys, *command, "--out", out)
     assert out.read_bytes() == before
     notes = tmp_path / "notes.txt"
     notes.write_text("what I must not lose")

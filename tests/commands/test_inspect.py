@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from model_folders import save_model
 
-from a3jax.checkpoint.folder import find, save_model
+from a3jax.checkpoint.folder import find
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import AdaptConfig, Config, DataConfig, Stage
 from a3jax.data.preparation import Preparation

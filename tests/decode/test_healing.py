@@ -19,6 +19,7 @@ from a3jax.decode.spelling import spelled
 from a3jax.decode.template import Range, Template, lay_out
 from a3jax.generate import lengths
 from a3jax.generate.filling import document_of
+from a3jax.likelihood.alternatives import alternatives
 from a3jax.likelihood.restriction import restriction
 
 CODE = ["def f(x):\n    return x\n\n\ndef g(x):\n    if x:\n        return x\n    return 2 * x  # done ... yes\n"]
@@ -190,3 +191,14 @@ def test_it_can_be_left_out(worded):
     for filled in (healed, apart):
         score = a3jax.token_log_likelihood(worded, filled.tokens, filled.given, allowed=filled.allowed)
         assert score.total == pytest.approx(filled.log_prob, abs=1e-3)
+
+
+def test_what_else_might_have_stood_there_is_told_of_what_may(worded):
+    filled = a3jax.infill(worded, "The sun had se[[3]]", heal=True)
+    (place,) = filled.allowed
+    found = alternatives(worded, filled.tokens, 4, filled.allowed)
+    begin = filled.places[1].start
+    assert place == begin
+    np.testing.assert_allclose(found.log_probs_T[begin:], filled.log_probs[begin:], atol=1e-4)
+    known = found.likeliest_TxK[place][np.isfinite(found.log_probs_TxK[place])]
+    assert filled.allowed[place][known].all()

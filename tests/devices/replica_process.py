@@ -18,7 +18,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from a3jax.checkpoint.arrays import flat
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find, saved
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.curriculum.plateau import PlateauState
@@ -109,14 +109,14 @@ def main(folder: Path, axis: str, address: str, process: str) -> None:
             for name, content in byte_codec().files.items():
                 (config.run_folder / name).write_bytes(content)
         multihost_utils.sync_global_devices("described")
-        whole = load_arrays(find(folder / "model"))
+        whole = {name: one.read() for name, one in saved(find(folder / "model")).items()}
         loaded, found["loaded"] = bytes_read(lambda: Pretrained(find(config.run_folder)).load(mesh))
         published, found["published"] = copied(lambda: pretrained(folder / "published").load(mesh))
         wrong += [] if bits(loaded) == bits(state.params) else ["loaded"]
         for path, array in flat(nnx.to_pure_dict(published)).items():
             # The query seed is the mean of the embedding, which numpy adds up in another order where it has less of it.
             if path != "query_seed" and any(
-                not np.array_equal(shard.data, flat(whole)[path][shard.index]) for shard in array.addressable_shards
+                not np.array_equal(shard.data, whole[path][shard.index]) for shard in array.addressable_shards
             ):
                 wrong.append(f"published {path}")
     (folder / f"{process}.json").write_text(json.dumps({"read": found, "wrong": wrong}))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
+from model_folders import save_model
 from replica_process import MODEL
 
-from a3jax.checkpoint.folder import find, save_model
+from a3jax.checkpoint.folder import find
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.export.exporter import export_model

@@ -18,8 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_folders import load_arrays
 
-from a3jax.checkpoint.folder import find, load_arrays, saved_steps
+from a3jax.checkpoint.folder import find, saved_steps
 from a3jax.config import Config, MeshConfig
 from a3jax.files.strict import to_json
 from a3jax.train.loop import train

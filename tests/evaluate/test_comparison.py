@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from browser import laid_out, viewed
 from flax import nnx
+from model_folders import save_model
 from test_report import EVIL, Page
 from typed import answer, fails, run
 
-from a3jax.checkpoint.folder import save_model
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError

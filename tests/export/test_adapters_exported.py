@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from model_folders import load_arrays, save_model
 from safetensors.numpy import load_file
 from small_models import load, query_logits, random_groups, tokens, torch_logits
 
-from a3jax.checkpoint.folder import Checkpoint, Frozen, find, load_arrays, save_model
+from a3jax.checkpoint.folder import Checkpoint, Frozen, find
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError

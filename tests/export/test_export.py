@@ -12,10 +12,11 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from model_folders import load_arrays, save_model
 from safetensors.numpy import load_file
 from small_models import CASES, ODD, few, load, query_logits, random_groups, tokens, torch_logits
 
-from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, load_params, save_model
+from a3jax.checkpoint.folder import Checkpoint, find, load_params
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError

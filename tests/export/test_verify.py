@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_folders import load_arrays, save_model
 
-from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
+from a3jax.checkpoint.folder import Checkpoint, find
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError

@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from model_folders import load_arrays, save_model
 
-from a3jax.checkpoint.folder import find, load_arrays, load_params, save_model
+from a3jax.checkpoint.folder import find, load_params
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.data.tokenizer import byte_codec
 from a3jax.export.exporter import export_model

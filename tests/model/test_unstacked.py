@@ -11,11 +11,11 @@ from flax import nnx
 import a3jax
 from a3jax.checkpoint.folder import find, load_params
 from a3jax.config import Experts
-from a3jax.evaluate.evaluation import identity
 from a3jax.model.parameters import declared, graph
 from a3jax.model.two_stream import Compute
 from a3jax.model.unstacked import Unstacked, unstacked
 from a3jax.ordering import draw_order, example_keys
+from a3jax.weights.identity import identity
 
 SHAPES = {
     "plain": {},

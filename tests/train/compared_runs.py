@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_folders import load_arrays
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.files.places import place
 from a3jax.train.metrics import read
 from a3jax.train.report import Report

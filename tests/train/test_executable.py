@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 from chosen import long_after
+from model_folders import load_arrays
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError

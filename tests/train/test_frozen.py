@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 from chosen import long_after
+from model_folders import load_arrays, save_model
 
 import a3jax
 from a3jax.checkpoint.arrays import nested
-from a3jax.checkpoint.folder import Checkpoint, find, load_arrays, save_model
+from a3jax.checkpoint.folder import Checkpoint, find
 from a3jax.config import AdaptConfig, Config, GuardConfig, Stage
 from a3jax.data.tokenizer import byte_codec
 from a3jax.errors import UserError

@@ -215,3 +215,12 @@ def test_checkpoints_come_by_the_clock_too_and_one_that_is_late_is_told_of(exper
     assert set(steps) < set(range(1, 9))
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("so steps wait; set train.save_every or train.save_minutes higher") == 1
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("bfloat16", 1), ("float32", 0)])
+def test_a_new_run_in_bfloat16_says_that_cpus_are_slower_in_it(experiment, capsys, dtype, told):
+    config = experiment("pace", compute_dtype=dtype, stop_at=1, eval_every=100, save_every=100)
+    train(config)
+    assert capsys.readouterr().err.count("--train.compute-dtype float32") == told
+    train(config)
+    assert "--train.compute-dtype" not in capsys.readouterr().err, "it goes on as it was begun"

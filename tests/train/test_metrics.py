@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_folders import load_arrays
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.files.strict import to_json
 from a3jax.show.describe import describe
 from a3jax.train import hosts

@@ -20,10 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from chosen import long_after
+from model_folders import load_arrays
 from test_loop import assert_same_run, stop_at
 from typed import answer, fails
 
-from a3jax.checkpoint.folder import find, load_arrays, saved_steps
+from a3jax.checkpoint.folder import find, saved_steps
 from a3jax.data.corpus import TokenStream, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare

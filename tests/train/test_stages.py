@@ -10,8 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_folders import load_arrays
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.config import DataConfig, Stage
 from a3jax.curriculum.stage import Part, Plateau
 from a3jax.data.pipeline import Batches, open_corpora

@@ -20,7 +20,7 @@ from memory import grown_by
 
 import a3jax
 from a3jax.checkpoint.arrays import flat
-from a3jax.checkpoint.folder import find, load_arrays, load_params
+from a3jax.checkpoint.folder import find, load_params, saved
 from a3jax.config import MeshConfig
 from a3jax.devices.mesh import make_mesh
 from a3jax.weights.huggingface import HuggingFaceFolder
@@ -81,7 +81,8 @@ def share(process: str, port: str, source: str, imported: str) -> dict:
         return part
 
     HuggingFaceFolder.read_part = counted
-    found, expected = arrays(load_source(open_source(source), mesh)), flat(load_arrays(find(Path(imported))))
+    found = arrays(load_source(open_source(source), mesh))
+    expected = {name: one.read() for name, one in saved(find(Path(imported))).items()}
     assert found.keys() == expected.keys()
     assert all(len(array.addressable_shards) == 4 for array in found.values())
     return {"wrong": [key for key in found if not _parts_equal(found[key], expected[key])], "read": read}

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from model_folders import load_arrays
 from safetensors.numpy import load_file
 from small_models import load, query_logits
 from tokenizers import Tokenizer, pre_tokenizers
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.config import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from model_folders import load_arrays, save_model
 from safetensors.numpy import load_file
 from small_models import tokens, torch_logits
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from a3jax.checkpoint.folder import find, load_arrays, save_model
+from a3jax.checkpoint.folder import find
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import Llama3Scaling
 from a3jax.data.tokenizer import byte_codec

@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_folders import load_arrays
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.weights import hub
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_folders import load_arrays
 from safetensors.numpy import load_file, save_file
 from small_models import LLAMA3, few, query_logits, tokens, torch_logits
 from source_folders import assert_logits_as_in_transformers, copied, with_config, with_generation
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.errors import UserError
 from a3jax.weights import huggingface
 from a3jax.weights.importer import import_model

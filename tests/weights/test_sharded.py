@@ -12,11 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_folders import load_arrays
 from safetensors.numpy import load_file
 from test_import import BAD
 
 from a3jax.checkpoint import arrays as parameter_files
-from a3jax.checkpoint.folder import find, load_arrays, load_params
+from a3jax.checkpoint.folder import find, load_params
 from a3jax.config import Config, DataConfig, Stage, TrainConfig
 from a3jax.errors import UserError
 from a3jax.train.loop import train

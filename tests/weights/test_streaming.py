@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from model_folders import load_arrays
 from safetensors.numpy import load_file
 
-from a3jax.checkpoint.folder import find, load_arrays
+from a3jax.checkpoint.folder import find
 from a3jax.errors import UserError
 from a3jax.export import exporter
 from a3jax.export.exporter import export_model

@@ -1,1 +1,1 @@
-"""The PyTorch twin: three files, copied as they are into every exported folder, that need torch and transformers only."""
+"""The PyTorch twin: four files, copied as they are into every exported folder, that need torch and transformers only."""

@@ -17,8 +17,8 @@ from a3jax.likelihood.forward import Predictions, one_stream_is_enough, predict
 from a3jax.likelihood.fused_loss import SoftTargets
 from a3jax.model.adapters import without_adapters
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, sort
-from a3jax.ordering import Order, arrange, draw_mixture
+from a3jax.model.two_stream import Compute
+from a3jax.ordering import Order, arrange, draw_mixture, gather
 from a3jax.train.counts import counted
 from a3jax.train.objectives.interface import Batch, Sums, routed
 
@@ -56,10 +56,10 @@ class AnyOrder:
         network = nnx.merge(graph(without_adapters(self.model)), teacher)
         in_order = _left_to_right(jnp.abs(segment_BxL))
         taught = predict(network, tokens_BxL, in_order, self.compute._replace(remat="none"), one_stream=True)
-        row_BxL = sort(jnp.argsort(taught.index_BxL, axis=1), student.index_BxL)
+        row_BxL = gather(jnp.argsort(taught.index_BxL, axis=1), student.index_BxL)
         # A row's teacher may be on any device along `context`, so these hold their windows' hidden states whole for once.
         whole_BxLxD = lay(taught.hidden_BxLxD, BATCH)
-        hidden_BxLxD = sort(whole_BxLxD, spread(place(row_BxL, tokens_BxL.shape[1]))[..., None])
+        hidden_BxLxD = gather(whole_BxLxD, spread(place(row_BxL, tokens_BxL.shape[1])))
         return SoftTargets(constrain(hidden_BxLxD, "BxLxD"), taught.head_VxD, self.distill)
 
 
