@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.decode.cached import FEW_ROWS, Kind, Plan, State, at, place_keys, seen_tokens, write
+from a3jax.decode.cached import FEW_ROWS, PassKind, Plan, State, at, place_keys, seen_tokens, write
 from a3jax.decode.dynamic import certainties
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
@@ -84,7 +84,7 @@ def decode_block(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     # The first pass reads what is given, so far as nothing is open before it.
     rows = max(2 * decoding.block, kind.content_rows)

@@ -122,7 +122,7 @@ class Beginning(NamedTuple):
     """Tokens of each, at most C."""
 
 
-class Kind(NamedTuple):
+class PassKind(NamedTuple):
     """What is fixed when a pass is compiled."""
 
     config: ModelConfig
@@ -216,7 +216,7 @@ def begin(
 
 
 def predict(
-    params: nnx.State, state: State, plan: Plan, until_B: Array, place_BxS: Array, end_BxS: Array, kind: Kind
+    params: nnx.State, state: State, plan: Plan, until_B: Array, place_BxS: Array, end_BxS: Array, kind: PassKind
 ) -> tuple[Array, Cache]:
     """One pass: read slots [read, `until`), and predict the tokens of `place` from slots before `end`.
 
@@ -236,7 +236,7 @@ def predict(
     return plan.restriction.on(network.logits(hidden_BxSxD), place_BxS), cache
 
 
-def _asked(state: State, place_BxS: Array, end_BxS: Array, kind: Kind) -> Asked | None:
+def _asked(state: State, place_BxS: Array, end_BxS: Array, kind: PassKind) -> Asked | None:
     """The query rows of places, if there are any."""
     if not place_BxS.shape[1]:
         return None

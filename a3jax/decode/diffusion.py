@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.decode.cached import Kind, Plan, State, place_keys, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, place_keys, seen_tokens, write
 from a3jax.decode.dynamic import certainties
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
@@ -84,7 +84,7 @@ def _rank(x_BxL: Array) -> Array:
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     rows = min(bucket(int((plan.length_B - plan.given_B).max())), plan.tokens_BxL.shape[1])
     how = (decoding.steps, decoding.remask, decoding.certainty)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import Kind, Plan, State, place_keys, predict, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, place_keys, predict, seen_tokens, write
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
@@ -27,7 +27,14 @@ from a3jax.decode.settings import Certainty, Decoding
 
 @functools.partial(jax.jit, static_argnames=("kind", "window", "commit", "certainty"), donate_argnames="state")
 def decode_certain(
-    params: nnx.State, state: State, plan: Plan, number_B: Array, kind: Kind, window: int, commit: int, certainty: Certainty
+    params: nnx.State,
+    state: State,
+    plan: Plan,
+    number_B: Array,
+    kind: PassKind,
+    window: int,
+    commit: int,
+    certainty: Certainty,
 ) -> State:
     """Pass `number`: read what was decided last, and decide up to `commit` of the first `window` open places."""
     place_BxW = open_places(state, plan, window)
@@ -102,7 +109,7 @@ def certainties(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     window = min(decoding.window, plan.tokens_BxL.shape[1])
     return decode_certain(params, state, plan, number_B, kind, window, decoding.commit, decoding.certainty), carry

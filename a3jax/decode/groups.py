@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import Kind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, at, place_keys, predict, seen_tokens, write
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "rows"), donate_argnames="state")
-def decode_group(params: nnx.State, state: State, plan: Plan, number_B: Array, kind: Kind, rows: int) -> State:
+def decode_group(params: nnx.State, state: State, plan: Plan, number_B: Array, kind: PassKind, rows: int) -> State:
     """Pass `number`: read what was decided last, and choose tokens for the next group, of at most `rows` places."""
     slot_BxS = state.decided_B[:, None] + jnp.arange(rows)
     closed_B = at(plan.order.group_end, state.decided_B[:, None])[:, 0]
@@ -31,7 +31,7 @@ def decode_group(params: nnx.State, state: State, plan: Plan, number_B: Array, k
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     return decode_group(params, state, plan, number_B, kind, plan.extent.rows), carry
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from a3jax.config import ModelConfig
 from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, speculative
-from a3jax.decode.cached import Beginning, Kind, Plan, State, begin
+from a3jax.decode.cached import Beginning, PassKind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
 from a3jax.devices.mesh import fetched
@@ -87,7 +87,7 @@ def first_pass(
 ) -> Rows:
     """A batch after the pass that reads what is given."""
     mode = MODES[decoding.mode]
-    kind = Kind(config, compute, plan.extent.prefill, causal=decoding.prefill == "ar")
+    kind = PassKind(config, compute, plan.extent.prefill, causal=decoding.prefill == "ar")
     if mode.anew:
         kind = _later(mode, config, compute, plan, decoding)
     state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
@@ -110,8 +110,8 @@ def _each(batch: int, number: int) -> Array:
     return jax.device_put(np.full(batch, number, np.int32))
 
 
-def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> Kind:
-    return Kind(config, compute, mode.rows(plan, decoding), causal=mode.causal, one_stream=mode.one_stream(plan))
+def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> PassKind:
+    return PassKind(config, compute, mode.rows(plan, decoding), causal=mode.causal, one_stream=mode.one_stream(plan))
 
 
 def _goes_on(mode: Mode, rows: Rows, number: int) -> bool:

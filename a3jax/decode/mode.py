@@ -7,10 +7,10 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.decode.cached import Kind, Plan, State
+from a3jax.decode.cached import PassKind, Plan, State
 from a3jax.decode.settings import Decoding
 
-Advance = Callable[[nnx.State, State, Any, Plan, Array, Kind, Decoding], tuple[State, Any]]
+Advance = Callable[[nnx.State, State, Any, Plan, Array, PassKind, Decoding], tuple[State, Any]]
 """One pass: parameters, state, what is carried, plan, which pass of each sequence it is, from 1, its kind, decoding -> the
 state and what is carried then. Both are donated."""
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import Kind, Plan, State, place_keys, predict, seen_tokens
+from a3jax.decode.cached import PassKind, Plan, State, place_keys, predict, seen_tokens
 from a3jax.decode.dynamic import certainties, decide, most_certain, open_places
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
@@ -30,7 +30,7 @@ from a3jax.ordering.sequence import bucket
 
 @functools.partial(jax.jit, static_argnames=("kind", "rows", "commit", "certainty"), donate_argnames="state")
 def decode_anew(
-    params: nnx.State, state: State, plan: Plan, number_B: Array, kind: Kind, rows: int, commit: int, certainty: Certainty
+    params: nnx.State, state: State, plan: Plan, number_B: Array, kind: PassKind, rows: int, commit: int, certainty: Certainty
 ) -> State:
     """Pass `number`: read all that is decided, and decide `commit` of the open places, of which there are `rows` at most.
 
@@ -56,7 +56,7 @@ def decode_anew(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     rows = min(bucket(plan.extent.groups), kind.content_rows)  # in the order of the plan every open place is a group
     return decode_anew(params, state, plan, number_B, kind, rows, decoding.commit, decoding.certainty), carry

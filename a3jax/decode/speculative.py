@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import Kind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, at, place_keys, predict, seen_tokens, write
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding, Drafter
@@ -47,7 +47,7 @@ def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
 
 @functools.partial(jax.jit, static_argnames=("kind", "drafter"), donate_argnames=("state", "drafts"))
 def decode_drafted(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind, drafter: Drafter
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: PassKind, drafter: Drafter
 ) -> tuple[State, Drafts]:
     """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next."""
     batch, ahead = drafts.token_BxK.shape
@@ -166,7 +166,7 @@ def _row(x_BxJxV: Array, index_B: Array) -> Array:
 
 
 def _advance(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: Kind, decoding: Decoding
+    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Drafts]:
     return decode_drafted(params, state, drafts, plan, number_B, kind, decoding.drafter)
 

@@ -23,12 +23,12 @@ from a3jax.devices.processes import is_alone
 from a3jax.errors import first_line
 from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled
-from a3jax.generate.joining import News
+from a3jax.generate.together import News
 from a3jax.likelihood.alternatives import Alternatives, alternatives
 from a3jax.likelihood.restriction import Allowed
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
-from a3jax.serve.together import Told
+from a3jax.serve.told import Told
 from a3jax.weights.loading import Model
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from a3jax.outside_text import printable
 from a3jax.serve.access import Access, is_loopback
 from a3jax.serve.batching import Batcher
 from a3jax.serve.limits import Limits
-from a3jax.serve.together import follow, tell_end
+from a3jax.serve.told import follow, tell_end
 from a3jax.weights.loading import Model, load
 
 try:

@@ -2,9 +2,10 @@
 
 Whether a step is bad is decided inside it, on all devices alike, and a bad step changes neither parameters nor moments;
 counts go on, so that the learning rate follows the step. The optimizer is told, and leaves its moments as they are
-(`a3jax.train.optimizer`). What then happens (stop, skip, roll back) is the loop's to do.
+(`a3jax.train.optimizer`). What it means for the run says `asks_for_checkpoint`, once the host has read the step.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import GuardConfig
+from a3jax.errors import UserError
 
 MEMORY = 0.95
 """The running mean keeps this share of itself per step, once there are enough steps."""
@@ -63,3 +65,21 @@ def update(
     weight = jnp.maximum(1 / (good + 1), 1 - MEMORY)
     mean = jnp.where(bad, state.mean, jnp.where(good == 0, loss, state.mean + weight * (loss - state.mean)))
     return updates, GuardedState(new, mean, jnp.where(bad, good, good + 1), stage), bad
+
+
+def asks_for_checkpoint(config: GuardConfig, step: int, loss: float, gradient_norm: float, in_a_row: int) -> bool:
+    """Whether a run is to go on from its last checkpoint after a bad step, which is so many in a row.
+
+    Raises `UserError` if that is the end of the run.
+    """
+    jump = math.isfinite(loss) and math.isfinite(gradient_norm)
+    what = f"step {step}: loss {loss:.4g}, gradient norm {gradient_norm:.4g}"
+    what += f", more than {config.spike} above the mean of those before it" if jump else ""
+    if config.action == "stop":
+        raise UserError(
+            f"{what}; the run stopped before saving it. Lower optimizer.peak-lr, or give --guard.action skip or "
+            f"rollback, and run again: it goes on from the last checkpoint"
+        )
+    if config.action == "skip" and in_a_row > config.limit:
+        raise UserError(f"{what}; it is bad step {in_a_row} in a row, more than guard.limit {config.limit}")
+    return config.action == "rollback"

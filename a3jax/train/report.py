@@ -15,10 +15,9 @@ from jax.sharding import Mesh
 from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.own import OwnBatches
 from a3jax.data.pipeline import Batches
-from a3jax.errors import UserError
 from a3jax.likelihood.held_out import Bound, Nll
 from a3jax.progress import Progress
-from a3jax.train import flops, routers
+from a3jax.train import flops, guard, routers
 from a3jax.train.callbacks import Callback
 from a3jax.train.counts import Counts
 from a3jax.train.goodput import USEFUL, Goodput
@@ -155,7 +154,11 @@ class Report:
             self.goodput.save()
         share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
         self._bar.advance(note=f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
-        self._judge(step, loss, norm, bool(bad))
+        if bad:
+            self._bad += 1
+            self.roll_back = guard.asks_for_checkpoint(self._config.guard, step, loss, norm, self._bad)
+        else:
+            self.loss, self._bad = loss, 0
 
     def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
         """Run and report an evaluation. Returns the NLL by order."""
@@ -213,22 +216,3 @@ class Report:
             self.goodput.spent_of(USEFUL, "input", self._waited)
         else:
             self.goodput.spent(cause)
-
-    def _judge(self, step: int, loss: float, norm: float, bad: bool) -> None:
-        """What a step that was read means for the run. Raises `UserError` if that is its end."""
-        guard = self._config.guard
-        if not bad:
-            self.loss, self._bad = loss, 0
-            return
-        self._bad += 1
-        jump = math.isfinite(loss) and math.isfinite(norm)
-        what = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}"
-        what += f", more than {guard.spike} above the mean of those before it" if jump else ""
-        if guard.action == "stop":
-            raise UserError(
-                f"{what}; the run stopped before saving it. Lower optimizer.peak-lr, or give --guard.action skip or "
-                f"rollback, and run again: it goes on from the last checkpoint"
-            )
-        self.roll_back = guard.action == "rollback"
-        if guard.action == "skip" and self._bad > guard.limit:
-            raise UserError(f"{what}; it is bad step {self._bad} in a row, more than guard.limit {guard.limit}")

@@ -11,7 +11,7 @@ from a3jax.decode import dynamic, groups, joining
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Open, Template, parse
 from a3jax.generate.filling import Tokens
-from a3jax.generate.joining import Together
+from a3jax.generate.together import Together
 
 WORDS = "the quick brown fox jumps over a lazy dog, twice; and so on, until nobody listens any more to what it says"
 

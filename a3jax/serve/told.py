@@ -10,7 +10,7 @@ from a3jax.devices.agreement import from_runtime
 from a3jax.devices.board import telling
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import is_alone
-from a3jax.generate.joining import Together
+from a3jax.generate.together import Together
 from a3jax.weights.loading import Model
 
 
