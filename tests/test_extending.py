@@ -1,5 +1,6 @@
 """What docs/extending.md shows is what it takes: its diffs are applied to a copy of the package, and do what they say."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ def test_the_diffs_of_the_page_do_what_it_says(tmp_path):
     shutil.copytree(ROOT / "a3jax", tmp_path / "a3jax", ignore=shutil.ignore_patterns("__pycache__"))
     for diff in diffs:
         subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
-    done = subprocess.run([sys.executable, "-c", TRY], cwd=tmp_path, capture_output=True, text=True)
+    helpers = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, "-c", TRY], cwd=tmp_path, env=helpers, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"right"' in done.stdout.splitlines()[-1]

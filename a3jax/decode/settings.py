@@ -7,6 +7,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from a3jax.curriculum.stage import Prefill, parse_order
@@ -14,8 +15,12 @@ from a3jax.errors import UserError
 
 Certainty = Literal["confidence", "entropy", "margin", "random"]
 Drafter = Literal["both", "text"]
-
-
+_TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (lambda x: isinstance(x, Integral) and not isinstance(x, bool), "a whole number"),
+    bool: (lambda x: isinstance(x, bool), "True or False"),
+    str: (lambda x: isinstance(x, str), "a text"),
+}
+"""What options of these types are checked for; others have a check of their own."""
 LARGEST = 2**31 - 1
 """Of what no option bounds: as many tokens as there are."""
 LATER = ("drafter",)
@@ -127,7 +132,7 @@ class DecodingOptions:
     """The last blank stands at the end of the text and may end early, with the model's end token or a stop string. Blanks of
     unknown length, [[..N]], always may."""
     stop: tuple[str, ...] = ()
-    """Strings before which a blank that may end is cut."""
+    """Strings before which blanks that may end are cut."""
 
     def checked(self, **changes: Any) -> "Decoding":
         """With `changes`, once all is known. Raises `UserError` as `Decoding` does."""
@@ -152,6 +157,10 @@ class Decoding(DecodingOptions):
         self._check_choices()
 
     def _check_values(self) -> None:
+        for field in dataclasses.fields(self):
+            value, (is_one, wanted) = getattr(self, field.name), _TYPES.get(field.type, (lambda _: True, ""))
+            if not is_one(value):
+                raise UserError(f"{field.name.replace('_', '-')} is {value!r}; it must be {wanted}")
         checks: dict[str, tuple[Callable[[Any], bool], str]] = {
             "seed": (lambda x: 0 <= x < 2**32, f"at least 0 and below {2**32}"),
             "temperature": (lambda x: 0 <= x < float("inf"), "0 (the most probable token) or more, and finite"),
@@ -199,8 +208,6 @@ class Decoding(DecodingOptions):
             raise UserError(f"commit is {self.commit}; it must be at most the window of {self.window} places")
         if "threshold" in own and self.certainty == "random" and self.threshold:
             raise UserError("certainty random has no threshold; set threshold to 0")
-        if self.stop and not self.ends:
-            raise UserError("stop strings are for text that is continued; here every blank has a length")
         if self.revise and self.ends:
             raise UserError("revise is for blanks with text behind them; text that is continued is not revised")
 
@@ -224,6 +231,11 @@ class Decoding(DecodingOptions):
     def is_ar(self) -> bool:
         """Whether tokens come one by one from left to right."""
         return self.mode in ("ar", "groups") and self.order in ("ar", "in_order_1")
+
+    @property
+    def is_left_to_right(self) -> bool:
+        """Whether what is written is as if tokens came so, though several may come at once."""
+        return self.is_ar or (self.mode == "speculative" and self.order in ("ar", "in_order_1"))
 
     @property
     def reads_in_order(self) -> bool:

@@ -61,6 +61,10 @@ class Template:
             raise UserError(
                 f"a template of {len(self.sizes)} blanks has {len(self.pieces)} pieces; give one more than blanks"
             )
+        if not self.sizes:
+            raise UserError("a template has no blank; give one")
+        whole = tuple(int(size) if isinstance(size, Integral) and not isinstance(size, bool) else size for size in self.sizes)
+        object.__setattr__(self, "sizes", whole)
         for size in self.sizes:
             least, most = size if isinstance(size, Range) else (1, size.most) if isinstance(size, Open) else (size, size)
             if not (isinstance(least, Integral) and isinstance(most, Integral) and 1 <= least <= most):

@@ -157,28 +157,40 @@ def _end_tokens(model: Model) -> list[int]:
     return sorted({*own, *model.config.end_tokens})
 
 
-def check_ends(template: Template, decoding: Decoding) -> None:
+def ends_blanks(model: Model, decoding: Decoding) -> bool:
+    """Whether blanks of unknown length are filled up to their ends; of other models every size is tried."""
+    return model.record.blanks_end or decoding.mode == "fim"
+
+
+def check_ends(model: Model, template: Template, decoding: Decoding) -> None:
     """Raise `UserError` where a blank cannot end as it is to, or is to be filled in an order in which it has no end."""
     open_ = any(isinstance(size, Open) for size in template.sizes)
-    if decoding.ends and template.pieces[-1] and not open_:
+    continued = decoding.ends and not isinstance(template.sizes[-1], Open)  # which may end in any case
+    if continued and template.pieces[-1]:
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
-    if decoding.mode == "fim" and decoding.ends and not open_:
+    if continued and decoding.mode == "fim":
         raise UserError("mode fim is for blanks with text behind them; text that is continued takes mode ar")
+    if continued and isinstance(template.sizes[-1], Range):
+        raise UserError("a text that may end has no sizes to choose; give the largest alone")
+    check_stop(decoding, open_)
     if open_ and not decoding.fills_to_ends:
         what = f"mode {decoding.mode}" if decoding.mode not in ("ar", "groups") else f"order {decoding.order}"
         raise UserError(
             f"{what} does not fill from left to right, as a blank without a size must be; give it one, or order ar"
         )
-
-
-def closed(model: Model, template: Template, decoding: Decoding) -> Template:
-    """The template with all sizes to choose from where the model does not know the ends of blanks.
-
-    Raises `UserError` for stop strings, which such blanks do not heed.
-    """
-    if model.record.blanks_end or decoding.mode == "fim" or not any(isinstance(size, Open) for size in template.sizes):
-        return template
-    if decoding.stop:
+    if open_ and ends_blanks(model, decoding) and decoding.revise:
+        raise UserError("revise is for blanks with a size, which [[..N]] finds while it is filled; give one, such as [[8]]")
+    if open_ and not ends_blanks(model, decoding) and decoding.stop:
         raise UserError("stop is for blanks that end, which this model was not trained on (docs/blanks.md); leave it out")
+
+
+def check_stop(decoding: Decoding, has_open_blanks: bool) -> None:
+    """Raise `UserError` for stop strings where no blank may end."""
+    if decoding.stop and not (decoding.ends or has_open_blanks):
+        raise UserError("stop strings are for text that is continued; here every blank has a length")
+
+
+def closed(template: Template) -> Template:
+    """The template with all sizes to choose from in place of unknown ones."""
     sizes = (Range(1, size.most) if isinstance(size, Open) else size for size in template.sizes)
     return dataclasses.replace(template, sizes=tuple(sizes))

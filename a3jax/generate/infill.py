@@ -21,10 +21,11 @@ from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Document, Open, Part, Template, parse
 from a3jax.errors import UserError, check_list
 from a3jax.files.strict import nearest
-from a3jax.generate.filling import Filling, Observe, check_ends, closed, document_of
+from a3jax.generate.filling import Filling, Observe, check_ends, closed, document_of, ends_blanks
 from a3jax.generate.lengths import with_lengths
 from a3jax.generate.objective import check_mode
 from a3jax.generate.one_by_one import Filled, blanks_filled, side_by_side
+from a3jax.generate.reading import check_text
 from a3jax.generate.revision import revised
 from a3jax.likelihood.restriction import Allowed
 from a3jax.weights.loading import Model
@@ -130,6 +131,8 @@ def infill_batch(
     for template in templates:
         if not isinstance(template, str | Template):
             raise UserError(f"a template is {template!r}; it must be a text, or a Template")
+        for piece in (template,) if isinstance(template, str) else template.pieces:
+            check_text("template", piece)
     decodings = _each(decoding, len(templates), changes)
     parsed = [parse(template) if isinstance(template, str) else template for template in templates]
     sized = [_sized(model, *one) for one in zip(parsed, decodings)]
@@ -161,11 +164,12 @@ def _sized(model: Model, template: Template, decoding: Decoding) -> tuple[Docume
     check_mode(model, decoding)
     if decoding.mode == "block_diffusion" and not decoding.block:
         decoding = dataclasses.replace(decoding, block=model.record.mask_block or 0)
-    check_ends(template, decoding)
-    ending = closed(model, template, decoding)
-    if ending is not template:
-        decoding = dataclasses.replace(decoding, ends=False)
-    sized = with_lengths(model, ending, decoding)
+    check_ends(model, template, decoding)
+    if not ends_blanks(model, decoding):
+        if isinstance(template.sizes[-1], Open):
+            decoding = dataclasses.replace(decoding, ends=False)
+        template = closed(template)
+    sized = with_lengths(model, template, decoding)
     open_blanks = frozenset(i for i, size in enumerate(sized.sizes) if isinstance(size, Open))
     return document_of(model, sized, decoding.heal), decoding, open_blanks
 
@@ -192,6 +196,8 @@ def _each(decoding: Decoding | Sequence[Decoding] | None, count: int, changes: d
 
 
 def _changed(decoding: Decoding, changes: Mapping[str, Any]) -> Decoding:
+    if not isinstance(decoding, Decoding):
+        raise UserError(f"a decoding is {decoding!r}; it must be an a3jax.Decoding")
     known = [field.name for field in dataclasses.fields(Decoding)]
     for name in changes:
         if name not in known:

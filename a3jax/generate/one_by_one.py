@@ -82,7 +82,7 @@ def _one_by_one(model: Model, document: Document, decoding: Decoding, open_blank
 
 def _of_blank(decoding: Decoding, document: Document, open_blanks: frozenset[int], number: int) -> Decoding:
     """How blank `number` is filled: an open one may end, and so may the last where the text is one that may."""
-    continued = decoding.ends and not open_blanks and number == len(document.blanks) - 1
+    continued = decoding.ends and number == len(document.blanks) - 1
     if number in open_blanks or continued:
         return dataclasses.replace(decoding, ends=True)
     return dataclasses.replace(decoding, ends=False, stop=())

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from a3jax.decode.settings import Decoding, DecodingOptions
-from a3jax.decode.template import Open, Range, Size, Template, lay_out, parse
+from a3jax.decode.template import Open, Size, Template, lay_out, parse
 from a3jax.errors import UserError
 from a3jax.generate.chat import ANSWER, asked
-from a3jax.generate.filling import Observe, Tokens, check_ends, document_of
+from a3jax.generate.filling import Observe, Tokens, check_ends, check_stop, document_of
 from a3jax.generate.infill import Infilled, infill_batch
 from a3jax.generate.reading import check_text
 from a3jax.weights.loading import Model
@@ -86,13 +86,15 @@ class Wanted:
         return parse(self.text or "")
 
     def decoding(self, choices: DecodingOptions, **changes: Any) -> Decoding:
-        """How to fill it: a prompt or a chat is for a text that may end, and so is a blank of unknown length."""
+        """How to fill it: a prompt or a chat is for a text that may end."""
         if self.text is not None and self.rewrite is None:
             sizes = self._parsed.sizes
         else:
             sizes = () if self._words is None else (_size(self._words),)
-        ends = self.prompt is not None or self.messages is not None or any(isinstance(size, Open) for size in sizes)
-        return choices.checked(ends=choices.ends or ends, **changes)
+        ends = self.prompt is not None or self.messages is not None
+        decoding = choices.checked(ends=choices.ends or ends, **changes)
+        check_stop(decoding, any(isinstance(size, Open) for size in sizes))
+        return decoding
 
     @property
     def _words(self) -> int | str | None:
@@ -114,9 +116,7 @@ def request(model: Model, wanted: Wanted, decoding: Decoding) -> Request:
     """The request for what is `wanted`. Raises `UserError` where it cannot be answered."""
     template = wanted.template(model, decoding.heal)
     length = len(document_of(model, template, decoding.heal).tokens)
-    check_ends(template, decoding)
-    if decoding.ends and any(isinstance(size, Range) for size in template.sizes):
-        raise UserError("a text that may end has no sizes to choose; give the largest alone")
+    check_ends(model, template, decoding)
     return Request(template, decoding, length)
 
 

@@ -74,13 +74,15 @@ def infill_choice(filled: Infilled, index: int, with_scores: bool) -> Json:
     return {"text": filled.text, "index": index, "blanks": blanks, "finish_reason": filled.finished}
 
 
-def usage(filled: list[Infilled], samples: int) -> Json:
-    """Tokens given, those of a prompt once for all its samples, and tokens filled in.
+def counts(filled: Infilled) -> tuple[int, int]:
+    """Tokens given and tokens filled in. One that was given back to a blank is given, and so is what took its place."""
+    back = len(filled.allowed)
+    return sum(filled.given) + back, sum(len(blank.tokens) for blank in filled.blanks) - back
 
-    One that was given back to a blank is given, and so is what took its place.
-    """
-    prompt = sum(sum(one.given) + len(one.allowed) for one in filled[::samples])
-    completion = sum(sum(len(blank.tokens) for blank in one.blanks) - len(one.allowed) for one in filled)
+
+def usage(filled: list[Infilled], samples: int) -> Json:
+    """Tokens given, those of a prompt once for all its samples, and tokens filled in."""
+    prompt, completion = sum(counts(one)[0] for one in filled[::samples]), sum(counts(one)[1] for one in filled)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

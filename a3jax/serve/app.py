@@ -132,8 +132,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.reader, self._understood, kind, body)
 
     def _understood(self, kind: type[R], body: bytes) -> tuple[R, list[Text]]:
-        blanks_end = self.model.record.blanks_end
-        request = read_request(kind, body, blanks_end)
+        request = read_request(kind, body)
         self._check_name(request.model or self.name)
         texts = request.texts(self.batcher.limits, self.model)
         for text in texts[:: request.n]:
@@ -173,7 +172,12 @@ class Service:
         """Of a completion's tokens. Those of a prompt, and what else was likely, are known of text from left to right."""
         codec = self.model.codec
         scores = await asyncio.to_thread(answers.logprobs, codec, filled, echo)
-        if not (request.logprobs or echo) or filled.pieces[-1][0] or not self.batcher.can_score or not request.decoding.is_ar:
+        if (
+            not (request.logprobs or echo)
+            or filled.pieces[-1][0]
+            or not self.batcher.can_score
+            or not request.decoding.is_left_to_right
+        ):
             return scores
         stop = filled.places[1].stop
         asked = self.batcher.score(filled.tokens[:stop], max(1, request.logprobs or 0), filled.allowed)
@@ -253,10 +257,12 @@ class Service:
                 if tokens is None:
                     filled, left = answers.cut(results[i].result(), request.stops), left - 1
                     text, finished = answers.completed(filled, bool(echoed[i])), filled.finished
-                    counts = sum(filled.given), sum(len(blank.tokens) for blank in filled.blanks)
+                    counts = answers.counts(filled)
                 else:
                     text = answers.begun(self.model.codec, self.fillable_V, tokens, request.stops, echoed[i])
-                    counts, finished = (int((tokens.passes == 0).sum()), int((tokens.passes > 0).sum())), None
+                    back = bool(tokens.lead)  # a token that was given back is given
+                    given, written = int((tokens.passes == 0).sum()), int((tokens.passes > 0).sum())
+                    counts, finished = (given + back, max(0, written - back)), None
                 if finished or len(text) > sent[i]:
                     yield Piece(i, text[sent[i] :], finished, counts)
                     sent[i] = max(sent[i], len(text))

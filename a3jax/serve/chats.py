@@ -44,7 +44,8 @@ class ChatCompletion(Growing):
             raise Refused(str(error), "messages") from None
         return [Template(shortest.pieces, (most or min(ANSWER, room),), whole=True)]
 
-    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
+    @property
+    def continues(self) -> bool:  # noqa: D102
         return True
 
 

@@ -29,8 +29,6 @@ class Growing(Request):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
-    cuts: ClassVar = True
-
     def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:  # noqa: D102
         if self.stream:
             family, _ = parse_order(self.decoding.order)
@@ -68,7 +66,8 @@ class Completion(Growing):
             raise Refused(
                 f"max_tokens is {self.max_tokens}; it must be at least 1, or 0 with echo and no suffix", "max_tokens"
             )
-        size = Open(self.max_tokens) if self.suffix and self.decoding.ends else self.max_tokens
+        ends = model is not None and model.record.blanks_end and self.decoding.fills_to_ends
+        size = Open(self.max_tokens) if self.suffix and ends else self.max_tokens
         return [Template((prompt, self.suffix), (size,)) for prompt in prompts]
 
     def prompts(self, model: Model | None) -> list[str]:
@@ -80,8 +79,9 @@ class Completion(Growing):
         several = [self.prompt] if type(self.prompt[0]) is int else self.prompt
         return [_prompt(one, f"prompt[{i}]", model) for i, one in enumerate(several)]
 
-    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
-        return blanks_end or not self.suffix
+    @property
+    def continues(self) -> bool:  # noqa: D102
+        return not self.suffix
 
 
 def _prompt(prompt: Any, name: str, model: Model | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Open, Range, Template
+from a3jax.generate.filling import ends_blanks
 from a3jax.serve.completions import Growing
 from a3jax.serve.limits import Limits
 from a3jax.serve.requests import Refused, Text
@@ -55,12 +56,13 @@ class AtCursor(Growing):
         before, behind, _ = self.around(model)
         if not behind:
             return [Template((before, ""), (self.most,))]
-        if self.decoding.ends:
+        if model is not None and self.decoding.fills_to_ends and ends_blanks(model, self.decoding):
             return [Template((before, behind), (Open(self.most),))]
         return [Template((before, behind), (Range(1, min(self.most, SEARCHED)),))]
 
-    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
-        return blanks_end or not self.has_text_behind
+    @property
+    def continues(self) -> bool:  # noqa: D102
+        return not self.has_text_behind
 
     @property
     def has_text_behind(self) -> bool:
@@ -72,7 +74,7 @@ class AtCursor(Growing):
             raise Refused("logprobs are not given here; leave them out, or ask /v1/completions", "logprobs")
         request, how = self, self.decoding
         if model is not None and model.record.objective == "fim" and self.has_text_behind and how.fills_to_ends:
-            how = dataclasses.replace(how, mode="fim", order=Decoding.order, ends=True, stop=self.stops)
+            how = dataclasses.replace(how, mode="fim", order=Decoding.order)
             request = dataclasses.replace(self, decoding=how)
         return super(AtCursor, request).texts(limits, model)
 

@@ -70,8 +70,6 @@ class Request:
     """The field that says how many tokens to fill in."""
     temperature: ClassVar = 1.0
     """Where the request has none."""
-    cuts: ClassVar = False
-    """Whether stop strings cut blanks that the model does not end."""
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Fields of other services that change nothing here."""
     renamed: ClassVar[dict[str, str]] = {}
@@ -86,8 +84,9 @@ class Request:
         """The stop strings."""
         return _listed(self.stop)
 
-    def may_end(self, blanks_end: bool) -> bool:
-        """Whether texts may end before their blank is full, where the model knows the ends of blanks, or does not."""
+    @property
+    def continues(self) -> bool:
+        """Whether texts end with their blank, and may do so before it is full."""
         return False
 
     def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:
@@ -115,7 +114,13 @@ class Request:
             raise Refused(f"{name} predicts {rows} tokens at once; at most {limits.max_tokens_per_pass} may be", name)
         each = [template for template in templates for _ in range(self.n)]
         seed = self.decoding.seed
-        return [Text(one, _decoding({"seed": seed + i}, self.decoding)) for i, one in enumerate(each)]
+        return [
+            Text(one, _decoding({"seed": seed + i, "stop": self._stops(one)}, self.decoding)) for i, one in enumerate(each)
+        ]
+
+    def _stops(self, template: Template) -> tuple[str, ...]:
+        """The stop strings up to which a text is filled: none where no blank of it may end."""
+        return self.stops if self.decoding.ends or _has_open(template) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,27 +131,24 @@ class Infill(Request):
     sizes: ClassVar = "text"
     text: str | tuple[str, ...]
 
-    def may_end(self, blanks_end: bool) -> bool:  # noqa: D102
-        return any(isinstance(size, Open) for template in self.templates(None) for size in template.sizes)
-
     def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
         texts = _listed(self.text)
         if not texts:
             raise Refused("text is an empty list; give at least one text", "text")
         try:
-            return [parse(text) for text in texts]
+            found = [parse(text) for text in texts]
         except UserError as error:
             raise Refused(str(error), "text") from None
+        if self.stops and not any(map(_has_open, found)):
+            raise Refused("stop strings are for text that is continued; here every blank has a length", "stop")
+        return found
 
 
 R = TypeVar("R", bound=Request)
 
 
-def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
-    """The request that a body holds, of a model that knows the ends of blanks or does not.
-
-    Raises `Refused`, with the field at fault where there is one.
-    """
+def read_request(kind: type[R], body: bytes) -> R:
+    """The request that a body holds. Raises `Refused`, with the field at fault where there is one."""
     given = {name: value for name, value in _object(body).items() if value is not None and name not in kind.ignored}
     for name, (nothing, instead) in WITHOUT_EFFECT.items():
         if given.pop(name, nothing) != nothing:
@@ -170,12 +172,9 @@ def read_request(kind: type[R], body: bytes, blanks_end: bool = False) -> R:
     stops = request.stops
     if len(stops) > STOPS:
         raise Refused(f"stop holds {len(stops)} strings; at most {STOPS} are allowed", "stop")
-    in_order = _decoding({name: decoding[name] for name in ("mode", "order") if name in decoding}).fills_to_ends
-    ends = request.may_end(blanks_end and in_order)
     if not all(stops):
         raise Refused("stop holds an empty string; give strings of at least one character", "stop")
-    stops = () if request.cuts and not ends else stops  # they cut what is filled
-    plain = {"temperature": kind.temperature, "seed": secrets.randbelow(2**31), "ends": ends, "stop": stops}
+    plain = {"temperature": kind.temperature, "seed": secrets.randbelow(2**31), "ends": request.continues}
     return dataclasses.replace(request, decoding=_decoding({**plain, **decoding}))
 
 
@@ -190,10 +189,11 @@ def check(model: Model, text: Text, given: str, sizes: str) -> None:
     except UserError as error:
         raise Refused(str(error), sizes if _fits_if_small(model, template) else given) from None
     try:
-        check_ends(template, decoding)
+        check_ends(model, template, decoding)
         check_mode(model, decoding)
     except UserError as error:
-        raise Refused(str(error), "mode") from None
+        first = str(error).split()[0]
+        raise Refused(str(error), first if first in ("stop", "revise") else "mode") from None
 
 
 def _fits_if_small(model: Model, template: Template) -> bool:
@@ -230,6 +230,10 @@ def _decoding(fields: dict[str, Any], base: Decoding | None = None) -> Decoding:
 
 def _listed(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _has_open(template: Template) -> bool:
+    return any(isinstance(size, Open) for size in template.sizes)
 
 
 def _most(size: Size) -> int:

@@ -305,6 +305,10 @@ def test_contradictions(model):
         (("drafter", "model"), ("mode", "speculative")): "drafter 'model' is unknown; choose both, text",
         (("threshold", 1.5), ("mode", "dynamic")): "threshold is 1.5; it must be from 0 to 1",
         (("ends", True), ("stop", ("",))): "stop is",
+        (("mode", "speculative"), ("drafts", 2.5)): "drafts is 2.5; it must be a whole number",
+        (("seed", True),): "seed is True; it must be a whole number",
+        (("heal", "no"),): "heal is 'no'; it must be True or False",
+        (("order", None),): "order is None; it must be a text",
     }.items():
         with pytest.raises(UserError, match=complaint):
             a3jax.infill(model, TEMPLATE, **dict(options))
@@ -357,3 +361,13 @@ def test_a_model_is_one_line_and_a_filled_text_shows_itself_in_a_notebook(model,
     page = filled._repr_html_()
     assert "&lt;b&gt; <mark" in page
     assert page.endswith("</mark> &amp; c</pre>")
+
+
+def test_templates_that_are_none(model):
+    assert len(a3jax.infill(model, a3jax.Template(("x", ""), (np.int64(3),)), heal=False).blanks[0].tokens) == 3
+    with pytest.raises(UserError, match="has no blank"):
+        a3jax.Template(("x",), ())
+    with pytest.raises(UserError, match="lone surrogate"):
+        a3jax.infill(model, "\ud800 [[2]]")
+    with pytest.raises(UserError, match=r"must be an a3jax\.Decoding"):
+        a3jax.infill(model, "a [[2]]", {"mode": "ar"})

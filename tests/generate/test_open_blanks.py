@@ -122,12 +122,38 @@ def test_a_model_that_fills_in_the_middle_ends_a_blank_behind_the_text_around_it
         a3jax.complete(likelier, ["ab"], mode="fim")
 
 
+def test_the_last_blank_has_a_size_and_may_end_beside_one_that_has_none(model):
+    likelier, ended = _likelier(model, 2), 0
+    for text in ("ab[[..5]]cd[[9]]", "a[[3]]b[[..2]]c[[9]]"):
+        filled = a3jax.infill(likelier, text, ends=True, heal=False)
+        place = filled.places[-2]
+        tokens, _ = greedy_by_the_book(likelier, filled.tokens[: place.start], [], 9)
+        assert list(filled.blanks[-1].tokens) == tokens
+        whole = a3jax.infill(likelier, text, heal=False)
+        assert (whole.tokens[: place.start], len(whole.blanks[-1].tokens)) == (filled.tokens[: place.start], 9)
+        ended += len(tokens) < 9
+    assert ended
+    with pytest.raises(UserError, match="text stands behind the last blank"):
+        a3jax.infill(likelier, "ab[[..5]]cd[[9]]e", ends=True)
+
+
+def test_sizes_to_choose_stand_beside_a_blank_without_one(model):
+    for one in (model, dataclasses.replace(model, record=dataclasses.replace(model.record, blanks_end=False))):
+        filled = a3jax.infill(one, "ab[[2-3]]cd[[..4]]ef", heal=False)
+        assert len(filled.blanks[0].tokens) in (2, 3)
+    with pytest.raises(UserError, match="has no sizes to choose"):
+        a3jax.infill(model, "ab[[..4]]cd[[2-3]]", ends=True)
+    with pytest.raises(UserError, match="revise is for blanks with a size"):
+        a3jax.infill(model, "ab[[..4]]cd", revise=2)
+
+
 def test_a_stop_string_ends_a_blank_and_is_no_part_of_it(model):
     text = a3jax.infill(model, "ab[[..8]]cd").blanks[0].text
     assert len(text) > 3
     stop = text[2:4]
-    filled = a3jax.infill(model, "ab[[..8]]cd", ends=True, stop=(stop,))
-    assert filled.blanks[0].text == text[: text.index(stop)]
+    for more in ({}, {"ends": True}):
+        filled = a3jax.infill(model, "ab[[..8]]cd", stop=(stop,), **more)
+        assert filled.blanks[0].text == text[: text.index(stop)]
     assert filled.text == f"ab{filled.blanks[0].text}cd"
     assert filled.finished == "stop"
 

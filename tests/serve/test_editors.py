@@ -42,8 +42,7 @@ CONTINUE = {"prompt": "def f(", "suffix": "): ...", "max_tokens": 6, "temperatur
 
 def asked(kind, fields, model=None, **record):
     model = model and dataclasses.replace(model, record=dataclasses.replace(model.record, **record))
-    blanks_end = bool(model) and model.record.blanks_end
-    (text,) = read_request(kind, json.dumps(fields).encode(), blanks_end).texts(Limits(), model)
+    (text,) = read_request(kind, json.dumps(fields).encode()).texts(Limits(), model)
     return text.template.sizes[0], dataclasses.replace(text.decoding, seed=0)
 
 
@@ -54,13 +53,13 @@ def test_an_answer_ends_as_the_model_knows(model):
         fields.pop("top_k", None)
         assert asked(kind, fields, model) == (Range(1, most), Decoding())
         assert asked(kind, fields | {"heal": False}, model) == (Range(1, most), Decoding(heal=False))
-        ends = Decoding(ends=True, stop=("q",))
-        assert asked(kind, fields, model, blanks_end=True) == (Open(most), ends)
+        up_to = Decoding(stop=("q",))
+        assert asked(kind, fields, model, blanks_end=True) == (Open(most), up_to)
         fim = {"objective": "fim", "fim_tokens": (1, 2, 3)}
-        assert asked(kind, fields, model, **fim) == (Open(most), dataclasses.replace(ends, mode="fim"))
+        assert asked(kind, fields, model, **fim) == (Open(most), dataclasses.replace(up_to, mode="fim"))
         alone = {name: value for name, value in fields.items() if "suffix" not in name}
         for record in ({}, {"blanks_end": True}, fim):
-            assert asked(kind, alone, model, **record) == (most, ends)
+            assert asked(kind, alone, model, **record) == (most, dataclasses.replace(up_to, ends=True))
 
 
 @pytest.mark.parametrize(

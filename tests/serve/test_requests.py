@@ -137,6 +137,25 @@ def test_refused_infills(fields, param, message):
     assert message in str(refused)
 
 
+def test_each_text_of_a_request_is_filled_as_it_is_alone(model):
+    """Whether a blank may end, and where, follows from the text that it stands in, not from those beside it."""
+    knows = dataclasses.replace(model, record=dataclasses.replace(model.record, blanks_end=True))
+    fields = {"text": ["a [[4]] b", "c [[..4]] d", "e [[5]]"], "stop": ["x"], "seed": 0}
+    texts = read_request(Infill, json.dumps(fields).encode()).texts(LIMITS, knows)
+    assert [text.decoding.stop for text in texts] == [(), ("x",), ()]
+    assert not any(text.decoding.ends for text in texts)
+    for text in texts:
+        check(knows, text, "text", "text")
+    with pytest.raises(Refused, match="this model was not trained on") as caught:
+        check(model, texts[1], "text", "text")
+    assert caught.value.param == "stop"
+    (revised,) = read_request(Infill, b'{"text": "a [[..4]] b", "revise": 2}').texts(LIMITS, knows)
+    with pytest.raises(Refused, match="revise is for blanks with a size") as caught:
+        check(knows, revised, "text", "text")
+    assert caught.value.param == "revise"
+    check(model, revised, "text", "text")
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"3", b"{", b"\xff\xfe\xfa", b'{"prompt": "\xff"}', b"[" * 200_000, b"1" * 9000]
 )
