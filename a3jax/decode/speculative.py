@@ -29,6 +29,7 @@ from a3jax.decode.cached import PassKind, Plan, State, at, place_keys, predict, 
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding, Drafter
+from a3jax.model.cache import Cache
 
 
 class Drafts(NamedTuple):
@@ -45,62 +46,90 @@ def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
     return Drafts(jnp.zeros((batch, ahead), jnp.int32), jnp.zeros((batch, ahead, vocab)), jnp.zeros(batch, jnp.int32))
 
 
+class _Scores(NamedTuple):
+    """What a pass says of the drafts that it read, and of what comes behind each beginning of them."""
+
+    logits_BxJxV: Array
+    """True ones of the next token, behind the first j = 0..k drafts."""
+    further_BxJxIxV: Array
+    """Of each of the tokens after that one; I is k, or 0 where the text alone drafts."""
+    cache: Cache
+
+
 @functools.partial(jax.jit, static_argnames=("kind", "drafter"), donate_argnames=("state", "drafts"))
 def decode_drafted(
     params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: PassKind, drafter: Drafter
 ) -> tuple[State, Drafts]:
     """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next."""
-    batch, ahead = drafts.token_BxK.shape
-    row = jnp.arange(batch)[:, None]
-    length_Bx1, decided_Bx1 = plan.length_B[:, None], state.decided_B[:, None]
-    count_Bx1 = jnp.clip(length_Bx1 - decided_Bx1, 0, drafts.proposed_B[:, None])
-    drafted_BxK = jnp.arange(ahead) < count_Bx1
+    ahead = drafts.token_BxK.shape[1]
+    index_J, decided_Bx1 = jnp.arange(ahead + 1), state.decided_B[:, None]
+    place_BxJ = at(state.place_BxL, decided_Bx1 + index_J)
+    count_B = jnp.clip(plan.length_B - state.decided_B, 0, drafts.proposed_B)
+    drafted_BxK = index_J[:-1] < count_B[:, None]
+    scores = _scored(params, state, drafts, plan, number_B, count_B, place_BxJ, kind, ahead if drafter == "both" else 0)
 
-    # J scorings, after j = 0..k drafts, of the next token; and behind them for each, of k tokens further on.
-    further = ahead if drafter == "both" else 0
-    j_J, (j_R, i_R) = jnp.arange(ahead + 1), jnp.divmod(jnp.arange((ahead + 1) * further), max(1, further))
-    j_R, i_R = jnp.concatenate([j_J, j_R]), jnp.concatenate([jnp.zeros_like(j_J), 1 + i_R])
-    slot_BxR = decided_Bx1 + j_R + i_R
-    live_BxR = (slot_BxR < length_Bx1) & (j_R <= count_Bx1)
-    place_BxJ = at(state.place_BxL, decided_Bx1 + jnp.arange(ahead + 1))
-    supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros((batch, ahead)), number_B)
-    until_B = state.decided_B + count_Bx1[:, 0]
-    end_BxR = jnp.where(live_BxR, decided_Bx1 + j_R, 0)
-    logits, cache = predict(params, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
-    vocab = logits.shape[-1]
-    logits_BxJxV, further_BxJxIxV = logits[:, : ahead + 1], logits[:, ahead + 1 :].reshape(batch, ahead + 1, further, vocab)
-
-    seen_BxJxV = _seen_with_drafts(state, drafts.token_BxK, drafted_BxK, vocab)
-    true_BxJxV = choices(logits_BxJxV, plan.sampling, plan.allowed_BxV, seen_BxJxV)
+    seen_BxJxV = _seen_with_drafts(state, drafts.token_BxK, drafted_BxK, scores.logits_BxJxV.shape[-1])
+    true_BxJxV = choices(scores.logits_BxJxV, plan.sampling, plan.allowed_BxV, seen_BxJxV)
     stand_B = _standing(drafts, true_BxJxV, drafted_BxK, place_keys(plan.keys_B, place_BxJ[:, :-1], "accept"))
-    stand_Bx1 = stand_B[:, None]
+    token_BxJ = _with_one_more(drafts, true_BxJxV, stand_B, stand_B < count_B, place_BxJ, plan)
+    new_BxJ = (index_J <= stand_B[:, None]) & (decided_Bx1 + index_J < plan.length_B[:, None])
+    log_prob_BxJ = log_prob(scores.logits_BxJxV, token_BxJ)
+    read_B = jnp.minimum(state.decided_B + stand_B, plan.length_B)
+    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob_BxJ, number_B)
+    state = state._replace(cache=scores.cache, read_B=read_B, decided_B=state.decided_B + new_BxJ.sum(axis=1))
+    return state, _next_drafts(state, plan, scores.further_BxJxIxV, seen_BxJxV, stand_B, ahead)
 
-    drafted = (stand_B < count_Bx1[:, 0])[:, None]
+
+def _scored(
+    params: nnx.State,
+    state: State,
+    drafts: Drafts,
+    plan: Plan,
+    number_B: Array,
+    count_B: Array,
+    place_BxJ: Array,
+    kind: PassKind,
+    further: int,
+) -> _Scores:
+    """One forward pass that reads the first `count` drafts: first rows (j, 0) for all j, behind them rows (j, 1..further)."""
+    batch, scorings = place_BxJ.shape
+    j_J, (j_R, i_R) = jnp.arange(scorings), jnp.divmod(jnp.arange(scorings * further), max(1, further))
+    j_R, i_R = jnp.concatenate([j_J, j_R]), jnp.concatenate([jnp.zeros_like(j_J), 1 + i_R])
+    slot_BxR = state.decided_B[:, None] + j_R + i_R
+    live_BxR = (slot_BxR < plan.length_B[:, None]) & (j_R <= count_B[:, None])
+    end_BxR = jnp.where(live_BxR, state.decided_B[:, None] + j_R, 0)
+    drafted_BxK = j_J[:-1] < count_B[:, None]
+    supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros(drafted_BxK.shape), number_B)
+    until_B = state.decided_B + count_B
+    logits, cache = predict(params, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
+    further_BxJxIxV = logits[:, scorings:].reshape(batch, scorings, further, logits.shape[-1])
+    return _Scores(logits[:, :scorings], further_BxJxIxV, cache)
+
+
+def _with_one_more(drafts: Drafts, true_BxJxV: Array, stand_B: Array, falls_B: Array, place_BxJ: Array, plan: Plan) -> Array:
+    """The drafts that stand and, behind them, the token that replaces the one that falls or comes after all, B x J."""
+    true_BxV = _row(true_BxJxV, stand_B)
     fallen_BxV = _row(jnp.pad(drafts.choices_BxKxV, ((0, 0), (0, 1), (0, 0))), stand_B)
-    replacing_BxV = jnp.where(drafted, _positive_part(_row(true_BxJxV, stand_B), fallen_BxV), _row(true_BxJxV, stand_B))
-    replace_keys = place_keys(plan.keys_B, at(place_BxJ, stand_Bx1), "replace")
-    replacement_Bx1 = draw(replace_keys, replacing_BxV[:, None], plan.sampling)
+    replacing_BxV = jnp.where(falls_B[:, None], _positive_part(true_BxV, fallen_BxV), true_BxV)
+    keys = place_keys(plan.keys_B, at(place_BxJ, stand_B[:, None]), "replace")
+    one_Bx1 = draw(keys, replacing_BxV[:, None], plan.sampling)
+    stands_BxJ = jnp.arange(place_BxJ.shape[1]) < stand_B[:, None]
+    return jnp.where(stands_BxJ, jnp.pad(drafts.token_BxK, ((0, 0), (0, 1))), one_Bx1)
 
-    index_J = jnp.arange(ahead + 1)
-    token_BxJ = jnp.where(index_J < stand_Bx1, jnp.pad(drafts.token_BxK, ((0, 0), (0, 1))), replacement_Bx1)
-    new_BxJ = (index_J <= stand_Bx1) & (decided_Bx1 + index_J < length_Bx1)
-    state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob(logits_BxJxV, token_BxJ), number_B)
-    state = state._replace(
-        cache=cache,
-        read_B=jnp.minimum(state.decided_B + stand_B, plan.length_B),
-        decided_B=state.decided_B + new_BxJ.sum(axis=1),
-    )
 
-    next_place_BxK = at(state.place_BxL, state.decided_B[:, None] + jnp.arange(ahead))
-    if drafter == "text":
-        token_BxK, found_BxK = looked_up(state, next_place_BxK, jnp.zeros_like(next_place_BxK))
-        return state, Drafts(token_BxK, _certain(token_BxK, vocab), jnp.cumprod(found_BxK, axis=1).sum(axis=1))
-    next_BxKxV = further_BxJxIxV[row[:, 0], stand_B]
+def _next_drafts(state: State, plan: Plan, further_BxJxIxV: Array, seen_BxJxV: Array, stand_B: Array, ahead: int) -> Drafts:
+    """Of the next tokens: from the text where it repeats itself, else as drawn from `further`; without that none."""
+    place_BxK = at(state.place_BxL, state.decided_B[:, None] + jnp.arange(ahead))
+    batch, vocab = len(stand_B), seen_BxJxV.shape[-1]
+    if not further_BxJxIxV.shape[2]:
+        token_BxK, found_BxK = looked_up(state, place_BxK, jnp.zeros_like(place_BxK))
+        return Drafts(token_BxK, _certain(token_BxK, vocab), jnp.cumprod(found_BxK, axis=1).sum(axis=1))
+    next_BxKxV = further_BxJxIxV[jnp.arange(batch), stand_B]
     next_BxKxV = choices(next_BxKxV, plan.sampling, plan.allowed_BxV, _row(seen_BxJxV, stand_B)[:, None])
-    token_BxK = draw(place_keys(plan.keys_B, next_place_BxK), next_BxKxV, plan.sampling)
-    token_BxK, found_BxK = looked_up(state, next_place_BxK, token_BxK)
+    token_BxK = draw(place_keys(plan.keys_B, place_BxK), next_BxKxV, plan.sampling)
+    token_BxK, found_BxK = looked_up(state, place_BxK, token_BxK)
     choices_BxKxV = jnp.where(found_BxK[..., None], _certain(token_BxK, vocab), next_BxKxV)
-    return state, Drafts(token_BxK, choices_BxKxV, jnp.full(batch, ahead, jnp.int32))
+    return Drafts(token_BxK, choices_BxKxV, jnp.full(batch, ahead, jnp.int32))
 
 
 def _certain(token_BxK: Array, vocab: int) -> Array:
