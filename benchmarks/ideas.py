@@ -1,18 +1,20 @@
 """Small changes to the method, each tried against the same run without it (docs/ideas.md).
 
-python benchmarks/ideas.py run                  # after the commands of experiments/duel_base.py
+python benchmarks/ideas.py run                  # after the commands of experiments/duel_base.py, or those of docs/ideas.md
+python benchmarks/ideas.py run 1 'adapters, two-sided seed'       # with another seed, some arms and those without changes
 python benchmarks/ideas.py table
 python benchmarks/ideas.py zero_shot models/smollm2 demo/run    # both rules of content on other models, untrained by them
 
 Every arm adapts the base of the duel with the same windows, the same draws of orders and the same number of steps, at the
 learning rate that is best of `RATES` for the arm without changes. What comes of it is NLL on files of packages that the base
-has not seen, by order. Two of the changes are tried here alone; a place in the trainer is to be earned:
+has not seen, by order. Some of the changes are tried here alone; a place in the trainer is to be earned:
 
 *A free loss.* A content row at t knows x_t and is, if it sees nothing of x_{t+1}, a query for it. Its last layer and its
 logits are computed too, and their loss is added.
 
-*A two-sided seed.* Where x_{t+1} is decided and x_t is predicted, W times the embedding of x_{t+1} is added to what the query
-starts from; W is zero at first. Such a query is not causal, so nothing from left to right changes.
+*Seeds from near by.* A query for x_t starts from x_{t-1} where that is decided. Here what is decided next to it on the right,
+and further on the left where x_{t-1} is not, is added: W times its embedding, a W for each side and distance, zero at first.
+Such a query is not causal, so nothing from left to right changes. The two-sided seed has x_{t+1} alone.
 """
 
 import dataclasses
@@ -68,14 +70,19 @@ class Arm:
     given: float = 0.0
     free: float = 0.0
     """The weight of the free loss."""
-    two_sided: bool = False
+    left: int = 0
+    """Seeds from the left, 2 to 1 + this many tokens away, where x_{t-1} is not decided."""
+    right: int = 0
+    """Seeds from the right, 1 to this many tokens away."""
     optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 CHANGES: dict[str, dict[str, Any]] = {
     "": {},
     ", content up to its slot": {"content": "slot"},
-    ", two-sided seed": {"two_sided": True},
+    ", two-sided seed": {"right": 1},
+    ", seeds from 5 on the left": {"left": 4},
+    ", seeds from 5 on the left and 4 on the right": {"left": 4, "right": 4},
     ", given up to 0.9": {"given": 0.9},
     ", free loss": {"free": 1.0},
     ", Muon": {"optimizer": "muon"},
@@ -97,7 +104,7 @@ class Rows(NamedTuple):
 
 
 def predictions(
-    net: TwoStream, right_DxD: Array, arm: Arm, tokens_BxL: Array, segment_BxL: Array, order: Order
+    net: TwoStream, near_PxDxD: Array, arm: Arm, tokens_BxL: Array, segment_BxL: Array, order: Order
 ) -> tuple[Rows, Rows | None]:
     """Those of queries, and of content rows where there is a free loss; in slot order."""
     (length,) = tokens_BxL.shape[1:]
@@ -109,9 +116,8 @@ def predictions(
     follows_BxL = (next_BxL > order.token_index) & (gather(segment_BxL, next_BxL) == gather(segment_BxL, order.token_index))
     next_slot_BxL = gather(jnp.argsort(order.token_index, axis=1), next_BxL)
     next_token_BxL = gather(tokens_BxL, next_BxL)
-    if arm.two_sided:
-        added_BxLxD = net.embed(next_token_BxL, HOW) @ right_DxD
-        known_BxL = follows_BxL & (next_slot_BxL < order.group_start)
+    for (place_BxL, known_BxL), near_DxD in zip(nearby(arm, order, segment_BxL), near_PxDxD, strict=True):
+        added_BxLxD = net.embed(gather(tokens_BxL, place_BxL), HOW) @ near_DxD
         queries = queries._replace(embedding=queries.embedding + jnp.where(known_BxL[..., None], added_BxLxD, 0))
     if content_is_fixed(net.config):
         hidden_BxLxD, _ = net.run_queries(queries, jax.lax.stop_gradient(net.run_content(content, HOW)), HOW)
@@ -126,6 +132,21 @@ def predictions(
     return asked, Rows(net.run(content, None, HOW)[0], next_token_BxL, weight_BxL)
 
 
+def nearby(arm: Arm, order: Order, segment_BxL: Array) -> Iterator[tuple[Array, Array]]:
+    """For every side and distance that seeds: where the nearest decided token stands, and if it is so far away, B x L."""
+    (length,) = segment_BxL.shape[1:]
+    place_L, own_BxL = jnp.arange(length), order.token_index
+    slot_BxL = jnp.argsort(own_BxL, axis=1)
+    seen_BxLxL = slot_BxL[:, None] < order.group_start[..., None]
+    seen_BxLxL &= segment_BxL[:, None] == gather(segment_BxL, own_BxL)[..., None]
+    before_BxL = jnp.where(seen_BxLxL & (place_L < own_BxL[..., None]), place_L, -1).max(-1)
+    behind_BxL = jnp.where(seen_BxLxL & (place_L > own_BxL[..., None]), place_L, length).min(-1)
+    for distance in range(2, 2 + arm.left):
+        yield jnp.maximum(before_BxL, 0), (before_BxL >= 0) & (own_BxL - before_BxL == distance)
+    for distance in range(1, 1 + arm.right):
+        yield jnp.minimum(behind_BxL, length - 1), (behind_BxL < length) & (behind_BxL - own_BxL == distance)
+
+
 def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     """What an arm comes to before its first step and after its last."""
     base = find(BASE)
@@ -134,8 +155,8 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     net = TwoStream(model, nnx.Rngs(seed))
     nnx.update(net, load_params(base))
     changed, frozen = nnx.split_state(nnx.state(net, nnx.Param), changes(adapt, model), ...)
-    right_DxD = jnp.zeros((model.width, model.width))
-    trained = (changed, right_DxD) if arm.two_sided else changed
+    near_PxDxD = jnp.zeros((arm.left + arm.right, model.width, model.width))
+    trained = (changed, near_PxDxD) if len(near_PxDxD) else changed
     data = DataConfig(path=CORPUS, length=model.context, batch=BATCH)
     batches = Batches(open_corpora(data), data, STEPS, seed)
     part = Part(family="random", group_size=4, given=arm.given)
@@ -143,9 +164,9 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     optimizer = make_optimizer(settings, schedule(settings, rate, STEPS))
 
     def rows(trained: Any, batch: dict[str, Array], order: Order) -> tuple[Rows, Rows | None, Array]:
-        changed, right = trained if arm.two_sided else (trained, right_DxD)
+        changed, near = trained if len(near_PxDxD) else (trained, near_PxDxD)
         net = nnx.merge(graph(model), nnx.merge_state(changed, frozen))
-        return *predictions(net, right, arm, batch["tokens"], batch["segments"], order), net.output_matrix
+        return *predictions(net, near, arm, batch["tokens"], batch["segments"], order), net.output_matrix
 
     @jax.jit
     def step(trained: Any, moments: Any, batch: dict[str, Array], number: Array) -> tuple[Any, Any]:
@@ -206,28 +227,33 @@ def dev_windows(length: int) -> Array:
     return jnp.array([[codec.start, *text[(len(text) - length) // 2 :][: length - 1]] for text in long])
 
 
-def run() -> None:
-    """Every arm that is not there yet, the ones without changes first, which choose the learning rates."""
+def run(seed: str = "0", *names: str) -> None:
+    """Every arm that is not there yet, or those of these names; the ones without changes first.
+
+    With seed 0 they choose the learning rates.
+    """
     RESULTS.parent.mkdir(exist_ok=True)
     for name, arm in ARMS.items():
         plain = name.partition(",")[0]
-        for rate in RATES if name == plain else [chosen(plain)]:
-            if (name, rate) in {(line["arm"], line["rate"]) for line in lines()}:
+        if names and name not in names and not any(one.startswith(plain) for one in names if name == plain):
+            continue
+        for rate in RATES if name == plain and seed == "0" else [chosen(plain)]:
+            if (name, rate, int(seed)) in {(line["arm"], line["rate"], line["seed"]) for line in lines()}:
                 continue
-            for figures in adapted(arm, rate):
+            for figures in adapted(arm, rate, int(seed)):
                 with RESULTS.open("a") as file:
-                    print(json.dumps({"arm": name, "rate": rate, **figures}), file=file)
+                    print(json.dumps({"arm": name, "rate": rate, "seed": int(seed), **figures}), file=file)
             print(name, rate, {order: round(_nll(figures, order), 4) for order in ORDERS}, flush=True)
 
 
 def lines() -> list[dict[str, Any]]:
     """All figures that are there."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+    return [{"seed": 0} | json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
 def chosen(plain: str) -> float:
     """The learning rate of arms like this one."""
-    after = [line for line in lines() if line["arm"] == plain and line["steps"]]
+    after = [line for line in lines() if line["arm"] == plain and line["steps"] and not line["seed"]]
     return min(after, key=lambda line: _nll(line, "random_4"))["rate"]
 
 
@@ -237,15 +263,25 @@ def _nll(figures: dict[str, Any], order: str) -> float:
 
 
 def table() -> None:
-    """A row for each arm: NLL, and behind it how far it is from the arm without changes, with the standard error of that."""
-    print(f"| nats per token after {STEPS} steps | {' | '.join(ORDERS)} |\n|{'---|' * (1 + len(ORDERS))}")
+    """A row for each arm: NLL, and for changes how far it is from the arm without, with the standard error over windows.
+
+    Of several seeds figures are means, over those that both arms have.
+    """
+    print(f"| nats per token after {STEPS} steps | seeds | {' | '.join(ORDERS)} |\n|{'---|' * (2 + len(ORDERS))}")
     for steps in (0, STEPS):
         for name in ARMS:
             plain = name.partition(",")[0]
-            found = {line["arm"]: line for line in lines() if line["steps"] == steps and line["rate"] == chosen(plain)}
-            if name in found and plain in found:
-                cells = [_cell(found[name], found[plain], order) for order in ORDERS]
-                print(f"| {name}{', step 0' if not steps else ''} | {' | '.join(cells)} |")
+            of_rate = [line for line in lines() if line["steps"] == steps and line["rate"] == chosen(plain)]
+            own, other = ({line["seed"]: line for line in of_rate if line["arm"] == arm} for arm in (name, plain))
+            if both := sorted(own.keys() & other.keys()):
+                one, without = (_mean([each[seed] for seed in both]) for each in (own, other))
+                cells = [_cell(one, without, order) for order in ORDERS]
+                print(f"| {name}{', step 0' if not steps else ''} | {len(both)} | {' | '.join(cells)} |")
+
+
+def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of several seeds as those of one: windows and their tokens are the same."""
+    return {**found[0], "nll": {order: np.mean([one["nll"][order] for one in found], axis=0) for order in ORDERS}}
 
 
 def _cell(one: dict[str, Any], other: dict[str, Any], order: str) -> str:

@@ -12,7 +12,7 @@ from jax import Array
 ATTENTION = "attention"
 """What rematerialization calls the result of a path and the log-sum-exp beside it: all that its backward pass needs."""
 
-BLOCK = 512
+SPLASH_BLOCK = 512
 """Rows and keys of a block of Splash, of all three kernels, but for long windows."""
 
 
@@ -25,8 +25,8 @@ def splash_block(length: int, width: int, context: int = 1) -> int:
     a device's pieces of a window (`a3jax.devices.context_parallel`). What is fastest is for a chip to say, and was not
     measured.
     """
-    larger = 2 * BLOCK
-    return larger if length >= 8 * larger and width <= 128 and length // (2 * context) % larger == 0 else BLOCK
+    larger = 2 * SPLASH_BLOCK
+    return larger if length >= 8 * larger and width <= 128 and length // (2 * context) % larger == 0 else SPLASH_BLOCK
 
 
 Range = tuple[Array, Array]

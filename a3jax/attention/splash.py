@@ -15,7 +15,7 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from a3jax.attention.blocks import ATTENTION, BLOCK, Attended, visible_keys
+from a3jax.attention.blocks import ATTENTION, SPLASH_BLOCK, Attended, visible_keys
 
 LANES = 128
 """Blocks are multiples of it; inputs shorter than a block take the next one."""
@@ -27,7 +27,7 @@ def splash_attention(
     value_BxLxKxE: Array,
     start_BxR: Array,
     end_BxR: Array,
-    block: int = BLOCK,
+    block: int = SPLASH_BLOCK,
     cap: float | None = None,
     interpret: bool = False,
 ) -> Attended:

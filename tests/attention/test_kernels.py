@@ -164,7 +164,7 @@ def test_no_row_feels_what_lies_beyond_its_end_or_in_another_document(value_and_
 @pytest.mark.parametrize("dark", ["an earlier document", "later groups"])
 def test_blocks_that_no_row_sees_are_never_touched(value_and_gradients, kernel, dark):
     """A NaN in a block that is computed would spread: hiding a key multiplies its value by zero."""
-    cut = splash.BLOCK
+    cut = splash.SPLASH_BLOCK
     slot = np.arange(L)
     segments, poisoned = (slot >= cut) + 1, slot < cut
     if dark == "later groups":
