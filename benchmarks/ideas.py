@@ -3,7 +3,7 @@
 python benchmarks/ideas.py run                  # after the commands of experiments/duel_base.py, or those of docs/ideas.md
 python benchmarks/ideas.py run 1 'adapters, two-sided seed'       # with another seed, some arms and those without changes
 python benchmarks/ideas.py table
-python benchmarks/ideas.py zero_shot models/smollm2 models/smollm2-code    # both rules of content on other models, untrained by them
+python benchmarks/ideas.py zero_shot models/smollm2 models/smollm2-code    # both rules of content, untrained
 
 Every arm adapts the base of the duel with the same windows, the same draws of orders and the same number of steps, at the
 learning rate that is best of `RATES` for the arm without changes. What comes of it is NLL on files of packages that the base
