@@ -168,7 +168,8 @@ class TrainConfig:
     """How a step is computed, and what is written when."""
 
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of products; parameters, optimizer, softmax statistics and loss are float32. Most CPUs are slower in bfloat16."""
+    """Of products; parameters, optimizer, softmax statistics and loss are float32. A CPU without instructions
+    for bfloat16 is slower in it."""
     attention: Implementation = "auto"
     """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
     attention_block: int | None = None

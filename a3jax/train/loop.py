@@ -172,7 +172,7 @@ def _pace(run: Run) -> str:
     slower = jax.default_backend() == "cpu" and run.config.train.compute_dtype == "bfloat16"
     if not slower or saved_steps(run.config.run_folder):
         return ""
-    return ", in bfloat16, which most CPUs are slower in (--train.compute-dtype float32)"
+    return ", in bfloat16, slower than float32 where a CPU has no instructions for it (--train.compute-dtype float32)"
 
 
 def _beginning(run: Run) -> str:
