@@ -13,7 +13,7 @@ import numpy as np
 from common import run, seconds, show
 
 from a3jax.attention import attend
-from a3jax.config import Implementation
+from a3jax.config import AttentionPath
 from a3jax.ordering import draw_order, example_keys
 
 
@@ -31,13 +31,13 @@ class Options:
     kv_heads: int = 3
     head_width: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
-    implementations: tuple[Implementation, ...] = ("dense", "auto")
+    implementations: tuple[AttentionPath, ...] = ("dense", "auto")
     """The first is what the others are compared with."""
     repeats: int = 3
     json: bool = False
 
 
-def compiled(options: Options, length: int, group_size: int, implementation: Implementation) -> tuple[Callable[[], Any], int]:
+def compiled(options: Options, length: int, group_size: int, implementation: AttentionPath) -> tuple[Callable[[], Any], int]:
     """What runs forward and backward, and its bytes of temporaries."""
     segment_BxL = jnp.ones((options.batch, length), jnp.int32)
     order = draw_order(example_keys(0, 0, options.batch), segment_BxL, "random", group_size, 0.0, "successor")

@@ -232,11 +232,15 @@ def run(seed: str = "0", *names: str) -> None:
 
     With seed 0 they choose the learning rates.
     """
+    if strangers := set(names) - set(ARMS):
+        print(f"{strangers.pop()} is none of: {'; '.join(ARMS)}", file=sys.stderr)
+        sys.exit(2)
+    wanted = {*names, *(name.partition(",")[0] for name in names)} or set(ARMS)
     RESULTS.parent.mkdir(exist_ok=True)
     for name, arm in ARMS.items():
-        plain = name.partition(",")[0]
-        if names and name not in names and not any(one.startswith(plain) for one in names if name == plain):
+        if name not in wanted:
             continue
+        plain = name.partition(",")[0]
         for rate in RATES if name == plain and seed == "0" else [chosen(plain)]:
             if (name, rate, int(seed)) in {(line["arm"], line["rate"], line["seed"]) for line in lines()}:
                 continue

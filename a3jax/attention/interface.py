@@ -13,7 +13,7 @@ from a3jax.attention.blocks import Attended, Local, Range, splash_block
 from a3jax.attention.chunked import chunked_attention
 from a3jax.attention.dense import dense_attention
 from a3jax.attention.sinks import beside_sinks
-from a3jax.config import Implementation
+from a3jax.config import AttentionPath
 from a3jax.devices.accelerators import compute_capability, platform
 from a3jax.devices.context_parallel import gathered
 from a3jax.devices.mesh import BATCH
@@ -21,9 +21,9 @@ from a3jax.errors import UserError
 
 DENSE_KEYS = 128
 """`auto` uses the dense path up to this many keys: one block of scores is all there is."""
-KERNELS: dict[str, Implementation] = {"tpu": "splash", "gpu": "flash"}
+KERNELS: dict[str, AttentionPath] = {"tpu": "splash", "gpu": "flash"}
 """The kernel of each platform that has one."""
-_LACKS: dict[Implementation, dict[str, str]] = {
+_LACKS: dict[AttentionPath, dict[str, str]] = {
     "flash": {"own": "one range of keys a row"},
     "splash": {"own": "one range of keys a row", "local": "no local attention", "sink_H": "no sinks"},
 }
@@ -36,7 +36,7 @@ def attend(
     value_BxLxKxE: Array,
     start_BxR: Array,
     end_BxR: Array,
-    implementation: Implementation = "auto",
+    implementation: AttentionPath = "auto",
     own: Range | None = None,
     block: int | None = None,
     cap: float | None = None,
@@ -91,7 +91,7 @@ def _out(attended: Attended, sink_H: Array | None) -> Array:
     return attended.out if sink_H is None else beside_sinks(attended, sink_H)
 
 
-def choose(implementation: Implementation, platform: str, keys: int) -> Implementation:
+def choose(implementation: AttentionPath, platform: str, keys: int) -> AttentionPath:
     """What runs: `implementation` or, for `auto`, the platform's own if it can. Raises `UserError` if it cannot run."""
     if implementation == "auto":
         if keys <= DENSE_KEYS:
@@ -104,7 +104,7 @@ def choose(implementation: Implementation, platform: str, keys: int) -> Implemen
     return implementation
 
 
-def refusal(implementation: Implementation, platform: str) -> str | None:
+def refusal(implementation: AttentionPath, platform: str) -> str | None:
     """Why `implementation` cannot run on `platform`, in words that follow "which"; None if it can."""
     if implementation == "splash" and platform != "tpu":
         return f"runs on TPUs, and this is {platform}"
@@ -116,7 +116,7 @@ def refusal(implementation: Implementation, platform: str) -> str | None:
     return None
 
 
-def _function(chosen: Implementation, block: int) -> Callable[..., Attended]:
+def _function(chosen: AttentionPath, block: int) -> Callable[..., Attended]:
     # The kernels bring Pallas along, which only those who run them should wait for.
     if chosen == "splash":
         from a3jax.attention.splash import splash_attention

@@ -9,8 +9,8 @@ from a3jax.curriculum.stage import HeldOutFigure
 from a3jax.errors import UserError
 
 Objective = Literal["a3", "diffusion", "block_diffusion", "fim", "ar"]
-Implementation = Literal["auto", "dense", "chunked", "splash", "flash"]
-"""Of attention (`a3jax.attention.interface`)."""
+AttentionPath = Literal["auto", "dense", "chunked", "splash", "flash"]
+"""How attention is computed (`a3jax.attention.interface`)."""
 Remat = Literal["none", "dots", "offload", "full"]
 MASKED: tuple[Objective, ...] = ("diffusion", "block_diffusion")
 """Those that learn from masked tokens, and have a bound in place of a likelihood."""
@@ -170,7 +170,7 @@ class TrainConfig:
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of products; parameters, optimizer, softmax statistics and loss are float32. A CPU without instructions
     for bfloat16 is slower in it."""
-    attention: Implementation = "auto"
+    attention: AttentionPath = "auto"
     """`auto` takes the one made for the platform: `splash` on TPU, `flash` on NVIDIA GPUs, else `chunked`."""
     attention_block: int | None = None
     """Rows and keys of a block of `splash`, a multiple of 128; None: 1024 where heads are no wider than 128 and windows

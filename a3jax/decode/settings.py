@@ -158,9 +158,10 @@ class Decoding(DecodingOptions):
 
     def _check_values(self) -> None:
         for field in dataclasses.fields(self):
-            value, (is_one, wanted) = getattr(self, field.name), _TYPES.get(field.type, (lambda _: True, ""))
-            if not is_one(value):
-                raise UserError(f"{field.name.replace('_', '-')} is {value!r}; it must be {wanted}")
+            if field.type in _TYPES:
+                value, (is_one, wanted) = getattr(self, field.name), _TYPES[field.type]
+                if not is_one(value):
+                    raise UserError(f"{field.name.replace('_', '-')} is {value!r}; it must be {wanted}")
         checks: dict[str, tuple[Callable[[Any], bool], str]] = {
             "seed": (lambda x: 0 <= x < 2**32, f"at least 0 and below {2**32}"),
             "temperature": (lambda x: 0 <= x < float("inf"), "0 (the most probable token) or more, and finite"),
@@ -228,14 +229,9 @@ class Decoding(DecodingOptions):
         return self.mode == "fim" or (self.mode in ("ar", "groups") and parse_order(self.order)[0] == "in_order")
 
     @property
-    def is_ar(self) -> bool:
-        """Whether tokens come one by one from left to right."""
-        return self.mode in ("ar", "groups") and self.order in ("ar", "in_order_1")
-
-    @property
     def is_left_to_right(self) -> bool:
-        """Whether what is written is as if tokens came so, though several may come at once."""
-        return self.is_ar or (self.mode == "speculative" and self.order in ("ar", "in_order_1"))
+        """Whether what is written is as if tokens came one by one from left to right, though several may come at once."""
+        return self.mode in ("ar", "groups", "speculative") and self.order in ("ar", "in_order_1")
 
     @property
     def reads_in_order(self) -> bool:

@@ -11,7 +11,7 @@ model of this kind predicts no first token.
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple
@@ -44,6 +44,11 @@ class Open(NamedTuple):
 
 
 Size = int | Range | Open
+
+
+def has_open(sizes: Iterable[Size]) -> bool:
+    """Whether a blank's length is unknown."""
+    return any(isinstance(size, Open) for size in sizes)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class Row(NamedTuple):
     wanted: Wanted
     decoding: Decoding
 
-    def digest(self, made_by: list[Any]) -> str:
-        """Of all that the answer follows from; the model is `made_by`."""
+    def digest(self, made_by: str) -> str:
+        """Of all that the answer follows from; `made_by` tells the model."""
         parts = [self.id, dataclasses.asdict(self.wanted), self.decoding.recorded(), made_by]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -68,7 +68,7 @@ def answer_file(
     after those before it are answered, and for an `out` that holds the answers to anything else.
     """
     size = batch * WINDOW if batch > 1 else 1
-    made_by = [str(model.compute), identity(model)]
+    made_by = json.dumps([str(model.compute), identity(model)])
     rows = _Rows(_rows(source, name, choices, samples), size)
     total = count_lines(source)
     with growing_by_first(out, "answer of a3jax generate", "id", holds=("request",)) as file:
@@ -85,7 +85,7 @@ def answer_file(
     return {"done_before": done, "answered": written - done}
 
 
-def _answer(row: Row, filled: Infilled, made_by: list[Any]) -> dict[str, Any]:
+def _answer(row: Row, filled: Infilled, made_by: str) -> dict[str, Any]:
     return {"id": row.id, "request": row.digest(made_by), "seed": row.decoding.seed, **answer(filled)}
 
 
@@ -133,7 +133,7 @@ class _Rows:
         return self._window if done % self._size else []
 
 
-def _done(answers: Iterator[Line], out: Path | BinaryIO, rows: _Rows, name: str, made_by: list[Any]) -> int:
+def _done(answers: Iterator[Line], out: Path | BinaryIO, rows: _Rows, name: str, made_by: str) -> int:
     """How many answers are there already, to the first of the requests."""
     for line in answers:
         row = rows.read()

@@ -12,7 +12,7 @@ from jax import Array
 from a3jax.decode import loop
 from a3jax.decode.cached import Beginning, Plan, plan
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Open, Range, Template, lay_out, lead_of
+from a3jax.decode.template import Document, Open, Range, Template, has_open, lay_out, lead_of
 from a3jax.devices.mesh import filled_up
 from a3jax.errors import UserError
 from a3jax.model.network import check_context
@@ -164,7 +164,7 @@ def ends_blanks(model: Model, decoding: Decoding) -> bool:
 
 def check_ends(model: Model, template: Template, decoding: Decoding) -> None:
     """Raise `UserError` where a blank cannot end as it is to, or is to be filled in an order in which it has no end."""
-    open_ = any(isinstance(size, Open) for size in template.sizes)
+    open_ = has_open(template.sizes)
     continued = decoding.ends and not isinstance(template.sizes[-1], Open)  # which may end in any case
     if continued and template.pieces[-1]:
         raise UserError("text stands behind the last blank; a text that is continued ends with its blank")
@@ -172,7 +172,7 @@ def check_ends(model: Model, template: Template, decoding: Decoding) -> None:
         raise UserError("mode fim is for blanks with text behind them; text that is continued takes mode ar")
     if continued and isinstance(template.sizes[-1], Range):
         raise UserError("a text that may end has no sizes to choose; give the largest alone")
-    check_stop(decoding, open_)
+    check_stop(decoding.stop, decoding.ends or open_)
     if open_ and not decoding.fills_to_ends:
         what = f"mode {decoding.mode}" if decoding.mode not in ("ar", "groups") else f"order {decoding.order}"
         raise UserError(
@@ -184,9 +184,9 @@ def check_ends(model: Model, template: Template, decoding: Decoding) -> None:
         raise UserError("stop is for blanks that end, which this model was not trained on (docs/blanks.md); leave it out")
 
 
-def check_stop(decoding: Decoding, has_open_blanks: bool) -> None:
+def check_stop(stop: tuple[str, ...], may_end: bool) -> None:
     """Raise `UserError` for stop strings where no blank may end."""
-    if decoding.stop and not (decoding.ends or has_open_blanks):
+    if stop and not may_end:
         raise UserError("stop strings are for text that is continued; here every blank has a length")
 
 

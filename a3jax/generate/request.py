@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from a3jax.decode.settings import Decoding, DecodingOptions
-from a3jax.decode.template import Open, Size, Template, lay_out, parse
+from a3jax.decode.template import Size, Template, has_open, lay_out, parse
 from a3jax.errors import UserError
 from a3jax.generate.chat import ANSWER, asked
 from a3jax.generate.filling import Observe, Tokens, check_ends, check_stop, document_of
@@ -93,7 +93,7 @@ class Wanted:
             sizes = () if self._words is None else (_size(self._words),)
         ends = self.prompt is not None or self.messages is not None
         decoding = choices.checked(ends=choices.ends or ends, **changes)
-        check_stop(decoding, any(isinstance(size, Open) for size in sizes))
+        check_stop(decoding.stop, decoding.ends or has_open(sizes))
         return decoding
 
     @property

@@ -28,7 +28,7 @@ from jax import Array
 
 from a3jax.attention import ATTENTION, attend
 from a3jax.attention.blocks import EVERYWHERE, Range
-from a3jax.config import Implementation, LayerKind, ModelConfig, Remat
+from a3jax.config import AttentionPath, LayerKind, ModelConfig, Remat
 from a3jax.devices.context_parallel import streams
 from a3jax.devices.mesh import constrain, scattering
 from a3jax.model.adapters import content_is_fixed
@@ -65,7 +65,7 @@ class Compute(NamedTuple):
     """How a forward pass is computed; nothing here changes what it means."""
 
     dtype: jnp.dtype = jnp.dtype("float32")
-    attention: Implementation = "auto"
+    attention: AttentionPath = "auto"
     remat: Remat = "none"
     attention_block: int | None = None
     """Of `splash`; None: by the shapes."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Open, Range, Size, Template, parse
+from a3jax.decode.template import Open, Range, Size, Template, has_open, parse
 from a3jax.errors import UserError
 from a3jax.files.outside_json import parse_object
 from a3jax.files.strict import build, nearest
-from a3jax.generate.filling import check_ends, document_of
+from a3jax.generate.filling import check_ends, check_stop, document_of
 from a3jax.generate.objective import check_mode
 from a3jax.generate.revision import ROUNDS
 from a3jax.serve.limits import Limits
@@ -120,7 +120,7 @@ class Request:
 
     def _stops(self, template: Template) -> tuple[str, ...]:
         """The stop strings up to which a text is filled: none where no blank of it may end."""
-        return self.stops if self.decoding.ends or _has_open(template) else ()
+        return self.stops if self.decoding.ends or has_open(template.sizes) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +139,10 @@ class Infill(Request):
             found = [parse(text) for text in texts]
         except UserError as error:
             raise Refused(str(error), "text") from None
-        if self.stops and not any(map(_has_open, found)):
-            raise Refused("stop strings are for text that is continued; here every blank has a length", "stop")
+        try:
+            check_stop(self.stops, has_open(size for template in found for size in template.sizes))
+        except UserError as error:
+            raise Refused(str(error), "stop") from None
         return found
 
 
@@ -230,10 +232,6 @@ def _decoding(fields: dict[str, Any], base: Decoding | None = None) -> Decoding:
 
 def _listed(texts: str | Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
-
-
-def _has_open(template: Template) -> bool:
-    return any(isinstance(size, Open) for size in template.sizes)
 
 
 def _most(size: Size) -> int:
