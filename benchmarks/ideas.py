@@ -1,7 +1,8 @@
 """Small changes to the method, each tried against the same run without it (docs/ideas.md).
 
 python benchmarks/ideas.py run                  # after the commands of experiments/duel_base.py, or those of docs/ideas.md
-python benchmarks/ideas.py run 1 'adapters, two-sided seed'       # with another seed, some arms and those without changes
+python benchmarks/ideas.py run 'adapters, two-sided seed' --seed 1      # with another seed, some arms, and those without changes
+python benchmarks/ideas.py run 'adapters, two-sided seed' --steps 1000  # longer
 python benchmarks/ideas.py table
 python benchmarks/ideas.py zero_shot models/smollm2 models/smollm2-code    # both rules of content, untrained
 
@@ -17,6 +18,7 @@ and further on the left where x_{t-1} is not, is added: W times its embedding, a
 Such a query is not causal, so nothing from left to right changes. The two-sided seed has x_{t+1} alone.
 """
 
+import argparse
 import dataclasses
 import functools
 import itertools
@@ -46,7 +48,7 @@ from a3jax.data.tokenizer import load_codec
 from a3jax.likelihood.fused_loss import nll_sum, token_nll
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.model.two_stream import Beside, Compute, TwoStream
 from a3jax.ordering import Order, draw_mixture, example_keys, gather
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.trained import changes
@@ -111,7 +113,7 @@ def predictions(
     read_BxL, end_BxL = gather(tokens_BxL, order.token_index), order.content_end(arm.content)
     content = net.content_stream(read_BxL, order.position, order.start, end_BxL, HOW)
     predecessor_BxL = gather(tokens_BxL, jnp.maximum(order.predecessor, 0))
-    queries = net.query_stream(predecessor_BxL, order.query, order.start, order.group_start, HOW)
+    queries = net.query_stream(Beside(predecessor_BxL, predecessor_BxL), order.query, order.start, order.group_start, HOW)
     next_BxL = jnp.minimum(order.token_index + 1, length - 1)
     follows_BxL = (next_BxL > order.token_index) & (gather(segment_BxL, next_BxL) == gather(segment_BxL, order.token_index))
     next_slot_BxL = gather(jnp.argsort(order.token_index, axis=1), next_BxL)
@@ -147,7 +149,7 @@ def nearby(arm: Arm, order: Order, segment_BxL: Array) -> Iterator[tuple[Array, 
         yield jnp.minimum(behind_BxL, length - 1), (behind_BxL < length) & (behind_BxL - own_BxL == distance)
 
 
-def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
+def adapted(arm: Arm, rate: float, seed: int = 0, steps: int = STEPS) -> Iterator[dict[str, Any]]:
     """What an arm comes to before its first step and after its last."""
     base = find(BASE)
     adapt = AdaptConfig(rank=arm.rank)
@@ -158,10 +160,10 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     near_PxDxD = jnp.zeros((arm.left + arm.right, model.width, model.width))
     trained = (changed, near_PxDxD) if len(near_PxDxD) else changed
     data = DataConfig(path=CORPUS, length=model.context, batch=BATCH)
-    batches = Batches(open_corpora(data), data, STEPS, seed)
+    batches = Batches(open_corpora(data), data, steps, seed)
     part = Part(family="random", group_size=4, given=arm.given)
     settings = OptimizerConfig(warmup=20, name=arm.optimizer)
-    optimizer = make_optimizer(settings, schedule(settings, rate, STEPS))
+    optimizer = make_optimizer(settings, schedule(settings, rate, steps))
 
     def rows(trained: Any, batch: dict[str, Array], order: Order) -> tuple[Rows, Rows | None, Array]:
         changed, near = trained if len(near_PxDxD) else (trained, near_PxDxD)
@@ -192,9 +194,9 @@ def adapted(arm: Arm, rate: float, seed: int = 0) -> Iterator[dict[str, Any]]:
     if arm in (Arm(rank=arm.rank), Arm(rank=arm.rank, content="slot")):  # others begin as one of these
         yield figures(0)
     moments = optimizer.init(trained)
-    for number in range(STEPS):
+    for number in range(steps):
         trained, moments = step(trained, moments, batches[number], jnp.int32(number))
-    yield figures(STEPS)
+    yield figures(steps)
 
 
 def _held_out(rows: Callable, model: ModelConfig, name: str) -> list[list[float]]:
@@ -227,10 +229,10 @@ def dev_windows(length: int) -> Array:
     return jnp.array([[codec.start, *text[(len(text) - length) // 2 :][: length - 1]] for text in long])
 
 
-def run(seed: str = "0", *names: str) -> None:
+def run(names: list[str], seed: int, steps: int) -> None:
     """Every arm that is not there yet, or those of these names; the ones without changes first.
 
-    With seed 0 they choose the learning rates.
+    With seed 0 and `STEPS` steps they choose the learning rates.
     """
     if strangers := set(names) - set(ARMS):
         print(f"{strangers.pop()} is none of: {'; '.join(ARMS)}", file=sys.stderr)
@@ -241,12 +243,15 @@ def run(seed: str = "0", *names: str) -> None:
         if name not in wanted:
             continue
         plain = name.partition(",")[0]
-        for rate in RATES if name == plain and seed == "0" else [chosen(plain)]:
-            if (name, rate, int(seed)) in {(line["arm"], line["rate"], line["seed"]) for line in lines()}:
+        for rate in RATES if name == plain and (seed, steps) == (0, STEPS) else [chosen(plain)]:
+            if (name, rate, seed, steps) in {
+                tuple(line[key] for key in ("arm", "rate", "seed", "steps")) for line in lines()
+            }:
                 continue
-            for figures in adapted(arm, rate, int(seed)):
-                with RESULTS.open("a") as file:
-                    print(json.dumps({"arm": name, "rate": rate, "seed": int(seed), **figures}), file=file)
+            for figures in adapted(arm, rate, seed, steps):
+                if figures["steps"] or steps == STEPS:
+                    with RESULTS.open("a") as file:
+                        print(json.dumps({"arm": name, "rate": rate, "seed": seed, **figures}), file=file)
             print(name, rate, {order: round(_nll(figures, order), 4) for order in ORDERS}, flush=True)
 
 
@@ -257,7 +262,7 @@ def lines() -> list[dict[str, Any]]:
 
 def chosen(plain: str) -> float:
     """The learning rate of arms like this one."""
-    after = [line for line in lines() if line["arm"] == plain and line["steps"] and not line["seed"]]
+    after = [line for line in lines() if (line["arm"], line["steps"], line["seed"]) == (plain, STEPS, 0)]
     return min(after, key=lambda line: _nll(line, "random_4"))["rate"]
 
 
@@ -266,13 +271,13 @@ def _nll(figures: dict[str, Any], order: str) -> float:
     return float(nats / tokens)
 
 
-def table() -> None:
+def table(longest: int) -> None:
     """A row for each arm: NLL, and for changes how far it is from the arm without, with the standard error over windows.
 
     Of several seeds figures are means, over those that both arms have.
     """
-    print(f"| nats per token after {STEPS} steps | seeds | {' | '.join(ORDERS)} |\n|{'---|' * (2 + len(ORDERS))}")
-    for steps in (0, STEPS):
+    print(f"| nats per token after {longest} steps | seeds | {' | '.join(ORDERS)} |\n|{'---|' * (2 + len(ORDERS))}")
+    for steps in (0, STEPS) if longest == STEPS else (longest,):
         for name in ARMS:
             plain = name.partition(",")[0]
             of_rate = [line for line in lines() if line["steps"] == steps and line["rate"] == chosen(plain)]
@@ -301,7 +306,7 @@ def _cell(one: dict[str, Any], other: dict[str, Any], order: str) -> str:
     return f"{mean:+.3f} ± {error:.3f}"
 
 
-def zero_shot(*models: str) -> None:
+def zero_shot(models: list[str]) -> None:
     """NLL of pieces of this package's own source, by what content rows see, in models that were not trained for that."""
     print("| nats per token | order | content to its group's end | to its slot |\n|---|---|---|---|")
     for path in models:
@@ -319,5 +324,16 @@ def zero_shot(*models: str) -> None:
 
 
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {"run": run, "table": table, "zero_shot": zero_shot}
-    commands[sys.argv[1]](*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "table", "zero_shot"])
+    parser.add_argument("names", nargs="*", help="arms to run, or models to measure untrained")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    match options.command:
+        case "run":
+            run(options.names, options.seed, options.steps)
+        case "table":
+            table(options.steps)
+        case _:
+            zero_shot(options.names)

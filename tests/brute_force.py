@@ -40,11 +40,14 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
             query_position.append(position[t])
         else:
             known = position[t] > 0 and query_mask[t, t - 1]
-            query.append(config.embedding_scale * (params["embedding"][tokens[t - 1]] if known else params["query_seed"]))
+            seed = params["embedding"][tokens[t - 1]] if known else params["query_seed"]
+            if config.seeding == "two_sided" and t + 1 < length and query_mask[t, t + 1]:
+                seed = seed + params["embedding"][tokens[t + 1]] @ params["successor_seed"]
+            query.append(config.embedding_scale * seed)
             query_position.append(max(position[t] - 1, 0))
     # A query that sees all tokens of its document before its own and no others is the source model's.
     source_asks = (query_mask == (ahead & (segments[:, None] == segments[None]))).all(1) & query_mask.any(1)
-    source_asks &= (config.adapter_stream, config.seeding) == ("query", "successor")
+    source_asks &= config.adapter_stream == "query" and config.seeding != "learned"
     content, query, query_position = np.array(content), np.array(query), np.array(query_position)
 
     for n in range(config.layers):

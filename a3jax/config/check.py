@@ -165,8 +165,9 @@ def check_objective(
             raise UserError(f"{what}; give its stages a length alone, such as Stage(1000)")
     if ar_share:
         raise UserError(f"ar_share is {ar_share}, which belongs to objective a3, and the objective is {objective}")
-    if seeding == "learned":
-        raise UserError(f"seeding is learned, but objective {objective} predicts from the token before; leave seeding out")
+    if seeding not in (None, "successor"):
+        what = f"seeding is {seeding}, but objective {objective} predicts from the token before alone"
+        raise UserError(f"{what}; leave seeding out")
     if content is not None:
         raise UserError(f"content is {content}, but objective {objective} has no groups; leave content out")
     if adapt.rank and adapt.stream == "query":

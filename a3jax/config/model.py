@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from a3jax.config.rope import LongScaling, Rope, RopeScaling
 from a3jax.errors import UserError, check_count, check_positive, check_token, shown
 
-Seeding = Literal["successor", "learned"]
+Seeding = Literal["successor", "two_sided", "learned"]
 Content = Literal["group", "slot"]
 AdapterStream = Literal["query", "both"]
 Norm = Literal["rms", "rms_offset", "layer"]
@@ -113,6 +113,8 @@ class ModelConfig:
     logit_cap: float | None = None
     """The same for logits as `attention_cap`."""
     seeding: Seeding = "successor"
+    """What a query starts from: x_{t-1} where it is decided (`successor`), which x_{t+1} adds to where that is (`two_sided`), and
+    a learned vector where x_{t-1} is not; or that vector always (`learned`)."""
     content: Content = "group"
     """Up to where a content row sees: the end of its `group`, as in the paper, or its own `slot`, as in the source model."""
     adapter_rank: int = 0

@@ -29,7 +29,7 @@ from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.cache import Cache, empty_cache
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.model.two_stream import Beside, Compute, TwoStream
 from a3jax.ordering import Order, Query, query_rule
 from a3jax.ordering.sequence import bucket, draw, left_to_right, pad_order
 
@@ -106,8 +106,7 @@ class Read(NamedTuple):
 class Asked(NamedTuple):
     """The query rows of a pass, B x S each."""
 
-    predecessor: Array | np.ndarray
-    """x_{t-1}; anything where the query does not know it."""
+    beside: Beside
     query: Query
     end: Array | np.ndarray
     """The slot after the last one that is seen; 0 for a row that is not used."""
@@ -240,11 +239,11 @@ def _asked(state: State, place_BxS: Array, end_BxS: Array, kind: PassKind) -> As
     """The query rows of places, if there are any."""
     if not place_BxS.shape[1]:
         return None
-    before_BxS = jnp.maximum(place_BxS - 1, 0)
-    sees_before_BxS = at(state.slot_BxL, before_BxS) < end_BxS
+    before_BxS, behind_BxS = jnp.maximum(place_BxS - 1, 0), jnp.minimum(place_BxS + 1, state.slot_BxL.shape[1] - 1)
+    sees_before_BxS, sees_behind_BxS = (at(state.slot_BxL, beside_BxS) < end_BxS for beside_BxS in (before_BxS, behind_BxS))
     last_seen_BxS = at(jax.lax.cummax(state.place_BxL, axis=1), jnp.maximum(end_BxS - 1, 0))
-    query = query_rule(place_BxS, end_BxS, last_seen_BxS, sees_before_BxS, kind.config.seeding)
-    return Asked(at(state.tokens_BxL, before_BxS), query, end_BxS)
+    query = query_rule(place_BxS, end_BxS, last_seen_BxS, sees_before_BxS, sees_behind_BxS, kind.config.seeding)
+    return Asked(Beside(at(state.tokens_BxL, before_BxS), at(state.tokens_BxL, behind_BxS)), query, end_BxS)
 
 
 def one_pass(
@@ -266,8 +265,8 @@ def one_pass(
     content, queries = network.content_stream(token_BxC, position_BxC, jnp.zeros_like(end_BxC), end_BxC, compute), None
     rows = end_BxC.shape[1]
     if asked is not None:
-        predecessor_BxS, query, end_BxS = jax.tree.map(jnp.asarray, asked)
-        queries = network.query_stream(predecessor_BxS, query, jnp.zeros_like(end_BxS), end_BxS, compute)
+        beside, query, end_BxS = jax.tree.map(jnp.asarray, asked)
+        queries = network.query_stream(beside, query, jnp.zeros_like(end_BxS), end_BxS, compute)
         rows += end_BxS.shape[1]
     if rows <= FEW_ROWS:
         compute = compute._replace(attention="dense")

@@ -41,6 +41,7 @@ RULES = {
     "E": None,
     "V": "tensor",
     "A": None,
+    "S": None,
     "X": "expert",
 }
 ACTIVATIONS = {**RULES, "B": BATCH, "D": None, "X": None, "L": "context", "R": "context"}

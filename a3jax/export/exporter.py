@@ -19,7 +19,7 @@ from a3jax.export.card import adapter_card, model_card, peft_card
 from a3jax.files.folders import check_new, complete_or_nothing, new_file, resumable
 from a3jax.files.places import version
 from a3jax.files.strict import misspelt, to_json
-from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, without_adapters
+from a3jax.model.adapters import adapted, content_is_fixed, factors, merged, source_of
 from a3jax.model.parameters import declarations
 from a3jax.progress import Progress
 from a3jax.weights import a3_folder, adapter_files, configuration, generation, peft_files, sha256
@@ -99,7 +99,9 @@ def export_model(
 
 def _exported(config: ModelConfig, both: bool) -> ModelConfig:
     """The model as it is exported: adapters of both streams are added into the weights, others left out of plain weights."""
-    return config if both and content_is_fixed(config) else without_adapters(config)
+    if not both:
+        return source_of(config)
+    return config if content_is_fixed(config) else dataclasses.replace(config, adapter_rank=0)
 
 
 def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
@@ -133,7 +135,7 @@ def _export_peft(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
     if not config.adapter_rank or content_is_fixed(config):
         raise UserError(f"{checkpoint.folder} has no adapters of both streams; export it as 'a3', or as 'adapters'")
     own = [entry for entry in entries(config) if entry.kind == "adapter"]
-    left = {*declarations(config)} - {entry.ours for entry in (*own, QUERY_SEED)}
+    left = {path for path, it in declarations(config).items() if it.kind not in ("adapter", "seed")}
     if frozen is None or not left <= {*frozen.parameters}:
         raise UserError(f"{checkpoint.folder} has trained more than adapters; export it as '{config.family}'")
     found = parameters(checkpoint)

@@ -95,7 +95,7 @@ def probe(
     params = _params(checkpoint, dtype, mesh)
     with jax.default_matmul_precision("highest"):
         if fillable_V is None:  # its queries are those of a plain autoregressive model, whatever ours are
-            config = dataclasses.replace(config, seeding="successor")
+            config = dataclasses.replace(config, seeding="successor" if config.seeding == "learned" else config.seeding)
             forward = _forward(params, config, tokens, None)
             return Probes([forward], _greedy(params, config, continued, ahead, "ar", every_V), None)
         # With learned seeds the twin predicts from left to right with its queries as well.

@@ -15,7 +15,7 @@ from jax import Array
 from a3jax.config import Content
 from a3jax.decode.beginning import padded
 from a3jax.decode.cached import Asked, Beginning, Read, one_pass
-from a3jax.model.two_stream import Compute, TwoStream
+from a3jax.model.two_stream import Beside, Compute, TwoStream
 from a3jax.ordering import Order
 
 
@@ -39,7 +39,8 @@ def two_streams(tokens: Sequence[int], order: Order, begin: int, content: Conten
     """The rows of both streams from slot `begin` on, content rows as `ModelConfig.content` has them."""
     token_L = np.asarray(tokens)
     slots = jax.tree.map(lambda x_L: np.asarray(x_L)[begin : len(tokens)], order)
-    asked = Asked(token_L[np.maximum(slots.predecessor, 0)], slots.query, slots.group_start * slots.predicted)
+    beside = Beside(*(token_L[np.maximum(each, 0)] for each in (slots.predecessor, slots.successor)))
+    asked = Asked(beside, slots.query, slots.group_start * slots.predicted)
     own = token_L[slots.token_index]
     return Suffix(Read(own, slots.position, slots.content_end(content)), own, slots.predicted, asked)
 

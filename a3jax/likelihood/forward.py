@@ -27,7 +27,7 @@ def one_stream_is_enough(model: ModelConfig, left_to_right: bool) -> bool:
     `left_to_right` says that tokens come one by one as they stand: `Stage.is_ar` and `Part.is_ar` of orders that are to be
     drawn, `a3jax.ordering.sequence.left_to_right` of one that is.
     """
-    return left_to_right and model.seeding == "successor"
+    return left_to_right and model.seeding != "learned"
 
 
 class Predictions(NamedTuple):

@@ -48,9 +48,10 @@ def merged(weight: np.ndarray, inner: np.ndarray, outer: np.ndarray) -> np.ndarr
     return weight.astype(np.float32) + product
 
 
-def without_adapters(config: ModelConfig) -> ModelConfig:
-    """The shape of the model with none."""
-    return dataclasses.replace(config, adapter_rank=0)
+def source_of(config: ModelConfig) -> ModelConfig:
+    """The shape of the autoregressive model that an adapted one was made of: without adapters, and what seeds have beyond."""
+    seeding = "successor" if config.seeding == "two_sided" else config.seeding
+    return dataclasses.replace(config, adapter_rank=0, seeding=seeding)
 
 
 def content_is_fixed(config: ModelConfig) -> bool:

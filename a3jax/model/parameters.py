@@ -21,8 +21,8 @@ from a3jax.config import ModelConfig
 Initializer = Callable[..., jax.Array]
 Kind = Literal["matrix", "router", "expert", "norm", "bias", "embedding", "head", "adapter", "seed"]
 """`matrix`: what rows of a layer are multiplied with; `expert`: several of them, of which each row is multiplied with some;
-`router`: the matrix that says with which; `adapter`: a factor of the low-rank change of a matrix; `seed`: the vector that
-seeds queries."""
+`router`: the matrix that says with which; `adapter`: a factor of the low-rank change of a matrix; `seed`: of what
+queries start from."""
 
 
 class Declared(NamedTuple):
@@ -42,13 +42,14 @@ class Declared(NamedTuple):
 def parameter(config: ModelConfig, axes: str, kind: Kind, initializer: Initializer, rngs: nnx.Rngs) -> nnx.Param:
     """A float32 parameter of a kind with axes such as "NxD->F" (a product of rows) or "NxD"."""
     before, arrow, _ = axes.partition("->")
-    letters, stacked = tuple(axes.replace("->", "x").split("x")), 2 if axes.startswith("NxXx") else 1
+    letters, stacked = tuple(axes.replace("->", "x").split("x")), axes.startswith("Nx") + axes.startswith("NxXx")
     value = initializer(rngs.params(), tuple(size_of(config)[letter] for letter in letters))
     return nnx.Param(value, axes=letters, kind=kind, inputs=before.count("x") + 1 - stacked if arrow else 0)
 
 
 def size_of(config: ModelConfig) -> dict[str, int]:
-    """The sizes of axes: N layers, D width, F feed-forward, X experts, H and K heads, E head, V vocabulary, A adapter."""
+    """The sizes of axes: N layers, D width, F feed-forward, X experts, H and K heads, E head, V vocabulary, A adapter;
+    S is a width that is not split."""
     return {
         "N": config.layers,
         "D": config.width,
@@ -59,6 +60,7 @@ def size_of(config: ModelConfig) -> dict[str, int]:
         "E": config.head_width,
         "V": config.vocab,
         "A": config.adapter_rank,
+        "S": config.width,
     }
 
 

@@ -61,6 +61,15 @@ class Stream(NamedTuple):
     """A second range of slots that rows see, where content has one."""
 
 
+class Beside(NamedTuple):
+    """The tokens beside those that queries ask for, B x R each; anything where a query does not know them."""
+
+    predecessor: Array
+    """x_{t-1}"""
+    successor: Array
+    """x_{t+1}"""
+
+
 class Compute(NamedTuple):
     """How a forward pass is computed; nothing here changes what it means."""
 
@@ -85,7 +94,7 @@ class Layer(NamedTuple):
 
 
 class TwoStream(nnx.Module):
-    """Embedding, N layers, final norm, head, and the learned vector that seeds queries."""
+    """Embedding, N layers, final norm, head, and what is learned of the seeds of queries."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -95,6 +104,8 @@ class TwoStream(nnx.Module):
         self.blocks = Block(config, rngs)
         self.final_norm = norm_weight(config, "D", rngs)
         self.query_seed = declare("D", "seed", nnx.initializers.zeros)
+        if config.seeding == "two_sided":
+            self.successor_seed = declare("D->S", "seed", nnx.initializers.zeros)
         if not config.tied_head:
             self.head = declare("VxD", "head", normal)
 
@@ -124,8 +135,8 @@ class TwoStream(nnx.Module):
     def query_pass(self, token_BxL: Array, order: Order, compute: Compute) -> tuple[Array, Routing | None]:
         """`query_hidden`, and what the layers' routers did: with the queries alone where the content stream is fixed."""
         content = self._content(token_BxL, order, compute)
-        predecessor_BxL = gather(token_BxL, jnp.maximum(order.predecessor, 0))
-        queries = self.query_stream(predecessor_BxL, order.query, order.start, order.group_start, compute)
+        beside = Beside(*(gather(token_BxL, jnp.maximum(each, 0)) for each in (order.predecessor, order.successor)))
+        queries = self.query_stream(beside, order.query, order.start, order.group_start, compute)
         if content_is_fixed(self.config):
             return self.run_queries(queries, jax.lax.stop_gradient(self.run_content(content, compute)), compute)
         return self.run(content, queries, compute)
@@ -160,11 +171,15 @@ class TwoStream(nnx.Module):
         """Content rows that read tokens; all B x R."""
         return Stream(self.embed(token, compute), position, start, end)
 
-    def query_stream(self, predecessor: Array, query: Query, start: Array, end: Array, compute: Compute) -> Stream:
-        """Query rows; all B x R. `predecessor` is x_{t-1}, or anything where the query does not know it."""
+    def query_stream(self, beside: Beside, query: Query, start: Array, end: Array, compute: Compute) -> Stream:
+        """Query rows; all B x R. Tokens `beside` are anything where the query does not know them."""
         # Adapters of the query stream are for what the source model could not have been asked.
-        changed = ~query.causal if self.config.seeding == "successor" else jnp.ones_like(query.causal)
-        return Stream(self.embed_queries(predecessor, query.known, compute), query.position, start, end, changed)
+        changed = jnp.ones_like(query.causal) if self.config.seeding == "learned" else ~query.causal
+        seed_BxRxD = self.embed_queries(beside.predecessor, query.known, compute)
+        if self.config.seeding == "two_sided":
+            added_BxRxD = self.embed(beside.successor, compute) @ self.successor_seed[...].astype(compute.dtype)
+            seed_BxRxD += jnp.where(query.followed[..., None], added_BxRxD, 0)
+        return Stream(seed_BxRxD, query.position, start, end, changed)
 
     def embed(self, token: Array, compute: Compute) -> Array:
         """Embeddings of tokens of any shape, ... x D."""

@@ -23,6 +23,8 @@ class Order(NamedTuple):
     """Where in the window the slot's token stands: `tokens[token_index]` sorts a window into slots."""
     predecessor: Array
     """Where in the window x_{t-1} stands if it may seed this slot's query, else -1."""
+    successor: Array
+    """Where in the window x_{t+1} stands if this slot's query sees it, else -1."""
     position: Array
     """Content RoPE position: t, the token's place in its document."""
     query_position: Array
@@ -52,7 +54,7 @@ class Order(NamedTuple):
     @property
     def query(self) -> "Query":
         """What the query of every slot is made of; see `query_rule`."""
-        return Query(self.query_position, self.predecessor >= 0, self.causal)
+        return Query(self.query_position, self.predecessor >= 0, self.successor >= 0, self.causal)
 
 
 class Query(NamedTuple):
@@ -62,31 +64,35 @@ class Query(NamedTuple):
     """RoPE position."""
     known: Array
     """Whether x_{t-1} is committed, so that it may seed the query."""
+    followed: Array
+    """Whether x_{t+1} is, so that it may too."""
     causal: Array
     """Whether an AR model could have asked it: it sees the tokens before its own, and no others."""
 
 
-def query_rule(place: Array, seen: Array, last_seen: Array, sees_previous: Array, seeding: Seeding) -> Query:
+def query_rule(
+    place: Array, seen: Array, last_seen: Array, sees_previous: Array, sees_next: Array, seeding: Seeding
+) -> Query:
     """The query rule: what the query for the token at `place` t of a document is, from what it sees of that document.
 
     It sees `seen` committed tokens, never its own; the one furthest to the right is at `last_seen` (anything where it sees
-    none), and `sees_previous` says whether x_{t-1} is one of them (anything where t is 0). Arrays are all of one shape,
-    whichever that is, numpy's or JAX's.
+    none), `sees_previous` says whether x_{t-1} is one of them (anything where t is 0), and `sees_next` whether x_{t+1} is.
+    Arrays are all of one shape, whichever that is, numpy's or JAX's.
 
-    *Position.* Under successor seeding the query is an AR query: it stands on the token before its own, at t - 1, and asks
+    *Position.* Unless seeds are learned, the query is an AR query: it stands on the token before its own, at t - 1, and asks
     for the next. A first token has none before it; its query stands on 0. A learned seed is no token, and has no place of its
     own: there the query stands on t.
 
-    *Known.* x_{t-1} may seed the query only if the query sees it. One of its own group, or of a later one, would tell it
-    what it must not know.
+    *Known, followed.* x_{t-1} and x_{t+1} may seed the query only if the query sees them. One of its own group, or of a
+    later one, would tell it what it must not know.
 
     *Causal.* A query that sees the tokens 0 to t-1 and no others is one that an AR model could have been asked, in whatever
-    order they came. Under successor seeding its row is what that model computes at t-1, so adapters of the query stream
+    order they came; nothing follows it. Unless seeds are learned, its row is what that model computes at t-1, so adapters of the query stream
     leave it alone (`a3jax.model.adapters`). The tokens seen are different ones: they are those before t if there are t of
     them, and the last comes before t. A query that sees nothing is not causal, for no AR model predicts a first token.
     """
-    position = jnp.maximum(place - 1, 0) if seeding == "successor" else place
-    return Query(position, (place > 0) & sees_previous, (seen > 0) & (seen == place) & (last_seen < place))
+    position = place if seeding == "learned" else jnp.maximum(place - 1, 0)
+    return Query(position, (place > 0) & sees_previous, sees_next, (seen > 0) & (seen == place) & (last_seen < place))
 
 
 @functools.partial(jax.jit, static_argnames=("seeding", "groups"))
@@ -108,14 +114,19 @@ def arrange(
     (length,) = group_L.shape
     index_L = jnp.arange(length)
     segment_L = padding_last(segment_L)
-    start_L, _ = segment_bounds(segment_L)
-    rank_L, place_L, previous_L, is_end_L = layout or as_it_stands(start_L)
+    start_L, end_L = segment_bounds(segment_L)
+    rank_L, place_L, previous_L, next_L, is_end_L = layout or as_it_stands(start_L, end_L)
     by_group_L = jnp.argsort(group_L, stable=True) if groups is None else order_by(group_L, groups)
     turn_start_L = start_L if turn_L is None else segment_bounds(padding_last(turn_L))[0]
     turn_start_L = jnp.where(segment_L == PADDING, length, turn_start_L)
     token_L = by_group_L[order_by(turn_start_L[by_group_L], length + 1)]
     position_L = place_L[token_L]
-    sees_previous_L = ((group_L[previous_L] < group_L) | (turn_start_L[previous_L] < turn_start_L))[token_L]
+
+    def sees(other_L: Array) -> Array:
+        earlier_turn_L, same_turn_L = (f(turn_start_L[other_L], turn_start_L) for f in (jnp.less, jnp.equal))
+        return (earlier_turn_L | (same_turn_L & (group_L[other_L] < group_L)))[token_L]
+
+    sees_previous_L, sees_next_L = sees(previous_L), sees(next_L)
 
     group_L, segment_L = group_L[token_L], segment_L[token_L]
     first_of_segment = changes(segment_L)
@@ -128,10 +139,11 @@ def arrange(
     # Documents are in the order of the window. Where a place lies before all empty ones it is a rank, and only there is it
     # asked for, since nothing behind a gap is predicted.
     last_seen_L = jax.lax.cummax((start_L + rank_L)[token_L])[jnp.maximum(group_start_L - 1, 0)] - start_L[token_L]
-    query = query_rule(position_L, group_start_L - slot_start_L, last_seen_L, sees_previous_L, seeding)
+    query = query_rule(position_L, group_start_L - slot_start_L, last_seen_L, sees_previous_L, sees_next_L, seeding)
     return Order(
         token_index=token_L,
         predecessor=jnp.where(query.known, previous_L[token_L], -1),
+        successor=jnp.where(query.followed, next_L[token_L], -1),
         position=position_L,
         query_position=query.position,
         start=slot_start_L,

@@ -101,7 +101,7 @@ def draw_layout(key: Array, segment_L: Array, family: Family, given: float, slac
     """
     start_L, end_L = segment_bounds(padding_last(segment_L))
     if not FAMILIES[family].blanks_end:
-        return as_it_stands(start_L)
+        return as_it_stands(start_L, end_L)
     from_L, blank_L = _span(key, start_L, end_L - start_L - 2, given)
     drawn_L = per_segment(jax.random.fold_in(key, 3), start_L, len(start_L))  # 0 and 1 are those of split(), 2 is the prefix
     empty_L = jnp.floor(drawn_L * (slack + 1)).astype(jnp.int32)

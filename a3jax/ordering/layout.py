@@ -29,15 +29,18 @@ class Layout(NamedTuple):
     """Where it stands, counted from the document's start, empty places included."""
     previous: Array
     """Where in the window stands the token of the place before its own; the token itself where there is none."""
+    next: Array
+    """Where in the window stands the token of the place after its own; the token itself where there is none."""
     is_end: Array
     """Whether it is the end of a blank, whatever token the window has there."""
 
 
-def as_it_stands(start_L: Array) -> Layout:
-    """The layout without blanks of unknown length; `start` is the first index of a token's document."""
+def as_it_stands(start_L: Array, end_L: Array) -> Layout:
+    """The layout of documents [start, end) without blanks of unknown length."""
     index_L = jnp.arange(start_L.shape[0])
     place_L = index_L - start_L
-    return Layout(place_L, place_L, jnp.maximum(index_L - 1, start_L), jnp.zeros_like(place_L, bool))
+    previous_L, next_L = jnp.maximum(index_L - 1, start_L), jnp.minimum(index_L + 1, end_L - 1)
+    return Layout(place_L, place_L, previous_L, next_L, jnp.zeros_like(place_L, bool))
 
 
 def with_gaps(start_L: Array, end_L: Array, blank_end_L: Array, empty_L: Array) -> Layout:
@@ -52,9 +55,12 @@ def with_gaps(start_L: Array, end_L: Array, blank_end_L: Array, empty_L: Array) 
     rank_L = stands_L - start_L
     token_at_L = jnp.zeros_like(index_L).at[stands_L].set(index_L)
     alone_L = (rank_L == 0) | (stands_L == blank_end_L + 1)  # a document's first token, and the first behind a gap
+    place_L = rank_L + jnp.where(after_L, empty_L, 0)
+    follows_L = token_at_L[jnp.minimum(stands_L + 1, end_L - 1)]
     return Layout(
         rank=rank_L,
-        place=rank_L + jnp.where(after_L, empty_L, 0),
+        place=place_L,
         previous=jnp.where(alone_L, index_L, token_at_L[stands_L - 1]),
+        next=jnp.where(place_L[follows_L] == place_L + 1, follows_L, index_L),
         is_end=is_end_L,
     )

@@ -12,7 +12,7 @@ import jax
 
 from a3jax.config import ModelConfig, Stage
 from a3jax.likelihood.forward import one_stream_is_enough
-from a3jax.model.adapters import content_is_fixed, factors, has_adapter, without_adapters
+from a3jax.model.adapters import content_is_fixed, factors, has_adapter, source_of
 from a3jax.model.parameters import Declared, Kind, declarations, size_of
 from a3jax.train.counts import Counts, full_window
 
@@ -69,6 +69,10 @@ def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: b
         if has_adapter(model, weight):
             factor_sizes = sum(_size(model, f"blocks.{name}") for name in factors(path.removeprefix("blocks.")))
             weights += factor_sizes * 3 * (query if fixed else content + query)
+    if (
+        model.seeding == "two_sided" and not single
+    ):  # what x_{t+1} adds; embeddings have no gradient where adapters alone are trained
+        weights += model.width**2 * counts.predicted * passes
     own = 2 * weights + attention(model, stage, counts)
     return float(own + _of_source(model, counts) if distilled else own)
 
@@ -87,7 +91,7 @@ def of_experts(model: ModelConfig, stage: Stage, counts: Counts[float], recomput
 
 def _of_source(model: ModelConfig, counts: Counts[float]) -> float:
     """FLOPs of one stream of the source model, forward only, and of its logits of predicted tokens."""
-    source = without_adapters(model)
+    source = source_of(model)
     sizes = sum(_size(source, path) for path, weight in declarations(source).items() if weight.kind in PRODUCTS)
     rows = model.layers * sizes * counts.content + model.width * model.vocab * counts.predicted
     return float(2 * rows + source_attention(model, counts))

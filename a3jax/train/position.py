@@ -14,7 +14,7 @@ from a3jax.devices.accelerators import environment
 from a3jax.errors import UserError
 from a3jax.train.checkpoints import Checkpoints, Restored
 from a3jax.train.run import Run
-from a3jax.train.state import State, abstract_state, init_state, random_params, with_adapters, with_normal_seed
+from a3jax.train.state import State, abstract_state, init_state, random_params, with_new, with_normal_seed
 
 
 class Position(NamedTuple):
@@ -58,9 +58,10 @@ def _source_weights(run: Run, mesh: Mesh) -> nnx.State:
 
 
 def _first_state(run: Run, mesh: Mesh) -> State:
-    params = _source_weights(run, mesh) if run.source else random_params(run.config, run.model, mesh)
-    if run.source and run.model.adapter_rank and not run.source.config.adapter_rank:
-        params = with_adapters(params, run.config, run.model, mesh)
+    if run.source is None:
+        params = random_params(run.config, run.model, mesh)
+    else:
+        params = with_new(_source_weights(run, mesh), run.config, run.model, mesh)
     if run.config.adapt.query_seed == "normal":
         params = with_normal_seed(params, run.config)
     return init_state(run.config, params, run.model, mesh)

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from a3jax.config import Config, ModelConfig
 from a3jax.devices import mesh as meshes
-from a3jax.model.adapters import without_adapters
-from a3jax.model.parameters import shapes
+from a3jax.model.adapters import source_of
+from a3jax.model.parameters import declarations, named, shapes
 from a3jax.model.two_stream import TwoStream
 from a3jax.train import guard
 from a3jax.train.optimizer import make_optimizer, schedule_of
-from a3jax.train.trained import adapters, changes
+from a3jax.train.trained import changes
 
 
 class State(NamedTuple):
@@ -39,7 +39,7 @@ def abstract_state(config: Config, model: ModelConfig, mesh: Mesh) -> State:
     changed = nnx.filter_state(params, changes(config.adapt, model))
     optimizer = jax.eval_shape(functools.partial(guard.init, _any_optimizer(config)), changed)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    teacher = shapes(without_adapters(model)) if config.adapt.distill else None
+    teacher = shapes(source_of(model)) if config.adapt.distill else None
     tree = State(params, optimizer, count, count, teacher)  # type: ignore[arg-type]
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, _layout(tree, mesh)
@@ -82,10 +82,10 @@ def with_counts(state: State, step: int, skipped: int) -> State:
     return state._replace(step=put(step, state.step), skipped=put(skipped, state.skipped))
 
 
-def with_adapters(params: nnx.State, config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
-    """The parameters of a model without adapters, and new ones that change nothing yet."""
-    new = adapters(model)
-    return nnx.merge_state(params, random_params(config, model, mesh, lambda path, _: path[-1] in new))
+def with_new(params: nnx.State, config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
+    """The parameters of a source, and those of the model that it has not: adapters and seeds, which change nothing yet."""
+    there = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
+    return nnx.merge_state(params, random_params(config, model, mesh, named(declarations(model).keys() - there)))
 
 
 def with_normal_seed(params: nnx.State, config: Config) -> nnx.State:

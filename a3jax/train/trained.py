@@ -13,7 +13,7 @@ from flax import nnx
 from a3jax.config import AdaptConfig, Config, ModelConfig
 from a3jax.errors import UserError
 from a3jax.files.strict import nearest
-from a3jax.model.adapters import content_is_fixed
+from a3jax.model.adapters import content_is_fixed, source_of
 from a3jax.model.parameters import Kind, count, declarations, shapes
 
 GROUPS: dict[str, tuple[Kind, ...]] = {"norms": ("norm",), "embeddings": ("embedding", "head")}
@@ -29,8 +29,11 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
     """
     seeding, content = config.seeding or source.seeding, config.content or source.content
     model = dataclasses.replace(source, seeding=seeding, content=content)
-    if config.adapt.distill and source.adapter_rank:
-        raise UserError("adapt.distill is given, but the source has adapters; only a model without can be learned from")
+    if source.seeding == "two_sided" != seeding:
+        raise UserError(f"seeding is {seeding}, but the source has two-sided seeds; leave seeding out")
+    if config.adapt.distill and source != source_of(source):
+        what = "adapters" if source.adapter_rank else "two-sided seeds"
+        raise UserError(f"adapt.distill is given, but the source has {what}; only a model without can be learned from")
     rank, stream = config.adapt.rank, config.adapt.stream
     if source.adapter_rank:
         if rank is not None and (source.adapter_rank, source.adapter_stream) != (rank, stream):
@@ -40,7 +43,7 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
         model = dataclasses.replace(model, adapter_rank=RANK if rank is None else rank, adapter_stream=stream)
     if config.objective != "a3":
         _check_one_stream(config, model)
-    if content_is_fixed(model) and model.seeding == "successor":
+    if content_is_fixed(model) and model.seeding != "learned":
         for i, stage in enumerate(config.schedule.stages):
             if stage.length and stage.is_ar:
                 raise UserError(
@@ -54,7 +57,8 @@ def _check_one_stream(config: Config, model: ModelConfig) -> None:
     """Raise `UserError` for a model of which the one stream of other objectives than a3 can make nothing."""
     objective = config.objective
     if model.seeding != "successor":
-        raise UserError(f"the source has learned query seeds, but objective {objective} predicts from the token before")
+        kind = model.seeding.replace("_", "-")
+        raise UserError(f"the source has {kind} query seeds, but objective {objective} predicts from the token before alone")
     if content_is_fixed(model):
         what = f"the source has adapters of the query stream, which objective {objective} has not"
         raise UserError(f"{what}; start from a model without, or with adapters of both streams")
@@ -94,11 +98,6 @@ def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bo
     if not changed:
         raise UserError("adapt.frozen names all parameters; leave some out, or there is nothing to train")
     return lambda path, _: str(path[-1]) in changed
-
-
-def adapters(model: ModelConfig) -> set[str]:
-    """The names of all parameters of adapters."""
-    return {name for name, kind in _kinds(model).items() if kind == "adapter"}
 
 
 def _kinds(model: ModelConfig) -> dict[str, Kind]:

@@ -1,7 +1,7 @@
 """Adapters without the weights that they change: a small folder, which makes its model again where it meets its source.
 
     adapters.json           the model, what happened to it, and how its source is known
-    adapters.safetensors    the adapters and the query seed, under the names that a two-stream export gives them
+    adapters.safetensors    the adapters and the seeds of queries, under the names that a two-stream export gives them
 
 A source is known by its norms: they are a few numbers, and every format keeps them as they are, so that adapters trained on
 quantized weights fit the original ones too, which they then change a little less exactly.
@@ -43,7 +43,7 @@ class Adapters:
 
 def names(config: ModelConfig) -> frozenset[str]:
     """The tensors of a two-stream export that are no part of the source."""
-    own = [entry for entry in entries(config) if entry.kind == "adapter"]
+    own = [entry for entry in entries(config) if entry.kind in ("adapter", "seed")]
     return frozenset(name for entry in (*own, QUERY_SEED) for name in entry.names((config.layers,)).values())
 
 

@@ -126,7 +126,7 @@ QUERY_SEED = Entry("query_seed", "model.query_seed", "seed")
 
 
 def entries(config: ModelConfig) -> tuple[Entry, ...]:
-    """The table of a model with this configuration, but for the query seed: of all names, those of parameters that it has."""
+    """The table of a model with this configuration, but for the query seed: of all names, those of its parameters."""
     mlp_norm = _MLP_NORM_OF_FOUR if config.post_norm else _MLP_NORM
     names = (
         ("embedding", "model.embed_tokens.weight"),
@@ -141,6 +141,7 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
         *((f"{ours}_bias", theirs.replace(".weight", ".bias")) for ours, theirs in (*_ATTENTION, *_feed_forward(config))),
         ("final_norm", "model.norm.weight"),
         ("head", "lm_head.weight"),
+        ("successor_seed", "model.successor_seed.weight"),
         *_adapters(config),
     )
     declared = declarations(config)

@@ -62,7 +62,12 @@ def test_greedy_choices_equal_recomputation_without_a_cache(certainty, threshold
     long_after(
         2,
         [
-            *(("confidence", {}), ("entropy", {"seeding": "learned"}), ("random", {}), ("confidence", {"content": "slot"})),
+            *(
+                ("confidence", {}),
+                ("entropy", {"seeding": "learned"}),
+                ("random", {}),
+                ("confidence", {"content": "slot", "seeding": "two_sided"}),
+            ),
             *(("confidence", {"seeding": "learned"}), ("entropy", {}), ("random", {"seeding": "learned"})),
             *(("margin", {}), ("margin", {"seeding": "learned"})),
         ],

@@ -37,7 +37,7 @@ def window_groups(order, b=0):
     [
         ("random_4", {"tied_head": True, "query_key_norm": "full", "pre_norm": False, "post_norm": True}),
         ("in_order_3", {"seeding": "learned", "qkv_bias": True}),
-        ("random_4", {"content": "slot"}),
+        ("random_4", {"content": "slot", "seeding": "two_sided"}),
         pytest.param("random_4", LOCAL, marks=pytest.mark.long),
         ("ar", {}),
         pytest.param("random_1", {}, marks=pytest.mark.long),
@@ -72,9 +72,15 @@ def test_greedy_choices_equal_recomputation_without_a_cache(order, options, tiny
 @pytest.mark.parametrize(
     ("order", "changes"),
     long_after(
-        4,
+        5,
         [
-            *(("in_order_4", {}), ("random_1", {}), ("random_4", {"seeding": "learned"}), ("spans_4", {"content": "slot"})),
+            *(
+                ("random_4", {"seeding": "two_sided"}),
+                ("in_order_4", {}),
+                ("random_1", {}),
+                ("random_4", {"seeding": "learned"}),
+                ("spans_4", {"content": "slot"}),
+            ),
             *(("random_4", LOCAL), ("random_4", GPT_OSS)),
             *((order, {}) for order in ("ar", "random_4", "random_8", "spans_4", "random_1000")),
             *(("random_4", {"content": "slot"}), ("spans_4", {"seeding": "learned"}), ("ar", LOCAL)),

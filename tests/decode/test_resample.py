@@ -46,7 +46,7 @@ def score(probability_V, certainty):
             ("entropy", 3, {"temperature": 1.3, "top_p": 0.8}, {"seeding": "learned"}),
             ("confidence", 3, {"temperature": 0.7, "top_k": 9}, {}),
             ("confidence", 3, {}, {}),
-            ("confidence", 4, {"top_p": 0.5}, {"seeding": "learned"}),
+            ("confidence", 4, {"top_p": 0.5}, {"seeding": "two_sided"}),
             ("entropy", 1, {}, {"adapter_rank": 3}),
         ],
     ),

@@ -63,7 +63,16 @@ def test_a_penalty_sees_the_drafts_before(tiny, network):
 
 @pytest.mark.parametrize(
     ("seeding", "order"),
-    long_after(1, [("successor", "ar"), ("learned", "random_1"), ("successor", "random_1"), ("learned", "ar")]),
+    long_after(
+        2,
+        [
+            ("two_sided", "random_1"),
+            ("successor", "ar"),
+            ("learned", "random_1"),
+            ("successor", "random_1"),
+            ("learned", "ar"),
+        ],
+    ),
 )
 def test_chain_rule(order, seeding, tiny, network):
     net = network(tiny(layers=2, seeding=seeding, context=256))

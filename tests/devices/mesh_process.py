@@ -98,7 +98,7 @@ MIXTURE = (
     Part(1.0, "spans", 3, sizes="geometric"),
     Part(1.0, "right_to_left", 2, prefix=0.5, sizes="uniform"),
 )
-ADAPTED = dataclasses.replace(MODEL, adapter_rank=2)
+ADAPTED = dataclasses.replace(MODEL, adapter_rank=2, seeding="two_sided")
 STAGE, ONE_STREAM, HELD_OUT = Stage(2, mixture=MIXTURE), Stage(2, "in_order", 1), "random_4"
 
 

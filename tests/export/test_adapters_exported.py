@@ -22,9 +22,11 @@ from a3jax.weights.importer import import_model
 from a3jax.weights.source import open_source
 
 
-@pytest.fixture(scope="module", params=["query", "both"])
+@pytest.fixture(scope="module", params=[("query", "two_sided"), ("both", "successor")], ids="".join)
 def adapted(request, tiny, network, tmp_path_factory) -> Checkpoint:
-    config = tiny(layers=2, vocab=300, adapter_rank=3, adapter_stream=request.param, start_token=256, end_tokens=(257,))
+    stream, seeding = request.param
+    changes = {"adapter_rank": 3, "adapter_stream": stream, "seeding": seeding}
+    config = tiny(layers=2, vocab=300, start_token=256, end_tokens=(257,), **changes)
     params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
     out = tmp_path_factory.mktemp("adapted") / "model"
     save_model(out, config, params, Provenance("random"), byte_codec().files)

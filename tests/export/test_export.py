@@ -36,11 +36,14 @@ ADAPTED = Provenance("source", "float32", steps=3000, tokens=2_000_000, stages=(
 
 
 def _adapted(checkpoint: Checkpoint, out, **changes) -> Checkpoint:
-    """The checkpoint with a record of training, a query seed of its own, and changes to its configuration."""
-    arrays = load_arrays(checkpoint)
-    noise = np.random.default_rng(0).normal(size=arrays["query_seed"].shape)
-    arrays["query_seed"] = noise.astype(arrays["query_seed"].dtype)
-    save_model(out, dataclasses.replace(checkpoint.config, **changes), arrays, ADAPTED, byte_codec().files)
+    """The checkpoint with a record of training, seeds of its own, and changes to its configuration."""
+    arrays, config = load_arrays(checkpoint), dataclasses.replace(checkpoint.config, **changes)
+    shapes, random = {"query_seed": (config.width,)}, np.random.default_rng(0)
+    if config.seeding == "two_sided":
+        shapes["successor_seed"] = (config.width, config.width)
+    for name, shape in shapes.items():
+        arrays[name] = random.normal(size=shape).astype(arrays["query_seed"].dtype)
+    save_model(out, config, arrays, ADAPTED, byte_codec().files)
     return find(out)
 
 
@@ -65,13 +68,13 @@ def test_a_family_folder_is_the_source_bit_for_bit(case, dtype, pretrained, impo
 @pytest.mark.parametrize(
     ("case", "changes"),
     few("gemma2", "mixtral", changes=({},), plain=("llama", "olmo2"))
-    + [("olmo2", {"seeding": "learned"}), ("llama", {"content": "slot"})],
+    + [("olmo2", {"seeding": "learned"}), ("gemma2", {"seeding": "two_sided"}), ("llama", {"content": "slot"})],
 )
 def test_the_twin_computes_both_streams(case, changes, pretrained, imported, tmp_path):
     checkpoint = _adapted(imported(case), tmp_path / "model", **changes)
     export_model(checkpoint, tmp_path / "out")
     ids = tokens()
-    if "seeding" not in changes:  # with learned seeds the queries predict from left to right too
+    if changes != {"seeding": "learned"}:  # with learned seeds the queries predict from left to right too
         plain = torch_logits(pretrained(case), ids)
         np.testing.assert_allclose(torch_logits(tmp_path / "out", ids), plain, atol=1e-4, rtol=0)
     for groups in [np.broadcast_to(np.arange(48), (2, 48)).copy(), random_groups(5, 4), random_groups(0, 7)]:
@@ -115,9 +118,10 @@ def test_a_step_has_the_gradients_of_pytorch(case, imported, tmp_path):
     assert all(name.endswith("k_proj.bias") for name in unfelt)
 
 
+@pytest.mark.parametrize("seeding", ["learned", "two_sided"])
 @pytest.mark.parametrize("case", ["llama3", "qwen2", "olmo2", "phi3", pytest.param("gemma3_text", marks=pytest.mark.long)])
-def test_a_two_stream_folder_imports_again_bit_for_bit(case, imported, tmp_path):
-    checkpoint = _adapted(imported(case, "bfloat16"), tmp_path / "model", seeding="learned", content="slot")
+def test_a_two_stream_folder_imports_again_bit_for_bit(case, seeding, imported, tmp_path):
+    checkpoint = _adapted(imported(case, "bfloat16"), tmp_path / "model", seeding=seeding, content="slot")
     export_model(checkpoint, tmp_path / "out")
     import_model(open_source(tmp_path / "out"), tmp_path / "again")
     again = find(tmp_path / "again")

@@ -14,13 +14,23 @@ from a3jax.export.exporter import export_model
 
 @pytest.fixture(scope="module")
 def twins(imported, tmp_path_factory):
-    """An exported model in both seedings, and with content up to its slot; and one with local attention and two bases."""
+    """An exported model in all seedings, and with content up to its slot; and one with local attention and two bases."""
     folder = tmp_path_factory.mktemp("twin") / "out"
     export_model(imported("llama"), folder)
     export_model(imported("gemma3_text"), folder.with_name("local"))
     successor, learned, slot = load(folder), load(folder), load(folder)
     learned.config.seeding, slot.config.content = "learned", "slot"
-    return {"successor": successor, "learned": learned, "slot": slot, "local": load(folder.with_name("local"))}
+    two_sided = load(folder)
+    two_sided.config.seeding = "two_sided"
+    width = two_sided.config.hidden_size
+    two_sided.model.successor_seed = torch.nn.Linear(width, width, bias=False)
+    return {
+        "successor": successor,
+        "learned": learned,
+        "two_sided": two_sided,
+        "slot": slot,
+        "local": load(folder.with_name("local")),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +57,7 @@ BLANK[1, 6:10] = True
 @pytest.mark.parametrize(
     ("which", "order", "size"),
     [
-        *itertools.product(["successor", "learned", "slot"], ["in_order", "random"], [1, 3, 5]),
+        *itertools.product(["successor", "learned", "two_sided", "slot"], ["in_order", "random"], [1, 3, 5]),
         ("local", "random", 3),
         pytest.param("local", "in_order", 5, marks=pytest.mark.long),
     ],

@@ -54,7 +54,7 @@ LOCAL["attention_sinks"] = True
             *(("dense", "successor", {}), ("chunked", "successor", LOCAL), ("flash", "learned", {})),
             *(("splash", "successor", {}), ("flash", "successor", {}), ("flash", "learned", LOCAL)),
             *((path, "learned", {}) for path in ("dense", "chunked", "splash")),
-            ("dense", "successor", {"experts": Experts(4, 2)}),
+            *(("dense", "successor", {"experts": Experts(4, 2)}), ("chunked", "two_sided", {})),
         ],
     ),
 )

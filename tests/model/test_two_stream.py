@@ -30,6 +30,8 @@ OPTIONS = {
     "one key-value head": {"kv_heads": 1, "norm_eps": 1e-3},
     "as many key-value heads": {"kv_heads": 4},
     "learned seed": {"seeding": "learned"},
+    "two-sided seed": {"seeding": "two_sided", "embedding_scale": 3.0},
+    "two-sided seed, adapters": {"seeding": "two_sided", "adapter_rank": 3},
     "everything": {"tied_head": True, "qkv_bias": True, "query_key_norm": "full", "seeding": "learned", **GEMMA},
     "one layer": {"layers": 1},
     "content up to its slot": {"content": "slot"},

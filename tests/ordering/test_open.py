@@ -51,7 +51,14 @@ def rebuilt(order, tokens, segments, b, end_token):
 
 
 @pytest.mark.parametrize(
-    ("group_size", "changes"), long_after(2, [(3, {}), (1, {"adapter_rank": 2}), (1, {}), (1, {"seeding": "learned"})])
+    ("group_size", "changes"),
+    long_after(
+        3,
+        [
+            *((3, {"seeding": "two_sided"}), (1, {"adapter_rank": 2}), (1, {"seeding": "two_sided", "adapter_rank": 2})),
+            *((3, {}), (1, {}), (1, {"seeding": "learned"})),
+        ],
+    ),
 )
 def test_what_is_predicted_is_what_full_masks_give(tiny, network, packed, group_size, changes):
     """Masks, places, queries and the loss. Groups of the reference are those that were drawn."""

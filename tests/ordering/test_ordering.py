@@ -70,6 +70,8 @@ def check_order(order, groups, is_given, segments, seeding):
         if segments[t]:
             before = t > 0 and segments[t - 1] == segments[t] and groups[t - 1] < groups[t]
             assert order.predecessor[slot] == (t - 1 if before else -1)
+            behind = t + 1 < L and segments[t + 1] == segments[t] and groups[t + 1] < groups[t]
+            assert order.successor[slot] == (t + 1 if behind else -1)
             assert order.causal[slot] == (t > start[t] and set(np.flatnonzero(query[t])) == set(range(start[t], t)))
         else:
             assert slot >= np.count_nonzero(segments), "padding comes last"
@@ -82,11 +84,18 @@ def test_the_query_rule_is_that_of_the_set_of_tokens_seen(committed, seeding, ar
     place = np.flatnonzero(~np.array(committed, bool))
     seen = np.flatnonzero(committed)
     last = seen.max(initial=-1)
-    facts = place, np.full_like(place, len(seen)), np.full_like(place, last), np.isin(place - 1, seen)
+    facts = (
+        place,
+        np.full_like(place, len(seen)),
+        np.full_like(place, last),
+        np.isin(place - 1, seen),
+        np.isin(place + 1, seen),
+    )
     query = query_rule(*map(arrays.asarray, facts), seeding)
     for i, t in enumerate(place):
         assert query.position[i] == (t if seeding == "learned" or t == 0 else t - 1)
         assert query.known[i] == (t - 1 in set(seen))
+        assert query.followed[i] == (t + 1 in set(seen))
         assert query.causal[i] == (t > 0 and set(seen) == set(range(t)))
 
 

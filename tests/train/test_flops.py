@@ -64,10 +64,12 @@ RAMPED = settle((Stage(1), Stage(4, "random", 8, ramp=2, sizes="uniform")), BATC
 @pytest.mark.parametrize(
     "changes",
     long_after(
-        2,
+        4,
         [
             {},
             {"adapter_rank": 2},
+            {"seeding": "two_sided"},
+            {"seeding": "two_sided", "adapter_rank": 2},
             {"seeding": "learned"},
             {"tied_head": True, "kv_heads": 4, "layers": 1},
             {"qkv_bias": True, "query_key_norm": "full"},

@@ -303,6 +303,7 @@ SMALL = ModelConfig("llama", 48, 16, 24, 1, 2, 1, 8, 64)
         ({"ar_share": 0.5}, "ar_share is 0.5, which belongs to objective a3"),
         ({"content": "slot"}, "content is slot, but objective diffusion has no groups"),
         ({"seeding": "learned"}, "seeding is learned, but objective diffusion predicts from the token before"),
+        ({"seeding": "two_sided"}, "seeding is two_sided, but objective diffusion predicts from the token before"),
         ({"adapt": AdaptConfig(rank=4)}, "give adapt.stream both, or adapt.rank 0"),
         ({"adapt": AdaptConfig(distill=0.5)}, "objective diffusion has no teacher"),
         ({"fim": FimConfig(rate=0.5)}, "fim is given options, but the objective is diffusion"),

@@ -21,9 +21,9 @@ from a3jax.weights.source import open_source
 RECORD = Provenance("source", "float32", steps=3000, tokens=2_000_000, stages=("random_4",), blanks_end=True)
 
 
-@pytest.fixture(scope="module")
-def adapted(tiny, network, tmp_path_factory) -> Checkpoint:
-    config = tiny(layers=2, vocab=300, adapter_rank=3, seeding="successor", start_token=256, end_tokens=(257,))
+@pytest.fixture(scope="module", params=["successor", "two_sided"])
+def adapted(request, tiny, network, tmp_path_factory) -> Checkpoint:
+    config = tiny(layers=2, vocab=300, adapter_rank=3, seeding=request.param, start_token=256, end_tokens=(257,))
     params = nnx.to_pure_dict(nnx.state(network(config), nnx.Param))
     out = tmp_path_factory.mktemp("adapted") / "model"
     save_model(out, config, params, RECORD, byte_codec().files)

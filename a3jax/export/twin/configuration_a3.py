@@ -52,7 +52,7 @@ class A3Config(PretrainedConfig):
         num_experts_per_tok: int = 0,  # how many of them a row goes to
         expert_biases: bool = False,  # of experts and their router
         norm_topk_prob: bool = True,  # whether the router's weights of these add up to 1
-        seeding: str = "successor",  # "successor": a query is x_{t-1} where known; "learned": always the learned vector
+        seeding: str = "successor",  # a query is x_{t-1} where known; "two_sided": x_{t+1} adds to it; "learned": a vector
         content: str = "group",  # up to where content sees: the end of its "group", or its own "slot"
         adapter_rank: int = 0,  # inner width of low-rank changes to the query stream's weights; 0: there are none
         unfillable: list[list[int]] | None = None,  # [first, last] ranges of tokens that never stand in a blank

@@ -70,11 +70,11 @@ class A3Decoding:
             # Given tokens are groups of one. A later group sees itself whole, or each of its tokens what is on its left.
             if number == 0 or self.config.content == "slot":
                 visible[:, :C, -C:] &= torch.ones(C, C, dtype=torch.bool, device=tokens.device).tril()
-            at, before = query.clamp(min=0), (query - 1).clamp(min=0)
-            follows = (query > 0) & committed.gather(1, before)
+            at, before, behind = query.clamp(min=0), (query - 1).clamp(min=0), (query + 1).clamp(max=tokens.shape[1] - 1)
+            follows = (query > 0) & committed.gather(1, before), (query < behind) & committed.gather(1, behind)
             here, where = content.clamp(min=0), position.gather(1, at)
-            read, previous = (self.model.scaled(self.model.embed_tokens(tokens.gather(1, i))) for i in (here, before))
-            seeds, seed_position = self.model.queries(previous, follows, where)
+            read, *beside = (self.model.scaled(self.model.embed_tokens(tokens.gather(1, i))) for i in (here, before, behind))
+            seeds, seed_position = self.model.queries((beside[0], beside[1]), follows, where)
             last = seen.masked_fill(~known, -1).amax(-1, keepdim=True)
             causal = (known.sum(-1, keepdim=True) == where) & (last < where) & (last >= 0)
             rows = torch.cat([position.gather(1, here), seed_position], 1)

@@ -221,6 +221,8 @@ class A3Model(nn.Module):
         self.layers = nn.ModuleList(A3Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = A3Norm(config, config.hidden_size)
         self.query_seed = nn.Parameter(torch.zeros(config.hidden_size))
+        if config.seeding == "two_sided":
+            self.successor_seed = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def scaled(self, embedding: Tensor) -> Tensor:
         """What enters the first layer, of embeddings of any shape, ... x D."""
@@ -233,16 +235,22 @@ class A3Model(nn.Module):
             return None
         return (row[:, :, None] - key[:, None, :]).abs()
 
-    def queries(self, predecessor: Tensor, committed: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    def queries(
+        self, beside: tuple[Tensor, Tensor], committed: tuple[Tensor, Tensor], position: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings and RoPE positions of the queries at `position`, B x Q.
 
         Under successor seeding the query of x_t is the one a plain autoregressive model would use, x_{t-1} at t-1; the
-        learned vector stands for an x_{t-1} that is not yet `committed`. `predecessor` is the embedding of x_{t-1}.
+        learned vector stands for an x_{t-1} that is not yet `committed`. Two-sided seeds have more where x_{t+1} is. What
+        stands `beside` are the embeddings of x_{t-1} and x_{t+1}.
         """
         seed = self.scaled(self.query_seed)
         if self.config.seeding == "learned":
             return seed.expand(*position.shape, -1), position
-        return torch.where(committed[..., None], predecessor, seed), (position - 1).clamp(min=0)
+        seed = torch.where(committed[0][..., None], beside[0], seed)
+        if self.config.seeding == "two_sided":
+            seed = seed + self.successor_seed(beside[1]) * committed[1][..., None]
+        return seed, (position - 1).clamp(min=0)
 
     def forward(
         self,
@@ -261,7 +269,7 @@ class A3Model(nn.Module):
         tokens before their own and no others. `states` is given what enters each layer, and what is returned.
         """
         kinds, x = kinds_of(self.config, position, visible, distance), embedding
-        changed = ~causal[..., None] if self.config.seeding == "successor" else torch.ones_like(causal[..., None])
+        changed = torch.ones_like(causal[..., None]) if self.config.seeding == "learned" else ~causal[..., None]
         states = [] if states is None else states
         for layer, number in zip(self.layers, self.config.kind_of_layer):
             states.append(x)
@@ -424,9 +432,10 @@ class A3ForCausalLM(A3Decoding, PreTrainedModel, GenerationMixin):
         if self.config.content == "slot":  # of its own group, what stands before it
             visible &= (groups[:, :, None] > groups[:, None, :]) | (position[:, :, None] >= position[:, None, :])
         query_visible = (groups[:, :, None] > groups[:, None, :]) & real[:, None]
-        committed = (groups.roll(1, 1) < groups) & real.roll(1, 1)
-        committed[:, 0] = False
-        query, query_position = self.model.queries(embedding.roll(1, 1), committed, position)
+        committed = [(groups.roll(by, 1) < groups) & real.roll(by, 1) for by in (1, -1)]
+        committed[0][:, 0] = committed[1][:, -1] = False
+        beside = embedding.roll(1, 1), embedding.roll(-1, 1)
+        query, query_position = self.model.queries(beside, (committed[0], committed[1]), position)
         earlier = (position[:, None, :] < position[:, :, None]) & real[:, None]
         causal = (query_visible == earlier).all(-1) & query_visible.any(-1)
         return (

@@ -15,7 +15,7 @@ from a3jax.devices.context_parallel import place, spread
 from a3jax.devices.mesh import BATCH, constrain, lay
 from a3jax.likelihood.forward import Predictions, one_stream_is_enough, predict
 from a3jax.likelihood.fused_loss import SoftTargets
-from a3jax.model.adapters import without_adapters
+from a3jax.model.adapters import source_of
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, arrange, draw_mixture, gather
@@ -53,7 +53,7 @@ class AnyOrder:
 
     def _soft_targets(self, teacher: nnx.State, tokens_BxL: Array, segment_BxL: Array, student: Predictions) -> SoftTargets:
         """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""
-        network = nnx.merge(graph(without_adapters(self.model)), teacher)
+        network = nnx.merge(graph(source_of(self.model)), teacher)
         in_order = _left_to_right(jnp.abs(segment_BxL))
         taught = predict(network, tokens_BxL, in_order, self.compute._replace(remat="none"), one_stream=True)
         row_BxL = gather(jnp.argsort(taught.index_BxL, axis=1), student.index_BxL)
