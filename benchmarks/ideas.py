@@ -1,8 +1,8 @@
 """Small changes to the method, each tried against the same run without it (docs/ideas.md).
 
 python benchmarks/ideas.py run                  # after the commands of experiments/duel_base.py, or those of docs/ideas.md
-python benchmarks/ideas.py run 'adapters, two-sided seed' --seed 1      # with another seed, some arms, and those without changes
-python benchmarks/ideas.py run 'adapters, two-sided seed' --steps 1000  # longer
+python benchmarks/ideas.py run 'adapters, two-sided seed' --seed 1         # with another seed, and the same without
+python benchmarks/ideas.py run 'adapters, two-sided seed' --steps 1000     # longer
 python benchmarks/ideas.py table
 python benchmarks/ideas.py zero_shot models/smollm2 models/smollm2-code    # both rules of content, untrained
 
@@ -16,6 +16,11 @@ logits are computed too, and their loss is added.
 *Seeds from near by.* A query for x_t starts from x_{t-1} where that is decided. Here what is decided next to it on the right,
 and further on the left where x_{t-1} is not, is added: W times its embedding, a W for each side and distance, zero at first.
 Such a query is not causal, so nothing from left to right changes. The two-sided seed has x_{t+1} alone.
+
+*Queries in the upper half.* Query rows enter at half of the layers, where they start from what the content row of x_{t-1} is
+there, or from a learned vector: half of their arithmetic.
+
+*The surest first.* Groups of 4 are not random: first come the tokens that the source is surest of, as dynamic decoding has it.
 """
 
 import argparse
@@ -59,6 +64,8 @@ RESULTS = EXPERIMENTS / "results" / "ideas.jsonl"
 STEPS, BATCH, WINDOWS, CHUNK = 200, 4, 48, 1024
 RATES = (1e-3, 3e-3)
 ORDERS = ("ar", "in_order_4", "random_1", "random_4", "infill_4")
+SURE = "sure_4"
+"""The tokens that the base is surest of first, four at a time."""
 HOW = Compute(attention="dense")
 
 
@@ -76,6 +83,10 @@ class Arm:
     """Seeds from the left, 2 to 1 + this many tokens away, where x_{t-1} is not decided."""
     right: int = 0
     """Seeds from the right, 1 to this many tokens away."""
+    upper: bool = False
+    """Queries are in the upper half of the layers alone."""
+    sure: bool = False
+    """The surest come first."""
     optimizer: Literal["adamw", "muon"] = "adamw"
 
 
@@ -87,6 +98,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     ", seeds from 5 on the left and 4 on the right": {"left": 4, "right": 4},
     ", given up to 0.9": {"given": 0.9},
     ", free loss": {"free": 1.0},
+    ", queries in the upper half": {"upper": True},
+    ", the surest first": {"sure": True},
     ", Muon": {"optimizer": "muon"},
 }
 ARMS = {
@@ -94,6 +107,7 @@ ARMS = {
     for what, arm in (("adapters", Arm(rank=16)), ("all weights", Arm()))
     for change, changed in CHANGES.items()
     if not (arm.rank and "free" in changed)  # a fixed content stream has nothing to learn
+    and not (not arm.rank and "upper" in changed)
 }
 
 

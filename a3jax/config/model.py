@@ -113,8 +113,8 @@ class ModelConfig:
     logit_cap: float | None = None
     """The same for logits as `attention_cap`."""
     seeding: Seeding = "successor"
-    """What a query starts from: x_{t-1} where it is decided (`successor`), which x_{t+1} adds to where that is (`two_sided`), and
-    a learned vector where x_{t-1} is not; or that vector always (`learned`)."""
+    """What a query starts from: x_{t-1} where it is decided, else a learned vector (`successor`); the same, to which x_{t+1}
+    adds where that is decided (`two_sided`); or always the vector (`learned`)."""
     content: Content = "group"
     """Up to where a content row sees: the end of its `group`, as in the paper, or its own `slot`, as in the source model."""
     adapter_rank: int = 0
