@@ -20,7 +20,8 @@ Such a query is not causal, so nothing from left to right changes. The two-sided
 *Queries in the upper half.* Query rows enter at half of the layers, where they start from what the content row of x_{t-1} is
 there, or from a learned vector: half of their arithmetic.
 
-*The surest first.* Groups of 4 are not random: first come the tokens that the source is surest of, as dynamic decoding has it.
+*The surest first.* Groups of 4 are not random: first come the tokens that the source is surest of, as dynamic decoding has
+it.
 """
 
 import argparse
@@ -46,15 +47,15 @@ from prompts import own_sources
 
 import a3jax
 from a3jax.checkpoint.folder import find, load_params
-from a3jax.config import AdaptConfig, Content, DataConfig, ModelConfig, OptimizerConfig
+from a3jax.config import AdaptConfig, Content, DataConfig, OptimizerConfig
 from a3jax.curriculum.stage import Part
 from a3jax.data.pipeline import Batches, open_corpora
 from a3jax.data.tokenizer import load_codec
 from a3jax.likelihood.fused_loss import nll_sum, token_nll
 from a3jax.model.adapters import content_is_fixed
 from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Beside, Compute, TwoStream
-from a3jax.ordering import Order, draw_mixture, example_keys, gather
+from a3jax.model.two_stream import Beside, Compute, Stream, TwoStream
+from a3jax.ordering import Order, arrange, draw_mixture, example_keys, gather
 from a3jax.train.optimizer import make_optimizer, schedule
 from a3jax.train.trained import changes
 
@@ -119,8 +120,61 @@ class Rows(NamedTuple):
     weight: Array
 
 
+class _Unnormalized(TwoStream):
+    """The lower layers of a network: what they return are hidden states as the next layer takes them."""
+
+    def _normalize(self, x_BxRxD: Array) -> Array:
+        return x_BxRxD
+
+
+def half(net: TwoStream, layers: slice, kind: type[TwoStream]) -> TwoStream:
+    """Some layers of a network, with all else that it has."""
+    state = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    blocks = jax.tree.map(lambda x: x[layers], state["blocks"])
+    config = dataclasses.replace(net.config, layers=len(range(net.config.layers)[layers]))
+    result = nnx.eval_shape(lambda: kind(config, nnx.Rngs(0)))
+    nnx.update(result, state | {"blocks": blocks})
+    return result
+
+
+def at_half(net: TwoStream, content: Stream) -> Array:
+    """What the content rows of a fixed content stream are at half of the layers, in slot order."""
+    lower = half(net, slice(net.config.layers // 2), _Unnormalized)
+    return jax.lax.stop_gradient(lower.run(content, None, HOW)[0])
+
+
+def upper_half(net: TwoStream, seed_D: Array, content: Stream, order: Order) -> Array:
+    """The normalized last hidden states of queries that enter at half of the layers, in slot order."""
+    upper = half(net, slice(net.config.layers // 2, None), TwoStream)
+    middle_BxLxD = at_half(net, content)
+    slot_BxL = gather(jnp.argsort(order.token_index, axis=1), jnp.maximum(order.predecessor, 0))
+    before_BxLxD = jnp.take_along_axis(middle_BxLxD, slot_BxL[..., None], axis=1)
+    seeds_BxLxD = jnp.where(order.query.known[..., None], before_BxLxD, seed_D)
+    queries = Stream(seeds_BxLxD, order.query.position, order.start, order.group_start, ~order.query.causal)
+    known = upper.run_content(content._replace(embedding=middle_BxLxD), HOW)
+    return upper.run_queries(queries, jax.lax.stop_gradient(known), HOW)[0]
+
+
+def left_to_right(net: TwoStream, tokens_BxL: Array, segment_BxL: Array) -> Stream:
+    """The content rows of a plain autoregressive model; every token's slot is its place in the window."""
+    order = draw_mixture(example_keys(0, 0, len(tokens_BxL)), segment_BxL, (Part.named("ar"),), net.config.seeding)
+    return net.content_stream(tokens_BxL, order.position, order.start, order.group_end, HOW)
+
+
+def surest_first(net: TwoStream, tokens_BxL: Array, segment_BxL: Array) -> Order:
+    """The order of groups of 4 in which the tokens come first whose distribution, from left to right, is the surest."""
+    content = left_to_right(net, tokens_BxL, segment_BxL)
+    log_probs_BxLxV = jax.nn.log_softmax(net.logits(net.run(content, None, HOW)[0]))
+    first_BxL = content.position == 0
+    sure_BxL = jnp.where(first_BxL, 0, jnp.roll(log_probs_BxLxV.max(-1), 1, axis=1))
+    same_BxLxL = (segment_BxL[:, None] == segment_BxL[..., None]) & ~first_BxL[:, None]
+    rank_BxL = (same_BxLxL & (sure_BxL[:, None] > sure_BxL[..., None])).sum(-1)
+    group_BxL = jnp.where(first_BxL, -1, rank_BxL // 4)
+    return jax.vmap(lambda *of_one: arrange(*of_one, net.config.seeding))(group_BxL, first_BxL, segment_BxL)
+
+
 def predictions(
-    net: TwoStream, near_PxDxD: Array, arm: Arm, tokens_BxL: Array, segment_BxL: Array, order: Order
+    net: TwoStream, extra: dict[str, Array], arm: Arm, tokens_BxL: Array, segment_BxL: Array, order: Order
 ) -> tuple[Rows, Rows | None]:
     """Those of queries, and of content rows where there is a free loss; in slot order."""
     (length,) = tokens_BxL.shape[1:]
@@ -132,10 +186,12 @@ def predictions(
     follows_BxL = (next_BxL > order.token_index) & (gather(segment_BxL, next_BxL) == gather(segment_BxL, order.token_index))
     next_slot_BxL = gather(jnp.argsort(order.token_index, axis=1), next_BxL)
     next_token_BxL = gather(tokens_BxL, next_BxL)
-    for (place_BxL, known_BxL), near_DxD in zip(nearby(arm, order, segment_BxL), near_PxDxD, strict=True):
+    for (place_BxL, known_BxL), near_DxD in zip(nearby(arm, order, segment_BxL), extra["near_PxDxD"], strict=True):
         added_BxLxD = net.embed(gather(tokens_BxL, place_BxL), HOW) @ near_DxD
         queries = queries._replace(embedding=queries.embedding + jnp.where(known_BxL[..., None], added_BxLxD, 0))
-    if content_is_fixed(net.config):
+    if arm.upper:
+        hidden_BxLxD = upper_half(net, extra["seed_D"], content, order)
+    elif content_is_fixed(net.config):
         hidden_BxLxD, _ = net.run_queries(queries, jax.lax.stop_gradient(net.run_content(content, HOW)), HOW)
     else:
         hidden_BxLxD, _ = net.run(content, queries, HOW)
@@ -171,22 +227,25 @@ def adapted(arm: Arm, rate: float, seed: int = 0, steps: int = STEPS) -> Iterato
     net = TwoStream(model, nnx.Rngs(seed))
     nnx.update(net, load_params(base))
     changed, frozen = nnx.split_state(nnx.state(net, nnx.Param), changes(adapt, model), ...)
-    near_PxDxD = jnp.zeros((arm.left + arm.right, model.width, model.width))
-    trained = (changed, near_PxDxD) if len(near_PxDxD) else changed
     data = DataConfig(path=CORPUS, length=model.context, batch=BATCH)
     batches = Batches(open_corpora(data), data, steps, seed)
-    part = Part(family="random", group_size=4, given=arm.given)
+    extra = {"near_PxDxD": jnp.zeros((arm.left + arm.right, model.width, model.width))}
+    if arm.upper:  # seeds begin as the mean, as they do below
+        first = jax.tree.map(jnp.asarray, dict(batches[0]))
+        extra["seed_D"] = at_half(net, left_to_right(net, first["tokens"], first["segments"])).mean((0, 1))
+    trained = changed, {name: x for name, x in extra.items() if len(x)}
+    part = None if arm.sure else Part(family="random", group_size=4, given=arm.given)
     settings = OptimizerConfig(warmup=20, name=arm.optimizer)
     optimizer = make_optimizer(settings, schedule(settings, rate, steps))
 
     def rows(trained: Any, batch: dict[str, Array], order: Order) -> tuple[Rows, Rows | None, Array]:
-        changed, near = trained if len(near_PxDxD) else (trained, near_PxDxD)
+        changed, own = trained
         net = nnx.merge(graph(model), nnx.merge_state(changed, frozen))
-        return *predictions(net, near, arm, batch["tokens"], batch["segments"], order), net.output_matrix
+        return *predictions(net, extra | own, arm, batch["tokens"], batch["segments"], order), net.output_matrix
 
     @jax.jit
     def step(trained: Any, moments: Any, batch: dict[str, Array], number: Array) -> tuple[Any, Any]:
-        order = draw_mixture(example_keys(seed, number, BATCH), batch["segments"], (part,), model.seeding)
+        order = arranged(source, part, batch, example_keys(seed, number, BATCH))
 
         def loss(trained: Any) -> Array:
             asked, free, head_VxD = rows(trained, batch, order)
@@ -202,9 +261,11 @@ def adapted(arm: Arm, rate: float, seed: int = 0, steps: int = STEPS) -> Iterato
     def figures(done: int) -> dict[str, Any]:
         return {
             "steps": done,
-            "nll": {name: _held_out(functools.partial(rows, trained), model, name) for name in ORDERS},
+            "nll": {name: _held_out(functools.partial(rows, trained), source, name) for name in (*ORDERS, SURE)},
         }
 
+    source = TwoStream(base.config, nnx.Rngs(0))
+    nnx.update(source, load_params(base))
     if arm in (Arm(rank=arm.rank), Arm(rank=arm.rank, content="slot")):  # others begin as one of these
         yield figures(0)
     moments = optimizer.init(trained)
@@ -213,14 +274,21 @@ def adapted(arm: Arm, rate: float, seed: int = 0, steps: int = STEPS) -> Iterato
     yield figures(steps)
 
 
-def _held_out(rows: Callable, model: ModelConfig, name: str) -> list[list[float]]:
+def arranged(source: TwoStream, part: Part | None, batch: dict[str, Array], keys_B: Array) -> Order:
+    """The order of windows as a part of a mixture draws it, or with the surest first."""
+    if part is None:
+        return surest_first(source, batch["tokens"], batch["segments"])
+    return draw_mixture(keys_B, batch["segments"], (part,), source.config.seeding)
+
+
+def _held_out(rows: Callable, source: TwoStream, name: str) -> list[list[float]]:
     """Nats and predicted tokens of every dev window in an order."""
-    tokens_WxL = dev_windows(model.context)
+    tokens_WxL = dev_windows(source.config.context)
     segment_WxL, keys_W = jnp.ones_like(tokens_WxL), example_keys(0, 0, len(tokens_WxL))
 
     @jax.jit
     def one(batch: dict[str, Array], keys_B: Array) -> tuple[Array, Array]:
-        order = draw_mixture(keys_B, batch["segments"], (Part.named(name),), model.seeding)
+        order = arranged(source, None if name == SURE else Part.named(name), batch, keys_B)
         queries, _, head_VxD = rows(batch, order)
         nll_BxL = token_nll(queries.hidden, head_VxD, queries.target, CHUNK)
         return (nll_BxL * queries.weight).sum(1), queries.weight.sum(1)
@@ -290,7 +358,7 @@ def table(longest: int) -> None:
 
     Of several seeds figures are means, over those that both arms have.
     """
-    print(f"| nats per token after {longest} steps | seeds | {' | '.join(ORDERS)} |\n|{'---|' * (2 + len(ORDERS))}")
+    print(f"| nats per token after {longest} steps | seeds | {' | '.join((*ORDERS, SURE))} |\n|{'---|' * (3 + len(ORDERS))}")
     for steps in (0, STEPS) if longest == STEPS else (longest,):
         for name in ARMS:
             plain = name.partition(",")[0]
@@ -298,17 +366,20 @@ def table(longest: int) -> None:
             own, other = ({line["seed"]: line for line in of_rate if line["arm"] == arm} for arm in (name, plain))
             if both := sorted(own.keys() & other.keys()):
                 one, without = (_mean([each[seed] for seed in both]) for each in (own, other))
-                cells = [_cell(one, without, order) for order in ORDERS]
+                cells = [_cell(one, without, order) for order in (*ORDERS, SURE)]
                 print(f"| {name}{', step 0' if not steps else ''} | {len(both)} | {' | '.join(cells)} |")
 
 
 def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of several seeds as those of one: windows and their tokens are the same."""
-    return {**found[0], "nll": {order: np.mean([one["nll"][order] for one in found], axis=0) for order in ORDERS}}
+    common = [order for order in (*ORDERS, SURE) if all(order in one["nll"] for one in found)]
+    return {**found[0], "nll": {order: np.mean([one["nll"][order] for one in found], axis=0) for order in common}}
 
 
 def _cell(one: dict[str, Any], other: dict[str, Any], order: str) -> str:
-    """Windows are pairs, and what is given of them may be drawn; each counts with its tokens."""
+    """Windows are pairs, and what is given of them may be drawn; each counts with its tokens. Empty if not measured."""
+    if not (order in one["nll"] and order in other["nll"]):
+        return ""
     if one["arm"] == other["arm"]:
         return f"{_nll(one, order):.3f}"
     nats, tokens = (

@@ -89,7 +89,7 @@ def query_rule(
     *Causal.* A query that sees the tokens 0 to t-1 and no others is one that an AR model could have been asked, in whatever
     order they came; nothing follows it. Unless seeds are learned, its row is what that model computes at t-1, so adapters of
     the query stream leave it alone (`a3jax.model.adapters`). The tokens seen are different ones: they are those before t if
-    there are t of them, and the last comes before t. A query that sees nothing is not causal, for no AR model predicts a first
+    there are t of them, and the last comes before t. A query that sees nothing is not causal: no AR model predicts a first
     token.
     """
     position = place if seeding == "learned" else jnp.maximum(place - 1, 0)
