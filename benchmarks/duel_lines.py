@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from a3jax.decode.document import Document, lay_out
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Template, lay_out
+from a3jax.decode.template import Template
 from a3jax.evaluate.blanks import BOTH, LEFT
 from a3jax.evaluate.code import blanks, is_python
 from a3jax.evaluate.rouge import rouge

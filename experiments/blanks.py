@@ -35,7 +35,8 @@ import a3jax
 from a3jax.config import AdaptConfig, Config, DataConfig, FimConfig, ModelConfig, OptimizerConfig, Stage, TrainConfig
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
-from a3jax.decode.template import Open, Range, Template, lay_out
+from a3jax.decode.document import lay_out
+from a3jax.decode.template import Open, Range, Template
 from a3jax.generate.infill import infill
 from a3jax.generate.lengths import CANDIDATES
 from a3jax.generate.middle import middle_last

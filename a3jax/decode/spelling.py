@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from a3jax.data.tokenizer import TextCodec
-from a3jax.decode.template import Part
+from a3jax.decode.document import Part
 
 
 def spell(codec: TextCodec, tokens: Sequence[int], inside: bool, text: str | None = None) -> list[str]:

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from a3jax.decode.document import Document, lay_out
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Open, Range, Size, Template, lay_out
+from a3jax.decode.template import Open, Range, Size, Template
 from a3jax.errors import UserError
 from a3jax.evaluate.task import Item
 from a3jax.generate.request import Request, fill

@@ -21,8 +21,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from a3jax.curriculum.stage import parse_order
 from a3jax.data.chat_template import ChatTemplate, template_of
+from a3jax.decode.document import lay_out
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Template, lay_out
+from a3jax.decode.template import Template
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, check_length, longest, score, seed_of
 from a3jax.generate.request import Request, fill

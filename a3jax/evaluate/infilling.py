@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from a3jax.data.tokenizer import TextCodec
+from a3jax.decode.document import Document
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Range, Template
+from a3jax.decode.template import Range, Template
 from a3jax.evaluate.blanks import BOTH, LEFT, Blanked, Filler, Filling, fillers
 from a3jax.evaluate.options import Infilling, Models
 from a3jax.generate.request import Request, fill

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from a3jax.decode.document import lay_out
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Template, lay_out
+from a3jax.decode.template import Template
 from a3jax.errors import UserError
 from a3jax.evaluate.continuations import Choice, Score, score, seed_of
 from a3jax.evaluate.options import Models, Options, Ready

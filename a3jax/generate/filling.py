@@ -11,8 +11,9 @@ from jax import Array
 
 from a3jax.decode import loop
 from a3jax.decode.cached import Beginning, Plan, plan
+from a3jax.decode.document import Document, lay_out, lead_of
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Open, Range, Template, has_open, lay_out, lead_of
+from a3jax.decode.template import Open, Range, Template, has_open
 from a3jax.devices.mesh import filled_up
 from a3jax.errors import UserError
 from a3jax.model.network import check_context

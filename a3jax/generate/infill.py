@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from a3jax.decode.document import Document, Part
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Open, Part, Template, parse
+from a3jax.decode.template import Open, Template, parse
 from a3jax.errors import UserError, check_list
 from a3jax.files.strict import nearest
 from a3jax.generate.filling import Filling, Observe, check_ends, closed, document_of, ends_blanks

@@ -19,8 +19,9 @@ from jax import Array
 from a3jax.config import ModelConfig
 from a3jax.decode.beginning import read_beginnings
 from a3jax.decode.cached import Beginning
+from a3jax.decode.document import Document
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, Range, Template
+from a3jax.decode.template import Range, Template
 from a3jax.devices.mesh import fetched, filled_up
 from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
 from a3jax.generate.filling import document_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from a3jax.decode.template import Document
+from a3jax.decode.document import Document
 
 
 def middle_last(document: Document, tokens: Sequence[int], number: int, marks: Sequence[int]) -> Document:

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from a3jax.decode.cached import Beginning
+from a3jax.decode.document import Document
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document
 from a3jax.generate.filling import End, Filling, Observe, Step, Tokens, end_of, fill
 from a3jax.generate.middle import middle_last
 from a3jax.model.network import check_context

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from a3jax.decode.document import lay_out
 from a3jax.decode.settings import Decoding, DecodingOptions
-from a3jax.decode.template import Size, Template, has_open, lay_out, parse
+from a3jax.decode.template import Size, Template, has_open, parse
 from a3jax.errors import UserError
 from a3jax.generate.chat import ANSWER, asked
 from a3jax.generate.filling import Observe, Tokens, check_ends, check_stop, document_of

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from a3jax.decode.document import Document
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document
 from a3jax.generate.filling import Observe, Tokens
 from a3jax.generate.one_by_one import blanks_filled, side_by_side
 from a3jax.likelihood.scoring import token_log_likelihoods

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from a3jax.decode.document import Document, lay_out, with_blanks
 from a3jax.decode.spelling import spelled
-from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import UserError
 from a3jax.generate.objective import check_order
 from a3jax.generate.reading import check_text, windows

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from a3jax.curriculum.stage import BOUND
+from a3jax.decode.document import Document, lay_out, with_blanks
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Document, lay_out, with_blanks
 from a3jax.errors import check_list
 from a3jax.generate.middle import middle_last
 from a3jax.generate.objective import check_order

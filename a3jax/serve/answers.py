@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from a3jax.data.tokenizer import TextCodec
+from a3jax.decode.document import Document
 from a3jax.decode.spelling import spelled
-from a3jax.decode.template import Document
 from a3jax.errors import UserError
 from a3jax.generate.filling import Tokens
 from a3jax.generate.infill import Infilled

@@ -17,7 +17,7 @@ from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from a3jax.decode.template import lay_out
+from a3jax.decode.document import lay_out
 from a3jax.errors import first_line
 from a3jax.generate.infill import Infilled
 from a3jax.serve import answers

@@ -15,8 +15,9 @@ import a3jax
 from a3jax.data.healing import Healing, _spellings
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.data.tokenizer_files import open_tokenizer
+from a3jax.decode.document import lay_out
 from a3jax.decode.spelling import spelled
-from a3jax.decode.template import Range, Template, lay_out
+from a3jax.decode.template import Range, Template
 from a3jax.generate import lengths
 from a3jax.generate.filling import document_of
 from a3jax.likelihood.alternatives import alternatives

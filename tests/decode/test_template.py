@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from small_tokenizers import MARK
 
 from a3jax.data.tokenizer import TextCodec, byte_codec
+from a3jax.decode.document import lay_out
 from a3jax.decode.spelling import spelled
-from a3jax.decode.template import LARGEST, Template, lay_out, parse
+from a3jax.decode.template import LARGEST, Template, parse
 from a3jax.errors import UserError
 
 CODEC = byte_codec()

@@ -10,7 +10,7 @@ import transformers
 from typed import answer, fails, run
 
 from a3jax.checkpoint.folder import find
-from a3jax.decode.template import lay_out
+from a3jax.decode.document import lay_out
 from a3jax.evaluate import diffullama
 from a3jax.evaluate.pieces import by_itself
 from a3jax.export.exporter import export_model

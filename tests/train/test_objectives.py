@@ -19,8 +19,8 @@ from a3jax.cli import main
 from a3jax.commands.curriculum import Curriculum, CurriculumOptions
 from a3jax.config import MASKED, AdaptConfig, Config, DataConfig, DiffusionConfig, FimConfig, ModelConfig, Stage, TrainConfig
 from a3jax.curriculum import Plateau, direct
+from a3jax.decode.document import lay_out
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import lay_out
 from a3jax.errors import UserError
 from a3jax.export.exporter import export_model
 from a3jax.generate.text_likelihood import blanks_log_likelihoods
