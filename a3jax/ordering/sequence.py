@@ -101,15 +101,8 @@ def pad_order(order: Order, length: int) -> Order:
     """The order of one sequence with padding up to `length`: slots that see nothing and are not predicted."""
     order = jax.tree.map(np.asarray, order)
     own, end = len(order.position), int(order.group_end[-1])
-    fills = {
-        "predecessor": -1,
-        "successor": -1,
-        "start": end,
-        "group_start": end,
-        "group_end": end,
-        "slot_end": end,
-        "predicted": False,
-    }
+    ranges = dict.fromkeys(("start", "group_start", "group_end", "slot_end"), end)
+    fills = {"predecessor": -1, "successor": -1, "predicted": False, **ranges}
 
     def pad(name: str, x_L: Array) -> Any:
         rest = np.arange(own, length) if name == "token_index" else np.full(length - own, fills.get(name, 0))

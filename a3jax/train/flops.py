@@ -69,9 +69,7 @@ def useful(model: ModelConfig, stage: Stage, counts: Counts[float], distilled: b
         if has_adapter(model, weight):
             factor_sizes = sum(_size(model, f"blocks.{name}") for name in factors(path.removeprefix("blocks.")))
             weights += factor_sizes * 3 * (query if fixed else content + query)
-    if (
-        model.seeding == "two_sided" and not single
-    ):  # what x_{t+1} adds; embeddings have no gradient where adapters alone are trained
+    if model.seeding == "two_sided" and not single:  # what x_{t+1} adds; with adapters, embeddings have no gradient
         weights += model.width**2 * counts.predicted * passes
     own = 2 * weights + attention(model, stage, counts)
     return float(own + _of_source(model, counts) if distilled else own)

@@ -84,8 +84,8 @@ def with_counts(state: State, step: int, skipped: int) -> State:
 
 def with_new(params: nnx.State, config: Config, model: ModelConfig, mesh: Mesh) -> nnx.State:
     """The parameters of a source, and those of the model that it has not: adapters and seeds, which change nothing yet."""
-    there = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
-    return nnx.merge_state(params, random_params(config, model, mesh, named(declarations(model).keys() - there)))
+    new = declarations(model).keys() - {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
+    return nnx.merge_state(params, random_params(config, model, mesh, named(new))) if new else params
 
 
 def with_normal_seed(params: nnx.State, config: Config) -> nnx.State:
