@@ -84,6 +84,8 @@ class Arm:
     """Seeds from the left, 2 to 1 + this many tokens away, where x_{t-1} is not decided."""
     right: int = 0
     """Seeds from the right, 1 to this many tokens away."""
+    rooted: bool = False
+    """What these seeds add is divided by the root of the width, as in `TwoStream`: a step of Adam changes it less."""
     upper: bool = False
     """Queries are in the upper half of the layers alone."""
     sure: bool = False
@@ -95,6 +97,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "": {},
     ", content up to its slot": {"content": "slot"},
     ", two-sided seed": {"right": 1},
+    ", two-sided seed over the root of the width": {"right": 1, "rooted": True},
     ", seeds from 5 on the left": {"left": 4},
     ", seeds from 5 on the left and 4 on the right": {"left": 4, "right": 4},
     ", given up to 0.9": {"given": 0.9},
@@ -188,6 +191,8 @@ def predictions(
     next_token_BxL = gather(tokens_BxL, next_BxL)
     for (place_BxL, known_BxL), near_DxD in zip(nearby(arm, order, segment_BxL), extra["near_PxDxD"], strict=True):
         added_BxLxD = net.embed(gather(tokens_BxL, place_BxL), HOW) @ near_DxD
+        if arm.rooted:
+            added_BxLxD /= net.config.width**0.5
         queries = queries._replace(embedding=queries.embedding + jnp.where(known_BxL[..., None], added_BxLxD, 0))
     if arm.upper:
         hidden_BxLxD = upper_half(net, extra["seed_D"], content, order)

@@ -77,7 +77,6 @@ def experiment() -> Config:
     return Config(
         name="duel",
         source="runs/duel_base",
-        seeding="successor",
         data=DataConfig(path="data/duel/train", length=LENGTH, batch=BATCH),
         curriculum=direct(steps(direct, {}, BUDGETS["2%"])),
         adapt=AdaptConfig(rank=0),

@@ -30,7 +30,6 @@ def experiment() -> Config:
     return Config(
         name="smollm2_code",
         source="models/smollm2",
-        seeding="successor",
         data=DataConfig(path="data/packages", length=512, batch=64),
         curriculum=(Stage(STEPS, mixture=ORDERS),),
         adapt=AdaptConfig(rank=32),

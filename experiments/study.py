@@ -16,7 +16,6 @@ def experiment() -> Config:
     return Config(
         name="study",
         source="runs/study_base",
-        seeding="successor",
         data=DataConfig(path="data/study", length=256, batch=16),
         curriculum=paper(STEPS),
         adapt=AdaptConfig(rank=0),

@@ -17,7 +17,6 @@ def experiment() -> Config:
     return Config(
         name="study_smollm2",
         source="demo/smollm2",
-        seeding="successor",
         data=DataConfig(path="demo/corpus", length=256, batch=2),
         curriculum=paper(STEPS),
         adapt=AdaptConfig(rank=0),

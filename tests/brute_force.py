@@ -42,7 +42,7 @@ def two_streams(config: ModelConfig, params: dict, tokens, groups, segments):
             known = position[t] > 0 and query_mask[t, t - 1]
             seed = params["embedding"][tokens[t - 1]] if known else params["query_seed"]
             if config.seeding == "two_sided" and t + 1 < length and query_mask[t, t + 1]:
-                seed = seed + params["embedding"][tokens[t + 1]] @ params["successor_seed"]
+                seed = seed + params["embedding"][tokens[t + 1]] @ params["successor_seed"] / math.sqrt(config.width)
             query.append(config.embedding_scale * seed)
             query_position.append(max(position[t] - 1, 0))
     # A query that sees all tokens of its document before its own and no others is the source model's.

@@ -41,8 +41,7 @@ class Config:
     model: ModelConfig | None = None
     """The shape of random weights; beside a source its own shape, from which `a3jax plan` works before it is there."""
     seeding: Seeding | None = None
-    """How queries start; None keeps the source's (`successor` after import), but that new adapters of the query stream alone
-    come with `two_sided`."""
+    """How queries start; None keeps the source's (`successor` after import)."""
     content: Content | None = None
     """Up to where content rows see; None keeps the source's (`group` after import)."""
     run: str | None = None

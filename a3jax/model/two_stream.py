@@ -177,8 +177,9 @@ class TwoStream(nnx.Module):
         changed = jnp.ones_like(query.causal) if self.config.seeding == "learned" else ~query.causal
         seed_BxRxD = self.embed_queries(beside.predecessor, query.known, compute)
         if self.config.seeding == "two_sided":
-            added_BxRxD = self.embed(beside.successor, compute) @ self.successor_seed[...].astype(compute.dtype)
-            seed_BxRxD += jnp.where(query.followed[..., None], added_BxRxD, 0)
+            # Over the root of D, as scores are: one step of Adam would move D numbers together, and what they add with them.
+            weight_DxS = self.successor_seed[...].astype(compute.dtype) * self.config.width**-0.5
+            seed_BxRxD += jnp.where(query.followed[..., None], self.embed(beside.successor, compute) @ weight_DxS, 0)
         return Stream(seed_BxRxD, query.position, start, end, changed)
 
     def embed(self, token: Array, compute: Compute) -> Array:

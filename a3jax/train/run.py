@@ -100,8 +100,6 @@ def open_run(config: Config, mesh: Mesh, own_data: bool = False) -> Run:
         if config.model is not None:
             _check_model(config.model, source)
     model = trained_model(config, model)
-    if config.seeding is None and (begun := config.run_folder / MODEL).is_file():  # as it began, whatever was default then
-        model = dataclasses.replace(model, seeding=read(ModelConfig, begun).seeding)
     changes(config.adapt, model)
     _check_data(config, model, corpora, source)
     check_chats(config, corpora)

@@ -41,8 +41,6 @@ def trained_model(config: Config, source: ModelConfig) -> ModelConfig:
             raise UserError(f"adapt.rank is {rank} ({stream}), but the source has {there}; leave adapt.rank out")
     elif config.trains_adapters:
         model = dataclasses.replace(model, adapter_rank=RANK if rank is None else rank, adapter_stream=stream)
-        if content_is_fixed(model) and seeding == "successor" and config.seeding is None:
-            model = dataclasses.replace(model, seeding="two_sided")  # which costs nothing from left to right (docs/ideas.md)
     if config.objective != "a3":
         _check_one_stream(config, model)
     if content_is_fixed(model) and model.seeding != "learned":

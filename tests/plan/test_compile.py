@@ -104,7 +104,7 @@ def test_other_failures_are_one_line(message, config, mesh):
 def test_a_shape_comes_from_the_experiment_or_its_source(config, tmp_path):
     shape = config.model
     assert model_of(config) == shape
-    adapted = dataclasses.replace(shape, adapter_rank=64, seeding="two_sided")
+    adapted = dataclasses.replace(shape, adapter_rank=64)
     assert model_of(dataclasses.replace(config, source=str(tmp_path / "not imported yet"))) == adapted
     assert model_of(dataclasses.replace(config, seeding="learned")).seeding == "learned"
     with pytest.raises(UserError, match="not imported yet does not exist"):

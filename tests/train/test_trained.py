@@ -32,9 +32,8 @@ CASES = {
     ),
     "adapters of the query stream": (
         AdaptConfig(rank=2),
-        {"adapter_rank": 2, "seeding": "two_sided"},
-        {f"{name}_{side}" for name in ("query", "output", "gate", "up", "down") for side in ("in", "out")}
-        | {"query_seed", "successor_seed"},
+        {"adapter_rank": 2},
+        {f"{name}_{side}" for name in ("query", "output", "gate", "up", "down") for side in ("in", "out")} | {"query_seed"},
     ),
     "adapters of both": (
         AdaptConfig(frozen=("query_seed",), rank=2, stream="both"),
@@ -124,7 +123,7 @@ def test_a_model_has_nothing_to_learn_from_itself(stage, tiny, batch, mesh):  # 
 def test_a_source_gets_adapters_unless_all_weights_are_to_be_trained(tiny):
     fresh, adapted = experiment(tiny()), dataclasses.replace(experiment(tiny()), source="models/source")
     assert trained_model(fresh, tiny()) == tiny()
-    assert trained_model(adapted, tiny()) == tiny(adapter_rank=64, adapter_stream="query", seeding="two_sided")
+    assert trained_model(adapted, tiny()) == tiny(adapter_rank=64, adapter_stream="query")
     whole = dataclasses.replace(adapted, adapt=AdaptConfig(rank=0))
     assert trained_model(whole, tiny()) == tiny()
     rates = [

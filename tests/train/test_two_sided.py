@@ -63,7 +63,7 @@ def test_a_run_from_plain_weights(rank, two_sided, published, tmp_path):
     held = [{name: one.read() for name, one in parameters(find(run.run_folder)).items()} for run in (whole, parts)]
     jax.tree.map(np.testing.assert_array_equal, *held)
     assert np.abs(held[0]["successor_seed"]).min() > 0
-    one_sided = dataclasses.replace(whole, seeding="successor", run=str(tmp_path / "one_sided"))
+    one_sided = dataclasses.replace(whole, seeding=None, run=str(tmp_path / "one_sided"))
     train(dataclasses.replace(one_sided, train=dataclasses.replace(one_sided.train, stop_at=1)))
     assert first_figures(whole) == first_figures(one_sided), "it begins as it would without"
     if rank:
@@ -80,28 +80,6 @@ def test_a_run_from_plain_weights(rank, two_sided, published, tmp_path):
 def imported(folder: Path, out: Path) -> Path:
     main(["import", str(folder), str(out)])
     return out
-
-
-def test_they_are_what_new_adapters_of_the_query_stream_come_with(two_sided, tiny):
-    plain = dataclasses.replace(two_sided("run", 2), seeding=None)
-    assert trained_model(plain, tiny()).seeding == "two_sided"
-    assert trained_model(dataclasses.replace(plain, seeding="successor"), tiny()).seeding == "successor"
-    for adapt in (AdaptConfig(rank=0), AdaptConfig(rank=2, stream="both")):
-        assert trained_model(dataclasses.replace(plain, adapt=adapt), tiny()).seeding == "successor"
-    for source in (tiny(seeding="learned"), tiny(adapter_rank=2)):
-        assert trained_model(plain, source).seeding == source.seeding
-
-
-def test_a_run_goes_on_with_the_seeds_that_it_began_with(two_sided):
-    before = two_sided("run", 2, stop_at=2)
-    train(dataclasses.replace(before, seeding="successor"))
-    config = before.run_folder / "config.json"
-    config.write_text(
-        config.read_text().replace('"seeding": "successor"', '"seeding": null')
-    )  # as it was when that was default
-    now = dataclasses.replace(before, seeding=None, train=dataclasses.replace(before.train, stop_at=None))
-    assert train(now).steps == 6
-    assert find(now.run_folder).config.seeding == "successor"
 
 
 def test_what_has_them_keeps_them(two_sided, tiny):

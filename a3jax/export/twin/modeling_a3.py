@@ -249,7 +249,8 @@ class A3Model(nn.Module):
             return seed.expand(*position.shape, -1), position
         seed = torch.where(committed[0][..., None], beside[0], seed)
         if self.config.seeding == "two_sided":
-            seed = seed + self.successor_seed(beside[1]) * committed[1][..., None]
+            added = self.successor_seed(beside[1]) * self.config.hidden_size**-0.5
+            seed = seed + added * committed[1][..., None]
         return seed, (position - 1).clamp(min=0)
 
     def forward(
