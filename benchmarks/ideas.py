@@ -4,6 +4,7 @@ python benchmarks/ideas.py run                  # after the commands of experime
 python benchmarks/ideas.py run 'adapters, two-sided seed' --seed 1         # with another seed, and the same without
 python benchmarks/ideas.py run 'adapters, two-sided seed' --steps 1000     # longer
 python benchmarks/ideas.py table
+python benchmarks/ideas.py pieces data/unseen                             # of text that experiments/two_sided.py does not see
 python benchmarks/ideas.py zero_shot models/smollm2 models/smollm2-code    # both rules of content, untrained
 
 Every arm adapts the base of the duel with the same windows, the same draws of orders and the same number of steps, at the
@@ -413,10 +414,23 @@ def zero_shot(models: list[str]) -> None:
             print(f"| {path} | {order} | {_cell(group, group, order)} | {_cell(slot, group, order)} |", flush=True)
 
 
+def pieces(out: Path, count: int = 64, characters: int = 850) -> None:
+    """Pieces of files of packages that experiments/two_sided.py does not train on, from the middle of each."""
+    packages = Path(optax.__file__).parents[1]
+    names = ("networkx", "nltk", "optax", "fontTools", "lm_eval")
+    files = [file for name in names for file in sorted((packages / name).rglob("*.py")) if "test" not in str(file)]
+    random.Random(0).shuffle(files)
+    texts = (text for file in files if len(text := file.read_text(errors="replace")) >= 2500)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(itertools.islice(texts, count)):
+        begin = text.index("\n", len(text) // 2 - 400) + 1
+        (out / f"{number:03d}.py").write_text(text[begin : begin + characters])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "table", "zero_shot"])
-    parser.add_argument("names", nargs="*", help="arms to run, or models to measure untrained")
+    parser.add_argument("command", choices=["run", "table", "zero_shot", "pieces"])
+    parser.add_argument("names", nargs="*", help="arms to run, models to measure untrained, or a folder for the pieces")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
@@ -425,5 +439,7 @@ if __name__ == "__main__":
             run(options.names, options.seed, options.steps)
         case "table":
             table(options.steps)
+        case "pieces":
+            pieces(Path(options.names[0]))
         case _:
             zero_shot(options.names)
