@@ -364,7 +364,7 @@ def table(longest: int) -> None:
 
     Of several seeds figures are means, over those that both arms have.
     """
-    print(f"| nats per token after {longest} steps | seeds | {' | '.join((*ORDERS, SURE))} |\n|{'---|' * (3 + len(ORDERS))}")
+    rows = []
     for steps in (0, STEPS) if longest == STEPS else (longest,):
         for name in ARMS:
             plain = name.partition(",")[0]
@@ -373,7 +373,11 @@ def table(longest: int) -> None:
             if both := sorted(own.keys() & other.keys()):
                 one, without = (_mean([each[seed] for seed in both]) for each in (own, other))
                 cells = [_cell(one, without, order) for order in (*ORDERS, SURE)]
-                print(f"| {name}{', step 0' if not steps else ''} | {len(both)} | {' | '.join(cells)} |")
+                rows.append((f"{name}{', step 0' if not steps else ''}", str(len(both)), *cells))
+    columns = zip((f"nats per token after {longest} steps", "seeds", *ORDERS, SURE), *rows, strict=True)
+    title, *table = zip(*(column for column in columns if any(column[1:])))
+    for row in (title, ["---"] * len(title), *table):
+        print(f"| {' | '.join(row)} |")
 
 
 def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
