@@ -111,7 +111,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
-    """Of matrices, not of norms, biases and the query seed. Adapters are matrices: it draws them towards the source model."""
+    """Of matrices, not of norms, biases and query seeds. Adapters are matrices: it draws them towards the source model."""
     clip: float = 1.0
     """Largest global gradient norm."""
     per_stage: bool = False
@@ -129,7 +129,7 @@ class AdaptConfig:
     """Which parameters change: adapters of the query stream where there is a source, unless this says otherwise."""
 
     rank: int | None = None
-    """Inner width of low-rank changes to the weights: these and the query seed are trained, and all weights stay. 0: there
+    """Inner width of low-rank changes to the weights: these and query seeds are trained, and all weights stay. 0: there
     are none, and all weights are trained. None: the source's own adapters or, if it has none, new ones of rank 64; 0
     without a source, and for other objectives than a3."""
     stream: AdapterStream = "query"

@@ -113,7 +113,7 @@ def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
 
 
 def _export_adapters(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
-    """Write the adapters of the query stream and the query seed; what was stopped is begun anew."""
+    """Write the adapters of the query stream and query seeds; what was stopped is begun anew."""
     config = checkpoint.config
     if not content_is_fixed(config):
         raise UserError(f"{checkpoint.folder} has no adapters of the query stream alone; export it as 'a3'")

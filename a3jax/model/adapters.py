@@ -1,8 +1,8 @@
 """Adapters (LoRA, Hu et al., arXiv 2106.09685): low-rank changes of a layer's weights, x W + (x A) B, in one stream or both.
 
 In both they are another way of training all weights, and can be added into them. In the query stream alone they are what
-makes a model any-order: the content stream is computed by the source model's weights alone, bit for bit. Under successor
-seeding so is every query that sees the tokens before its own and no others (`Order.causal`): its row passes without them.
+makes a model any-order: the content stream is computed by the source model's weights alone, bit for bit. Unless seeds
+are learned so is every query that sees the tokens before its own and no others (`Order.causal`): its row passes without them.
 
 From left to right, one token at a time, such a model therefore predicts what the source model does. In other orders it need
 not, not even for causal queries: where groups hold several tokens, the content of an earlier group has seen ahead within that

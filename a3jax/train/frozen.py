@@ -57,7 +57,7 @@ def _place(config: Config, source: Pretrained) -> str:
 
 
 def _left_as_they_are(config: Config, model: ModelConfig, source: Pretrained) -> tuple[str, ...]:
-    """The weights of the source that never change, but for the query seed: it may begin as something else, and is small."""
+    """The weights of the source that never change, but for query seeds: they may begin as something else, and are small."""
     changed, theirs = changes(config.adapt, model), declarations(source.config)
     ours = ((path, it.kind) for path, it in declarations(model).items() if path in theirs)
     return tuple(path for path, kind in ours if kind != "seed" and not changed(tuple(path.split(".")), None))

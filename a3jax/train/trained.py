@@ -78,7 +78,7 @@ def told(config: Config, model: ModelConfig) -> str:
 
 
 def changes(adapt: AdaptConfig, model: ModelConfig) -> Callable[[tuple, Any], bool]:
-    """An NNX filter of the parameters that change: where there are adapters these and the query seed, else all not frozen.
+    """An NNX filter of the parameters that change: where there are adapters these and query seeds, else all not frozen.
 
     Raises `UserError` for a name in `frozen` that the model does not have or that stays anyway, and where nothing is left.
     """

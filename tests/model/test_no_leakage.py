@@ -49,12 +49,17 @@ LOCAL["attention_sinks"] = True
 @pytest.mark.parametrize(
     ("attention", "seeding", "changes"),
     long_after(
-        3,
+        4,
         [
-            *(("dense", "successor", {}), ("chunked", "successor", LOCAL), ("flash", "learned", {})),
+            *(
+                ("dense", "two_sided", {}),
+                ("dense", "successor", {}),
+                ("chunked", "successor", LOCAL),
+                ("flash", "learned", {}),
+            ),
             *(("splash", "successor", {}), ("flash", "successor", {}), ("flash", "learned", LOCAL)),
             *((path, "learned", {}) for path in ("dense", "chunked", "splash")),
-            *(("dense", "successor", {"experts": Experts(4, 2)}), ("chunked", "two_sided", {})),
+            ("dense", "successor", {"experts": Experts(4, 2)}),
         ],
     ),
 )
