@@ -1,8 +1,9 @@
-"""What the duel (experiments/duel.py) came to: the learning rates by dev files, and figures of files of unseen packages.
+"""What a duel (experiments/duel.py) came to: the learning rates by dev files, and figures of files of unseen packages.
 
 python benchmarks/duel_figures.py rates                      # after the search: experiments/results/duel/rates.json
 python benchmarks/duel_figures.py figures                    # of all runs that are done: figures.json there
 python benchmarks/duel_figures.py figures --judge CHECKPOINT # what they write, judged by another model, too
+python benchmarks/duel_figures.py rates --duel duel_small    # of experiments/duel_small.py
 python benchmarks/duel_tables.py                             # these, as the tables of docs/duel.md
 
 The same command goes on where it was stopped, and takes in what runs have come to an end since. Items are files, one excerpt
@@ -16,7 +17,7 @@ import random
 import runpy
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,9 +39,7 @@ from a3jax.weights.identity import identity
 from a3jax.weights.loading import Model, load
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-DUEL = runpy.run_path(str(EXPERIMENTS / "duel.py"))
 BASE = runpy.run_path(str(EXPERIMENTS / "duel_base.py"))
-KEPT: Path = DUEL["FIGURES"]
 EXCERPT, CONTEXT = 700, BASE["LENGTH"]
 """Characters of a file that are read, and tokens of a window."""
 FILES = {"dev": 40, "test": 100}
@@ -67,16 +66,26 @@ class Options:
 
     what: Positional[Literal["rates", "figures"]]
     """The learning rates, or the figures of what is done."""
-    sweep: Path = Path("sweeps/duel")
-    base: Path = Path("runs/duel_base")
-    out: Path = Path("results/duel")
-    """Folder of the results item by item."""
+    duel: str = "duel"
+    """Which one, by its file in experiments/."""
+    out: Path = Path("results")
+    """Folder of the results item by item, in one of the duel's name."""
     lines: tuple[str, ...] = ("20%",)
     """Budgets whose runs fill in lines."""
     line_seeds: int = 1
     """Of so many seeds, from 0 on; lines take longer than all else."""
     judge: Path | None = None
     """Checkpoint that judges what is written; without it nothing is written."""
+
+    @property
+    def sweep(self) -> Path:
+        """Folder of the arms."""
+        return Path("sweeps") / self.duel
+
+    @property
+    def base(self) -> Path:
+        """Folder of the base."""
+        return Path("runs") / f"{self.duel}_base"
 
 
 class Run(NamedTuple):
@@ -96,15 +105,9 @@ Shares = dict[str, dict[str, tuple[float, float]]]
 
 def main(options: Options) -> None:
     """One of the commands."""
-    if options.what == "rates":
-        keep("rates.json", rates(options))
-    else:
-        keep("figures.json", figures(options))
-
-
-def keep(name: str, value: Any) -> None:
-    """Write one of the results that are kept."""
-    write_whole(KEPT / name, json.dumps(value, indent=1) + "\n")
+    duel = runpy.run_path(str(EXPERIMENTS / f"{options.duel}.py"))["DUEL"]
+    found = rates(options, duel.rates) if options.what == "rates" else figures(options, duel.chosen())
+    write_whole(duel.kept / f"{options.what}.json", json.dumps(found, indent=1) + "\n")
 
 
 def done(folder: Path) -> list[Run]:
@@ -176,15 +179,15 @@ def measured(options: Options, name: str, model: Model, tasks: Iterable[Task], *
     models = {role: identity(each) for role, each in {"model": model, **others}.items()}
     found: Shares = {}
     for task in tasks:
-        found |= by_file(run(task, models, options.out / name, BATCH))
+        found |= by_file(run(task, models, options.out / options.duel / name, BATCH))
     return found
 
 
-def rates(options: Options) -> dict[str, Any]:
+def rates(options: Options, tried: Callable[[str], list[float]]) -> dict[str, Any]:
     """Of every arm that was searched completely: nats by learning rate, and the rate with the fewest."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for one in done(options.sweep):
-        if one.budget == "2%" and one.seed == 0 and one.rate in DUEL["rates"](one.arm):
+        if one.budget == "2%" and one.seed == 0 and one.rate in tried(one.arm):
             model = load(one.path)
             objective = model.record.objective
             name = f"dev/{one.path.name}"
@@ -200,13 +203,12 @@ def rates(options: Options) -> dict[str, Any]:
     return {
         arm: {"chosen": float(min(each, key=lambda rate: each[rate])), "nats": each}
         for arm, each in found.items()
-        if len(each) == len(DUEL["rates"](arm))
+        if len(each) == len(tried(arm))
     }
 
 
-def figures(options: Options) -> dict[str, Any]:
-    """Of the base and of every arm at every budget, over its seeds."""
-    chosen = DUEL["chosen"]()
+def figures(options: Options, chosen: dict[str, float]) -> dict[str, Any]:
+    """Of the base and of every arm at every budget, at its chosen learning rate, over its seeds."""
     settings: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for one in done(options.sweep):
         if chosen.get(one.arm) == one.rate:

@@ -1,4 +1,4 @@
-"""The tables of docs/duel.md, from what `duel_figures.py` keeps.
+"""The tables of docs/duel.md, from what `duel_figures.py` keeps of each duel.
 
 python benchmarks/duel_tables.py
 """
@@ -10,8 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[1] / "docs" / "duel.md"
-DUEL = runpy.run_path(str(Path(__file__).parents[1] / "experiments" / "duel.py"))
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "duel.md"
+DUELS = {name: runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["DUEL"] for name in ("duel", "duel_small")}
+ARMS = tuple(DUELS["duel"].arms)
+"""Of both, in the order of rows."""
 TABLE = r"(<!-- table {}( \S+)? -->\n).*?(<!-- end -->)"
 
 Found = dict[str, Any]
@@ -20,16 +23,17 @@ Found = dict[str, Any]
 
 def main() -> None:
     """Write every table into its place."""
-    kept = {name: json.loads((DUEL["FIGURES"] / f"{name}.json").read_text()) for name in ("rates", "figures")}
     page = PAGE.read_text()
-    page = put(page, "rates", lambda _: rates(kept["rates"]))
-    for name, table in {"likelihood": likelihood, "lines": lines, "decoders": decoders, "written": written}.items():
-        page = put(page, name, lambda budget, table=table: table(kept["figures"], budget))
+    for duel, each in DUELS.items():
+        kept = {name: json.loads((each.kept / f"{name}.json").read_text()) for name in ("rates", "figures")}
+        page = put(page, f"{duel} rates", lambda _, kept=kept: rates(kept["rates"]))
+        for name, table in {"likelihood": likelihood, "lines": lines, "decoders": decoders, "written": written}.items():
+            page = put(page, f"{duel} {name}", lambda budget, table=table, kept=kept: table(kept["figures"], budget))
     PAGE.write_text(page)
 
 
 def put(page: str, name: str, table: Any) -> str:
-    """The page with a table in each of its places, which say `<!-- table NAME BUDGET -->` and `<!-- end -->`."""
+    """The page with a table in each of its places, which say `<!-- table DUEL NAME BUDGET -->` and `<!-- end -->`."""
     place = re.compile(TABLE.format(name), re.DOTALL)
     return place.sub(lambda found: found[1] + table((found[2] or "").strip()) + found[3], page)
 
@@ -51,7 +55,7 @@ def rates(found: dict[str, Found]) -> str:
 
 def settings(found: dict[str, Found], budget: str) -> list[tuple[str, Found]]:
     """The base, and every arm at a budget, in the order of the arms."""
-    at_budget = [(arm, found[f"{arm}, {budget}"]) for arm in DUEL["ARMS"] if f"{arm}, {budget}" in found]
+    at_budget = [(arm, found[f"{arm}, {budget}"]) for arm in ARMS if f"{arm}, {budget}" in found]
     return [("the base", found["base"]), *at_budget]
 
 
