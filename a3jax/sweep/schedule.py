@@ -26,6 +26,7 @@ from a3jax.progress import Progress, console
 from a3jax.sweep.halving import best, stops
 from a3jax.sweep.status import last_lines
 from a3jax.sweep.trials import FAILED, LOG, RUNS, Sweep, Trial, reached, save_sweep
+from a3jax.train.metrics import say_unsent
 from a3jax.train.run import CONFIG, LOCK, check_same, is_training
 
 COMMAND = (sys.executable, "-m", "a3jax.commands.trial")
@@ -39,6 +40,17 @@ class Job(NamedTuple):
 
     trial: Trial
     stop: int
+
+
+class Running(NamedTuple):
+    """A trial on its way."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: Path
+    """What it writes grows here, on this machine."""
+    sending: contextlib.ExitStack
+    """Keeps the log in its folder up to date until it is closed."""
 
 
 def run_sweep(sweep: Sweep, folder: Path, at_once: int, retry: bool = False) -> int:
@@ -111,34 +123,39 @@ def _retry(folder: Path, trial: Trial) -> None:
 def _run(folder: Path, jobs: Sequence[Job], at_once: int, caught: Callable[[], int], title: str) -> None:
     """Bring all trials to where they are to stop, or as far as they come before a signal."""
     waiting = [job for job in jobs if not _over(folder, job)]
-    running: dict[int, tuple[Job, subprocess.Popen[bytes], Desk]] = {}
-    with Progress(title, len(jobs), "runs", len(jobs) - len(waiting)) as bar, contextlib.ExitStack() as logs:
+    running: dict[int, Running] = {}
+    with Progress(title, len(jobs), "runs", len(jobs) - len(waiting)) as bar:
         try:
-            while (running or waiting) and not caught():
-                for place in (place for place in range(at_once) if place not in running):
-                    # One that trains already is another's, or outlives for a moment a sweep that was killed.
-                    job = next((job for job in waiting if not is_training(folder / RUNS / job.trial.name)), None)
-                    if job is None:
-                        break
-                    waiting.remove(job)
-                    if not _over(folder, job):
-                        log = logs.enter_context(Desk(folder / RUNS / job.trial.name, LOG))
-                        running[place] = job, _start(folder, job, place, at_once, log.folder), log
-                for place, (job, process, log) in list(running.items()):
-                    if process.poll() is not None:
+            while (left := len(running) + len(waiting)) and not caught():
+                for place in range(at_once):
+                    if place not in running and (job := _next(folder, waiting)) is not None:
+                        running[place] = _start(folder, job, place, at_once)
+                for place, one in list(running.items()):
+                    if one.process.poll() is not None:
                         del running[place]
-                        if process.returncode == TRY_AGAIN:  # until it gives up by itself
-                            waiting.append(job)
-                            continue
-                        _ended(folder, job.trial, process.returncode, log)
-                        bar.advance()
-                bar.note(", ".join(job.trial.name for job, *_ in running.values()))
+                        _ended(folder, one)
+                        if one.process.returncode == TRY_AGAIN:  # until it gives up by itself
+                            waiting.append(one.job)
+                names = ", ".join(one.job.trial.name for one in running.values())
+                bar.advance(left - len(running) - len(waiting), names)
                 time.sleep(POLL_SECONDS)
         finally:
-            for _, process, _ in running.values():
-                process.terminate()
-            for _, process, _ in running.values():
-                process.wait()
+            for one in running.values():
+                one.process.terminate()
+            for one in running.values():
+                one.process.wait()
+                _ended(folder, one)
+
+
+def _next(folder: Path, waiting: list[Job]) -> Job | None:
+    """Take from those that wait the first that can be started; those that are over meanwhile are taken too."""
+    for job in list(waiting):
+        # One that trains already is another's, or outlives for a moment a sweep that was killed.
+        if not is_training(folder / RUNS / job.trial.name):
+            waiting.remove(job)
+            if not _over(folder, job):
+                return job
+    return None
 
 
 def _over(folder: Path, job: Job) -> bool:
@@ -154,12 +171,16 @@ def _write_config(folder: Path, job: Job) -> Path:
     return file
 
 
-def _start(folder: Path, job: Job, place: int, at_once: int, here: Path) -> subprocess.Popen[bytes]:
-    config = _write_config(folder, job)
+def _start(folder: Path, job: Job, place: int, at_once: int) -> Running:
+    config, sending = _write_config(folder, job), contextlib.ExitStack()
+    log = sending.enter_context(Desk(config.parent, LOG, failed=say_unsent)).folder / LOG
     command = [*COMMAND, str(os.getpid()), str(config)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **share_of_gpus(place, at_once, os.environ)}
-    with (here / LOG).open("ab") as log:  # its own group, so that an interrupt from a terminal comes once
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0)
+    with log.open("ab") as out:  # its own group, so that an interrupt from a terminal comes once
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, process_group=0
+        )
+    return Running(job, process, log, sending)
 
 
 def share_of_gpus(place: int, at_once: int, environment: Mapping[str, str]) -> dict[str, str]:
@@ -173,15 +194,17 @@ def share_of_gpus(place: int, at_once: int, environment: Mapping[str, str]) -> d
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + share])}
 
 
-def _ended(folder: Path, trial: Trial, status: int, kept: Desk) -> None:
-    """Set a run that failed apart, and say so."""
-    if status == 0 or status in STOPPED:
+def _ended(folder: Path, one: Running) -> None:
+    """Send the rest of a run's log; set one that failed apart, and say so."""
+    status, name = one.process.returncode, one.job.trial.name
+    if status in (0, TRY_AGAIN, *STOPPED):
+        one.sending.close()
         return
-    run, failed = folder / RUNS / trial.name, folder / FAILED / trial.name
+    run, failed = folder / RUNS / name, folder / FAILED / name
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-    with (kept.folder / LOG).open("a") as log:
+    with one.log.open("a") as log:
         log.write(f"a3jax sweep: {how}\n")
-    kept.send()
+    one.sending.close()
     move(run, failed)
-    lines = f"{trial.name} failed; its run is now in {failed}\n{last_lines(failed / LOG)}"
+    lines = f"{name} failed; its run is now in {failed}\n{last_lines(failed / LOG)}"
     console.print(lines, soft_wrap=True)

@@ -7,9 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import emulators
 import jax
 import pytest
 from typed import answer, fails, run
@@ -18,14 +20,16 @@ from a3jax.config import settled
 from a3jax.curriculum.plateau import PlateauState
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
+from a3jax.devices.passing import TRY_AGAIN
 from a3jax.errors import UserError
 from a3jax.experiment.files import load_sweep
 from a3jax.files.folders import hold
+from a3jax.files.places import place
 from a3jax.files.strict import to_json
 from a3jax.sweep import product, schedule, seeds
 from a3jax.sweep.schedule import run_one, run_sweep, share_of_gpus
 from a3jax.sweep.status import reached, status
-from a3jax.sweep.trials import Halving, make_sweep, save_sweep
+from a3jax.sweep.trials import LOG, Halving, make_sweep, save_sweep
 from a3jax.train.loop import train
 from a3jax.train.run import check_same, is_training, only_process
 
@@ -81,7 +85,7 @@ def test_a_signal_stops_all_runs_and_the_same_call_goes_on(stand_in, sweep, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "_start", start_and_interrupt)
         assert run_sweep(sweep, tmp_path, 2) == signal.SIGINT
-    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
+    assert [one.process.returncode for one in started] == [-signal.SIGTERM] * 2
     assert [one.state for one in status(tmp_path, sweep)] == ["stopped", "stopped", "waiting", "waiting"]
     assert run_sweep(sweep, tmp_path, 2) == 0
     assert [one.state for one in status(tmp_path, sweep)] == ["done", "done", "failed", "done"]
@@ -96,6 +100,31 @@ def test_halving_stops_the_worst_and_goes_on_with_the_best(stand_in, experiment,
     before = (tmp_path / "times").read_text()
     assert run_sweep(sweep, tmp_path, 2) == 0
     assert (tmp_path / "times").read_text() == before
+
+
+def test_the_log_in_a_bucket_has_every_try(experiment, monkeypatch, tmp_path):
+    """Of a run that was cut off from its bucket and tried again at once, before anything of its first log was sent."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+from pathlib import Path
+tried = Path({str(tmp_path / "tried")!r})
+print("second" if tried.exists() else "first")
+status = 0 if tried.exists() else {TRY_AGAIN}
+tried.touch()
+raise SystemExit(status)
+""")
+    monkeypatch.setattr(schedule, "COMMAND", (sys.executable, str(program)))
+    monkeypatch.setenv("A3JAX_SCRATCH", str(tmp_path / "scratch"))
+    with emulators.of("gs"):
+        folder = place("gs://bucket/sweep")
+        sweep = make_sweep(experiment, seeds(1), folder)
+        assert run_sweep(sweep, folder, 1) == 0
+        assert (sweep.trials[0].config.run_folder / LOG).read_text() == "first\nsecond\n"
+    assert threads_of_desks() == 0
+
+
+def threads_of_desks() -> int:
+    return sum(thread.name == "desk" for thread in threading.enumerate())
 
 
 @pytest.mark.long
