@@ -1,5 +1,5 @@
 # make          set up everything (.venv, real weights)      make demo    the whole road on real weights, ~10 minutes
-# make test     all tests but the longest, 15 minutes        make check   formatting, lint, types
+# make test     all tests but the longest, 10 to 20 min      make check   formatting, lint, types
 # make test-long  the others: real weights, many cases, processes that are started and killed; an hour
 # make docs     the site of the documentation, in site/
 # make bench    what became slower: ratios of small benchmarks beside the committed ones, some minutes

@@ -1,9 +1,11 @@
 """SmolLM2-135M learns to answer questions about Python's standard library, from left to right and in any order.
 
+    make demo
     python experiments/smollm2_instruct.py demo/chats.jsonl
     a3jax train smollm2_instruct
 
-The first command makes the chats, of two turns each, from the library's own docstrings; the second tunes on their answers.
+The first command imports the model, the second makes the chats, of two turns each, from the library's own docstrings; the third
+tunes on their answers.
 """
 
 import ast

@@ -54,7 +54,8 @@ done
 install='set -e; mkdir -p a3jax; cd a3jax
 if [ -e run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then echo "it still runs; stop it first" >&2; exit 1; fi
 tar -xzf ../a3jax.tar.gz; python3 -m pip install --quiet --user uv
-[ -d .venv ] || ~/.local/bin/uv venv --quiet --python 3.12; ~/.local/bin/uv pip install --quiet ".[tpu]"'
+[ -d .venv ] || ~/.local/bin/uv venv --quiet --python 3.12
+~/.local/bin/uv pip install --quiet -c launch/constraints-tpu.txt ".[tpu,buckets]"'
 if [[ ${SHARED-} ]]; then
     install+="
 sudo mkdir -p /shared; mountpoint -q /shared ||

@@ -19,7 +19,7 @@ from typed import run
 
 MODELS = [
     *("CHECKPOINT", "PATH", "demo/smollm2", "models/llama", "models/llama-8b", "models/smollm2", "models/smollm2-code"),
-    *("models/source", "bucket/models/llama"),
+    *("models/source", "bucket/models/llama", "demo/smollm2-code"),
 ]
 SOURCES = ["SOURCE", "home/models/Llama-3.1-8B", "home/models/Llama-3.2-1B", "home/models/Qwen3-30B-A3B-FP8"]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf", ".cache/SmolLM2-135M-Instruct.Q4_1.gguf"

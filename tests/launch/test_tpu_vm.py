@@ -28,7 +28,7 @@ def test_tpu_vm_copies_installs_and_starts_on_every_worker():
     assert copy[6:] == ["pod:a3jax.tar.gz", "--zone=us-east5-a", "--worker=all"]
     assert not Path(copy[5]).exists()
     assert install[:-1] == begin[:-1] == SSH
-    assert '".[tpu]"' in install[-1]
+    assert '-c launch/constraints-tpu.txt ".[tpu,buckets]"' in install[-1]
     assert "mount" not in install[-1]
     assert "sudo mount -t nfs 10.0.0.2:/share /shared" in tpu_vm("pod", "z", "a3jax", SHARED="10.0.0.2:/share")[1][-1]
     assert tpu_vm("pod", "us-east5-a")[0][:-1] == SSH
