@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
 
 from a3jax.errors import UserError
 
@@ -19,14 +18,16 @@ LARGEST = 1_000_000
 _BLANK = re.compile(r"(?P<escape>\\?)\[\[\s*+(?P<size>[^\s\[\],]*+)\s*+\]\]")
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """A blank's size where it is to be chosen."""
 
     least: int
     most: int
 
 
-class Open(NamedTuple):
+@dataclass(frozen=True)
+class Open:
     """A blank's size where nothing is known of it but how large it may be: its end is found while it is filled."""
 
     most: int
@@ -60,7 +61,8 @@ class Template:
         whole = tuple(int(size) if isinstance(size, Integral) and not isinstance(size, bool) else size for size in self.sizes)
         object.__setattr__(self, "sizes", whole)
         for size in self.sizes:
-            least, most = size if isinstance(size, Range) else (1, size.most) if isinstance(size, Open) else (size, size)
+            most = size.most if isinstance(size, Range | Open) else size
+            least = size.least if isinstance(size, Range) else most
             if not (isinstance(least, Integral) and isinstance(most, Integral) and 1 <= least <= most):
                 raise UserError(
                     f"a blank's size is {size}; it must be a whole number of at least 1, a Range of such, or an Open"

@@ -52,7 +52,7 @@ class Stories:
         stories: Sequence[Story],
         left_out: Counter[str],
         settings: Sequence[str] = tuple(BLANKED),
-        sizes: Range = Range(4, 20),  # noqa: B008, a tuple never changes
+        sizes: Range = Range(4, 20),  # noqa: B008, it never changes
         window: int = 1024,
         limit: int = 1000,
     ):

@@ -33,7 +33,6 @@ from a3jax.weights.loading import Model
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Request)
-T = TypeVar("T")
 
 
 class Service:

@@ -25,18 +25,16 @@ class ChatCompletion(Growing):
     max_completion_tokens: int | None = None
     """The newer name of the same."""
 
-    def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:  # noqa: D102
+    def texts(self, limits: Limits, model: Model) -> list[Text]:  # noqa: D102
         if self.logprobs is not None:
             raise Refused("logprobs are not given here; leave them out, or ask /v1/completions", "logprobs")
         return super().texts(limits, model)
 
-    def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
+    def templates(self, model: Model) -> list[Template]:  # noqa: D102
         most = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         if most is not None and most < 1:
             raise Refused(f"max_tokens is {most}; it must be at least 1", "max_tokens")
         messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
-        if model is None:
-            return [Template(("", ""), (most or ANSWER,))]
         try:
             shortest = asked(model, messages, 1)
             room = model.config.context - len(document_of(model, shortest).tokens) + 1

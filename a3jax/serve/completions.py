@@ -29,7 +29,7 @@ class Growing(Request):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
-    def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:  # noqa: D102
+    def texts(self, limits: Limits, model: Model) -> list[Text]:  # noqa: D102
         if self.stream:
             family, _ = parse_order(self.decoding.order)
             if self.decoding.finds_order or family != "in_order" or self.decoding.revise:
@@ -58,7 +58,7 @@ class Completion(Growing):
         """Whether nothing is written, and the prompts come back, perhaps with their likelihood."""
         return self.max_tokens == 0 and self.echo and not self.suffix
 
-    def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
+    def templates(self, model: Model) -> list[Template]:  # noqa: D102
         prompts = self.prompts(model)
         if self.only_echoes:
             return []
@@ -66,11 +66,11 @@ class Completion(Growing):
             raise Refused(
                 f"max_tokens is {self.max_tokens}; it must be at least 1, or 0 with echo and no suffix", "max_tokens"
             )
-        ends = model is not None and model.record.blanks_end and self.decoding.fills_to_ends
+        ends = model.record.blanks_end and self.decoding.fills_to_ends
         size = Open(self.max_tokens) if self.suffix and ends else self.max_tokens
         return [Template((prompt, self.suffix), (size,)) for prompt in prompts]
 
-    def prompts(self, model: Model | None) -> list[str]:
+    def prompts(self, model: Model) -> list[str]:
         """The prompts as texts. Raises `Refused` for tokens that are not those of a text."""
         if isinstance(self.prompt, str):
             return [self.prompt]
@@ -84,7 +84,7 @@ class Completion(Growing):
         return not self.suffix
 
 
-def _prompt(prompt: Any, name: str, model: Model | None) -> str:
+def _prompt(prompt: Any, name: str, model: Model) -> str:
     """A text, from itself or from its tokens: those that this model's tokenizer makes of it, with or without its start."""
     try:
         if not isinstance(prompt, list | tuple):
@@ -92,8 +92,6 @@ def _prompt(prompt: Any, name: str, model: Model | None) -> str:
         ids = [build(int, token, f"{name}[{i}]") for i, token in enumerate(prompt)]
     except UserError as error:
         raise Refused(str(error), "prompt") from None
-    if model is None:
-        return ""
     codec = model.codec
     if strange := [token for token in ids if not 0 <= token < codec.vocab]:
         raise Refused(f"{name} holds token {strange[0]}; this model's tokenizer has {codec.vocab}", "prompt")

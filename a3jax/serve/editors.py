@@ -48,15 +48,15 @@ class AtCursor(Growing):
         """Tokens of the answer at most."""
         raise NotImplementedError
 
-    def around(self, model: Model | None) -> Around:
+    def around(self, model: Model) -> Around:
         """The texts around the cursor, so that the answer has room."""
         raise NotImplementedError
 
-    def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
+    def templates(self, model: Model) -> list[Template]:  # noqa: D102
         before, behind, _ = self.around(model)
         if not behind:
             return [Template((before, ""), (self.most,))]
-        if model is not None and self.decoding.fills_to_ends and ends_blanks(model, self.decoding):
+        if self.decoding.fills_to_ends and ends_blanks(model, self.decoding):
             return [Template((before, behind), (Open(self.most),))]
         return [Template((before, behind), (Range(1, min(self.most, SEARCHED)),))]
 
@@ -69,11 +69,11 @@ class AtCursor(Growing):
         """Whether there is text behind the cursor."""
         raise NotImplementedError
 
-    def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:  # noqa: D102
+    def texts(self, limits: Limits, model: Model) -> list[Text]:  # noqa: D102
         if self.logprobs is not None:
             raise Refused("logprobs are not given here; leave them out, or ask /v1/completions", "logprobs")
         request, how = self, self.decoding
-        if model is not None and model.record.objective == "fim" and self.has_text_behind and how.fills_to_ends:
+        if model.record.objective == "fim" and self.has_text_behind and how.fills_to_ends:
             how = dataclasses.replace(how, mode="fim", order=Decoding.order)
             request = dataclasses.replace(self, decoding=how)
         return super(AtCursor, request).texts(limits, model)
@@ -104,7 +104,7 @@ class FillInMiddle(AtCursor):
     def has_text_behind(self) -> bool:  # noqa: D102
         return bool(self.suffix)
 
-    def around(self, model: Model | None) -> Around:  # noqa: D102
+    def around(self, model: Model) -> Around:  # noqa: D102
         return fitted(model, self.prompt, self.suffix, self.most)
 
 
@@ -153,12 +153,12 @@ class LlamaInfill(AtCursor):
     def has_text_behind(self) -> bool:  # noqa: D102
         return bool(self.input_suffix)
 
-    def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
+    def templates(self, model: Model) -> list[Template]:  # noqa: D102
         if self.n != 1:
             raise Refused(f"n is {self.n}; an answer of this kind holds one text", "n")
         return [] if self.reads_ahead else super().templates(model)
 
-    def around(self, model: Model | None) -> Around:  # noqa: D102
+    def around(self, model: Model) -> Around:  # noqa: D102
         extra = "".join(f"{one.text}\n\n" for one in self.input_extra if one.text)
         return fitted(model, self.input_prefix + self.prompt, self.input_suffix, self.most, extra)
 
@@ -171,13 +171,11 @@ class LlamaInfill(AtCursor):
         return text, False
 
 
-def fitted(model: Model | None, before: str, behind: str, answer: int, extra: str = "") -> Around:
+def fitted(model: Model, before: str, behind: str, answer: int, extra: str = "") -> Around:
     """Both texts, and what stands in `extra` in front of them as far as there is room, for an answer of so many tokens.
 
     Raises `Refused` where the answer alone is too long.
     """
-    if model is None:
-        return Around(extra + before, behind, False)
     codec, room = model.codec, model.config.context - answer - SPARE
     if room < 1:
         raise Refused(f"an answer of {answer} tokens leaves no room for text in a context of {model.config.context}")

@@ -75,8 +75,8 @@ class Request:
     renamed: ClassVar[dict[str, str]] = {}
     """Fields of `Decoding` as other services call them."""
 
-    def templates(self, model: Model | None) -> list[Template]:
-        """Of the texts that were given, each to be filled `n` times; without a `model` they are texts to any."""
+    def templates(self, model: Model) -> list[Template]:
+        """Of the texts that were given, each to be filled `n` times."""
         raise NotImplementedError
 
     @property
@@ -89,12 +89,11 @@ class Request:
         """Whether texts end with their blank, and may do so before it is full."""
         return False
 
-    def texts(self, limits: Limits, model: Model | None = None) -> list[Text]:
+    def texts(self, limits: Limits, model: Model) -> list[Text]:
         """The texts to fill, all samples of the first one first. Raises `Refused` where they are too many or too long.
 
         Of a blank whose length is unknown every one is tried, unless the model knows the ends of blanks.
         """
-        blanks_end = model is not None and model.record.blanks_end
         if self.n < 1:
             raise Refused(f"n is {self.n}; it must be at least 1", "n")
         if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
@@ -103,7 +102,7 @@ class Request:
         if (texts := len(templates) * self.n) > limits.max_queue:
             field = "n" if len(templates) <= limits.max_queue else self.given
             raise Refused(f"the request asks for {texts} texts; at most {limits.max_queue} are served at once", field)
-        sample = sum(_work(template, self.decoding, blanks_end) for template in templates)
+        sample = sum(_work(template, self.decoding, model.record.blanks_end) for template in templates)
         if (work := sample * self.n) > limits.max_tokens_per_request:
             field = "n" if sample <= limits.max_tokens_per_request else self.sizes
             message = f"the request asks for {work} tokens; at most {limits.max_tokens_per_request} are filled for one"
@@ -131,7 +130,7 @@ class Infill(Request):
     sizes: ClassVar = "text"
     text: str | tuple[str, ...]
 
-    def templates(self, model: Model | None) -> list[Template]:  # noqa: D102
+    def templates(self, model: Model) -> list[Template]:  # noqa: D102
         texts = _listed(self.text)
         if not texts:
             raise Refused("text is an empty list; give at least one text", "text")

@@ -1,15 +1,15 @@
 """A service on several processes: process 0 answers clients and tells the others all that it does with texts, and they do it
 too."""
 
-import dataclasses
 from typing import Any
 
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Open, Range, Size, Template
+from a3jax.decode.template import Template
 from a3jax.devices.agreement import from_runtime
 from a3jax.devices.board import telling
 from a3jax.devices.interrupt import stop_requests
 from a3jax.devices.processes import is_alone
+from a3jax.files.strict import build, plain
 from a3jax.generate.together import Together
 from a3jax.weights.loading import Model
 
@@ -18,7 +18,7 @@ class Told(Together):
     """Texts on their way in process 0; where it is not alone, all others have them too."""
 
     def join(self, number: int, template: Template, decoding: Decoding) -> None:  # noqa: D102
-        _tell(["join", number, _written(template), dataclasses.asdict(decoding)])
+        _tell(["join", number, plain(template), plain(decoding)])
         super().join(number, template, decoding)
 
     def leave(self, number: int) -> None:  # noqa: D102
@@ -42,7 +42,7 @@ def follow(model: Model, most: int) -> int:
         while (told := telling().hear()) is not None:
             match told:
                 case ["join", number, template, decoding]:
-                    together.join(number, _read(template), _decoding(decoding))
+                    together.join(number, build(Template, template, "told"), build(Decoding, decoding, "told"))
                 case ["leave", number]:
                     together.leave(number)
                 case ["advance"]:
@@ -56,22 +56,3 @@ def follow(model: Model, most: int) -> int:
 def _tell(what: Any) -> None:
     if not is_alone():
         telling().tell(what)
-
-
-def _written(template: Template) -> dict[str, Any]:
-    sizes = [[type(size).__name__, *_numbers(size)] for size in template.sizes]
-    return {"pieces": template.pieces, "sizes": sizes, "whole": template.whole}
-
-
-def _numbers(size: Size) -> tuple[int, ...]:
-    return tuple(size) if isinstance(size, Range | Open) else (size,)
-
-
-def _read(written: dict[str, Any]) -> Template:
-    kinds: dict[str, Any] = {"Range": Range, "Open": Open, "int": int}
-    sizes = tuple(kinds[kind](*numbers) for kind, *numbers in written["sizes"])
-    return Template(tuple(written["pieces"]), sizes, written["whole"])
-
-
-def _decoding(written: dict[str, Any]) -> Decoding:
-    return Decoding(**{**written, "stop": tuple(written["stop"])})

@@ -40,8 +40,8 @@ LLAMA_VIM = {
 CONTINUE = {"prompt": "def f(", "suffix": "): ...", "max_tokens": 6, "temperature": 0.2, "top_p": 0.9, "random_seed": 3}
 
 
-def asked(kind, fields, model=None, **record):
-    model = model and dataclasses.replace(model, record=dataclasses.replace(model.record, **record))
+def asked(kind, fields, model, **record):
+    model = dataclasses.replace(model, record=dataclasses.replace(model.record, **record))
     (text,) = read_request(kind, json.dumps(fields).encode()).texts(Limits(), model)
     return text.template.sizes[0], dataclasses.replace(text.decoding, seed=0)
 
@@ -75,9 +75,9 @@ def test_an_answer_ends_as_the_model_knows(model):
         (FillInMiddle, {"prompt": "a", "logprobs": 1}, "logprobs"),
     ],
 )
-def test_what_is_refused(kind, fields, param):
+def test_what_is_refused(model, kind, fields, param):
     with pytest.raises(Refused) as caught:
-        read_request(kind, json.dumps(fields).encode()).texts(Limits())
+        read_request(kind, json.dumps(fields).encode()).texts(Limits(), model)
     assert caught.value.param == param
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a3jax.decode.settings import Decoding
-from a3jax.decode.template import Range, Template
+from a3jax.decode.template import Open, Range, Template
+from a3jax.files.strict import build, plain
 from a3jax.serve.completions import Completion
 from a3jax.serve.editors import FillInMiddle, LlamaInfill
 from a3jax.serve.limits import Limits
@@ -22,34 +23,43 @@ def completion(**fields):
     return read_request(Completion, json.dumps(fields).encode())
 
 
-def refusal(kind, body):
+def refusal(model, kind, body):
     with pytest.raises(Refused) as caught:
-        read_request(kind, body if isinstance(body, bytes) else json.dumps(body).encode()).texts(LIMITS)
+        read_request(kind, body if isinstance(body, bytes) else json.dumps(body).encode()).texts(LIMITS, model)
     return caught.value
 
 
-def test_a_prompt_alone_has_openais_defaults():
-    (text,) = completion(prompt="Once").texts(LIMITS)
+def test_a_prompt_alone_has_openais_defaults(model):
+    (text,) = completion(prompt="Once").texts(LIMITS, model)
     assert text.template == Template(("Once", ""), (16,))
     assert text.decoding == Decoding(temperature=1.0, ends=True, seed=text.decoding.seed)
     assert completion(prompt="Once").decoding.seed != text.decoding.seed  # drawn for each request
 
 
-def test_each_sample_has_the_next_seed():
-    texts = completion(prompt=["a", "b"], n=3, seed=7, max_tokens=4).texts(LIMITS)
+def test_each_sample_has_the_next_seed(model):
+    texts = completion(prompt=["a", "b"], n=3, seed=7, max_tokens=4).texts(LIMITS, model)
     assert [text.template.pieces[0] for text in texts] == ["a", "a", "a", "b", "b", "b"]
     assert [text.decoding.seed for text in texts] == [7, 8, 9, 10, 11, 12]
 
 
-def test_a_suffix_makes_a_blank_of_a_fixed_length():
-    (text,) = completion(prompt="a", suffix="b", max_tokens=3, mode="speculative", drafts=2, seed=1).texts(LIMITS)
+def test_a_suffix_makes_a_blank_of_a_fixed_length(model):
+    (text,) = completion(prompt="a", suffix="b", max_tokens=3, mode="speculative", drafts=2, seed=1).texts(LIMITS, model)
     assert text.template == Template(("a", "b"), (3,))
     assert text.decoding == Decoding(mode="speculative", drafts=2, temperature=1.0, seed=1)
 
 
-def test_an_infill_is_a_template():
+def test_an_infill_is_a_template(model):
     request = read_request(Infill, b'{"text": "a [[3]] b [[2-4]]", "order": "random_2", "temperature": 0, "seed": 0}')
-    assert request.texts(LIMITS) == [(Template(("a ", " b ", ""), (3, Range(2, 4))), Decoding(order="random_2"))]
+    assert request.texts(LIMITS, model) == [(Template(("a ", " b ", ""), (3, Range(2, 4))), Decoding(order="random_2"))]
+
+
+def test_what_other_processes_are_told_of_a_text_is_all_of_it():
+    for text in (
+        Text(Template(("a ", " b ", "", "c"), (3, Range(2, 4), Open(8)), whole=True), Decoding(order="random_2", seed=7)),
+        Text(Template(("", ""), (1,)), Decoding(mode="speculative", temperature=0.1, stop=("x", "y"), ends=True)),
+    ):
+        template, decoding = json.loads(json.dumps(plain(text)))
+        assert Text(build(Template, template, "told"), build(Decoding, decoding, "told")) == text
 
 
 def test_every_choice_of_decoding_can_be_made():
@@ -107,8 +117,8 @@ def test_null_and_values_that_ask_for_nothing_are_as_if_absent():
         ({"prompt": "\ud800"}, None, "half of a surrogate pair"),
     ],
 )
-def test_refused_completions(fields, param, message):
-    refused = refusal(Completion, fields)
+def test_refused_completions(model, fields, param, message):
+    refused = refusal(model, Completion, fields)
     assert (refused.http, refused.param) == (400, param)
     assert message in str(refused)
 
@@ -128,11 +138,11 @@ def test_refused_completions(fields, param, message):
         ({"text": "a [[8]]", "stop": "b"}, "stop", "text that is continued"),
     ],
 )
-def test_refused_infills(fields, param, message):
+def test_refused_infills(model, fields, param, message):
     if message is None:
-        assert read_request(Infill, json.dumps(fields).encode()).texts(LIMITS)
+        assert read_request(Infill, json.dumps(fields).encode()).texts(LIMITS, model)
         return
-    refused = refusal(Infill, fields)
+    refused = refusal(model, Infill, fields)
     assert refused.param == param
     assert message in str(refused)
 
@@ -159,8 +169,8 @@ def test_each_text_of_a_request_is_filled_as_it_is_alone(model):
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"3", b"{", b"\xff\xfe\xfa", b'{"prompt": "\xff"}', b"[" * 200_000, b"1" * 9000]
 )
-def test_what_is_no_object_is_refused(body):
-    assert refusal(Completion, body).http == 400
+def test_what_is_no_object_is_refused(model, body):
+    assert refusal(model, Completion, body).http == 400
 
 
 def test_texts_that_do_not_fit_are_found_before_they_reach_a_batch(model):
@@ -213,7 +223,7 @@ NAMES = st.sampled_from(
     body=JUNK | st.dictionaries(NAMES, JUNK, max_size=4),
     kind=st.sampled_from([Completion, Infill, FillInMiddle, LlamaInfill]),
 )
-def test_anything_else_is_refused_too(body, kind):
+def test_anything_else_is_refused_too(model, body, kind):
     with contextlib.suppress(Refused):
         request = read_request(kind, json.dumps(body).encode())
-        assert len(request.texts(LIMITS)) <= LIMITS.max_queue
+        assert len(request.texts(LIMITS, model)) <= LIMITS.max_queue
