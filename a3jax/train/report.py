@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 from jax.sharding import Mesh
@@ -22,9 +22,8 @@ from a3jax.train.callbacks import Callback
 from a3jax.train.counts import Counts
 from a3jax.train.goodput import USEFUL, Goodput
 from a3jax.train.hosts import Hosts
-from a3jax.train.metrics import Log
+from a3jax.train.kept import Kept
 from a3jax.train.step import Metrics
-from a3jax.train.tracker import Tracker
 
 
 class _Pending(NamedTuple):
@@ -37,8 +36,23 @@ class _Pending(NamedTuple):
     """Seconds that this host took for its input."""
 
 
+class _Read(NamedTuple):
+    """A step in plain numbers, `Metrics` with what the host knows of it."""
+
+    step: int
+    stage: str
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    bad: bool
+    counts: Counts[float]
+    seconds: float
+    facts: dict[str, float]
+    """What not every run has, or not of every step."""
+
+
 class Report:
-    """Reads every step's metrics one step late, so that reading never holds up the device. Process 0 writes the files."""
+    """Reads every step's metrics one step late, so that reading never holds up the device. Process 0 writes them down."""
 
     def __init__(
         self,
@@ -59,11 +73,8 @@ class Report:
         self._config, self._model, self._batches, self._hosts = config, model, batches, hosts
         one = flops.peak(mesh.devices.flat[0])
         self._peak = one * mesh.size if one else None
-        self._folder, self._callbacks = folder, callbacks
-        self._log = Log(folder, step) if jax.process_index() == 0 else None
-        self._tracker = Tracker(config, folder) if self._log else None
-        self.goodput = Goodput(folder, self._log.dropped_seconds, started) if self._log else None
-        self._bar = Progress("train", config.steps, "steps", step, lines=self._log is not None)
+        self._kept = Kept(config, folder, step, started, callbacks) if jax.process_index() == 0 else None
+        self._bar = Progress("train", config.steps, "steps", step, lines=self._kept is not None)
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
         self._own = self._waited = 0.0
@@ -83,10 +94,13 @@ class Report:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.__exit__(kind, error, trace)
-        if self._log and self._tracker and self.goodput:
-            self._log.close()
-            self._tracker.close()
-            self.goodput.save(at_once=True)
+        if self._kept:
+            self._kept.close()
+
+    @property
+    def goodput(self) -> Goodput | None:
+        """Where the time goes; process 0 knows it."""
+        return self._kept.goodput if self._kept else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -114,8 +128,18 @@ class Report:
         """Wait for the noted step, if any, and report it. Raises `UserError` if it is bad and that ends the run."""
         if self._pending is None:
             return
-        (step, stage, metrics, own), self._pending = self._pending, None
-        found = jax.device_get(metrics)
+        pending, self._pending = self._pending, None
+        read = self._read(pending)
+        if read.bad or read.step % self._config.train.log_every == 0 or read.step == self._config.end:
+            self._write_down(read)
+        share = f" mfu {read.facts['mfu']:.0%}" if self._peak else ""
+        speed = read.counts.tokens / read.seconds
+        self._bar.advance(note=f"{read.stage} loss {read.loss:.3f} {speed:,.0f} tok/s{share}")
+        self._judge(read)
+
+    def _read(self, pending: _Pending) -> _Read:
+        """Wait for a step, and take its time."""
+        found = jax.device_get(pending.metrics)
         loss, norm, rate, bad = (float(x) for x in (found.loss, found.gradient_norm, found.learning_rate, found.bad))
         counts = Counts[float](*(float(x) for x in found.counts))
         now = time.perf_counter()
@@ -123,73 +147,70 @@ class Report:
         self._spent(USEFUL)
         waited, self._waited = min(self._waited, seconds), 0.0
         self.tokens += int(counts.tokens)
-        speed = counts.tokens / seconds
-        self._speeds.append(speed)
-        self._hosts.step(step, own, seconds)
+        self._speeds.append(counts.tokens / seconds)
+        self._hosts.step(pending.step, pending.own, seconds)
         facts = {"input_wait": waited / seconds}
         if self._peak:
-            needed = flops.useful(self._model, stage, counts, self._config.adapt.distill > 0)
+            needed = flops.useful(self._model, pending.stage, counts, self._config.adapt.distill > 0)
             facts["mfu"] = needed / seconds / self._peak
         if found.routing is not None:
             facts |= {"balance": float(found.balance), **routers.facts(found.routing)}
-        if self._log and self.goodput and (bad or step % self._config.train.log_every == 0 or step == self._config.end):
-            slow = self._hosts.straggler
-            self._write(
-                step=step,
-                stage=self._config.stage_name(stage),
-                loss=loss if math.isfinite(loss) else None,
-                gradient_norm=norm if math.isfinite(norm) else None,
-                learning_rate=rate,
-                tokens_per_second=speed,
-                predicted_tokens_per_second=counts.predicted / seconds,
-                tokens=int(counts.tokens),
-                predicted=int(counts.predicted),
-                seconds=seconds,
-                **facts,
-                **({"bad": True} if bad else {}),
-                **({"straggler": slow} if slow else {}),
-                **self._batches.progress(step),
-                **self.goodput.facts(),
-            )
-            self.goodput.save()
-        share = f" mfu {facts['mfu']:.0%}" if self._peak else ""
-        self._bar.advance(note=f"{self._config.stage_name(stage)} loss {loss:.3f} {speed:,.0f} tok/s{share}")
-        if bad:
+        stage = self._config.stage_name(pending.stage)
+        return _Read(pending.step, stage, loss, norm, rate, bool(bad), counts, seconds, facts)
+
+    def _write_down(self, read: _Read) -> None:
+        if self._kept is None:
+            return
+        slow = self._hosts.straggler
+        self._kept.write(
+            step=read.step,
+            stage=read.stage,
+            loss=read.loss if math.isfinite(read.loss) else None,
+            gradient_norm=read.gradient_norm if math.isfinite(read.gradient_norm) else None,
+            learning_rate=read.learning_rate,
+            tokens_per_second=read.counts.tokens / read.seconds,
+            predicted_tokens_per_second=read.counts.predicted / read.seconds,
+            tokens=int(read.counts.tokens),
+            predicted=int(read.counts.predicted),
+            seconds=read.seconds,
+            **read.facts,
+            **({"bad": True} if read.bad else {}),
+            **({"straggler": slow} if slow else {}),
+            **self._batches.progress(read.step),
+            **self._kept.goodput.facts(),
+        )
+        self._kept.goodput.save()
+
+    def _judge(self, read: _Read) -> None:
+        """What the step means for the run. Raises `UserError` if it is bad and that ends it."""
+        if read.bad:
             self._bad += 1
-            self.roll_back = guard.asks_for_checkpoint(self._config.guard, step, loss, norm, self._bad)
+            self.roll_back = guard.asks_for_checkpoint(
+                self._config.guard, read.step, read.loss, read.gradient_norm, self._bad
+            )
         else:
-            self.loss, self._bad = loss, 0
+            self.loss, self._bad = read.loss, 0
 
     def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
         """Run and report an evaluation. Returns the NLL by order."""
         self.flush()
         with self.pause("evaluating"):
             found = evaluate()
-        if found:
+        if found and self._kept:
             parts = {
                 f"{part}/{order}": value
                 for order, figures in found.items()
                 for part, value in figures._asdict().items()
                 if self._config.train.eval_stages or not part.startswith("nll_by")
             }
-            self._write(step=step, **parts)
+            self._kept.write(step=step, **parts)
         return {order: nll.nll for order, nll in found.items()}
-
-    def _write(self, **values: Any) -> None:
-        """Record values of one step, in process 0."""
-        if self._log and self._tracker:
-            self._log.write(**values)
-            self._tracker.write(**values)
-            for callback in self._callbacks:
-                callback.metrics(values)
 
     def rewind(self, step: int, tokens: int) -> None:
         """Go on from an earlier step, and the tokens until then: what was logged after it is dropped."""
         self.tokens = tokens
-        if self._log and self.goodput:
-            self._log.close()
-            self._log = Log(self._folder, step)
-            self.goodput.lost(self._log.dropped_seconds)
+        if self._kept:
+            self._kept.rewind(step)
         self._bar.set(step)
         self._pending, self.roll_back = None, False
 
@@ -210,9 +231,9 @@ class Report:
         self._clock = time.perf_counter()
 
     def _spent(self, cause: str) -> None:
-        if not self.goodput:
+        if self._kept is None:
             return
         if cause == USEFUL and self._waited:
-            self.goodput.spent_of(USEFUL, "input", self._waited)
+            self._kept.goodput.spent_of(USEFUL, "input", self._waited)
         else:
-            self.goodput.spent(cause)
+            self._kept.goodput.spent(cause)
