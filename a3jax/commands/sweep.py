@@ -141,7 +141,7 @@ def _status(folder: Path, json: bool) -> dict[str, Any]:
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
-    from a3jax.sweep.curves import compare
+    from a3jax.sweep.comparison import compare
     from a3jax.sweep.page import print_report, write_page
     from a3jax.sweep.trials import read_sweep
 

@@ -6,16 +6,10 @@ first step a run is its source, unless its queries start in another way. So of t
 are evaluated alike, the one that reads best from left to right at step 0 speaks for the start of all of them: where one has
 successor seeding, these are the source's own figures.
 
-A setting is what runs have in common that differ in their seed only. It lies on the Pareto front if no other forgets less
-and gains as much, or gains more and forgets as little, by their means. That is `clear` if it has several seeds and, against
-every other setting, forgets less or gains more by over `NOISE` standard errors of the difference. Of a setting with one seed
-the spread is not known, and the largest of the others' is taken for it.
-
 Tokens and FLOPs are those of the plan: steps of full windows, each one document (`a3jax.train.flops.per_window`).
 """
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +19,7 @@ from typing import Any, NamedTuple
 from a3jax.checkpoint.folder import MODEL
 from a3jax.config import Config, ModelConfig
 from a3jax.files.strict import flat, read
-from a3jax.sweep.status import Status, status
+from a3jax.sweep.status import Status
 from a3jax.sweep.trials import FAILED, RUNS, Sweep, Trial
 from a3jax.train import flops
 from a3jax.train.metrics import read as read_metrics
@@ -33,8 +27,6 @@ from a3jax.train.run import CONFIG
 
 SOURCE = "ar"
 """The order that the source model knew."""
-NOISE = 2.0
-"""Standard errors."""
 LOSSES = 50
 """Means of the training loss that a curve has, at most."""
 NO_DIFFERENCE = ("name", "run", "train.stop_at")
@@ -107,49 +99,10 @@ class Curve:
         return [(ends.get(point.step, "start"), point) for point in self.points if point.step in ends or point.step == 0]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Runs that differ in their seed only: of those that are done, if any are, the means and standard deviations."""
-
-    name: str
-    runs: int
-    done: bool
-    tokens: int
-    flops: float
-    forgotten: float
-    forgotten_sd: float | None
-    gained: float
-    gained_sd: float | None
-    front: bool = False
-    """On the Pareto front of the settings that are done, by their means."""
-    clear: bool = False
-    """On it beyond the spread of the seeds."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All runs and settings, in the order of the sweep."""
-
-    order: str
-    """The one that stands for any order."""
-    settings: tuple[Setting, ...]
-    curves: tuple[Curve, ...]
-    failed: tuple[Status, ...]
-
-    @property
-    def best_first(self) -> list[Setting]:
-        """The settings by what they have gained, those that are done before the others."""
-        return sorted(self.settings, key=lambda one: (not one.done, -one.gained))
-
-
-def compare(folder: Path, sweep: Sweep, order: str) -> Report:
-    """Read all runs in `folder`."""
-    found = status(folder, sweep)
-    curves = _against_sources(
-        [_curve(folder, sweep, trial, one.state, order) for trial, one in zip(sweep.trials, found)], sweep, order
-    )
-    settings = _with_front([made for name in dict.fromkeys(c.setting for c in curves) if (made := _setting(name, curves))])
-    return Report(order, tuple(settings), curves, tuple(one for one in found if one.state == "failed"))
+def read_curves(folder: Path, sweep: Sweep, found: Sequence[Status], order: str) -> tuple[Curve, ...]:
+    """Those of all runs in `folder`, which stand as was `found`; `order` stands for any order."""
+    curves = [_curve(folder, sweep, trial, one.state, order) for trial, one in zip(sweep.trials, found)]
+    return _against_sources(curves, sweep, order)
 
 
 def _curve(folder: Path, sweep: Sweep, trial: Trial, state: str, order: str) -> Curve:
@@ -246,50 +199,3 @@ def _cost_at(step: int, stages: Sequence[StageEnd]) -> tuple[int, float]:
             return tokens, begin.flops + share * (end.flops - begin.flops)
         begin = end
     return (begin.tokens, begin.flops) if step else (0, 0.0)
-
-
-def _setting(name: str, curves: Sequence[Curve]) -> Setting | None:
-    """None where no run has been evaluated, but for those that failed."""
-    runs = [curve for curve in curves if curve.setting == name and curve.compared]
-    done = [curve for curve in runs if curve.state == "done"]
-    chosen = done or runs
-    if not chosen:
-        return None
-    forgotten, gained = ([getattr(run, of) for run in chosen] for of in ("forgotten", "gained"))
-    last = [run.points[-1] for run in chosen]
-    return Setting(
-        name, len(chosen), bool(done), max(point.tokens for point in last), max(point.flops for point in last),
-        statistics.fmean(forgotten), _spread(forgotten), statistics.fmean(gained), _spread(gained),
-    )  # fmt: skip
-
-
-def _spread(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _with_front(settings: list[Setting]) -> list[Setting]:
-    def better(a: Setting, b: Setting) -> bool:
-        ours, others = (-a.forgotten, a.gained), (-b.forgotten, b.gained)
-        return a.done and ours != others and all(x >= y for x, y in zip(ours, others))
-
-    done = [one for one in settings if one.done]
-
-    def judged(one: Setting) -> Setting:
-        front = one.done and not any(better(other, one) for other in done)
-        clear = front and one.runs > 1 and all(_stands_out(one, other, done) for other in done if other is not one)
-        return dataclasses.replace(one, front=front, clear=clear)
-
-    return [judged(one) for one in settings]
-
-
-def _stands_out(one: Setting, other: Setting, all_of_them: Sequence[Setting]) -> bool:
-    """Whether one forgets less or gains more than the other by more than noise."""
-
-    def error(name: str) -> float:
-        spreads = {setting.name: getattr(setting, f"{name}_sd") for setting in all_of_them}
-        largest = max(spread for spread in spreads.values() if spread is not None)
-        variances = ((largest if (spread := spreads[x.name]) is None else spread) ** 2 / x.runs for x in (one, other))
-        return math.sqrt(sum(variances))
-
-    less, more = other.forgotten - one.forgotten, one.gained - other.gained
-    return less > NOISE * error("forgotten") or more > NOISE * error("gained")

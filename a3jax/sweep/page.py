@@ -12,7 +12,9 @@ from a3jax.evaluate.results import WIDTH
 from a3jax.files.folders import write_whole
 from a3jax.outside_text import show
 from a3jax.show.page import TELLING, page
-from a3jax.sweep.curves import NOISE, Curve, Report, Setting
+from a3jax.sweep.comparison import Report
+from a3jax.sweep.curves import Curve
+from a3jax.sweep.front import NOISE, Setting
 from a3jax.sweep.plots import color_of, pareto_plot, plots_by, stage_changes, stages_plots
 from a3jax.sweep.status import print_failed
 from a3jax.terminal import Terminal

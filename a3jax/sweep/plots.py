@@ -5,7 +5,8 @@ from typing import Any
 
 from a3jax.show.page import Said, chart
 from a3jax.show.pyplot import pyplot
-from a3jax.sweep.curves import SOURCE, Curve, Report, StageEnd
+from a3jax.sweep.comparison import Report
+from a3jax.sweep.curves import SOURCE, Curve, StageEnd
 
 DASHES = ("-", "--", ":", "-.")
 """After ten settings the colors come again, with other dashes."""

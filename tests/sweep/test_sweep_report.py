@@ -9,7 +9,8 @@ from typed import answer, run
 
 from a3jax.config import Stage
 from a3jax.sweep import chain, product, seeds, zip_
-from a3jax.sweep.curves import compare, differences
+from a3jax.sweep.comparison import compare
+from a3jax.sweep.curves import differences
 from a3jax.sweep.page import print_report, write_page
 from a3jax.sweep.plots import stage_changes
 from a3jax.sweep.trials import make_sweep, save_sweep
