@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import json
-import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,7 +16,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from a3jax.decode.document import lay_out
-from a3jax.errors import first_line
 from a3jax.generate.infill import Infilled
 from a3jax.serve import answers
 from a3jax.serve.batching import Batcher
@@ -27,10 +24,8 @@ from a3jax.serve.completions import Completion, Growing
 from a3jax.serve.editors import FillInMiddle, LlamaInfill
 from a3jax.serve.exchange import all_of, body_of, failed, gone, not_found, unless_gone
 from a3jax.serve.requests import Infill, Refused, Request, Text, check, read_request
-from a3jax.serve.streams import Piece, Updates
+from a3jax.serve.streams import Updates, llama_events, openai_events, server_sent
 from a3jax.weights.loading import Model
-
-logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Request)
 
@@ -43,7 +38,6 @@ class Service:
         self.name = name
         self.batcher = batcher
         self.created = int(time.time())
-        self.fillable_V = model.fillable
         self.reader = ThreadPoolExecutor(1, "reader")
 
     def app(self) -> Starlette:
@@ -94,9 +88,9 @@ class Service:
         """POST /infill."""
         request, texts = await self._read(http, LlamaInfill)
         updates = Updates()
-        events = self._llama_events(request, self.batcher.submit(texts, updates.put), updates)
+        events = llama_events(self.model, request, self.batcher.submit(texts, updates.put), updates)
         if request.stream:
-            return StreamingResponse(self._safe(events), media_type="text/event-stream")
+            return StreamingResponse(server_sent(events), media_type="text/event-stream")
 
         async def joined() -> dict[str, Any]:
             pieces = [event async for event in events]
@@ -155,8 +149,9 @@ class Service:
         if request.stream:
             updates = Updates()
             echoed = [text.template.pieces[0] if echo else "" for text in texts]
-            events = self._events(request, self.batcher.submit(texts, updates.put), updates, style, echoed)
-            return StreamingResponse(self._safe(events, "[DONE]"), media_type="text/event-stream")
+            results, head = self.batcher.submit(texts, updates.put), self._head(style.id, style.piece)
+            events = openai_events(self.model, request, results, updates, style, head, echoed)
+            return StreamingResponse(server_sent(events, "[DONE]"), media_type="text/event-stream")
         found = await unless_gone(http, all_of(self.batcher.submit(texts)))
         filled = [answers.cut(one, request.stops) for one in found]
         scores = [None if request.logprobs is None else await self._logprobs(http, request, one, echo) for one in filled]
@@ -198,84 +193,3 @@ class Service:
         usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
         head = self._head(answers.TEXT.id, answers.TEXT.whole)
         return JSONResponse({**head, "choices": choices, "usage": usage})
-
-    async def _events(
-        self,
-        request: Growing,
-        results: Sequence[asyncio.Future[Infilled]],
-        updates: "Updates",
-        style: answers.Style,
-        echoed: Sequence[str],
-    ) -> AsyncIterator[dict[str, Any]]:
-        """What a stream in OpenAI's shape consists of."""
-        usage = {"usage": None} if request.stream_options.include_usage else {}
-        head = {**self._head(style.id, style.piece), **usage}
-        begun: set[int] = set()
-        async for piece in self._pieces(request, results, updates, echoed):
-            entry = style.delta(piece.text, piece.number, piece.finished)
-            if style.opening and piece.number not in begun:
-                entry["delta"] |= style.opening
-            begun.add(piece.number)
-            yield {**head, "choices": [entry]}
-        if usage:
-            filled = [result.result() for result in results]
-            yield {**head, "choices": [], "usage": answers.usage(filled, request.n)}
-
-    async def _llama_events(
-        self, request: LlamaInfill, results: Sequence[asyncio.Future[Infilled]], updates: "Updates"
-    ) -> AsyncIterator[dict[str, Any]]:
-        """What a stream of llama.cpp's consists of; the last piece tells of all. An answer may end before its text does."""
-        text, sent, counts, begin, first = "", 0, (0, 0), time.perf_counter(), None
-        cut = request.around(self.model).cut
-        async with contextlib.aclosing(self._pieces(request, results, updates, [""])) as pieces:
-            async for piece in pieces:
-                now = time.perf_counter()
-                first = now if first is None else first
-                text, counts = text + piece.text, piece.counts
-                kept, ended = request.certain(text)
-                finished = "stop" if ended else piece.finished
-                if 0 < request.t_max_predict_ms <= 1000 * (now - first) and "\n" in kept and not finished:
-                    kept, finished = kept[: kept.rindex("\n")], "length"
-                fresh, sent = kept[sent:], max(sent, len(kept))
-                if finished:
-                    yield answers.llama_answer(fresh, finished, counts, (first - begin, now - first), cut)
-                    return
-                yield {"index": 0, "content": fresh, "stop": False}
-        yield answers.llama_answer("", "length", counts, (0.0, 0.0), cut)  # nothing was to be written
-
-    async def _pieces(
-        self, request: Growing, results: Sequence[asyncio.Future[Infilled]], updates: "Updates", echoed: Sequence[str]
-    ) -> AsyncGenerator["Piece"]:
-        """What is certain of each text after every pass, and was not before."""
-        for i, result in enumerate(results):
-            result.add_done_callback(lambda _, i=i: updates.put(i, None))  # type: ignore[misc]
-        sent, left = [0] * len(results), len(results)
-        try:
-            while left:
-                i, tokens = await updates.get()
-                if tokens is None:
-                    filled, left = answers.cut(results[i].result(), request.stops), left - 1
-                    text, finished = answers.completed(filled, bool(echoed[i])), filled.finished
-                    counts = answers.counts(filled)
-                else:
-                    text = answers.begun(self.model.codec, self.fillable_V, tokens, request.stops, echoed[i])
-                    back = bool(tokens.lead)  # a token that was given back is given
-                    given, written = int((tokens.passes == 0).sum()), int((tokens.passes > 0).sum())
-                    counts, finished = (given + back, max(0, written - back)), None
-                if finished or len(text) > sent[i]:
-                    yield Piece(i, text[sent[i] :], finished, counts)
-                    sent[i] = max(sent[i], len(text))
-        finally:
-            for result in results:
-                result.cancel()
-
-    async def _safe(self, events: AsyncIterator[dict[str, Any]], end: str | None = None) -> AsyncIterator[str]:
-        """Server-sent events; where something goes wrong, the last tells what."""
-        try:
-            async for event in events:
-                yield f"data: {json.dumps(event)}\n\n"
-            if end is not None:
-                yield f"data: {end}\n\n"
-        except Exception as error:
-            logger.error("%s", first_line(error))
-            yield f"data: {json.dumps(answers.failure(error)[1])}\n\n"
