@@ -23,11 +23,11 @@ from a3jax.cli import COMMANDS
 
 pytestmark = pytest.mark.long
 
-TRAINING = {"--train.stop-at": "2", "--train.eval-windows": "2", "--train.compute-dtype": "float32"}
+TRAINING = {"--train.eval-windows": "2", "--train.compute-dtype": "float32"}
 WINDOWS = {"--data.length": "64", "--data.batch": "2"}
 ADDED = {
     "prepare": {"--held-out": "0.2"},
-    "train": TRAINING | WINDOWS,
+    "train": {"--train.stop-at": "2"} | TRAINING | WINDOWS,
     "sweep run": {"--index": "0"} | TRAINING | WINDOWS,
     "data bench": {"--steps": "3"},
     "evaluate": {"--limit": "2", "--batch": "2", "--longest": "256"},

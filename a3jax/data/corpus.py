@@ -14,7 +14,10 @@ record ends, so that tokens anywhere in a corpus of any size are found by binary
 mapped from disk, not loaded, and so is what stays in memory the same for every size.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +47,8 @@ OPEN_SHARDS = 256
 """Shards that a reader holds open at a time."""
 _ENTRY = np.dtype([("end", "<i8"), ("crc", "<u4"), ("first", "?")])
 """Of a record: the stream position after its last token, zlib.crc32 of its bytes, whether it begins a document."""
+_DIGESTED = 2**20
+"""Bytes of an index, with the checksums of 60,000 records: those of a billion tokens where documents are long."""
 _COARSE = 1024
 """Every so many entries of an index one is kept in memory, to find the others by."""
 
@@ -104,6 +109,17 @@ def read_manifest(folder: Path) -> Manifest:
     if content.get("version") != VERSION:
         raise UserError(f"{folder} was prepared by another version of a3jax; run a3jax prepare again")
     return build(Manifest, content, str(path))
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of what a corpus is: its manifest but for how its sources were named, and the beginnings of its indices."""
+    content = read_object(place(folder) / MANIFEST)
+    content.pop("sources", None)
+    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for split in SPLITS:
+        with contextlib.suppress(FileNotFoundError), _index(place(folder), split).open("rb") as index:  # reading names it
+            found.update(index.read(_DIGESTED))
+    return found.hexdigest()
 
 
 def dtype_of(vocab: int, chats: bool) -> Dtype:

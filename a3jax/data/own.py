@@ -30,9 +30,17 @@ class Reading(Protocol):
 class OwnBatches:
     """Reads batches of one's own, of which this host keeps its rows. Raises `UserError` for a batch that cannot be one."""
 
-    def __init__(self, data: TokenBatches, length: int, vocab: int, rows: Mapping[int, np.ndarray], batch_S: np.ndarray):
+    def __init__(
+        self,
+        data: TokenBatches,
+        length: int,
+        vocab: int,
+        rows: Mapping[int, np.ndarray],
+        batch_S: np.ndarray,
+        refuses_given: str | None = None,
+    ):
         """`data` may be what gives an iterator. `rows` are those of this host, by the size of the global batch; `batch_S` are
-        the sizes of all steps' batches.
+        the sizes of all steps' batches; `refuses_given` says why no token may be given, if none may.
         """
         try:
             self._iterator: Any = iter(data)
@@ -42,6 +50,7 @@ class OwnBatches:
             what = f"data, {type(self._iterator).__name__}, has no get_state and set_state"
             raise UserError(f"{what}, by which a run goes on where it stopped; give an iterator that has, as Grain's do")
         self._length, self._vocab, self._rows, self._batch_S = length, vocab, rows, batch_S
+        self._refuses_given = refuses_given
         self._read = 0
 
     def reading(self, workers: int) -> Self:
@@ -84,6 +93,8 @@ class OwnBatches:
         if low < 0 or high >= self._vocab:
             raise UserError(f"{what} has token id {low if low < 0 else high}; the model has ids from 0 to {self._vocab - 1}")
         arrays.setdefault("segments", np.ones_like(tokens_BxL))
+        if self._refuses_given and (arrays["segments"] < 0).any():
+            raise UserError(f"{what} has given tokens, {self._refuses_given}")
         return {name: array[self._rows[size]].astype(np.int32) for name, array in arrays.items()}
 
     def get_state(self) -> dict[str, Any]:

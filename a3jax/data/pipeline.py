@@ -131,11 +131,15 @@ def go_on_from(iterator: Reading, state: dict[str, Any], step: int) -> None:
 def held_out_windows(corpora: Sequence[Corpus], length: int, windows: int) -> Windows:
     """Up to `windows` held-out windows, W x L, as many from each corpus; of each document at most `length` tokens.
 
-    They are always the same ones, and always the first of a larger number.
+    They are always the same ones, and always the first of a larger number. Raises `UserError` where they are of chats whose
+    prompts fill them, so that nothing is left to be predicted.
     """
     streams = [TokenStream(c.folder, c.manifest, "held_out") for c in corpora if c.manifest.held_out.tokens]
     shares = [len(part) for part in np.array_split(np.arange(windows), max(1, len(streams)))]
     parts = [_beginnings(stream, length, share) for stream, share in zip(streams, shares)]
+    if parts and windows and not any((part["segments"] > 0).any() for part in parts):
+        what = f"in windows of data.length {length} all held-out text is given: the prompts of its chats fill them"
+        raise UserError(f"{what}; make data.length longer, or hold nothing out")
     empty = {name: np.zeros((0, length), np.int32) for name in ("tokens", "segments")}
     return {name: np.concatenate([none, *(part[name] for part in parts)]) for name, none in empty.items()}
 

@@ -66,7 +66,7 @@ class Sweep:
 def make_sweep(experiment: Config, trials: Trials, folder: Path, halving: Halving | None = None) -> Sweep:
     """Apply the changes of every trial. Raises `UserError` for a field or value that cannot be, naming the trial.
 
-    A trial that comes twice is run once.
+    A trial that comes twice is run once. All are run to their ends, or to a rung: there is no `train.stop_at`.
     """
     baseline = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, eval_stages=True))
     made: dict[str, Trial] = {}
@@ -74,6 +74,10 @@ def make_sweep(experiment: Config, trials: Trials, folder: Path, halving: Halvin
         labels = {path: changes[path].label for path in sorted(changes)}
         name = _name(labels)
         config = dataclasses.replace(_changed(baseline, changes, name), run=str(folder / RUNS / name))
+        if config.train.stop_at is not None:
+            raise UserError(
+                f"train.stop_at is {config.train.stop_at} in {name}; leave it out, as runs of a sweep have no such end"
+            )
         if made.setdefault(name, trial := Trial(name, labels, config)) != trial:
             raise UserError(f"two trials are named {name}; give their values other labels")
     if not made:
@@ -103,7 +107,9 @@ def _name(labels: dict[str, str]) -> str:
     """A file name for changes; one that is too long ends in a digest."""
     whole = ",".join(f"{path}={label}" for path, label in sorted(labels.items())) or "baseline"
     name = re.sub(r"[^\w.,=+-]", "_", whole)
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _changed(config: Config, changes: Mapping[str, Value], name: str) -> Config:

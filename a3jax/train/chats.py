@@ -35,9 +35,17 @@ def with_chats(model: ModelConfig, codec: TextCodec, corpora: Sequence[Corpus]) 
 
 
 def check_chats(config: Config, corpora: Sequence[Corpus]) -> None:
-    """Raise `UserError` for an objective or an order that makes nothing of prompts."""
+    """Raise `UserError` for chats where the experiment makes nothing of prompts."""
+    why = refuses_given(config)
     for corpus in corpora:
-        if corpus.manifest.chats and config.objective == "fim":
-            raise UserError(f"{corpus.folder} holds chats, which objective fim would rearrange; take a3 or ar instead")
-        if corpus.manifest.chats and config.schedule.slack:
-            raise UserError(f"{corpus.folder} holds chats, of which order open cannot draw its blanks; take infill instead")
+        if corpus.manifest.chats and why:
+            raise UserError(f"{corpus.folder} holds chats, {why}")
+
+
+def refuses_given(config: Config) -> str | None:
+    """Why no token may be given in windows, such as a prompt's, if none may."""
+    if config.objective == "fim":
+        return "which objective fim would rearrange; take a3 or ar instead"
+    if config.schedule.slack:
+        return "of which order open cannot draw its blanks; take infill instead"
+    return None

@@ -1,5 +1,5 @@
 """Sources used directly: an experiment may name texts where it would name a corpus. They are prepared into its run folder
-once, and read from there ever after, so that the stream is as exact as any."""
+once, and read from there ever after, so that the stream is as exact as any, whatever becomes of them."""
 
 import contextlib
 import dataclasses
@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from a3jax.checkpoint.folder import Checkpoint, write_description
+from a3jax.checkpoint.folder import CONFIG, Checkpoint, write_description
 from a3jax.config import Config, DataConfig, SourceConfig
 from a3jax.data.corpus import MANIFEST, read_manifest
 from a3jax.data.preparation import Preparation
 from a3jax.data.prepare import prepare
+from a3jax.data.tokenizer import byte_codec
 from a3jax.files.parts import is_there
-from a3jax.files.places import place
+from a3jax.files.places import is_local, place, remove
 from a3jax.progress import console
 from a3jax.weights.pretrained import pretrained
 
@@ -28,8 +29,8 @@ def with_corpora(config: Config) -> DataConfig:
     Texts are tokenized as the model's are, or as bytes where weights are random; all else is as `a3jax prepare` does it
     unless told otherwise. Raises `UserError` for a source that it cannot read, and for a path where nothing is.
     """
-    for source in config.data.sources:  # before any of them is prepared
-        if not _is_source(source.path):
+    for number, source in enumerate(config.data.sources):  # before any of them is prepared
+        if not _is_prepared(config, source, number) and not _is_source(source.path):
             read_manifest(place(source.path))
     sources = [
         dataclasses.replace(source, path=str(_corpus(config, source, number)), chat=())
@@ -39,21 +40,49 @@ def with_corpora(config: Config) -> DataConfig:
 
 
 def _is_source(path: str) -> bool:
-    if re.match(r"(?!gs:|s3:)\w+:", path):
+    return _is_url(path) or (not (place(path) / MANIFEST).is_file() and place(path).exists())
+
+
+def _is_url(path: str) -> bool:
+    return re.match(r"(?!gs:|s3:)\w+:", path) is not None
+
+
+def _folder(config: Config, source: SourceConfig, number: int) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", source.path.rstrip("/"))[-1])
+    return config.run_folder / FOLDER / f"{number}-{name}"
+
+
+def _is_prepared(config: Config, source: SourceConfig, number: int) -> bool:
+    """Whether the run's folder has the source; before the run has begun, as it is now, for an earlier try may have failed."""
+    folder = _folder(config, source, number)
+    if not is_there(folder):
+        return False
+    manifest = read_manifest(folder)
+    if manifest.sources != (source.path,) or manifest.settings["chat"] != " ".join(source.chat):
+        return False
+    if (config.run_folder / CONFIG).is_file():
         return True
-    return not (place(path) / MANIFEST).is_file() and place(path).exists()
+    codec = pretrained(config.source).codec if config.source is not None else byte_codec()
+    return manifest.tokenizer_sha256 == codec.sha256 and not _is_newer(source.path, folder / MANIFEST)
+
+
+def _is_newer(path: str, file: Path) -> bool:
+    """Whether a source has changed or gone since a file was written; of what is not on this machine nobody knows."""
+    if _is_url(path) or not is_local(place(path)):
+        return False
+    there, since = place(path), file.stat().st_mtime
+    return not there.exists() or any(each.stat().st_mtime > since for each in (there, *there.rglob("*")))
 
 
 def _corpus(config: Config, source: SourceConfig, number: int) -> Path | str:
-    path = source.path
-    if not _is_source(path):
-        return path
-    name = re.sub(r"[^\w.-]+", "-", re.split(r"[/:]", path.rstrip("/"))[-1])
-    folder = config.run_folder / FOLDER / f"{number}-{name}"
-    if not is_there(folder):
-        console.print(f"{path} is no prepared corpus: preparing it into {folder}, once")
+    folder = _folder(config, source, number)
+    if not _is_prepared(config, source, number):
+        if not _is_source(source.path):
+            return source.path
+        remove(folder)
+        console.print(f"{source.path} is no prepared corpus: preparing it into {folder}, once")
         with _tokenizer(config) as tokenizer:
-            prepare([path], folder, Preparation(tokenizer, chat=source.chat))
+            prepare([source.path], folder, Preparation(tokenizer, chat=source.chat))
     return folder
 
 

@@ -13,6 +13,7 @@ import jax
 
 from a3jax.checkpoint.folder import FROZEN, Checkpoint, Frozen, saved_steps
 from a3jax.config import Config, ModelConfig
+from a3jax.errors import UserError
 from a3jax.files.strict import read
 from a3jax.model.parameters import declarations
 from a3jax.train.trained import changes
@@ -32,8 +33,12 @@ def frozen_weights(config: Config, model: ModelConfig, source: Pretrained | None
         if not file.is_file():
             return None
         frozen = read(Frozen, file)
-        if not _is_partial(source):
+        theirs = source.origin.frozen if isinstance(source.origin, Checkpoint) else None
+        if theirs is None:
             frozen = dataclasses.replace(frozen, source=_place(config, source))
+        elif theirs.sha256 != frozen.sha256:
+            began = f"{config.run_folder} was trained from other weights than {source.folder}, which lie in {frozen.source}"
+            raise UserError(f"{began}; go on with the --source that it began with")
         if first:
             frozen_source(frozen, config.run_folder)
         return frozen
@@ -45,10 +50,6 @@ def frozen_weights(config: Config, model: ModelConfig, source: Pretrained | None
         whole = theirs is not None and set(parameters) <= set(theirs.parameters)
         return dataclasses.replace(theirs, parameters=parameters) if theirs is not None and whole else None
     return Frozen(_place(config, source), source.sha256 if first else "", parameters)
-
-
-def _is_partial(source: Pretrained) -> bool:
-    return isinstance(source.origin, Checkpoint) and source.origin.frozen is not None
 
 
 def _place(config: Config, source: Pretrained) -> str:

@@ -53,18 +53,23 @@ def update(
     loss: Array,
     gradient_norm: Array,
     stage: Array,
+    learned: Array,
     config: GuardConfig,
 ) -> tuple[nnx.State, GuardedState, Array]:
-    """The updates (zero for a bad step), the new state, and whether the step is bad. `stage` numbers its kind."""
+    """The updates, the new state, and whether the step is bad. `stage` numbers its kind.
+
+    Updates are zero, and moments stay, in a bad step and in one in which there was nothing to be `learned`.
+    """
     good = jnp.where(state.stage == stage, state.good, 0)
     bad = ~jnp.isfinite(loss) | ~jnp.isfinite(gradient_norm)
     if config.spike is not None:
         bad |= (good >= ENOUGH) & (loss > state.mean + config.spike)
-    updates, new = optimizer.update(grads, state.optimizer, params, norm=gradient_norm, bad=bad)
-    updates = jax.tree.map(lambda u: jnp.where(bad, jnp.zeros_like(u), u), updates)
+    idle = bad | ~learned
+    updates, new = optimizer.update(grads, state.optimizer, params, norm=gradient_norm, bad=idle)
+    updates = jax.tree.map(lambda u: jnp.where(idle, jnp.zeros_like(u), u), updates)
     weight = jnp.maximum(1 / (good + 1), 1 - MEMORY)
-    mean = jnp.where(bad, state.mean, jnp.where(good == 0, loss, state.mean + weight * (loss - state.mean)))
-    return updates, GuardedState(new, mean, jnp.where(bad, good, good + 1), stage), bad
+    mean = jnp.where(idle, state.mean, jnp.where(good == 0, loss, state.mean + weight * (loss - state.mean)))
+    return updates, GuardedState(new, mean, jnp.where(idle, good, good + 1), stage), bad
 
 
 def asks_for_checkpoint(config: GuardConfig, step: int, loss: float, gradient_norm: float, in_a_row: int) -> bool:

@@ -32,6 +32,7 @@ from a3jax.likelihood.held_out import HeldOut
 from a3jax.model.parameters import graph
 from a3jax.progress import console
 from a3jax.train.callbacks import Callback, Samples
+from a3jax.train.chats import refuses_given
 from a3jax.train.checkpoints import Checkpoints
 from a3jax.train.compiled import CompiledSteps
 from a3jax.train.goodput import FILE as TIMES
@@ -144,12 +145,12 @@ def _train(
         checkpoints = stack.enter_context(Checkpoints(config.run_folder, config.train, run.frozen))
         batch_S = config.schedule.batch_S
         rows = {batch: _rows_here(mesh, batch) for batch in config.batches}
-        endless = config.guard.action == "rollback"  # which passes over batches, nobody knows how many
         source: Batches | OwnBatches
         if data is None:
-            source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless)
+            # Without an end: a run that goes back to a checkpoint passes over batches, nobody knows how many.
+            source = Batches(run.corpora, config.data, len(batch_S), config.seed, rows, batch_S, endless=True)
         else:
-            source = OwnBatches(data, config.data.length, run.model.vocab, rows, batch_S)
+            source = OwnBatches(data, config.data.length, run.model.vocab, rows, batch_S, refuses_given(config))
         stack.enter_context(hosts.watched())
         position = begin(run, mesh, checkpoints, source)
         stack.enter_context(contextlib.closing(position.batches))
@@ -263,7 +264,8 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
         nll = None
         if last_step or step % settings.eval_every == 0 or ends_stage:
             nll = evaluate()
-            standing = judge(standing, schedule, step, nll)
+            if step % settings.eval_every == 0:  # others come where this start was told to stop
+                standing = judge(standing, schedule, step, nll)
             if step + standing.skipped > position + 1:  # the stage ends here
                 state = with_counts(state, step, standing.skipped)
                 ending |= step == _end(config, standing)

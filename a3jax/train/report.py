@@ -16,7 +16,7 @@ from a3jax.config import Config, ModelConfig, Stage
 from a3jax.data.own import OwnBatches
 from a3jax.data.pipeline import Batches
 from a3jax.likelihood.held_out import Bound, Nll
-from a3jax.progress import Progress
+from a3jax.progress import Progress, console
 from a3jax.train import flops, guard, routers
 from a3jax.train.callbacks import Callback
 from a3jax.train.counts import Counts
@@ -165,7 +165,7 @@ class Report:
         self._kept.write(
             step=read.step,
             stage=read.stage,
-            loss=read.loss if math.isfinite(read.loss) else None,
+            loss=read.loss if math.isfinite(read.loss) and read.counts.predicted else None,
             gradient_norm=read.gradient_norm if math.isfinite(read.gradient_norm) else None,
             learning_rate=read.learning_rate,
             tokens_per_second=read.counts.tokens / read.seconds,
@@ -188,8 +188,16 @@ class Report:
             self.roll_back = guard.asks_for_checkpoint(
                 self._config.guard, read.step, read.loss, read.gradient_norm, self._bad
             )
-        else:
+        elif read.counts.predicted:
             self.loss, self._bad = read.loss, 0
+        elif "nothing" not in self._told:
+            self._told.add("nothing")
+            if self._kept:
+                console.print(
+                    f"step {read.step} had nothing to learn: no token of its windows was to be predicted; prompts may be "
+                    f"longer than data.length {self._config.data.length}",
+                    soft_wrap=True,
+                )
 
     def evaluation(self, step: int, evaluate: Callable[[], dict[str, Nll | Bound]]) -> dict[str, float]:
         """Run and report an evaluation. Returns the NLL by order."""

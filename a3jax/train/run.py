@@ -3,6 +3,7 @@
 RUN/
     config.json                       the experiment
     model.json, tokenizer.json, ...   as in a model folder, so that a run folder can be used as one
+    inputs.json                       what its corpora, and the model that it learns from, were
     frozen.json                       where the weights lie that it leaves as they are, and that its checkpoints lack
     checkpoints/                      `a3jax.train.checkpoints`
     metrics.jsonl                     `a3jax.train.metrics`
@@ -37,9 +38,10 @@ from a3jax.files.strict import flat, read, to_json
 from a3jax.train.chats import check_chats, with_chats
 from a3jax.train.direct import with_corpora
 from a3jax.train.frozen import frozen_weights
+from a3jax.train.inputs import INPUTS, Inputs, inputs_of, source_of
 from a3jax.train.metrics import EVENTS, METRICS
 from a3jax.train.trained import changes, trained_model
-from a3jax.weights.pretrained import Pretrained, pretrained
+from a3jax.weights.pretrained import Pretrained
 
 LOCK = "lock"
 _WRITTEN = (MODEL, *FILES, RECORD, PARAMS, STEPS, FROZEN, METRICS, EVENTS)
@@ -68,6 +70,7 @@ class Run:
     """What had happened to them before, and what they are trained for now."""
     codec: TextCodec
     """Its tokenizer, with the template of the chats that it learns from."""
+    inputs: Inputs
     frozen: Frozen | None = None
     """What its checkpoints need not hold; None where they hold all weights."""
 
@@ -91,11 +94,11 @@ def open_run(config: Config, mesh: Mesh, own_data: bool = False) -> Run:
         raise UserError("data are token ids, and nothing says of which tokenizer: give source, or data.path with a corpus")
     weights(config.data.sources, config.schedule.steps)
     check_start(config)
-    if config.source is None:
+    source = source_of(config)
+    if source is None:
         assert config.model is not None
-        source, model, record = None, config.model, Provenance(source="random")
+        model, record = config.model, Provenance(source="random")
     else:
-        source = pretrained(config.source)
         model, record = source.config, source.record
         if config.model is not None:
             _check_model(config.model, source)
@@ -104,9 +107,12 @@ def open_run(config: Config, mesh: Mesh, own_data: bool = False) -> Run:
     _check_data(config, model, corpora, source)
     check_chats(config, corpora)
     model, codec = with_chats(model, source.codec if source else load_codec(corpora[0].folder), corpora)
-    if config.schedule.may_end_early and not any(c.manifest.held_out.tokens for c in corpora):
-        what = f"nothing of {corpora[0].folder} is held out" if corpora else "data.path names no corpus with held-out text"
-        raise UserError(f"a stage has a plateau, but {what}; prepare one with --held-out")
+    if not any(c.manifest.held_out.tokens for c in corpora):
+        nothing = f"nothing of {corpora[0].folder} is held out" if corpora else "data.path names no corpus with held-out text"
+        if config.schedule.may_end_early:
+            raise UserError(f"a stage has a plateau, but {nothing}; prepare one with --held-out")
+        if config.train.keep_best:
+            raise UserError(f"train.keep_best is {config.train.keep_best}, but {nothing}; prepare one with --held-out")
     if config.adapt.distill and mesh.shape["context"] > 1:
         raise UserError(f"adapt.distill does not work with mesh.context {mesh.shape['context']}; set mesh.context to 1")
     if config.mask_block is not None and mesh.shape["context"] > 1:
@@ -121,7 +127,9 @@ def open_run(config: Config, mesh: Mesh, own_data: bool = False) -> Run:
         fim_tokens=config.fim.tokens,
         blanks_end=record.blanks_end or config.schedule.slack > 0,
     )
-    return Run(config, model, corpora, source, record, codec, together(lambda: frozen_weights(config, model, source)))
+    inputs = together(lambda: inputs_of(config, corpora, source))
+    frozen = together(lambda: frozen_weights(config, model, source))
+    return Run(config, model, corpora, source, record, codec, inputs, frozen)
 
 
 @contextlib.contextmanager
@@ -139,6 +147,7 @@ def opened_folder(run: Run) -> Iterator[None]:
             check_folder(config)
             write_whole(folder / CONFIG, to_json(config))  # first, as it says whose the folder is
             _write(folder, run.model, run.codec)
+            write_whole(folder / INPUTS, to_json(run.inputs))
             if run.frozen is not None:
                 write_whole(folder / FROZEN, to_json(run.frozen))
 

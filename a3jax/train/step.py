@@ -97,7 +97,7 @@ def make_step(config: Config, model: ModelConfig, stage: Stage, mesh: Mesh) -> j
         if config.optimizer.per_stage:
             before = guard.with_new(optimizer, before, params, (position == begins).any())
         updates, optimizer_state, bad = guard.update(
-            optimizer, grads, before, params, loss, norm, jnp.asarray(kind), config.guard
+            optimizer, grads, before, params, loss, norm, jnp.asarray(kind), sums.tokens > 0, config.guard
         )
         params = nnx.merge_state(optax.apply_updates(params, updates), frozen)
         balanced, routing = (None, None) if sums.routers is None else (sums.routers.balance / count, sums.routers.did)

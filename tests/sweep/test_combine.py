@@ -72,10 +72,15 @@ def test_names_say_what_changes_whatever_the_order_and_the_others(experiment, tm
 
 
 def test_a_name_is_a_file_name_however_much_is_changed(experiment, tmp_path):
-    long = product({"data.path": ["x" * 300, "x" * 299 + "y"]})
+    long = product({"data.path": ["x" * 300, "x" * 299 + "y", "\u6587" * 90]})
     found = names(experiment, long, tmp_path)
-    assert len(set(found)) == 2
-    assert max(map(len, found)) < 230
+    assert len(set(found)) == 3
+    assert max(len(name.encode()) for name in found) < 230
+
+
+def test_a_trial_has_no_end_of_its_own(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"train.stop_at is 3 in seed=1,.*; leave it out"):
+        make_sweep(experiment, product({"seed": [1], "train.stop_at": {"": 3}}), tmp_path)
 
 
 def test_a_trial_that_comes_twice_is_run_once(experiment, tmp_path):

@@ -1,6 +1,8 @@
 """Sources where a corpus could stand: prepared once, into the run folder."""
 
 import dataclasses
+import os
+import time
 
 import numpy as np
 import pytest
@@ -57,3 +59,27 @@ def test_a_source_that_cannot_be_read_is_one_line_and_a_path_of_nothing_no_sourc
     with pytest.raises(UserError, match="nowhere is not a prepared corpus"):
         with_corpora(config(tmp_path, texts, "nowhere"))
     assert not (tmp_path / "run" / "data" / "0-my-texts").exists(), "found before anything is prepared"
+
+
+def test_before_a_run_begins_texts_are_those_that_are_there_and_then_those_that_it_began_with(texts, tmp_path):
+    """An earlier try may have failed after they were prepared."""
+    here, other = tmp_path / "a" / "t.txt", tmp_path / "b" / "t.txt"
+    for file, text in ((here, "here"), (other, "elsewhere")):
+        file.parent.mkdir()
+        file.write_text(text * 30)
+
+    def characters(path) -> int:
+        (corpus,) = open_corpora(with_corpora(config(tmp_path, path)))
+        return corpus.manifest.characters
+
+    assert characters(here) == 120
+    assert characters(other) == 270, "a file of the same name"
+    assert characters(here) == 120
+    here.write_text("changed" * 30)
+    os.utime(here, (time.time() + 9, time.time() + 9))
+    assert characters(here) == 210
+    (tmp_path / "run" / "config.json").write_text("{}")  # it has begun
+    here.write_text("changed again" * 30)
+    assert characters(here) == 210
+    here.unlink()
+    assert characters(here) == 210, "they need not be there any more"

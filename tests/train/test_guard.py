@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +24,15 @@ STOP = GuardConfig()
 PARAMS = {"w": jnp.asarray([1.0, -2.0])}
 
 
-def go(losses, config=STOP, stages=None, norms=None):
+def go(losses, config=STOP, stages=None, norms=None, idle=()):
     """Whether each step was bad, and the parameters after each."""
     state, params, found, history = guard.init(OPTIMIZER, PARAMS), PARAMS, [], []
     for i, loss in enumerate(losses):
         norm = norms[i] if norms else 1.0
         grads = {"w": jnp.full(2, 0.5 if math.isfinite(loss) and math.isfinite(norm) else math.nan)}
-        stage = jnp.uint32(stages[i] if stages else 7)
+        stage, learned = jnp.uint32(stages[i] if stages else 7), i not in idle
         updates, state, bad = guard.update(
-            OPTIMIZER, grads, state, params, jnp.float32(loss), jnp.float32(norm), stage, config
+            OPTIMIZER, grads, state, params, jnp.float32(loss), jnp.float32(norm), stage, jnp.bool_(learned), config
         )
         params = optax.apply_updates(params, updates)
         found.append(bool(bad))
@@ -48,10 +49,20 @@ def test_a_bad_step_leaves_parameters_and_moments_as_they_were():
         assert (history[2] != history[1]).all()
 
 
+def test_steps_with_nothing_to_learn_change_nothing_and_are_no_measure_of_a_jump():
+    losses = [0.0 if i % 2 else 2.0 for i in range(40)]
+    bad, history = go(losses, GuardConfig("skip", spike=0.5), idle=range(1, 40, 2))
+    assert not any(bad)
+    for before, after in zip(history[::2], history[1::2]):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_a_bad_step_leaves_every_bit_of_the_moments_and_counts_on():
     def update(state, value, loss):
         grads = {"w": jnp.full(2, value)}
-        return guard.update(OPTIMIZER, grads, state, PARAMS, loss, jnp.float32(1), jnp.uint32(7), STOP)[1].optimizer
+        return guard.update(OPTIMIZER, grads, state, PARAMS, loss, jnp.float32(1), jnp.uint32(7), jnp.bool_(True), STOP)[
+            1
+        ].optimizer
 
     before = guard.init(OPTIMIZER, PARAMS)
     before = before._replace(optimizer=update(before, 0.3, jnp.float32(2)))
@@ -108,6 +119,9 @@ def test_rollback_goes_on_from_the_checkpoint_with_the_batches_behind_the_bad_on
     assert train(config).steps == 8
     rows = [row for row in read(config.run_folder) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 9)), "what was rolled back is not in the log"
+    before = dataclasses.replace(config, guard=GuardConfig("skip"))
+    shutil.rmtree(config.run_folder / "checkpoints" / "8")
+    assert train(before).steps == 8, "the batches that another action wants go on too"
     assert not any(row.get("bad") for row in rows)
     # Steps 4 to 8 read batches 5 to 9 (from 0), those behind the bad one.
     assert rows[-1]["time/repeated"] > 0
@@ -137,7 +151,9 @@ def test_too_many_bad_steps_end_the_run_all_the_same(experiment, monkeypatch):
 
 def test_a_bad_step_costs_no_second_program():
     step = jax.jit(
-        lambda g, s, p, loss: guard.update(OPTIMIZER, g, s, p, loss, loss, jnp.uint32(1), GuardConfig("skip", 1.0))
+        lambda g, s, p, loss: guard.update(
+            OPTIMIZER, g, s, p, loss, loss, jnp.uint32(1), loss == loss, GuardConfig("skip", 1.0)
+        )
     )
     state = guard.init(OPTIMIZER, PARAMS)
     for loss in (1.0, math.nan, 2.0):

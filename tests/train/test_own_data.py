@@ -112,6 +112,16 @@ def test_what_is_no_batch_is_one_line(batch, message):
     assert "\n" not in str(error.value)
 
 
+def test_given_tokens_are_refused_where_nothing_is_made_of_them():
+    class One(Mine):
+        def __init__(self):
+            self.step, self.fails, self.batches = 0, None, [{"tokens": TOKENS, "segments": np.where(TOKENS < 3, -1, 1)}]
+
+    with pytest.raises(UserError, match="batch 1 of data has given tokens, which objective fim would rearrange"):
+        next(OwnBatches(One(), 4, 9, ROWS, SIZES, "which objective fim would rearrange"))
+    next(OwnBatches(One(), 4, 9, ROWS, SIZES))
+
+
 def test_what_has_no_state_or_one_that_cannot_be_kept_is_one_line():
     with pytest.raises(UserError, match="data is int; it must be an iterator of token arrays"):
         OwnBatches(3, 4, 9, ROWS, SIZES)

@@ -111,6 +111,10 @@ def test_a_stage_ends_on_a_plateau_and_a_resumed_run_ends_it_at_the_same_step(ex
             assert train(stopped).steps == when
         assert train(stopped).steps == 7
         assert_same_run(stopped.run, config.run)
+    paused = dataclasses.replace(config, run=str(config.run_folder.with_name("paused")))
+    for stop in (3, 7):  # an evaluation that comes of stopping is none of the plateau's
+        assert train(dataclasses.replace(paused, train=dataclasses.replace(paused.train, stop_at=stop))).steps == stop
+    assert_same_run(paused.run, config.run)
     changed = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=3))
     with pytest.raises(UserError, match=r"train.eval_every = 2, not 3"):
         train(changed)

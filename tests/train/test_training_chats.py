@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import draw_order, example_keys
 from a3jax.train.loop import train
+from a3jax.train.metrics import read
 from a3jax.train.objectives.any_order import AnyOrder
 
 TEMPLATE = """{{ bos_token }}{% for message in messages %}{{ '<' + message.role + '>' }}{% if message.role == 'assistant' %}
@@ -112,3 +114,31 @@ def test_a_run_on_chats_knows_their_template_and_ends_its_answers(chats, model_f
         train(dataclasses.replace(config, run=str(tmp_path / "fim"), **fim))
     with pytest.raises(UserError, match=r"holds chats, of which order open cannot draw its blanks"):
         train(dataclasses.replace(config, run=str(tmp_path / "open"), curriculum=(Stage(2, "open", 1, slack=4),)))
+
+
+def test_prompts_that_fill_every_window_are_no_perfect_prediction(tmp_path, model_folder, capsys):
+    """Held-out text of which nothing is predicted has no likelihood, nor has a step any loss."""
+    path = tmp_path / "chats.jsonl"
+    said = [[{"role": "user", "content": f"{i} " * 70}, {"role": "assistant", "content": "yes"}] for i in range(20)]
+    path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in said))
+    (tmp_path / "mine.jinja").write_text(TEMPLATE)
+    config = Config(
+        name="long",
+        run=str(tmp_path / "run"),
+        source=str(model_folder),
+        data=DataConfig(str(tmp_path / "corpus"), length=64, batch=2, packing="truncate"),
+        curriculum=(Stage(2, "random", 4),),
+        train=TrainConfig(compute_dtype="float32", eval_windows=4),
+    )
+    for held_out in (0.5, 0.0):
+        shutil.rmtree(tmp_path / "corpus", ignore_errors=True)
+        how = Preparation(
+            "bytes", chat=("messages",), chat_template=str(tmp_path / "mine.jinja"), held_out=held_out, workers=1
+        )
+        prepare([path], tmp_path / "corpus", how)
+        if held_out:
+            with pytest.raises(UserError, match=r"in windows of data.length 64 all held-out text is given: the prompts"):
+                train(config)
+    assert train(config).loss is None
+    assert [row["loss"] for row in read(config.run_folder) if "loss" in row] == [None, None]
+    assert "step 1 had nothing to learn" in capsys.readouterr().err
