@@ -3,6 +3,7 @@
 Of what is visible when a token is predicted, the order itself tells: its group sees the slots before the group's own.
 """
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -52,22 +53,27 @@ class ByOrder:
         limit: int = 1000,
         seed: int = 0,
     ):
-        """At most `limit` windows of `window` tokens, or the model's context. Raises `UserError` for an unknown order."""
+        """At most `limit` windows of `window` tokens, or the model's context, of as many texts as can be.
+
+        Raises `UserError` for an unknown order.
+        """
         for order in orders:
             check_order(model, order)
         if not orders or len(set(orders)) < len(orders):
             raise UserError("orders are to be named once each, and at least one")
         self._model, self._orders, self._seed = model, tuple(orders), seed
         window = min(window, model.config.context)
-        self.items: list[Item] = []
-        whole, cut = 0, 0
+        by_text: list[list[Item]] = []
         for text in texts:
-            if len(self.items) >= limit:
+            if len(by_text) >= limit:
                 break
             windows = cut_windows(model, text, window)
-            whole, cut = whole + (len(windows) == 1), cut + (len(windows) > 1)
+            by_text += [windows] if windows else []
             left_out["no token to predict"] += not windows
-            self.items += windows[: limit - len(self.items)]
+        whole, cut = sum(len(windows) == 1 for windows in by_text), sum(len(windows) > 1 for windows in by_text)
+        # The first window of every text, then the second: many texts tell more than many windows of one.
+        rounds = itertools.zip_longest(*by_text)
+        self.items = [item for each in rounds for item in each if item is not None][:limit]
         self.protocol = {
             "orders": list(self._orders),
             "seed": seed,

@@ -109,9 +109,9 @@ def compare(evaluations: Sequence[Evaluation]) -> list[Compared]:
         results = {each.name: each.tasks[task] for each in evaluations}
         before = made_from.protocol.get(DECODING, {})
         decoding = {name: _changes(before, one.made_from.protocol.get(DECODING, {})) for name, one in results.items()}
-        figures = {name: tabulate(row.figures for row in one.rows) for name, one in results.items()}
+        figures = {name: tabulate((row.id, row.figures) for row in one.rows) for name, one in results.items()}
         above = {
-            other.name: differences((row.figures for row in rows), (row.figures for row in other.tasks[task].rows))
+            other.name: differences(*(((row.id, row.figures) for row in each) for each in (rows, other.tasks[task].rows)))
             for other in others
         }
         compared.append(Compared(task, results, {name: one for name, one in decoding.items() if one}, figures, above))

@@ -40,7 +40,7 @@ def evaluate(
     evaluated: list[tuple[Task, Rows, Tables]] = []
     for task in tasks:
         rows = run(task, known, out, batch)
-        found = tabulate(row["figures"] for row in rows)
+        found = tabulate((row["id"], row["figures"]) for row in rows)
         evaluated.append((task, rows, found))
         facts = {"protocol": task.protocol, "data": {**task.data, "sha256": digest(task.items)}, "items": len(rows)}
         results["tasks"][task.name] = {**facts, "tables": as_json(found)}

@@ -1,12 +1,14 @@
 """What an evaluation found: every figure is a ratio of two sums over items, and so has one formula for its standard error.
 
 Nats per token are the nats of all items over their tokens; a mean score is the sum of scores over the number of items. A
-perplexity is the exponential of such a ratio.
+perplexity is the exponential of such a ratio. Items are taken to be independent, but for those of one text, TEXT#1, TEXT#2
+and so on, which count together: figures are the same, and their errors those of a sample of texts (cluster sampling).
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rich.table import Table
 
@@ -16,6 +18,8 @@ Share = tuple[float, float]
 """What an item adds to the numerator and to the denominator of a figure."""
 Figures = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Table -> row -> column -> an item's share."""
+Found = Iterable[tuple[str, Figures]]
+"""The id of every item, and what was found of it."""
 
 
 class Estimate(NamedTuple):
@@ -25,12 +29,16 @@ class Estimate(NamedTuple):
     error: float | None
     """None where a single item has no spread."""
     items: int
+    """Independent ones."""
 
 
 PERPLEXITY = "perplexity"
 """The column whose shares are nats and tokens, and whose figure is not their ratio but its exponential."""
 WIDTH = 240
 """Columns of a printed table, at most: a figure that is cut off is none, so that a narrow terminal has to wrap lines."""
+Key = TypeVar("Key", int, str)
+_NUMBER = re.compile(r"#\d+$")
+"""Of an item among those of its text."""
 Tables = dict[str, dict[str, dict[str, Estimate]]]
 
 
@@ -53,8 +61,8 @@ def perplexity(shares: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(value, None if nats.error is None else value * nats.error, nats.items)
 
 
-def difference(first: Mapping[int, Share], second: Mapping[int, Share], column: str) -> Estimate:
-    """What a figure of `second` is above that of `first`, each the shares of items by their number.
+def difference(first: Mapping[Key, Share], second: Mapping[Key, Share], column: str) -> Estimate:
+    """What a figure of `second` is above that of `first`, each the shares of items by their name.
 
     The error is that of a difference of two ratios, r = X / Y and r' = X' / Y', over one sample of n independent items:
     var(r' - r) = var(r) + var(r') - 2 cov(r, r') (Kish and Hess 1959, "On variances of ratios and their differences in
@@ -88,19 +96,19 @@ def _figure(column: str, shares: Sequence[Share]) -> Estimate:
     return perplexity(shares) if column == PERPLEXITY else ratio(shares)
 
 
-def tabulate(figures: Iterable[Figures]) -> Tables:
+def tabulate(found: Found) -> Tables:
     """The figures of all items together, tables, rows and columns in the order in which they come up."""
     return {
         table: {
             row: {column: _figure(column, list(shares.values())) for column, shares in columns.items()}
             for row, columns in rows.items()
         }
-        for table, rows in _by_item(figures).items()
+        for table, rows in _by_item(found).items()
     }
 
 
-def differences(first: Iterable[Figures], second: Iterable[Figures]) -> Tables:
-    """What each figure that both have is in `second` above what it is in `first`; they are about the same items, in order."""
+def differences(first: Found, second: Found) -> Tables:
+    """What each figure that both have is in `second` above what it is in `first`; they are about the same items."""
     before, after = _by_item(first), _by_item(second)
     found: Tables = {}
     for table, rows in after.items():
@@ -111,15 +119,18 @@ def differences(first: Iterable[Figures], second: Iterable[Figures]) -> Tables:
     return found
 
 
-def _by_item(figures: Iterable[Figures]) -> dict[str, dict[str, dict[str, dict[int, Share]]]]:
-    """Table -> row -> column -> number of an item -> its share."""
-    found: dict[str, dict[str, dict[str, dict[int, Share]]]] = {}
-    for number, each in enumerate(figures):
-        for table, rows in each.items():
+def _by_item(found: Found) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
+    """Table -> row -> column -> an item, or all items of one text -> its share."""
+    shares: dict[str, dict[str, dict[str, dict[str, Share]]]] = {}
+    for name, figures in found:
+        one = _NUMBER.sub("", name)
+        for table, rows in figures.items():
             for row, columns in rows.items():
                 for column, (above, below) in columns.items():
-                    found.setdefault(table, {}).setdefault(row, {}).setdefault(column, {})[number] = above, below
-    return found
+                    of = shares.setdefault(table, {}).setdefault(row, {}).setdefault(column, {})
+                    before = of.get(one, (0.0, 0.0))
+                    of[one] = before[0] + above, before[1] + below
+    return shares
 
 
 def as_json(tables: Tables) -> dict[str, Any]:

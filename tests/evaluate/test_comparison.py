@@ -50,8 +50,9 @@ def test_paired_errors_are_those_of_a_bootstrap_and_of_the_delta_method(shares, 
     assert found.error == pytest.approx(math.sqrt(slope @ np.cov(shares.T) @ slope / len(shares)), rel=1e-5)
     drawn = np.random.default_rng(1).integers(0, len(shares), (2000, len(shares)))
     assert found.error == pytest.approx(of(shares[drawn].mean(1)).std(), rel=0.08)
-    apart = math.hypot(*(tabulate([{"t": {"r": {column: (x, y)}}} for x, y in pair])["t"]["r"][column].error
-                         for pair in (shares[:, :2].tolist(), shares[:, 2:].tolist())))  # fmt: skip
+    pairs = [enumerate(pair.tolist()) for pair in (shares[:, :2], shares[:, 2:])]
+    apart = [tabulate((str(i), {"t": {"r": {column: share}}}) for i, share in pair)["t"]["r"][column] for pair in pairs]
+    apart = math.hypot(*(one.error for one in apart))
     assert found.error < 0.7 * apart, "what is hard for both is no difference"
 
 
@@ -77,7 +78,7 @@ def test_an_item_without_a_share_moves_nothing():
 def test_differences_are_of_what_both_have():
     one = [{"t": {"r": {"x": (1, 1), "old": (1, 1)}}, "gone": {}}, {"t": {"r": {"x": (2, 1)}}}]
     two = [{"t": {"r": {"x": (2, 1), "new": (1, 1)}, "s": {"x": (1, 1)}}}, {"t": {"r": {"x": (5, 1)}}}]
-    assert differences(one, two) == {"t": {"r": {"x": (2.0, 1.0, 2)}}}
+    assert differences(zip("ab", one), zip("ab", two)) == {"t": {"r": {"x": (2.0, 1.0, 2)}}}
 
 
 MODEL = {"weights_sha256": "ab", "tokenizer_sha256": "cd", "record": {"source": "here", "steps": 9}}

@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
 def task(name: str, rows: list[dict], items: list[Item]) -> tuple:
     described = SimpleNamespace(name=name, items=items, data={"source": EVIL, "left_out": {}}, protocol={"seed": 0})
-    return described, rows, tabulate(row["figures"] for row in rows)
+    return described, rows, tabulate((row["id"], row["figures"]) for row in rows)
 
 
 def page_of(*tasks: tuple) -> str:

@@ -60,9 +60,28 @@ def test_standard_errors():
 
 def test_tables_keep_the_order_of_rows_and_add_up_what_items_share():
     each = [{"t": {"b": {"x": (1, 2)}, "a": {"x": (1, 1)}}}, {"t": {"b": {"x": (3, 2), "y": (1, 1)}}}]
-    found = tabulate(each)["t"]
+    found = tabulate(zip("cd", each))["t"]
     assert list(found) == ["b", "a"]
     assert (found["b"]["x"].value, found["b"]["x"].items, found["a"]["x"].items) == (1.0, 2, 1)
+
+
+def test_windows_of_one_text_are_no_independent_items():
+    """Nine windows of each of 60 texts that differ in what they are about: the error is that of other draws of 60 texts."""
+    rng = np.random.default_rng(0)
+    values, errors = [], []
+    for _ in range(200):
+        hard = rng.normal(3, 1, 60)
+        nats = hard[:, None] * 100 + rng.normal(0, 30, (60, 9))
+        found = tabulate(
+            (f"text #{i}#{j}", {"t": {"r": {"nats per token": (nats[i, j], 100)}}}) for i in range(60) for j in range(9)
+        )["t"]["r"]["nats per token"]
+        assert found.value == pytest.approx(nats.sum() / (100 * 540))
+        assert found.items == 60
+        values.append(found.value)
+        errors.append(found.error)
+    assert statistics.mean(errors) == pytest.approx(statistics.stdev(values), rel=0.15)
+    alone = tabulate((f"text#{j}", {"t": {"r": {"x": (1.0 + j, 1)}}}) for j in range(3))["t"]["r"]["x"]
+    assert alone == (2.0, None, 1), "what other texts are like, one text does not tell"
 
 
 def test_rouge_is_that_of_rouge_score():
