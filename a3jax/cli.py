@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from a3jax.commands.commandline import parse
+from a3jax.commands.commandline import parse, subcommand
 from a3jax.commands.curriculum import Curriculum
 from a3jax.commands.data import Data
 from a3jax.commands.evaluate import Evaluate
@@ -34,7 +34,6 @@ from a3jax.devices.passing import Passing, may_pass, needs_memory
 from a3jax.devices.processes import Processes, continue_in_child, failing, is_another, leave, several
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import is_forbidden, is_full_disk, is_wrong_path
-from a3jax.files.strict import nearest
 from a3jax.outside_text import one_line, say
 
 COMMANDS: dict[str, tuple[type, str, str]] = {
@@ -65,17 +64,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is shown by its number
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by exception, so that folders are tidied
     try:
-        if not args or args[0] in ("-h", "--help"):
-            print(_help())
-            sys.exit(0 if args else 2)
-        if args[0] == "--version":
+        if args[:1] == ["--version"]:
             print(f"a3jax {importlib.metadata.version('a3jax')}")
             sys.exit(0)
-        if args[0] not in COMMANDS:
-            raise UserError(f"unknown command '{args[0]}'{nearest(args[0], COMMANDS)}; see a3jax --help")
-        kind, module, _ = COMMANDS[args[0]]
-        prog = f"a3jax {args[0]}"
-        command = kind.parse(args[1:], prog) if hasattr(kind, "parse") else parse(kind, args[1:], prog)
+        name, words = subcommand(args, COMMANDS, "a3jax", _help())
+        kind, module, _ = COMMANDS[name]
+        prog = f"a3jax {name}"
+        command = kind.parse(words, prog) if hasattr(kind, "parse") else parse(kind, words, prog)
         if (processes := _processes(command)) is not None and several(processes):
             continue_in_child()
         if isinstance(command, Import | Prepare) and is_another():
@@ -129,7 +124,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _processes(command: Any) -> Processes | None:
     """How a command that several processes run together finds the others; None for one that each runs for itself."""
-    return command.options if isinstance(command, Train) else getattr(command, "devices", None)
+    if isinstance(command, Train):
+        return command.options
+    return getattr(getattr(command, "loading", command), "devices", None)
 
 
 def _end_with(error: UserError) -> NoReturn:

@@ -5,18 +5,26 @@ import dataclasses
 import inspect
 import io
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from a3jax.devices.joined import Devices
+from a3jax.config import Dtype
+from a3jax.devices.joined import ALONE, Devices
 from a3jax.errors import UserError
 from a3jax.files.places import place
 from a3jax.files.strict import nearest
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from a3jax.weights.loading import Model
 
 T = TypeVar("T")
 
@@ -25,6 +33,28 @@ Text = Annotated[str | None, arg(constructor=str, help_behavior_hint="")]
 Json = Annotated[bool, arg(help="Print the result as one JSON object, the last line of standard output.")]
 OnDevices = Annotated[Devices, arg(name="")]
 """Options of any command that computes with a model: the mesh, and how several processes find each other."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a command loads a model, and where."""
+
+    step: int | None = None
+    """Checkpoint of a run folder; the newest if not given."""
+    dtype: Dtype = "float32"
+    """Of weights and computation."""
+    devices: OnDevices = ALONE
+
+    def model(self, checkpoint: Path, mesh: "Mesh | None") -> "Model":
+        """`checkpoint` in memory. Raises as `load` does."""
+        from a3jax.weights.loading import load
+
+        return load(checkpoint, self.dtype, self.step, mesh)
+
+
+Loads = Annotated[Loading, arg(name="")]
+"""Options of any command that loads a model."""
+PLAIN = Loading()
 
 _places = ConstructorRegistry()
 
@@ -67,6 +97,23 @@ def parse(target: type[T], args: Sequence[str], prog: str, default: T | None = N
         kind = "option" if unknown[0].startswith("-") else "argument"
         raise UserError(f"unknown {kind} '{unknown[0]}'{nearest(unknown[0], known)}; see {prog} --help")
     return value
+
+
+def first(args: Sequence[str], usage: str) -> tuple[str, list[str]]:
+    """The first word of a command line, and the others. Without any, or for `--help`, prints `usage` and exits."""
+    if not args or args[0] in ("-h", "--help"):
+        print(usage)
+        sys.exit(0 if args else 2)
+    return args[0], list(args[1:])
+
+
+def subcommand(args: Sequence[str], known: Collection[str], prog: str, usage: str) -> tuple[str, list[str]]:
+    """As `first`, but raises `UserError` for a word that is none of `known`."""
+    name, others = first(args, usage)
+    if name not in known:
+        words = f"{prog} {name}".removeprefix("a3jax ")
+        raise UserError(f"unknown command '{words}'{nearest(name, known)}; see {prog} --help")
+    return name, others
 
 
 def divide(words: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:

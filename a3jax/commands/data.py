@@ -1,16 +1,13 @@
 """a3jax data: what an experiment reads of its corpora, and how fast."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from a3jax.commands.commandline import Json
+from a3jax.commands.commandline import Json, subcommand
 from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config
-from a3jax.errors import UserError
-from a3jax.files.strict import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +42,9 @@ class Data:
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Data":
         """`show|bench EXPERIMENT [option ...] [--field value ...]`."""
-        if not args or args[0] in ("-h", "--help"):
-            print(_DATA_HELP)
-            sys.exit(0 if args else 2)
         kinds: dict[str, type[ShowOptions | BenchOptions]] = {"show": ShowOptions, "bench": BenchOptions}
-        if args[0] not in kinds:
-            raise UserError(f"unknown command 'data {args[0]}'{nearest(args[0], kinds)}; see a3jax data --help")
-        return cls(*parse_experiment(kinds[args[0]], args[1:], f"{prog} {args[0]}", _DATA_HELP))
+        what, words = subcommand(args, kinds, prog, _DATA_HELP)
+        return cls(*parse_experiment(kinds[what], words, f"{prog} {what}", _DATA_HELP))
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         options = self.options

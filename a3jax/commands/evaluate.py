@@ -1,5 +1,6 @@
 """a3jax evaluate."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json, OnDevices
-from a3jax.devices.joined import ALONE, joined
+from a3jax.commands.commandline import PLAIN, Json, Loads
+from a3jax.devices.joined import joined
 from a3jax.errors import UserError
 from a3jax.evaluate.candidates import Candidate, candidates
 from a3jax.evaluate.options import Options
@@ -64,11 +65,7 @@ class Evaluate(Options, _What):
     The same command goes on where it was stopped, and gives the same numbers again.
     """
 
-    step: int | None = None
-    """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the computation."""
-    devices: OnDevices = ALONE
+    loading: Loads = PLAIN
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
@@ -79,7 +76,7 @@ class Evaluate(Options, _What):
             raise UserError("there is nothing to evaluate or to compare; name a CHECKPOINT, or several folders of results")
         if all(each.is_results for each in named):  # for which no device is needed
             return self._compare(named, None)
-        with joined(self.devices) as mesh:
+        with joined(self.loading.devices) as mesh:
             return self._compare(named, mesh) if len(named) > 1 else self._one(named[0].path, mesh)
 
     def _one(self, checkpoint: Path, mesh: "Mesh | None") -> dict[str, Any]:
@@ -103,7 +100,7 @@ class Evaluate(Options, _What):
                 option, value = name.replace("_", "-"), getattr(self, name)
                 raise UserError(f"--{option} is {value}; it must be at least {least} and at most {2**20}")
         self.decoding.checked()
-        if self.devices.mesh.context != 1 and self.tasks != ("likelihood",):
+        if self.loading.devices.mesh.context != 1 and self.tasks != ("likelihood",):
             raise UserError("--mesh.context splits windows of text, which only likelihood has; take data, fsdp or tensor")
 
     def _evaluate(
@@ -117,12 +114,12 @@ class Evaluate(Options, _What):
         from a3jax.devices.writing import by_first
         from a3jax.evaluate.evaluation import evaluate
         from a3jax.evaluate.options import Models
-        from a3jax.weights.loading import load
 
         ready = [read_task(name, self) for name in self.tasks]  # what is wrong with the data is told before a model is loaded
-        model = load(checkpoint, self.dtype, self.step, mesh)
-        baseline = model if self.baseline is None else load(self.baseline, self.dtype, mesh=mesh)
-        judge = None if self.judge is None else load(self.judge, self.dtype, mesh=mesh)
+        model = self.loading.model(checkpoint, mesh)
+        newest = dataclasses.replace(self.loading, step=None)  # the step asked for is that of the checkpoint
+        baseline = model if self.baseline is None else newest.model(self.baseline, mesh)
+        judge = None if self.judge is None else newest.model(self.judge, mesh)
         models = Models(model, baseline, judge)
         tasks = [make(models) for make in ready]
         by_first(lambda: check(tasks))
@@ -142,7 +139,7 @@ class Evaluate(Options, _What):
         from a3jax.weights.pretrained import pretrained
 
         for each in new:  # what is none is told before any is evaluated
-            pretrained(each.path, self.step)
+            pretrained(each.path, self.loading.step)
         known: dict[str, Evaluation] = {}
         contents: dict[str, dict[str, Any]] = {}
 

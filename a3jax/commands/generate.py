@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commands.commandline import Json, OnDevices, Text
+from a3jax.commands.commandline import PLAIN, Json, Loads, Text
 from a3jax.decode.settings import DEFAULTS, DecodingOptions
-from a3jax.devices.joined import ALONE, joined
+from a3jax.devices.joined import joined
 from a3jax.devices.processes import is_alone
 from a3jax.errors import UserError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from a3jax.generate.request import Wanted
-    from a3jax.weights.loading import Model
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,12 @@ class Generate:
     """Show the text in the terminal while it fills in, coloured by probability."""
     trace: Path | None = None
     """Write an HTML page on which one can move through the passes."""
-    step: int | None = None
-    """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the computation."""
-    devices: OnDevices = ALONE
+    loading: Loads = PLAIN
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         self._check()
-        with joined(self.devices) as mesh:
+        with joined(self.loading.devices) as mesh:
             self._check_shared()
             return self._one(mesh) if self.file is None else self._many(self.file, mesh)
 
@@ -106,11 +101,6 @@ class Generate:
         check_shared(self.file)
         if self.watch and not is_alone():
             raise UserError("--watch shows the text of one process, and there are several; use --trace FILE.html instead")
-
-    def _model(self, mesh: "Mesh | None") -> "Model":
-        from a3jax.weights.loading import load
-
-        return load(self.checkpoint, self.dtype, self.step, mesh)
 
     def _wanted(self) -> "Wanted":
         """The request as it is given by options, or on standard input where none is."""
@@ -140,7 +130,7 @@ class Generate:
 
         if self.trace is not None:
             by_first(functools.partial(_check_page, self.trace))
-        model = self._model(mesh)
+        model = self.loading.model(self.checkpoint, mesh)
         first = request(model, wanted, decodings[0])
         requests = [dataclasses.replace(first, decoding=each) for each in decodings]
         size = min(self.batch, self.n)
@@ -176,7 +166,8 @@ class Generate:
             raise UserError(f"{file} is both --file and --out; choose another file for the answers")
         with opened(file) as (source, name):
             out = sys.stdout.buffer if self.out is None else self.out
-            counts = answer_file(self._model(mesh), source, name, out, self.decoding, self.n, self.batch)
+            model = self.loading.model(self.checkpoint, mesh)
+            counts = answer_file(model, source, name, out, self.decoding, self.n, self.batch)
         return {} if self.out is None else {"out": str(self.out), **counts}
 
 

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json, OnDevices, Text
-from a3jax.devices.joined import ALONE, joined
+from a3jax.commands.commandline import PLAIN, Json, Loads, Text
+from a3jax.devices.joined import joined
 from a3jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ class Score:
     """The mean over so many orders, drawn with seed, seed + 1 and so on; of random_N, spans_N, infill_N or bound."""
     seed: int = 0
     """Draws the order."""
-    step: int | None = None
-    """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of the computation."""
-    devices: OnDevices = ALONE
+    loading: Loads = PLAIN
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
@@ -64,16 +60,11 @@ class Score:
         if self.file is not None and (self.text is not None or self.blanks):
             other = "text" if self.text is not None else "blanks"
             raise UserError(f"--{other} does not go with --file, which says what to score; leave one of them out")
-        with joined(self.devices) as mesh:
+        with joined(self.loading.devices) as mesh:
             check_shared(self.file)
             if self.file is not None and (self.file == "-" or self.file.endswith(".jsonl")):
                 return self._many(self.file, mesh)
             return self._one(mesh)
-
-    def _model(self, mesh: "Mesh | None") -> "Model":
-        from a3jax.weights.loading import load
-
-        return load(self.checkpoint, self.dtype, self.step, mesh)
 
     def _one(self, mesh: "Mesh | None") -> dict[str, Any]:
         """Score one text, token by token."""
@@ -88,7 +79,7 @@ class Score:
             return whole_text(self.file or STDIN) if self.text is None else self.text
 
         text = by_first(given)
-        model = self._model(mesh)
+        model = self.loading.model(self.checkpoint, mesh)
         (scored,) = score(
             model, [subject(model, Asked(text, self.blanks or None), self.heal)], self.order, self.seed, self.orders
         )
@@ -112,7 +103,7 @@ class Score:
 
         texts, log_likelihood, tokens, count = 0, 0.0, 0, 0
         with opened(file) as (source, name):
-            model = self._model(mesh)
+            model = self.loading.model(self.checkpoint, mesh)
             for one in score(model, subjects(model, source, name), self.order, self.seed, self.orders):
                 print(json.dumps({"id": one.id, **one.summary()}))
                 texts, log_likelihood = texts + 1, log_likelihood + one.likelihood.total

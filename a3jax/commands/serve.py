@@ -3,12 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json, OnDevices, Text
-from a3jax.devices.joined import ALONE, joined
+from a3jax.commands.commandline import PLAIN, Json, Loads, Text
+from a3jax.devices.joined import joined
 from a3jax.errors import UserError
 from a3jax.serve.limits import Limits
 
@@ -32,11 +32,7 @@ class Serve(Limits):
     """Listen beyond this machine without a key."""
     trusted_proxy: Text = None
     """A proxy whose word for a client's address is taken, by its own address or network; nobody's if not given."""
-    step: int | None = None
-    """Checkpoint of a run folder; the newest if not given."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """Of weights and computation."""
-    devices: OnDevices = ALONE
+    loading: Loads = PLAIN
     json: Json = False
 
     def run(self) -> dict[str, Any]:  # noqa: D102
@@ -47,5 +43,6 @@ class Serve(Limits):
             raise UserError("--host is empty; give an address, such as 127.0.0.1 for this machine alone")
         access = Access(read_keys(self.api_key), self.open, self.trusted_proxy)
         limits = Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
-        with joined(self.devices) as mesh:
-            return serve(self.checkpoint, self.host, self.port, self.dtype, self.step, limits, access, mesh)
+        dtype, step = self.loading.dtype, self.loading.step
+        with joined(self.loading.devices) as mesh:
+            return serve(self.checkpoint, self.host, self.port, dtype, step, limits, access, mesh)

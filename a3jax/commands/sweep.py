@@ -1,7 +1,6 @@
 """a3jax sweep: many runs of one experiment."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import Json, parse
+from a3jax.commands.commandline import Json, parse, subcommand
 from a3jax.commands.experiment import parse_experiment
 from a3jax.config import Config, HeldOutOrder
 from a3jax.errors import UserError
 from a3jax.experiment.files import load_sweep
-from a3jax.files.strict import nearest
 from a3jax.outside_text import show
 
 if TYPE_CHECKING:
@@ -78,19 +76,13 @@ class Sweep:
     @classmethod
     def parse(cls, args: Sequence[str], prog: str) -> "Sweep":
         """`run EXPERIMENT [option ...] [--field value ...]`, `status FOLDER` or `report FOLDER`."""
-        if not args or args[0] in ("-h", "--help"):
-            print(_SWEEP_HELP)
-            sys.exit(0 if args else 2)
-        what, *words = args
+        kinds: dict[str, type[StatusOptions | ReportOptions]] = {"status": StatusOptions, "report": ReportOptions}
+        what, words = subcommand(args, ("run", *kinds), prog, _SWEEP_HELP)
         prog = f"{prog} {what}"
         if what == "run":
             config, options = parse_experiment(RunOptions, words, prog, _SWEEP_HELP)
             return cls(options, (config, load_sweep(words[0])))
-        if what == "status":
-            return cls(parse(StatusOptions, words, prog))
-        if what == "report":
-            return cls(parse(ReportOptions, words, prog))
-        raise UserError(f"unknown command 'sweep {what}'{nearest(what, ['run', 'status', 'report'])}; see a3jax sweep --help")
+        return cls(parse(kinds[what], words, prog))
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         if isinstance(self.options, ReportOptions):

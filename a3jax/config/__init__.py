@@ -1,7 +1,7 @@
 """Every choice a user makes, as frozen dataclasses: the shape of a network, and an experiment."""
 
 from a3jax.config.experiment import Config, check_start, settled
-from a3jax.config.model import Activation, AdapterStream, Content, Experts, LayerKind, ModelConfig, Norm, Seeding
+from a3jax.config.model import Activation, AdapterStream, Content, Dtype, Experts, LayerKind, ModelConfig, Norm, Seeding
 from a3jax.config.rope import DynamicScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, RopeScaling, YarnScaling
 from a3jax.config.sections import (
     MASKED,
@@ -32,6 +32,7 @@ __all__ = [
     "Content",
     "DataConfig",
     "DiffusionConfig",
+    "Dtype",
     "DynamicScaling",
     "Experts",
     "FimConfig",

@@ -12,6 +12,8 @@ Content = Literal["group", "slot"]
 AdapterStream = Literal["query", "both"]
 Norm = Literal["rms", "rms_offset", "layer"]
 Activation = Literal["silu", "gelu_tanh", "gelu_sigmoid"]
+Dtype = Literal["float32", "bfloat16", "int8"]
+"""In which a model may be loaded."""
 
 
 class LayerKind(NamedTuple):

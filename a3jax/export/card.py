@@ -96,10 +96,10 @@ it any-order generation, is not part of it.
 
 def peft_card(name: str, config: ModelConfig, record: Provenance) -> str:
     """Markdown for a folder called `name` that holds adapters of both streams for PEFT."""
-    head = ["---", "library_name: peft", f"base_model: {record.source}", "pipeline_tag: text-generation", "---"]
+    front = {"library_name": "peft", "base_model": record.source, "pipeline_tag": "text-generation"}
     what = f"Adapters of rank {config.adapter_rank} of {record.source}, trained with a3jax: {record.steps:,} steps, "
     what += f"{record.tokens:,} tokens, {' → '.join(record.stages) or 'no stages'}."
-    return "\n".join([*head, "", f"# {name}", "", what, "", "## Use", "", _USE_PEFT.format(name=name, source=record.source)])
+    return _card(name, front, what, {}, _USE_PEFT.format(name=name, source=record.source))
 
 
 def adapter_card(name: str, config: ModelConfig, record: Provenance) -> str:
@@ -110,18 +110,15 @@ def adapter_card(name: str, config: ModelConfig, record: Provenance) -> str:
         "Adaptation": f"{record.steps:,} steps, {record.tokens:,} tokens",
         "Curriculum": " → ".join(record.stages) or "none",
     }
-    head = ["---", "library_name: a3jax", "tags: [a3, any-order, infilling, adapters]", "---"]
+    front = {"library_name": "a3jax", "tags": "[a3, any-order, infilling, adapters]"}
     what = "Adapters that make a left-to-right language model an any-order one (A3, arXiv 2601.13228), trained with a3jax."
-    table = ["| | |", "| --- | --- |"] + [f"| {key} | {value} |" for key, value in facts.items()]
-    use = _USE_ADAPTERS.format(name=name, source=record.source)
-    return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", use])
+    return _card(name, front, what, facts, _USE_ADAPTERS.format(name=name, source=record.source))
 
 
 def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -> str:
     """Markdown for a folder called `name`, of both streams or of the family's own class."""
-    source = f"{record.source} ({record.origin})"
     facts = {
-        "Source": source,
+        "Source": f"{record.source} ({record.origin})",
         "Family": config.family,
         "Parameters": f"{count(config) - (0 if both else config.width):,}",
         "Context": f"{config.context:,} tokens",
@@ -132,7 +129,7 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
         "Curriculum": " → ".join(record.stages) or "none",
     }
     tags = "a3, any-order, infilling" if record.objective == "a3" else record.objective
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{tags}]", "---"]
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": f"[{tags}]"}
     what = "An any-order, any-subset autoregressive language model (A3, arXiv 2601.13228), "
     if record.objective != "a3":
         what = f"A language model of objective {record.objective}, "
@@ -141,7 +138,6 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
     else:
         what += "adapted from a left-to-right one and exported with a3jax. "
         what += "The licence of the source's weights applies to these too."
-    table = ["| | |", "| --- | --- |"] + [f"| {key} | {value} |" for key, value in facts.items()]
     use = [_USE_BOTH if both else _USE_FAMILY]
     if not both and config.seeding == "learned":
         use.append(_LEARNED)
@@ -150,5 +146,11 @@ def model_card(name: str, config: ModelConfig, record: Provenance, both: bool) -
         use += [_BLOCKS] if record.mask_block else []
     elif not both:
         use.append(_PIPELINE)
-    told = "\n".join(use).format(name=name, family=config.family, block=record.mask_block)
-    return "\n".join([*head, "", f"# {name}", "", what, "", *table, "", "## Use", "", told])
+    return _card(name, front, what, facts, "\n".join(use).format(name=name, family=config.family, block=record.mask_block))
+
+
+def _card(name: str, front: dict[str, str], what: str, facts: dict[str, str], use: str) -> str:
+    """The front matter that hubs read, what the folder holds, a table of `facts` if there are any, and how it is used."""
+    head = ["---", *(f"{key}: {value}" for key, value in front.items()), "---"]
+    table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in facts.items()), ""] if facts else []
+    return "\n".join([*head, "", f"# {name}", "", what, "", *table, "## Use", "", use])

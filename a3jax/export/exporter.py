@@ -1,9 +1,10 @@
 """A checkpoint -> a Hugging Face folder, of both streams with their PyTorch code or of the family's own class, or GGUF."""
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +57,28 @@ def export_model(
     nothing written, for another style, a number that is not finite in `dtype`, and what GGUF cannot hold.
     """
     check_new(out)
+    whole = functools.partial(_export_folder, style=style, shard_bytes=shard_bytes)
+    styles: dict[str, Callable[[Checkpoint, Path, str | None], None]] = {
+        a3_folder.MODEL_TYPE: whole,
+        checkpoint.config.family: whole,
+        GGUF: _export_gguf,
+        ADAPTERS: _export_adapters,
+        PEFT: _export_peft,
+    }
+    if style not in styles:
+        *others, last = (f"'{known}'" for known in styles)
+        kinds = f"{', '.join(others)} or {last}"
+        raise UserError(f"cannot export as '{style}'{misspelt(style, styles)}; this model can be exported as {kinds}")
+    styles[style](checkpoint, out, dtype)
+
+
+def _export_folder(checkpoint: Checkpoint, out: Path, dtype: str | None, style: str, shard_bytes: int) -> None:
+    """Write a Hugging Face folder, of both streams or as its family has it."""
     both = style == a3_folder.MODEL_TYPE
-    if style == GGUF:
-        return _export_gguf(checkpoint, out, dtype)
-    if style == ADAPTERS:
-        return _export_adapters(checkpoint, out, dtype)
-    if style == PEFT:
-        return _export_peft(checkpoint, out, dtype)
     if both and checkpoint.record.mask_block is not None:
         objective, family = checkpoint.record.objective, checkpoint.config.family
         raise UserError(f"this model's objective is {objective}, which has no two streams; export it as '{family}' or 'gguf'")
     config = _exported(checkpoint.config, both)
-    if not both and style != config.family:
-        hint = misspelt(style, (a3_folder.MODEL_TYPE, config.family, GGUF, ADAPTERS, PEFT))
-        kinds = f"'a3', '{config.family}', 'gguf', 'adapters' or 'peft'"
-        raise UserError(f"cannot export as '{style}'{hint}; this model can be exported as {kinds}")
     found = parameters(checkpoint)
     dtype_name = dtype or found["embedding"].dtype.name
     made_from: dict[str, Any] = {"params": str(checkpoint.params.resolve()), "written": version(checkpoint.params)}
@@ -113,24 +121,22 @@ def _export_gguf(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
 
 
 def _export_adapters(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
-    """Write the adapters of the query stream and query seeds; what was stopped is begun anew."""
+    """Write the adapters of the query stream and query seeds."""
     config = checkpoint.config
     if not content_is_fixed(config):
         raise UserError(f"{checkpoint.folder} has no adapters of the query stream alone; export it as 'a3'")
     found = parameters(checkpoint)
     tensors = {tensor.name: tensor for tensor in _tensors(config, found, None, both=True)}
     own = [tensor for tensor in _tensors(config, found, dtype, both=True) if tensor.name in adapter_files.names(config)]
-    with complete_or_nothing(out) as partial, damage_named(checkpoint):
-        with Progress("export", sum(tensor.bytes for tensor in own), "bytes") as progress:
-            write_safetensors(partial / adapter_files.TENSORS, own, progress.advance)
+    card = adapter_card(out.name, config, checkpoint.record)
+    with _beside_source(checkpoint, out, adapter_files.TENSORS, own, card) as partial:
         norms = adapter_files.fingerprint(tensors[name].read() for name in adapter_files.norm_names(config))
         described = adapter_files.Adapters(config, checkpoint.record, norms)
         (partial / adapter_files.DESCRIPTION).write_text(to_json(described))
-        (partial / "README.md").write_text(adapter_card(out.name, config, checkpoint.record))
 
 
 def _export_peft(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
-    """Write the adapters of both streams over the source's weights; what was stopped is begun anew."""
+    """Write the adapters of both streams over the source's weights."""
     config, frozen = checkpoint.config, checkpoint.frozen
     if not config.adapter_rank or content_is_fixed(config):
         raise UserError(f"{checkpoint.folder} has no adapters of both streams; export it as 'a3', or as 'adapters'")
@@ -142,12 +148,20 @@ def _export_peft(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
     tensors = [
         one._replace(name=peft_files.name(one.name)) for entry in own for one in _of(entry, found[entry.ours], dtype, [])
     ]
+    described = peft_files.description(checkpoint.record.source, config.adapter_rank, [tensor.name for tensor in tensors])
+    card = peft_card(out.name, config, checkpoint.record)
+    with _beside_source(checkpoint, out, peft_files.TENSORS, tensors, card) as partial:
+        _write_json(partial / peft_files.DESCRIPTION, described)
+
+
+@contextlib.contextmanager
+def _beside_source(checkpoint: Checkpoint, out: Path, file: str, tensors: Sequence[Tensor], card: str) -> Iterator[Path]:
+    """The folder `out` with `tensors` and a model card, whose description is still to be written; begun anew if stopped."""
     with complete_or_nothing(out) as partial, damage_named(checkpoint):
         with Progress("export", sum(tensor.bytes for tensor in tensors), "bytes") as progress:
-            write_safetensors(partial / peft_files.TENSORS, tensors, progress.advance)
-        described = peft_files.description(checkpoint.record.source, config.adapter_rank, [tensor.name for tensor in tensors])
-        _write_json(partial / peft_files.DESCRIPTION, described)
-        (partial / "README.md").write_text(peft_card(out.name, config, checkpoint.record))
+            write_safetensors(partial / file, tensors, progress.advance)
+        (partial / "README.md").write_text(card)
+        yield partial
 
 
 def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -32,7 +32,7 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixture:
-    """How a family's `config.json` tells of experts, of which all its layers are."""
+    """How a family tells of experts, of which all its layers are, in `config.json` and in tensors' names."""
 
     silent: Experts
     """What it takes where the file is silent."""
@@ -41,6 +41,18 @@ class Mixture:
     width: str = "intermediate_size"
     """The field of the feed-forward width of one."""
     silent_width: int | None = None
+    module: str = "mlp"
+    """What it calls the feed-forward of a layer."""
+    router: str = "gate"
+    """What it calls the router in there."""
+    matrices: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """What it calls those of an expert: the gate, what it multiplies, and the way back."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Our parameters of a layer of experts, and what the family calls them; "{x}" is the expert."""
+        theirs = (self.router, *(f"experts.{{x}}.{name}" for name in self.matrices))
+        return {ours: f"{self.module}.{name}" for ours, name in zip(("router", "gate", "up", "down"), theirs)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,9 @@ FAMILIES = (
     Family(
         "mixtral",
         "MixtralForCausalLM",
-        mixture=Mixture(Experts(8, 2, True, 0.001), count="num_local_experts"),
+        mixture=Mixture(
+            Experts(8, 2, True, 0.001), count="num_local_experts", module="block_sparse_moe", matrices=("w1", "w3", "w2")
+        ),
         kv_heads=8,
         slides=True,
         rope_base=1e6,
@@ -218,7 +232,7 @@ FAMILIES = (
         biases=(ATTENTION_BIAS,),
         attention_bias=True,
         fixed={"swiglu_alpha": 1.702},
-        mixture=Mixture(Experts(128, 4, True, 0.001, biases=True), count="num_local_experts"),
+        mixture=Mixture(Experts(128, 4, True, 0.001, biases=True), count="num_local_experts", router="router"),
         kv_heads=8,
         head_width=64,
         slides=True,

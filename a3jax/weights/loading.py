@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
-from a3jax.config import ModelConfig
+from a3jax.config import Dtype, ModelConfig
 from a3jax.data.healing import Healing
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.accelerators import check_used
@@ -24,9 +24,6 @@ from a3jax.model.parameters import count
 from a3jax.model.two_stream import Compute
 from a3jax.model.unstacked import unstacked
 from a3jax.weights.pretrained import Pretrained, pretrained
-
-Dtype = Literal["float32", "bfloat16", "int8"]
-"""In which a model may be loaded."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from a3jax.config import ModelConfig
 from a3jax.model.adapters import adapted, factors
 from a3jax.model.parameters import Kind, declarations
+from a3jax.weights.families import Mixture, family_of
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,6 @@ _MLP: _Names = (
     ("blocks.up", "model.layers.{i}.mlp.up_proj.weight"),
     ("blocks.down", "model.layers.{i}.mlp.down_proj.weight"),
 )
-_EXPERTS: _Names = (
-    ("blocks.router", "model.layers.{i}.mlp.gate.weight"),
-    ("blocks.gate", "model.layers.{i}.mlp.experts.{x}.gate_proj.weight"),
-    ("blocks.up", "model.layers.{i}.mlp.experts.{x}.up_proj.weight"),
-    ("blocks.down", "model.layers.{i}.mlp.experts.{x}.down_proj.weight"),
-)
-_GPT_OSS: _Names = (("blocks.router", "model.layers.{i}.mlp.router.weight"), *_EXPERTS[1:])
-_MIXTRAL: _Names = (
-    ("blocks.router", "model.layers.{i}.block_sparse_moe.gate.weight"),
-    ("blocks.gate", "model.layers.{i}.block_sparse_moe.experts.{x}.w1.weight"),
-    ("blocks.up", "model.layers.{i}.block_sparse_moe.experts.{x}.w3.weight"),
-    ("blocks.down", "model.layers.{i}.block_sparse_moe.experts.{x}.w2.weight"),
-)
 _QUERY_KEY_NORM: _Names = (
     ("blocks.query_norm", "model.layers.{i}.self_attn.q_norm.weight"),
     ("blocks.key_norm", "model.layers.{i}.self_attn.k_norm.weight"),
@@ -153,7 +141,8 @@ def entries(config: ModelConfig) -> tuple[Entry, ...]:
 def _feed_forward(config: ModelConfig) -> _Names:
     if config.experts is None:
         return _MLP
-    return {"mixtral": _MIXTRAL, "gpt_oss": _GPT_OSS}.get(config.family, _EXPERTS)
+    mixture = family_of(config.family).mixture or Mixture(config.experts)
+    return tuple((f"blocks.{ours}", f"model.layers.{{i}}.{theirs}.weight") for ours, theirs in mixture.names.items())
 
 
 def _adapters(config: ModelConfig) -> Iterator[tuple[str, str]]:

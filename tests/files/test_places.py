@@ -75,7 +75,7 @@ def texts(kind: type, prefix: str = "") -> typing.Iterator[str]:
         kinds = set(_kinds(hint))
         for inner in kinds:
             if dataclasses.is_dataclass(inner):
-                yield from texts(inner, "" if inner.__name__ == "DecodingOptions" else f"{prefix}{name}.")
+                yield from texts(inner, "" if inner.__name__ in ("DecodingOptions", "Loading") else f"{prefix}{name}.")
         if kinds & {str, Path}:
             yield prefix + name
 

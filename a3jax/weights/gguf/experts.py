@@ -7,35 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from a3jax.weights.families import family_of
 from a3jax.weights.safetensors_writer import Tensor
 
-_MODULE = {"mixtral": "block_sparse_moe"}
-"""What a family calls the feed-forward of a layer, if not `mlp`."""
-_ROUTER = {"gpt_oss": "router"}
-"""What it calls the router, if not `gate`."""
-_OWN = {"mixtral": {"gate": "w1", "up": "w3", "down": "w2"}}
-"""What it calls the three matrices of an expert, if not as below."""
-_USUAL = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-_KIND = {own: kind for names in (_USUAL, *_OWN.values()) for kind, own in names.items()}
-_EXPERT = re.compile(rf"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.\d+\.({'|'.join(_KIND)})\.(weight|bias)")
-_ROUTES = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.(?:gate|router)\.(weight|bias)")
-_STORED = re.compile(r"blk\.(\d+)\.ffn_(?:(gate|up|down)_exps|gate_inp)\.(weight|bias)")
+_STORED = {"router": "ffn_gate_inp", "gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps"}
+"""What `Mixture.names` has names for, as GGUF calls it."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def stacked(tensors: Iterable[Tensor]) -> list[Tensor]:
+def stacked(tensors: Iterable[Tensor], family: str) -> list[Tensor]:
     """Tensors by Hugging Face name, in which those of a layer's experts, which follow each other by number, are one."""
+    names = {theirs: stored for stored, theirs in _names(family).items()}
     found: dict[str, list[Tensor]] = {}
     for tensor in tensors:
-        found.setdefault(to_gguf(tensor.name), []).append(tensor)
+        name = tensor.name
+        if (own := _LAYER.fullmatch(name)) and (stored := names.get(_EXPERT.sub("{x}", own[2]))):
+            name = f"blk.{own[1]}.{stored}.{own[3]}"
+        found.setdefault(name, []).append(tensor)
     return [several[0] if name == several[0].name else _one(name, several) for name, several in found.items()]
-
-
-def to_gguf(name: str) -> str:
-    """Where a tensor of a feed-forward of experts is in GGUF; any other name stays."""
-    if (expert := _EXPERT.fullmatch(name)) is not None:
-        return f"blk.{expert[1]}.ffn_{_KIND[expert[2]]}_exps.{expert[3]}"
-    router = _ROUTES.fullmatch(name)
-    return name if router is None else f"blk.{router[1]}.ffn_gate_inp.{router[2]}"
 
 
 def is_router(name: str) -> bool:
@@ -45,19 +36,25 @@ def is_router(name: str) -> bool:
 
 def unstacked(tensors: dict[str, Any], family: str) -> dict[str, tuple[Any, int | None]]:
     """A reader's tensors by Hugging Face name: each with the expert that one is a part of it for, if it is of all."""
-    module, own = _MODULE.get(family, "mlp"), _OWN.get(family, _USUAL)
+    names = _names(family)
     found: dict[str, tuple[Any, int | None]] = {}
     for name, tensor in tensors.items():
-        if (stored := _STORED.fullmatch(name)) is None:
+        own = _BLOCK.fullmatch(name)
+        if own is None or own[2] not in names:
             found[name] = tensor, None
             continue
-        layer, kind, end = stored.groups()
-        prefix = f"model.layers.{layer}.{module}"
-        if kind is None:
-            found[f"{prefix}.{_ROUTER.get(family, 'gate')}.{end}"] = tensor, None
+        theirs = f"model.layers.{own[1]}.{names[own[2]]}.{own[3]}"
+        if "{x}" in theirs:
+            found |= {theirs.format(x=x): (tensor, x) for x in range(int(tensor.shape[-1]))}
         else:
-            found |= {f"{prefix}.experts.{x}.{own[kind]}.{end}": (tensor, x) for x in range(int(tensor.shape[-1]))}
+            found[theirs] = tensor, None
     return found
+
+
+def _names(family: str) -> dict[str, str]:
+    """What GGUF and the family call the tensors of a layer of experts; none of a dense one."""
+    mixture = family_of(family).mixture
+    return {} if mixture is None else {_STORED[ours]: theirs for ours, theirs in mixture.names.items()}
 
 
 def _one(name: str, several: list[Tensor]) -> Tensor:

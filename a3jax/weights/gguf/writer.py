@@ -48,7 +48,7 @@ def write_gguf(
     architecture = architecture_of(config.family)
     if isinstance(config.rope_scaling, YarnScaling) and not config.rope_scaling.truncate:
         say(f"{name}: llama.cpp takes whole waves for YaRN's edges, and this model does not, so that its numbers will differ")
-    tensors = stacked(fuse(tensors, config) if architecture.fused else tensors)
+    tensors = stacked(fuse(tensors, config) if architecture.fused else tensors, config.family)
     tokenizer = gguf_tokenizer.to_metadata(tokenizer_files, config)
     matrices = np.dtype(dtype or next(tensor.dtype for tensor in tensors if len(tensor.shape) == 2))
     waves = [Tensor(one, array.shape, array.dtype, partial(np.copy, array)) for one, array in rope.tensors(config).items()]
