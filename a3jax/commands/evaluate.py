@@ -46,19 +46,19 @@ class Evaluate(Options, _What):
     """Measure a model: how well it predicts text in any order, what it fills into stories and code, whether that code works,
     how it continues texts, and how it answers the questions of data sets.
 
-    a3jax evaluate runs/demo --tasks likelihood stories code --limit 100 --out results/demo
+    a3jax evaluate demo/run --tasks likelihood stories code --limit 100 --out results/demo
 
-    a3jax evaluate runs/demo --tasks stories --stories cloze_test_val.csv --baseline models/smollm2 --out results/stories
+    a3jax evaluate demo/run --tasks stories --stories cloze_test_val.csv --baseline demo/smollm2 --out results/stories
 
-    a3jax evaluate runs/demo --tasks hellaswag piqa triviaqa --data datasets --limit 20000 --out results/questions
+    a3jax evaluate demo/run --tasks hellaswag piqa triviaqa --data datasets --limit 20000 --out results/questions
 
-    a3jax evaluate runs/demo --tasks humaneval_infill --data HumanEval-SingleLineInfilling.jsonl.gz --execute confined
+    a3jax evaluate demo/run --tasks humaneval_infill --data HumanEval-SingleLineInfilling.jsonl.gz --execute confined
 
-    a3jax evaluate runs/demo --protocol diffullama --tasks hellaswag stories --data datasets --stories cloze_test_val.csv
+    a3jax evaluate demo/run --protocol diffullama --tasks hellaswag stories --data datasets --stories cloze_test_val.csv
 
-    a3jax evaluate runs/demo --tasks continuation --text held_out.jsonl --judge models/llama --temperature 1
+    a3jax evaluate demo/run --tasks continuation --text held_out.jsonl --judge models/llama --temperature 1
 
-    a3jax evaluate models/smollm2 runs/demo --tasks likelihood stories code --out results/compared
+    a3jax evaluate demo/smollm2 demo/run --tasks likelihood stories code --out results/compared
 
     a3jax evaluate results/greedy results/drawn --out results/decoding
 

@@ -18,13 +18,13 @@ from a3jax.errors import UserError
 class Export:
     """Write a checkpoint for PyTorch: the two-stream model, or its autoregressive view as the family's own class or GGUF.
 
-    a3jax export runs/demo exported --verify
+    a3jax export demo/run exported --verify
 
-    a3jax export runs/demo exported-llama --as llama
+    a3jax export demo/run exported-llama --as llama
 
-    a3jax export runs/demo exported.gguf --as gguf --dtype bfloat16
+    a3jax export demo/run exported.gguf --as gguf --dtype bfloat16
 
-    a3jax export runs/demo adapters/mine --as adapters --dtype bfloat16
+    a3jax export demo/run adapters/mine --as adapters --dtype bfloat16
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 class Generate:
     """Fill the blanks of a text in any order, continue one, answer in a chat, fill a gap, or answer a file of such requests.
 
-    a3jax generate runs/demo --text "def area(r): [[8]] * r"
+    a3jax generate demo/run --text "def area(r): [[8]] * r"
 
-    a3jax generate runs/demo --prompt "def area(r):" --tokens 40 --stop "def "
+    a3jax generate demo/run --prompt "def area(r):" --tokens 40 --stop "def "
 
     a3jax generate runs/mine --chat "What is a closure?" --tokens 200
 
-    a3jax generate runs/demo --file requests.jsonl --out answers.jsonl
+    a3jax generate demo/run --file requests.jsonl --out answers.jsonl
 
     Without an input, the text to fill is read from standard input.
     """

@@ -17,7 +17,7 @@ class Import:
 
     a3jax import HuggingFaceTB/SmolLM2-135M models/smollm2
 
-    a3jax import SmolLM2-135M-Instruct.Q4_1.gguf models/infilling --adapters adapters/smollm2-135m-code
+    a3jax import .cache/SmolLM2-135M-Instruct.Q4_1.gguf models/infilling --adapters adapters/smollm2-135m-code
     """
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]

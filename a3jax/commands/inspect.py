@@ -13,7 +13,7 @@ from a3jax.commands.commandline import Json
 class Inspect:
     """Say what a model, run, export, corpus or GGUF file is, without loading it.
 
-    a3jax inspect runs/demo
+    a3jax inspect demo/run
     """
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]

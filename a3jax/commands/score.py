@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Score:
     """The exact log-likelihood of texts, every token predicted from those that come before it in an order.
 
-    a3jax score runs/demo --text "def area(r): return 3.14 * r * r" --order random_1 --orders 8
+    a3jax score demo/run --text "def area(r): return 3.14 * r * r" --order random_1 --orders 8
 
-    a3jax score runs/demo --text "def area(r): return [[8]]" --blanks "3.14 * r * r"
+    a3jax score demo/run --text "def area(r): return [[8]]" --blanks "3.14 * r * r"
 
     Without an input, the text to score is read from standard input.
     """
@@ -39,7 +39,7 @@ class Score:
     file: Text = None
     """A file that holds one text; if it is called *.jsonl, {"text": ...} on each line; - for such lines on standard input."""
     heal: bool = True
-    """What stands in a blank is read together with the last token of the text before it, as a3jax generate does it."""
+    """Whether what stands in a blank is read with the last token of the text before it, as a3jax generate does it."""
     order: str = "ar"
     """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once; bound for a model of
     masked diffusion, which has no exact likelihood."""

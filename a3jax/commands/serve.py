@@ -17,7 +17,7 @@ from a3jax.serve.limits import Limits
 class Serve(Limits):
     """Complete and fill texts over HTTP, in the shape of OpenAI's completions.
 
-    a3jax serve runs/demo --port 8000
+    a3jax serve demo/run --port 8000
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]

@@ -77,6 +77,6 @@ experiments/. Any field can be set by its dotted name. The same command resumes 
 
     a3jax train tiny
 
-    a3jax train smollm2_python --optimizer.peak-lr 1e-3 --curriculum.0.steps 20
+    a3jax train smollm2_python --run runs/mine --optimizer.peak-lr 1e-3 --curriculum.0.steps 20
 
 The fields of an experiment:  a3jax train EXPERIMENT --help"""

@@ -80,6 +80,7 @@ class ModelConfig:
     local_rope: Rope | None = None
     """Of local layers; None: as of the others (Gemma 3 and OLMo 3 have two)."""
     tied_head: bool = False
+    """Whether the head is the embedding."""
     qkv_bias: bool = False
     output_bias: bool = False
     """Of attention's output (a Llama with `attention_bias`)."""
@@ -93,9 +94,9 @@ class ModelConfig:
     norm: Norm = "rms"
     """`rms_offset`: RMSNorm that multiplies with 1 + weight (Gemma); `layer`: LayerNorm without weights (OLMo)."""
     pre_norm: bool = True
-    """Normalize the inputs of attention and MLP."""
+    """Whether the inputs of attention and MLP are normalized."""
     post_norm: bool = False
-    """Normalize their outputs: instead (OLMo 2) or as well (Gemma 2)."""
+    """Whether their outputs are: instead (OLMo 2) or as well (Gemma 2)."""
     activation: Activation = "silu"
     """Of the MLP's gate."""
     gate_limit: float | None = None

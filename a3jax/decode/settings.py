@@ -86,7 +86,8 @@ class DecodingOptions:
     block_diffusion: block by block, each in `steps` passes. fim: as ar, each blank behind the text on both sides of it. These
     three are for models of the objectives of their names."""
     order: str = "ar"
-    """ar, or in_order_N, random_N, spans_N, right_to_left_N with N tokens predicted at once. All blanks share one order."""
+    """ar, or in_order_N, random_N, spans_N, infill_N, right_to_left_N with N tokens predicted at once. All blanks share one
+    order."""
     seed: int = 0
     """Draws the order and the tokens; the same seed gives the same text."""
     temperature: float = 0.0
@@ -123,8 +124,8 @@ class DecodingOptions:
     """How given text is read: as autoregressive text, or as one group whose tokens all see each other. Mode resample reads it
     as one group in any case."""
     heal: bool = True
-    """The last token of the text before a blank, or a last space, is given back: the blank's first token is one that begins
-    with it, such as a line end with the indentation behind it. What is filled in comes behind the text, as ever."""
+    """Whether the text before a blank gives back its last token, or a last space: the blank's first token is then one that
+    begins with it, such as a line end with the indentation behind it. What is filled in comes behind the text, as ever."""
     revise: int = 0
     """Afterwards open so many of the least probable tokens again and refill them, while the blanks become more probable given
     the text on both sides, from left to right."""

@@ -3,7 +3,7 @@
 import a3jax.evaluate.harness
 import lm_eval
 
-lm_eval.simple_evaluate("a3", "checkpoint=runs/demo,order=ar", tasks=["hellaswag"])
+lm_eval.simple_evaluate("a3", "checkpoint=demo/run,order=ar", tasks=["hellaswag"])
 
 Texts are tokenized as the harness does it for Hugging Face models, so that from left to right its own backend gives the
 same figures. One thing differs: what is longer than the model's context is an error here, and never cut.
