@@ -18,10 +18,9 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.decode.cached import FEW_ROWS, PassKind, Plan, State, at, place_keys, seen_tokens, write
-from a3jax.decode.dynamic import certainties
+from a3jax.decode.cached import FEW_ROWS, PassKind, Plan, State, at, write
+from a3jax.decode.choosing import certainties, choose, most_certain
 from a3jax.decode.mode import Mode
-from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute, Stream
@@ -67,18 +66,13 @@ def decode_block(
     before_BxS = jnp.clip(place_BxS - 1 - from_B[:, None], 0, rows - 1)  # the row before a place predicts it
     hidden_BxSxD = jnp.take_along_axis(hidden_BxRxD, before_BxS[..., None], axis=1)
     logits_BxSxV = plan.restriction.on(network.logits(hidden_BxSxD), place_BxS)
-    seen_Bx1xV = seen_tokens(state, logits_BxSxV.shape[-1])[:, None]
-    wanted = choices(logits_BxSxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
-    token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted, plan.sampling)
-    log_prob_BxS = log_prob(logits_BxSxV, token_BxS)
+    token_BxS, log_prob_BxS = choose(state, plan, logits_BxSxV, place_BxS)
 
     in_text_BxS = (place_BxS < length_Bx1) & reached_B[:, None]
     open_BxS = at(open_BxL, place_BxS) & in_text_BxS
     due_B = -(-(at(blank_BxL, place_BxS) & in_text_BxS).sum(axis=1) // steps)
     certainty_BxS = certainties(logits_BxSxV, log_prob_BxS, place_BxS, plan, number_B, certainty)
-    doubt_BxS = jnp.where(open_BxS, -certainty_BxS, jnp.inf)
-    rank_BxS = jnp.argsort(jnp.argsort(doubt_BxS, axis=1, stable=True), axis=1)
-    chosen_BxS = open_BxS & (rank_BxS < due_B[:, None])
+    chosen_BxS = most_certain(certainty_BxS, open_BxS, due_B)
     state = write(state, place_BxS, chosen_BxS, token_BxS, log_prob_BxS, number_B)
     return state._replace(cache=cache, read_B=clean_B, decided_B=state.decided_B + chosen_BxS.sum(axis=1))
 

@@ -12,7 +12,7 @@ every order, and sequences of one batch may differ in length, given tokens and o
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -271,24 +271,6 @@ def one_pass(
     if rows <= FEW_ROWS:
         compute = compute._replace(attention="dense")
     return network.run_cached(content, queries, cache, offset_B, compute, all_rows)
-
-
-def seen_tokens(state: State, vocab: int) -> Array:
-    """B x V bool: which tokens the decided text holds."""
-    decided_BxL = state.passes_BxL >= 0
-    batch = jnp.arange(len(decided_BxL))[:, None]
-    token_BxL = jnp.where(decided_BxL, state.tokens_BxL, vocab)
-    return jnp.zeros((len(decided_BxL), vocab), bool).at[batch, token_BxL].set(True, mode="drop")
-
-
-Purpose = Literal["choose", "accept", "replace", "rank"]
-
-
-def place_keys(keys_B: Array, place_BxS: Array, purpose: Purpose = "choose") -> Array:
-    """A key for every row. Noise belongs to a place in the text, so that it is the same whatever is decided together."""
-    number = {"choose": 0, "accept": 1, "replace": 2, "rank": 3}[purpose]
-    keys_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B) if number else keys_B
-    return jax.vmap(lambda key, place_S: jax.vmap(lambda place: jax.random.fold_in(key, place))(place_S))(keys_B, place_BxS)
 
 
 def write(

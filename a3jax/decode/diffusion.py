@@ -16,10 +16,9 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.decode.cached import PassKind, Plan, State, place_keys, seen_tokens, write
-from a3jax.decode.dynamic import certainties
+from a3jax.decode.cached import PassKind, Plan, State, write
+from a3jax.decode.choosing import certainties, choose, most_certain
 from a3jax.decode.mode import Mode
-from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
 from a3jax.model.parameters import graph
 from a3jax.model.two_stream import Compute
@@ -50,8 +49,7 @@ def decode_masked(
     steps_B = jnp.clip(blanks_B, 1, steps)
     if remask:
         decided_BxL = blank_BxL & (state.passes_BxL > 0)
-        doubt_BxL = jnp.where(decided_BxL, state.log_probs_BxL, jnp.inf)
-        again_BxL = decided_BxL & (_rank(doubt_BxL) < remask) & (number_B <= steps_B)[:, None]
+        again_BxL = most_certain(-state.log_probs_BxL, decided_BxL, jnp.where(number_B <= steps_B, remask, 0))
         state = state._replace(passes_BxL=jnp.where(again_BxL, -1, state.passes_BxL))
     open_BxL = blank_BxL & (state.passes_BxL < 0)
 
@@ -65,28 +63,20 @@ def decode_masked(
     open_BxW = place_BxW < length
     before_BxW = jnp.minimum(jnp.maximum(place_BxW - 1, 0), length - 1)  # the row before a place predicts it
     logits_BxWxV = plan.restriction.on(network.logits(hidden_BxLxD[row, before_BxW]), place_BxW)
-    seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
     keys_B = jax.vmap(jax.random.fold_in)(plan.keys_B, number_B) if remask else plan.keys_B
-    wanted = choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
-    token_BxW = draw(place_keys(keys_B, place_BxW), wanted, plan.sampling)
-    log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
+    token_BxW, log_prob_BxW = choose(state, plan._replace(keys_B=keys_B), logits_BxWxV, place_BxW)
 
     certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number_B, certainty)
     due_B = -(-blanks_B * jnp.minimum(number_B, steps_B) // steps_B) - (blanks_B - open_BxL.sum(axis=1))
-    chosen_BxW = open_BxW & (_rank(jnp.where(open_BxW, -certainty_BxW, jnp.inf)) < due_B[:, None])
+    chosen_BxW = most_certain(certainty_BxW, open_BxW, due_B)
     state = write(state, place_BxW, chosen_BxW, token_BxW, log_prob_BxW, number_B)
     return state._replace(decided_B=plan.given_B + (blank_BxL & (state.passes_BxL > 0)).sum(axis=1))
-
-
-def _rank(x_BxL: Array) -> Array:
-    """How many of its row come before each number, the smallest first."""
-    return jnp.argsort(jnp.argsort(x_BxL, axis=1, stable=True), axis=1)
 
 
 def _advance(
     params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
-    rows = min(bucket(int((plan.length_B - plan.given_B).max())), plan.tokens_BxL.shape[1])
+    rows = min(bucket(plan.extent.groups), plan.tokens_BxL.shape[1])  # in the order of the plan every open place is a group
     how = (decoding.steps, decoding.remask, decoding.certainty)
     return decode_masked(params, state, plan, number_B, kind.config, kind.compute, rows, *how), carry
 

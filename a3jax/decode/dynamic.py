@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import PassKind, Plan, State, place_keys, predict, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, predict, write
+from a3jax.decode.choosing import certainties, choose, most_certain
 from a3jax.decode.mode import Mode
-from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
 
 
@@ -41,12 +41,7 @@ def decode_certain(
     open_BxW = place_BxW < state.tokens_BxL.shape[1]
     end_BxW = jnp.where(open_BxW, state.decided_B[:, None], 0)
     logits_BxWxV, cache = predict(params, state, plan, state.decided_B, place_BxW, end_BxW, kind)
-    seen_Bx1xV = seen_tokens(state, logits_BxWxV.shape[-1])[:, None]
-    token_BxW = draw(
-        place_keys(plan.keys_B, place_BxW), choices(logits_BxWxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV), plan.sampling
-    )
-    log_prob_BxW = log_prob(logits_BxWxV, token_BxW)
-
+    token_BxW, log_prob_BxW = choose(state, plan, logits_BxWxV, place_BxW)
     certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number_B, certainty)
     certain_BxW = most_certain(certainty_BxW, open_BxW, commit)
     sure_BxW = certain_BxW & (certainty_BxW >= plan.threshold_B[:, None])
@@ -65,12 +60,6 @@ def open_places(state: State, plan: Plan, count: int) -> Array:
     return jnp.sort(jnp.where(open_BxL, index_L, length), axis=1)[:, :count]
 
 
-def most_certain(certainty_BxW: Array, open_BxW: Array, commit: int) -> Array:
-    """Which of the open places are among the `commit` most certain ones, B x W; of equal ones those further left."""
-    rank_BxW = jnp.argsort(jnp.argsort(jnp.where(open_BxW, -certainty_BxW, 1.0), axis=1, stable=True), axis=1)
-    return open_BxW & (rank_BxW < commit)
-
-
 def decide(
     state: State, place_BxW: Array, chosen_BxW: Array, token_BxW: Array, log_prob_BxW: Array, number_B: Array
 ) -> State:
@@ -83,29 +72,6 @@ def decide(
         place_BxL=state.place_BxL.at[row, jnp.where(chosen_BxW, slot_BxW, length)].set(place_BxW, mode="drop"),
         decided_B=state.decided_B + chosen_BxW.sum(axis=1),
     )
-
-
-def certainties(
-    logits_BxWxV: Array, log_prob_BxW: Array, place_BxW: Array, plan: Plan, number_B: Array, certainty: Certainty
-) -> Array:
-    """How certain each place is in pass `number`, B x W, from 0 to 1, under the distribution that `logits` tell.
-
-    confidence  the probability exp(`log_prob`) of a token
-    entropy     exp(-entropy): 1 / n for n tokens that are equally probable
-    margin      by how much the most probable token leads the next
-    random      chance
-    """
-    if certainty == "random":
-        # A new number in every pass, or the same places would stay last however the window moves.
-        keys = place_keys(jax.vmap(jax.random.fold_in)(plan.keys_B, number_B), place_BxW, "rank")
-        return jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    if certainty == "confidence":
-        return jnp.exp(log_prob_BxW)
-    probability = jax.nn.softmax(logits_BxWxV, axis=-1)
-    if certainty == "entropy":
-        return jnp.exp(-jax.scipy.special.entr(probability).sum(axis=-1))
-    first_BxW, second_BxW = jnp.moveaxis(jax.lax.top_k(probability, 2)[0], -1, 0)
-    return first_BxW - second_BxW
 
 
 def _advance(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import PassKind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, at, predict, write
+from a3jax.decode.choosing import choose
 from a3jax.decode.mode import Mode
-from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding
 
 
@@ -23,10 +23,7 @@ def decode_group(params: nnx.State, state: State, plan: Plan, number_B: Array, k
     place_BxS = at(state.place_BxL, slot_BxS)
     end_BxS = jnp.where(live_BxS, state.decided_B[:, None], 0)
     logits_BxSxV, cache = predict(params, state, plan, state.decided_B, place_BxS, end_BxS, kind)
-    seen_Bx1xV = seen_tokens(state, logits_BxSxV.shape[-1])[:, None]
-    wanted = choices(logits_BxSxV, plan.sampling, plan.allowed_BxV, seen_Bx1xV)
-    token_BxS = draw(place_keys(plan.keys_B, place_BxS), wanted, plan.sampling)
-    state = write(state, place_BxS, live_BxS, token_BxS, log_prob(logits_BxSxV, token_BxS), number_B)
+    state = write(state, place_BxS, live_BxS, *choose(state, plan, logits_BxSxV, place_BxS), number_B)
     return state._replace(cache=cache, read_B=state.decided_B, decided_B=closed_B)
 
 

@@ -118,4 +118,5 @@ def _goes_on(mode: Mode, rows: Rows, number: int) -> bool:
     """Whether there is something left to fill after pass `number`."""
     if mode.passes is not None:
         return number < mode.passes(rows.plan)
-    return bool((rows.state.decided_B < rows.plan.length_B).any())
+    decided_B, length_B = fetched((rows.state.decided_B, rows.plan.length_B))
+    return bool((decided_B < length_B).any())

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import PassKind, Plan, State, place_keys, predict, seen_tokens
-from a3jax.decode.dynamic import certainties, decide, most_certain, open_places
+from a3jax.decode.cached import PassKind, Plan, State, predict
+from a3jax.decode.choosing import certainties, most_certain, place_keys, seen_tokens
+from a3jax.decode.dynamic import decide, open_places
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from a3jax.decode.cached import PassKind, Plan, State, at, place_keys, predict, seen_tokens, write
+from a3jax.decode.cached import PassKind, Plan, State, at, predict, write
+from a3jax.decode.choosing import place_keys, seen_tokens
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding, Drafter

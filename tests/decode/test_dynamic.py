@@ -10,7 +10,7 @@ from chosen import long_after
 from filling import document, fill, teacher_forced
 from flax import nnx
 
-from a3jax.decode import dynamic
+from a3jax.decode import choosing, dynamic
 from a3jax.decode.settings import Decoding
 
 
@@ -94,8 +94,8 @@ def test_probabilities_of_all_texts_add_up_unless_places_are_chosen_by_the_token
     texts = np.array(list(itertools.product(range(5), repeat=3)))
     documents = [([1, 0, 2, 0, 0], [True, False, True, False, False])] * len(texts)
     target_BxL = jnp.zeros((len(texts), 64), jnp.int32).at[:, jnp.array([1, 3, 4])].set(texts)
-    monkeypatch.setattr(dynamic, "place_keys", lambda keys_B, place_BxW: place_BxW)
-    monkeypatch.setattr(dynamic, "draw", lambda place_BxW, *_: jnp.take_along_axis(target_BxL, place_BxW, 1, mode="clip"))
+    monkeypatch.setattr(choosing, "place_keys", lambda keys_B, place_BxW: place_BxW)
+    monkeypatch.setattr(choosing, "draw", lambda place_BxW, *_: jnp.take_along_axis(target_BxL, place_BxW, 1, mode="clip"))
     dynamic.decode_certain.clear_cache()
     options = {"certainty": certainty, "threshold": 0.35, "commit": 2}
     _, filled = fill(net, documents, "ar", mode="dynamic", temperature=1.0, **options)
