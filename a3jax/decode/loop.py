@@ -1,7 +1,7 @@
 """The loop over passes: dispatches them, lets a caller look on, and reads the result once, at the end."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from a3jax.config import ModelConfig
-from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, speculative
+from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, settings, speculative
 from a3jax.decode.cached import Beginning, PassKind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
@@ -27,6 +27,7 @@ MODES: dict[str, Mode] = {
     "fim": groups.MODE,
 }
 """How each of the modes of `a3jax.decode.settings` is done."""
+assert MODES.keys() == {*get_args(settings.Mode)}
 
 
 class Rows(NamedTuple):

@@ -40,6 +40,8 @@ class _Rules(NamedTuple):
     """The option that says how many tokens one pass predicts; all that are open where it is `mode`."""
     prefills: bool = False
     """Whether what is given is read once, before anything is predicted, where it stands and as `prefill` says."""
+    own: bool = False
+    """Whether it is for models of the objective of its name alone."""
 
 
 _MODES: dict[str, _Rules] = {
@@ -59,14 +61,16 @@ _MODES: dict[str, _Rules] = {
         program=("certainty", "steps", "remask"),
         found=True,
         predicted="mode",
+        own=True,
     ),
     "block_diffusion": _Rules(
         options=("certainty", "steps", "block"),
         program=("certainty", "steps", "block"),
         found=True,
         predicted="block",
+        own=True,
     ),
-    "fim": _Rules(),
+    "fim": _Rules(own=True),
 }
 """All that is known of modes here; how they are done says `a3jax.decode.loop`."""
 if TYPE_CHECKING:
@@ -243,6 +247,11 @@ class Decoding(DecodingOptions):
     def finds_order(self) -> bool:
         """Whether the order is found while decoding."""
         return _MODES[self.mode].found
+
+    @property
+    def objective(self) -> str | None:
+        """The objective whose models it is for, if it is for those alone."""
+        return self.mode if _MODES[self.mode].own else None
 
     @property
     def is_plain(self) -> bool:

@@ -5,9 +5,6 @@ from a3jax.decode.settings import Decoding
 from a3jax.errors import UserError
 from a3jax.weights.loading import Model
 
-OWN_MODES = ("diffusion", "block_diffusion", "fim")
-"""Modes of decoding that are for models of the objective of that name."""
-
 
 def check_order(model: Model, order: str) -> None:
     """Raise `UserError` for a likelihood that the model does not have.
@@ -27,10 +24,9 @@ def check_order(model: Model, order: str) -> None:
 
 def check_mode(model: Model, decoding: Decoding) -> None:
     """Raise `UserError` for a way to fill blanks that the model did not learn."""
-    objective, mode = model.record.objective, decoding.mode
-    if mode in OWN_MODES and objective != mode:
-        raise UserError(f"mode {mode} is for models of objective {mode}, and this one's is {objective}; name another mode")
-    in_order = mode in ("ar", "groups", "speculative") and decoding.order in ("ar", "in_order_1")
-    if model.record.mask_block is not None and not (mode in OWN_MODES or in_order):
+    objective, mode, wanted = model.record.objective, decoding.mode, decoding.objective
+    if wanted not in (None, objective):
+        raise UserError(f"mode {mode} is for models of objective {wanted}, and this one's is {objective}; name another mode")
+    if model.record.mask_block is not None and wanted is None and not decoding.is_left_to_right:
         what = f"mode {mode} is for models of two streams, and this one's objective is {objective}"
         raise UserError(f"{what}; give mode {objective} or ar")
