@@ -70,8 +70,9 @@ def make_texts(here: Path) -> None:
     code = "def area(r):\n    pi = 3.14\n    return pi * r * r\n\n\ndef line(x):\n    return 3 * x\n"
     for name in ("UNSEEN/a.py", "a.py", "b.py", "a.txt", "text.txt"):
         write(here / name, code)
-    for number in range(12):
-        write(here / f"src/{number}.py", f"# {number}\n{code * 3}")
+    for folder in ("src", "data/unseen", ".venv/lib/python3.11/site-packages/jax"):
+        for number in range(12):
+            write(here / folder / f"{number}.py", f"# {number}\n{code * 3}")
     write(here / "template.txt", "def area(r): [[8]] * r")
     with gzip.open(here / "notes.jsonl.gz", "wt") as file:
         file.write(json.dumps({"text": prose}) + "\n")

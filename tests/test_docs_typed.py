@@ -51,6 +51,8 @@ ON_PAGES = {
     ("blanks.md", "runs/mine"): "runs/open",  # "trained on such blanks"
     ("duel.md", "0"): "src",  # what a script prints
     ("study.md", "0"): "src",
+    ("ideas.md", "0"): "src",
+    ("ideas.md", "sweeps/two_sided/runs/*"): "sweeps/two_sided/runs/seeding=successor",
 }
 """The same, of words of one page."""
 NOT_TYPED = {
