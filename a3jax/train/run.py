@@ -89,7 +89,7 @@ def open_run(config: Config, mesh: Mesh, own_data: bool = False) -> Run:
     if not own_data or config.data.names_corpora:
         # What has to be prepared, one process prepares.
         together(lambda: with_corpora(config) if jax.process_index() == 0 else None)
-        corpora = open_corpora(with_corpora(config))
+        corpora = open_corpora(with_corpora(config, looked=True))
     elif config.source is None:
         raise UserError("data are token ids, and nothing says of which tokenizer: give source, or data.path with a corpus")
     weights(config.data.sources, config.schedule.steps)

@@ -78,8 +78,12 @@ def test_before_a_run_begins_texts_are_those_that_are_there_and_then_those_that_
     here.write_text("changed" * 30)
     os.utime(here, (time.time() + 9, time.time() + 9))
     assert characters(here) == 210
+    (corpus,) = open_corpora(with_corpora(config(tmp_path, here), looked=True))
+    assert corpus.manifest.characters == 210, "though the file is of tomorrow"
     (tmp_path / "run" / "config.json").write_text("{}")  # it has begun
     here.write_text("changed again" * 30)
     assert characters(here) == 210
+    with pytest.raises(UserError, match=r"0-t.txt holds what the run began with, which is not .*b/t.txt; give another"):
+        characters(other)
     here.unlink()
     assert characters(here) == 210, "they need not be there any more"
