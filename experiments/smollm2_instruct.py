@@ -4,8 +4,8 @@
     python experiments/smollm2_instruct.py demo/chats.jsonl
     a3jax train smollm2_instruct
 
-The first command imports the model, the second makes the chats, of two turns each, from the library's own docstrings; the third
-tunes on their answers.
+The first command imports the model, the second makes the chats, of two turns each, from the library's own docstrings; the
+third tunes on their answers.
 """
 
 import ast
