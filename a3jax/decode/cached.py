@@ -128,7 +128,7 @@ class PassKind(NamedTuple):
     compute: Compute
     content_rows: int
     causal: bool
-    """Whether a token being read sees those read before it only, or all that are read in the same pass."""
+    """Whether a token being read sees those read before it only, or all that are decided."""
     one_stream: bool = False
     """Whether the row that reads a token predicts the next, without a query row for it."""
 
@@ -226,7 +226,9 @@ def predict(
     network = nnx.merge(graph(kind.config), params)
     slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
     place_BxC = at(state.place_BxL, slot_BxC)
-    sees_BxC = slot_BxC + 1 if kind.causal or kind.config.content == "slot" else until_B[:, None]
+    sees_BxC = slot_BxC + 1
+    if not kind.causal and kind.config.content != "slot":
+        sees_BxC = jnp.maximum(sees_BxC, state.decided_B[:, None])  # what is only supposed is read one by one
     read = Read(at(state.tokens_BxL, place_BxC), place_BxC, jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0))
 
     queried = slice(kind.content_rows if kind.one_stream else 0, None)

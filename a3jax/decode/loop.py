@@ -88,13 +88,11 @@ def first_pass(
 ) -> Rows:
     """A batch after the pass that reads what is given."""
     mode = MODES[decoding.mode]
-    kind = PassKind(config, compute, plan.extent.prefill, causal=decoding.prefill == "ar")
+    kind = PassKind(config, compute, plan.extent.prefill + mode.ahead(decoding), causal=decoding.prefill == "ar")
     if mode.anew:
         kind = _later(mode, config, compute, plan, decoding)
     state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
-    batch = len(plan.given_B)
-    carry = mode.begin(batch, decoding, config)
-    return Rows(plan, *mode.advance(params, state, carry, plan, _each(batch, 1), kind, decoding))
+    return Rows(plan, *mode.advance(params, state, None, plan, _each(len(plan.given_B), 1), kind, decoding))
 
 
 def next_pass(

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode.cached import PassKind, Plan, State
 from a3jax.decode.settings import Decoding
 
 Advance = Callable[[nnx.State, State, Any, Plan, Array, PassKind, Decoding], tuple[State, Any]]
 """One pass: parameters, state, what is carried, plan, which pass of each sequence it is, from 1, its kind, decoding -> the
-state and what is carried then. Both are donated."""
+state and what is carried then. Both are donated. Before the first pass nothing is carried: None."""
 
 
 class Mode(NamedTuple):
@@ -34,5 +33,5 @@ class Mode(NamedTuple):
     """Whether in passes after the first the row that reads a token predicts the next."""
     cached: bool = True
     """Whether passes keep keys and values of what is decided."""
-    begin: Callable[[int, Decoding, ModelConfig], Any] = lambda batch, decoding, config: None
-    """What is carried from pass to pass besides the state, of each sequence by itself, before the first."""
+    ahead: Callable[[Decoding], int] = lambda decoding: 0
+    """Tokens that the first pass may have to read besides what is given."""

@@ -9,16 +9,18 @@ decoding, whatever the drafts were.
 Two things make it take fewer passes than scoring and drafting in turn would. A pass that scores k drafts does not know
 yet how many stand, but rows are cheap beside reading the weights, so it drafts the next k for every outcome at once: row
 (j, i) predicts the token i ranks after the j-th draft from what is decided and the first j drafts. Rows (j, 0) are the
-true distributions, rows (j, 1..k) the next drafts if j stand. Every pass decides at least one token. And where the two
-tokens left of a place occurred before in the text, what followed them then is the draft (as in prompt lookup decoding):
-a draft like any other, with p = 1.
+true distributions, rows (j, 1..k) the next drafts if j stand. Every pass decides at least one token.
+
+Drafts know nothing of each other, and not the token that a pass decides last. The text does: where what stands left of a
+place, two tokens or at least one, stands elsewhere too, the draft is one of the tokens that follow it there, as in prompt
+lookup decoding, and which of them is for the model's own prediction to say. Before the first pass the text alone drafts.
 
 Where tokens come from left to right, rows (j, 0) are the rows that read the drafts. And where rows are not cheap, as on a
 CPU, the text may be the only drafter: there are no rows (j, 1..k) then, and no draft from the first on that is not found.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +41,7 @@ class Drafts(NamedTuple):
     token_BxK: Array
     choices_BxKxV: Array
     proposed_B: Array
-    """How many are proposed: at most k, and 0 before the first pass."""
-
-
-def no_drafts(batch: int, ahead: int, vocab: int) -> Drafts:
-    """What there is before the first pass."""
-    return Drafts(jnp.zeros((batch, ahead), jnp.int32), jnp.zeros((batch, ahead, vocab)), jnp.zeros(batch, jnp.int32))
+    """How many are proposed, at most k."""
 
 
 class _Scores(NamedTuple):
@@ -57,14 +54,25 @@ class _Scores(NamedTuple):
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "drafter"), donate_argnames=("state", "drafts"))
+@functools.partial(jax.jit, static_argnames=("kind", "ahead", "drafter"), donate_argnames=("state", "drafts"))
 def decode_drafted(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: PassKind, drafter: Drafter
+    params: nnx.State,
+    state: State,
+    drafts: Drafts | None,
+    plan: Plan,
+    number_B: Array,
+    kind: PassKind,
+    ahead: int,
+    drafter: Drafter,
 ) -> tuple[State, Drafts]:
-    """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next."""
-    ahead = drafts.token_BxK.shape[1]
+    """Pass `number`: read and test the drafts, decide those that stand and one more, and draft the next, `ahead` at most.
+
+    Without drafts, which is before the first pass, the text is asked for them.
+    """
     index_J, decided_Bx1 = jnp.arange(ahead + 1), state.decided_B[:, None]
     place_BxJ = at(state.place_BxL, decided_Bx1 + index_J)
+    if drafts is None:
+        drafts = drafted(state, plan, place_BxJ[:, :-1], None, seen_tokens(state, plan.allowed_BxV.shape[-1]))
     count_B = jnp.clip(plan.length_B - state.decided_B, 0, drafts.proposed_B)
     drafted_BxK = index_J[:-1] < count_B[:, None]
     scores = _scored(params, state, drafts, plan, number_B, count_B, place_BxJ, kind, ahead if drafter == "both" else 0)
@@ -78,7 +86,10 @@ def decode_drafted(
     read_B = jnp.minimum(state.decided_B + stand_B, plan.length_B)
     state = write(state, place_BxJ, new_BxJ, token_BxJ, log_prob_BxJ, number_B)
     state = state._replace(cache=scores.cache, read_B=read_B, decided_B=state.decided_B + new_BxJ.sum(axis=1))
-    return state, _next_drafts(state, plan, scores.further_BxJxIxV, seen_BxJxV, stand_B, ahead)
+
+    place_BxK = at(state.place_BxL, state.decided_B[:, None] + index_J[:-1])
+    further_BxKxV = scores.further_BxJxIxV[jnp.arange(len(stand_B)), stand_B] if drafter == "both" else None
+    return state, drafted(state, plan, place_BxK, further_BxKxV, _row(seen_BxJxV, stand_B))
 
 
 def _scored(
@@ -118,53 +129,56 @@ def _with_one_more(drafts: Drafts, true_BxJxV: Array, stand_B: Array, falls_B: A
     return jnp.where(stands_BxJ, jnp.pad(drafts.token_BxK, ((0, 0), (0, 1))), one_Bx1)
 
 
-def _next_drafts(state: State, plan: Plan, further_BxJxIxV: Array, seen_BxJxV: Array, stand_B: Array, ahead: int) -> Drafts:
-    """Of the next tokens: from the text where it repeats itself, else as drawn from `further`; without that none."""
-    place_BxK = at(state.place_BxL, state.decided_B[:, None] + jnp.arange(ahead))
-    batch, vocab = len(stand_B), seen_BxJxV.shape[-1]
-    if not further_BxJxIxV.shape[2]:
-        token_BxK, found_BxK = looked_up(state, place_BxK, jnp.zeros_like(place_BxK))
-        return Drafts(token_BxK, _certain(token_BxK, vocab), jnp.cumprod(found_BxK, axis=1).sum(axis=1))
-    next_BxKxV = further_BxJxIxV[jnp.arange(batch), stand_B]
-    next_BxKxV = choices(next_BxKxV, plan.sampling, plan.allowed_BxV, _row(seen_BxJxV, stand_B)[:, None])
-    token_BxK = draw(place_keys(plan.keys_B, place_BxK), next_BxKxV, plan.sampling)
-    token_BxK, found_BxK = looked_up(state, place_BxK, token_BxK)
-    choices_BxKxV = jnp.where(found_BxK[..., None], _certain(token_BxK, vocab), next_BxKxV)
-    return Drafts(token_BxK, choices_BxKxV, jnp.full(batch, ahead, jnp.int32))
+def drafted(state: State, plan: Plan, place_BxK: Array, logits_BxKxV: Array | None, seen_BxV: Array) -> Drafts:
+    """Drafts of places, one after the other: of the tokens that `followed` what stands left of each, the model's own choice
+    by its `logits`, and its choice among all tokens where there are none.
 
-
-def _certain(token_BxK: Array, vocab: int) -> Array:
-    """Logits of tokens that are certain, B x K x V."""
-    return jnp.where(jnp.arange(vocab) == token_BxK[..., None], 0.0, -jnp.inf)
-
-
-def looked_up(state: State, place_BxK: Array, token_BxK: Array) -> tuple[Array, Array]:
-    """Drafts taken from the text itself where it has the two tokens on their left elsewhere; and which those are.
-
-    A draft may be looked up from the drafts before it. Of several occurrences the last one serves.
+    Without logits it is the token that follows oftenest, and there are no drafts from the first place on that has none.
     """
-    batch, length = state.tokens_BxL.shape
-    index_L = jnp.arange(length)
-    row = jnp.arange(batch)
+    row, vocab = jnp.arange(len(place_BxK)), plan.allowed_BxV.shape[-1]
+    possible_BxKxV = jnp.broadcast_to(plan.allowed_BxV[:, None], (*place_BxK.shape, vocab))
+    if logits_BxKxV is not None:
+        possible_BxKxV &= logits_BxKxV > -jnp.inf
 
-    def one(text: tuple[Array, Array], draft: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        (tokens_BxL, known_BxL), (place_B, token_B) = text, draft
-        usable_BxL = known_BxL & (index_L >= 2) & (index_L != place_B[:, None])
-        asked_B = place_B >= 2
-        for back in (1, 2):
-            left_BxL, left_known_BxL = jnp.roll(tokens_BxL, back, axis=1), jnp.roll(known_BxL, back, axis=1)
-            before_Bx1 = jnp.maximum(place_B - back, 0)[:, None]
-            usable_BxL &= left_known_BxL & (left_BxL == at(tokens_BxL, before_Bx1))
-            asked_B &= at(known_BxL, before_Bx1)[:, 0]
-        source_B = jnp.where(usable_BxL, index_L, -1).max(axis=1)
-        found_B = asked_B & (source_B >= 0)
-        token_B = jnp.where(found_B, at(tokens_BxL, source_B[:, None])[:, 0], token_B)
+    def one(text: tuple[Array, Array], slot: tuple[Array, Array, Array, Array | None]) -> tuple[tuple[Array, Array], Any]:
+        (tokens_BxL, known_BxL), (place_B, key_B, possible_BxV, logits_BxV) = text, slot
+        count_BxV = followed(tokens_BxL, known_BxL, place_B, possible_BxV)
+        found_Bx1 = count_BxV.any(axis=1, keepdims=True)
+        if logits_BxV is None:
+            wanted_BxV = jnp.where(found_Bx1, jnp.log(count_BxV), 0.0)
+        else:
+            wanted_BxV = jnp.where((count_BxV > 0) | ~found_Bx1, logits_BxV, -jnp.inf)
+        wanted_Bx1xV = choices(wanted_BxV[:, None], plan.sampling, plan.allowed_BxV, seen_BxV[:, None])
+        token_B = draw(key_B[:, None], wanted_Bx1xV, plan.sampling)[:, 0]
         text = tokens_BxL.at[row, place_B].set(token_B), known_BxL.at[row, place_B].set(True)
-        return text, (token_B, found_B)
+        return text, (token_B, wanted_Bx1xV[:, 0], found_Bx1[:, 0])
 
-    text = state.tokens_BxL, state.passes_BxL >= 0
-    _, (token_KxB, found_KxB) = jax.lax.scan(one, text, (place_BxK.T, token_BxK.T))
-    return token_KxB.T, found_KxB.T
+    slots = place_BxK, place_keys(plan.keys_B, place_BxK), possible_BxKxV, logits_BxKxV
+    slots = jax.tree.map(lambda x: x.swapaxes(0, 1), slots)
+    _, each = jax.lax.scan(one, (state.tokens_BxL, state.passes_BxL >= 0), slots)
+    token_BxK, choices_BxKxV, found_BxK = jax.tree.map(lambda x: x.swapaxes(0, 1), each)
+    proposed_BxK = found_BxK if logits_BxKxV is None else jnp.ones_like(found_BxK)
+    return Drafts(token_BxK, choices_BxKxV, jnp.cumprod(proposed_BxK, axis=1).sum(axis=1))
+
+
+def followed(tokens_BxL: Array, known_BxL: Array, place_B: Array, possible_BxV: Array) -> Array:
+    """How often each possible token follows, elsewhere in the text, the two tokens left of a place, B x V float32.
+
+    Where none does, what follows the one left of it. The last occurrence counts one and a half times, for ties.
+    """
+    index_L = jnp.arange(tokens_BxL.shape[1])
+    usable_BxL = known_BxL & (index_L != place_B[:, None]) & at(possible_BxV, tokens_BxL)
+    longest_BxL = jnp.zeros_like(usable_BxL)
+    for back in (1, 2):
+        before_Bx1 = jnp.maximum(place_B - back, 0)[:, None]
+        left_BxL, left_known_BxL = jnp.roll(tokens_BxL, back, axis=1), jnp.roll(known_BxL, back, axis=1)
+        usable_BxL &= left_known_BxL & (index_L >= back) & (left_BxL == at(tokens_BxL, before_Bx1))
+        usable_BxL &= at(known_BxL, before_Bx1) & (place_B >= back)[:, None]
+        longest_BxL = jnp.where(usable_BxL.any(axis=1, keepdims=True), usable_BxL, longest_BxL)
+    last_Bx1 = jnp.where(longest_BxL, index_L, -1).max(axis=1, keepdims=True)
+    count_BxL = jnp.where(longest_BxL, jnp.where(index_L == last_Bx1, 1.5, 1.0), 0.0)
+    row_Bx1 = jnp.arange(len(tokens_BxL))[:, None]
+    return jnp.zeros(possible_BxV.shape).at[row_Bx1, tokens_BxL].add(count_BxL)
 
 
 def _seen_with_drafts(state: State, token_BxK: Array, drafted_BxK: Array, vocab: int) -> Array:
@@ -196,16 +210,16 @@ def _row(x_BxJxV: Array, index_B: Array) -> Array:
 
 
 def _advance(
-    params: nnx.State, state: State, drafts: Drafts, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
+    params: nnx.State, state: State, drafts: Drafts | None, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Drafts]:
-    return decode_drafted(params, state, drafts, plan, number_B, kind, decoding.drafter)
+    return decode_drafted(params, state, drafts, plan, number_B, kind, decoding.drafts, decoding.drafter)
 
 
 MODE = Mode(
     _advance,
     rows=lambda plan, decoding: decoding.drafts + 1,
+    ahead=lambda decoding: decoding.drafts,
     planned=True,
     causal=True,
     one_stream=lambda plan: not plan.extent.queries,
-    begin=lambda batch, decoding, config: no_drafts(batch, decoding.drafts, config.vocab),
 )
