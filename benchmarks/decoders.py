@@ -43,7 +43,7 @@ class Options:
     dynamic: tuple[float, ...] = (0.5, 0.3, 0.2)
     """Thresholds of mode dynamic."""
     drafts: tuple[int, ...] = ()
-    """Of mode speculative, besides its own number."""
+    """Of mode speculative, besides its own number; with the model's own drafts, and with those of the text alone."""
     only: tuple[str, ...] = ()
     """Ways by their names, such as 'left to right'; all without any."""
     dtype: Dtype = "float32"
@@ -58,7 +58,9 @@ def main(options: Options) -> None:
     own = ways(model)
     if AGAINST in own:
         own |= {f"dynamic {least:g}": Way(a3jax.Decoding(mode="dynamic", threshold=least)) for least in options.dynamic}
-        own |= {f"speculative {n}": Way(a3jax.Decoding(mode="speculative", drafts=n)) for n in options.drafts}
+        for n in options.drafts:
+            own[f"speculative {n}"] = Way(a3jax.Decoding(mode="speculative", drafts=n))
+            own[f"speculative {n}, text"] = Way(a3jax.Decoding(mode="speculative", drafts=n, drafter="text"))
     if unknown := set(options.only) - set(own):
         raise a3jax.UserError(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(own)}")
     own = {name: way for name, way in own.items() if not options.only or name in options.only}

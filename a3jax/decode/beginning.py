@@ -4,27 +4,21 @@ Given tokens that are read from left to right see what stands before them and no
 the same whatever follows, and wherever it stands.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode.cached import Beginning, Read, one_pass
 from a3jax.model.cache import Cache, empty_cache
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 from a3jax.ordering.sequence import bucket
 
 
 def read_beginnings(
-    params: nnx.State,
-    config: ModelConfig,
-    compute: Compute,
+    network: Network,
     tokens: Sequence[Sequence[int]],
     places: Sequence[Sequence[int]] | None = None,
 ) -> Beginning:
@@ -36,7 +30,7 @@ def read_beginnings(
     count = bucket(int(length_B.max()), steps=4)
     places = [range(length) for length in length_B] if places is None else places
     token_BxC, place_BxC = (padded(count, *(np.array(one, np.int32) for one in each)) for each in (tokens, places))
-    return Beginning(_read(params, token_BxC, place_BxC, length_B, config=config, compute=compute), length_B)
+    return Beginning(_read(network, token_BxC, place_BxC, length_B), length_B)
 
 
 def padded(size: int, *rows: np.ndarray) -> np.ndarray:
@@ -44,12 +38,10 @@ def padded(size: int, *rows: np.ndarray) -> np.ndarray:
     return np.stack([np.pad(row, (0, size - len(row))) for row in rows])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _read(
-    params: nnx.State, token_BxC: Array, place_BxC: Array, length_B: Array, config: ModelConfig, compute: Compute
-) -> Cache:
-    network = nnx.merge(graph(config), params)
+@jax.jit
+def _read(network: Network, token_BxC: Array, place_BxC: Array, length_B: Array) -> Cache:
     batch, count = token_BxC.shape
     slot_BxC = jnp.broadcast_to(jnp.arange(count), (batch, count))
     read = Read(token_BxC, place_BxC, jnp.where(slot_BxC < length_B[:, None], slot_BxC + 1, 0))
-    return one_pass(network, read, None, empty_cache(config, batch, count, compute.dtype), 0, compute)[1]
+    config, compute = network.config, network.compute
+    return one_pass(network.module(), read, None, empty_cache(config, batch, count, compute.dtype), 0, compute)[1]

@@ -14,28 +14,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode.cached import FEW_ROWS, PassKind, Plan, State, at, write
 from a3jax.decode.choosing import certainties, choose, most_certain
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Certainty, Decoding
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute, Stream
+from a3jax.model.network import Network
+from a3jax.model.two_stream import Stream
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "compute", "rows", "block", "steps", "certainty"), donate_argnames="state"
-)
+@functools.partial(jax.jit, static_argnames=("rows", "block", "steps", "certainty"), donate_argnames="state")
 def decode_block(
-    params: nnx.State,
+    network: Network,
     state: State,
     plan: Plan,
     number_B: Array,
-    config: ModelConfig,
-    compute: Compute,
     rows: int,
     block: int,
     steps: int,
@@ -56,16 +50,16 @@ def decode_block(
     clean_BxR = place_BxR < clean_B[:, None]
     noisy_BxR = reached_B[:, None] & (place_BxR >= current_B[:, None]) & (place_BxR < current_B[:, None] + block)
     end_BxR = jnp.where((clean_BxR | noisy_BxR) & (place_BxR < length_Bx1), ends_BxR, 0)
-    network = nnx.merge(graph(config), params)
-    x_BxRxD = network.embed_queries(at(state.tokens_BxL, place_BxR), ~at(open_BxL, place_BxR), compute)
+    module = network.module()
+    x_BxRxD = module.embed_queries(at(state.tokens_BxL, place_BxR), ~at(open_BxL, place_BxR), network.compute)
     stream = Stream(x_BxRxD, place_BxR, jnp.zeros_like(end_BxR), end_BxR)
-    compute = compute._replace(attention="dense") if rows <= FEW_ROWS else compute
-    hidden_BxRxD, cache = network.run_cached(stream, None, state.cache, from_B, compute)
+    compute = network.compute._replace(attention="dense") if rows <= FEW_ROWS else network.compute
+    hidden_BxRxD, cache = module.run_cached(stream, None, state.cache, from_B, compute)
 
     place_BxS = current_B[:, None] + jnp.arange(block)
     before_BxS = jnp.clip(place_BxS - 1 - from_B[:, None], 0, rows - 1)  # the row before a place predicts it
     hidden_BxSxD = jnp.take_along_axis(hidden_BxRxD, before_BxS[..., None], axis=1)
-    logits_BxSxV = plan.restriction.on(network.logits(hidden_BxSxD), place_BxS)
+    logits_BxSxV = plan.restriction.on(module.logits(hidden_BxSxD), place_BxS)
     token_BxS, log_prob_BxS = choose(state, plan, logits_BxSxV, place_BxS)
 
     in_text_BxS = (place_BxS < length_Bx1) & reached_B[:, None]
@@ -78,12 +72,12 @@ def decode_block(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
+    network: Network, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     # The first pass reads what is given, so far as nothing is open before it.
     rows = max(2 * decoding.block, kind.content_rows)
     how = (decoding.block, decoding.steps, decoding.certainty)
-    return decode_block(params, state, plan, number_B, kind.config, kind.compute, rows, *how), carry
+    return decode_block(network, state, plan, number_B, rows, *how), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: 2 * decoding.block, planned=False, causal=False)

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
+from a3jax.config import ModelConfig, Seeding
 from a3jax.curriculum.stage import parse_order
 from a3jax.decode.sampling import Sampling, sampling_of
 from a3jax.decode.settings import Decoding
@@ -28,7 +27,7 @@ from a3jax.devices.context_parallel import refuse
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.cache import Cache, empty_cache
-from a3jax.model.parameters import graph
+from a3jax.model.network import Network
 from a3jax.model.two_stream import Beside, Compute, TwoStream
 from a3jax.ordering import Order, Query, query_rule
 from a3jax.ordering.sequence import bucket, draw, left_to_right, pad_order
@@ -124,8 +123,6 @@ class Beginning(NamedTuple):
 class PassKind(NamedTuple):
     """What is fixed when a pass is compiled."""
 
-    config: ModelConfig
-    compute: Compute
     content_rows: int
     causal: bool
     """Whether a token being read sees those read before it only, or all that are decided."""
@@ -215,7 +212,7 @@ def begin(
 
 
 def predict(
-    params: nnx.State, state: State, plan: Plan, until_B: Array, place_BxS: Array, end_BxS: Array, kind: PassKind
+    network: Network, state: State, plan: Plan, until_B: Array, place_BxS: Array, end_BxS: Array, kind: PassKind
 ) -> tuple[Array, Cache]:
     """One pass: read slots [read, `until`), and predict the tokens of `place` from slots before `end`.
 
@@ -223,33 +220,33 @@ def predict(
     rows whose end is 0 see nothing. In `one_stream` the first places are those that the rows predict that read: the one
     behind each token.
     """
-    network = nnx.merge(graph(kind.config), params)
+    module = network.module()
     slot_BxC = state.read_B[:, None] + jnp.arange(kind.content_rows)
     place_BxC = at(state.place_BxL, slot_BxC)
     sees_BxC = slot_BxC + 1
-    if not kind.causal and kind.config.content != "slot":
+    if not kind.causal and network.config.content != "slot":
         sees_BxC = jnp.maximum(sees_BxC, state.decided_B[:, None])  # what is only supposed is read one by one
     read = Read(at(state.tokens_BxL, place_BxC), place_BxC, jnp.where(slot_BxC < until_B[:, None], sees_BxC, 0))
 
     queried = slice(kind.content_rows if kind.one_stream else 0, None)
-    asked = _asked(state, place_BxS[:, queried], end_BxS[:, queried], kind)
-    hidden_BxSxD, cache = one_pass(network, read, asked, state.cache, state.read_B, kind.compute, all_rows=kind.one_stream)
-    return plan.restriction.on(network.logits(hidden_BxSxD), place_BxS), cache
+    asked = _asked(state, place_BxS[:, queried], end_BxS[:, queried], network.config.seeding)
+    hidden_BxSxD, cache = one_pass(module, read, asked, state.cache, state.read_B, network.compute, all_rows=kind.one_stream)
+    return plan.restriction.on(module.logits(hidden_BxSxD), place_BxS), cache
 
 
-def _asked(state: State, place_BxS: Array, end_BxS: Array, kind: PassKind) -> Asked | None:
+def _asked(state: State, place_BxS: Array, end_BxS: Array, seeding: Seeding) -> Asked | None:
     """The query rows of places, if there are any."""
     if not place_BxS.shape[1]:
         return None
     before_BxS, behind_BxS = jnp.maximum(place_BxS - 1, 0), jnp.minimum(place_BxS + 1, state.slot_BxL.shape[1] - 1)
     sees_before_BxS, sees_behind_BxS = (at(state.slot_BxL, beside_BxS) < end_BxS for beside_BxS in (before_BxS, behind_BxS))
     last_seen_BxS = at(jax.lax.cummax(state.place_BxL, axis=1), jnp.maximum(end_BxS - 1, 0))
-    query = query_rule(place_BxS, end_BxS, last_seen_BxS, sees_before_BxS, sees_behind_BxS, kind.config.seeding)
+    query = query_rule(place_BxS, end_BxS, last_seen_BxS, sees_before_BxS, sees_behind_BxS, seeding)
     return Asked(Beside(at(state.tokens_BxL, before_BxS), at(state.tokens_BxL, behind_BxS)), query, end_BxS)
 
 
 def one_pass(
-    network: TwoStream,
+    module: TwoStream,
     read: Read,
     asked: Asked | None,
     cache: Cache,
@@ -264,15 +261,15 @@ def one_pass(
     """
 
     token_BxC, position_BxC, end_BxC = map(jnp.asarray, read)
-    content, queries = network.content_stream(token_BxC, position_BxC, jnp.zeros_like(end_BxC), end_BxC, compute), None
+    content, queries = module.content_stream(token_BxC, position_BxC, jnp.zeros_like(end_BxC), end_BxC, compute), None
     rows = end_BxC.shape[1]
     if asked is not None:
         beside, query, end_BxS = jax.tree.map(jnp.asarray, asked)
-        queries = network.query_stream(beside, query, jnp.zeros_like(end_BxS), end_BxS, compute)
+        queries = module.query_stream(beside, query, jnp.zeros_like(end_BxS), end_BxS, compute)
         rows += end_BxS.shape[1]
     if rows <= FEW_ROWS:
         compute = compute._replace(attention="dense")
-    return network.run_cached(content, queries, cache, offset_B, compute, all_rows)
+    return module.run_cached(content, queries, cache, offset_B, compute, all_rows)
 
 
 def write(

@@ -12,30 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode.cached import PassKind, Plan, State, write
 from a3jax.decode.choosing import certainties, choose, most_certain
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Certainty, Decoding
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 from a3jax.ordering import MaskedRows
 from a3jax.ordering.sequence import bucket
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "compute", "rows", "steps", "remask", "certainty"), donate_argnames="state"
-)
+@functools.partial(jax.jit, static_argnames=("rows", "steps", "remask", "certainty"), donate_argnames="state")
 def decode_masked(
-    params: nnx.State,
+    network: Network,
     state: State,
     plan: Plan,
     number_B: Array,
-    config: ModelConfig,
-    compute: Compute,
     rows: int,
     steps: int,
     remask: int,
@@ -53,16 +46,16 @@ def decode_masked(
         state = state._replace(passes_BxL=jnp.where(again_BxL, -1, state.passes_BxL))
     open_BxL = blank_BxL & (state.passes_BxL < 0)
 
-    network = nnx.merge(graph(config), params)
+    module = network.module()
     end_BxL = jnp.where(place_L < plan.length_B[:, None], plan.length_B[:, None], 0)
     place_BxL = jnp.broadcast_to(place_L, (batch, length))
     masked = MaskedRows(place_BxL, open_BxL, place_BxL, jnp.zeros_like(place_BxL), end_BxL)
-    hidden_BxLxD = network.masked_hidden(state.tokens_BxL, masked, compute)
+    hidden_BxLxD = module.masked_hidden(state.tokens_BxL, masked, network.compute)
 
     place_BxW = jnp.sort(jnp.where(open_BxL, place_L, length), axis=1)[:, :rows]
     open_BxW = place_BxW < length
     before_BxW = jnp.minimum(jnp.maximum(place_BxW - 1, 0), length - 1)  # the row before a place predicts it
-    logits_BxWxV = plan.restriction.on(network.logits(hidden_BxLxD[row, before_BxW]), place_BxW)
+    logits_BxWxV = plan.restriction.on(module.logits(hidden_BxLxD[row, before_BxW]), place_BxW)
     keys_B = jax.vmap(jax.random.fold_in)(plan.keys_B, number_B) if remask else plan.keys_B
     token_BxW, log_prob_BxW = choose(state, plan._replace(keys_B=keys_B), logits_BxWxV, place_BxW)
 
@@ -74,11 +67,11 @@ def decode_masked(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
+    network: Network, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     rows = min(bucket(plan.extent.groups), plan.tokens_BxL.shape[1])  # in the order of the plan every open place is a group
     how = (decoding.steps, decoding.remask, decoding.certainty)
-    return decode_masked(params, state, plan, number_B, kind.config, kind.compute, rows, *how), carry
+    return decode_masked(network, state, plan, number_B, rows, *how), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: 0, planned=False, causal=False, cached=False)

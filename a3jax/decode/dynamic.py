@@ -16,18 +16,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import PassKind, Plan, State, predict, write
 from a3jax.decode.choosing import certainties, choose, most_certain
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Certainty, Decoding
+from a3jax.model.network import Network
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "window", "commit", "certainty"), donate_argnames="state")
 def decode_certain(
-    params: nnx.State,
+    network: Network,
     state: State,
     plan: Plan,
     number_B: Array,
@@ -40,7 +40,7 @@ def decode_certain(
     place_BxW = open_places(state, plan, window)
     open_BxW = place_BxW < state.tokens_BxL.shape[1]
     end_BxW = jnp.where(open_BxW, state.decided_B[:, None], 0)
-    logits_BxWxV, cache = predict(params, state, plan, state.decided_B, place_BxW, end_BxW, kind)
+    logits_BxWxV, cache = predict(network, state, plan, state.decided_B, place_BxW, end_BxW, kind)
     token_BxW, log_prob_BxW = choose(state, plan, logits_BxWxV, place_BxW)
     certainty_BxW = certainties(logits_BxWxV, log_prob_BxW, place_BxW, plan, number_B, certainty)
     certain_BxW = most_certain(certainty_BxW, open_BxW, commit)
@@ -75,10 +75,10 @@ def decide(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
+    network: Network, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     window = min(decoding.window, plan.tokens_BxL.shape[1])
-    return decode_certain(params, state, plan, number_B, kind, window, decoding.commit, decoding.certainty), carry
+    return decode_certain(network, state, plan, number_B, kind, window, decoding.commit, decoding.certainty), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: decoding.commit, planned=False, causal=False)

@@ -16,16 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode.cached import Extent
 from a3jax.decode.loop import Filled, Rows, next_pass
 from a3jax.decode.settings import Decoding
 from a3jax.devices.mesh import constrain, filled_up
 from a3jax.model.cache import Cache
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 
 
 class Seat:
@@ -40,8 +38,8 @@ class Seat:
 class Batch:
     """At most `most` sequences that are filled together; they have their decoding's `program` in common."""
 
-    def __init__(self, params: nnx.State, config: ModelConfig, compute: Compute, decoding: Decoding, most: int) -> None:
-        self._how = params, config, compute
+    def __init__(self, network: Network, decoding: Decoding, most: int) -> None:
+        self._network = network
         self._decoding = decoding
         self._most = most
         self._rows: Rows | None = None
@@ -96,7 +94,7 @@ class Batch:
                 seat.passes += 1
                 number_B[row] = seat.passes
         rows = self._rows._replace(plan=plan._replace(extent=extent))
-        rows = next_pass(*self._how, rows, jax.device_put(number_B), self._decoding)
+        rows = next_pass(self._network, rows, jax.device_put(number_B), self._decoding)
         self._rows = _arrays(rows)
         filled = rows.filled()
         return {

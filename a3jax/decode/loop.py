@@ -5,16 +5,14 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode import block_diffusion, diffusion, dynamic, groups, resample, settings, speculative
 from a3jax.decode.cached import Beginning, PassKind, Plan, State, begin
 from a3jax.decode.mode import Mode
 from a3jax.decode.settings import Decoding
 from a3jax.devices.mesh import fetched
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 
 MODES: dict[str, Mode] = {
     "ar": groups.MODE,
@@ -57,9 +55,7 @@ Observe = Callable[[Filled], bool]
 
 
 def decode(
-    params: nnx.State,
-    config: ModelConfig,
-    compute: Compute,
+    network: Network,
     plan: Plan,
     decoding: Decoding,
     observe: Observe | None = None,
@@ -71,37 +67,33 @@ def decode(
     up to a `beginning` of all sequences, where the decoding `reads_in_order`.
     """
     mode = MODES[decoding.mode]
-    rows, number = first_pass(params, config, compute, plan, decoding, beginning), 1
+    rows, number = first_pass(network, plan, decoding, beginning), 1
     while not (observe is not None and observe(rows.filled())) and _goes_on(mode, rows, number):
         number += 1
-        rows = next_pass(params, config, compute, rows, _each(len(plan.given_B), number), decoding)
+        rows = next_pass(network, rows, _each(len(plan.given_B), number), decoding)
     return rows.filled()
 
 
 def first_pass(
-    params: nnx.State,
-    config: ModelConfig,
-    compute: Compute,
+    network: Network,
     plan: Plan,
     decoding: Decoding,
     beginning: Beginning | None = None,
 ) -> Rows:
     """A batch after the pass that reads what is given."""
     mode = MODES[decoding.mode]
-    kind = PassKind(config, compute, plan.extent.prefill + mode.ahead(decoding), causal=decoding.prefill == "ar")
+    kind = PassKind(plan.extent.prefill + mode.ahead(decoding), causal=decoding.prefill == "ar")
     if mode.anew:
-        kind = _later(mode, config, compute, plan, decoding)
-    state = begin(config, compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
-    return Rows(plan, *mode.advance(params, state, None, plan, _each(len(plan.given_B), 1), kind, decoding))
+        kind = _later(mode, plan, decoding)
+    state = begin(network.config, network.compute, plan, planned=mode.planned, cached=mode.cached, beginning=beginning)
+    return Rows(plan, *mode.advance(network, state, None, plan, _each(len(plan.given_B), 1), kind, decoding))
 
 
-def next_pass(
-    params: nnx.State, config: ModelConfig, compute: Compute, rows: Rows, number_B: Array, decoding: Decoding
-) -> Rows:
+def next_pass(network: Network, rows: Rows, number_B: Array, decoding: Decoding) -> Rows:
     """A batch after one more pass, which is pass `number` of each sequence. What it was is the pass's to change."""
     mode, (plan, state, carry) = MODES[decoding.mode], rows
-    kind = _later(mode, config, compute, plan, decoding)
-    return Rows(plan, *mode.advance(params, state, carry, plan, number_B, kind, decoding))
+    kind = _later(mode, plan, decoding)
+    return Rows(plan, *mode.advance(network, state, carry, plan, number_B, kind, decoding))
 
 
 def _each(batch: int, number: int) -> Array:
@@ -109,8 +101,8 @@ def _each(batch: int, number: int) -> Array:
     return jax.device_put(np.full(batch, number, np.int32))
 
 
-def _later(mode: Mode, config: ModelConfig, compute: Compute, plan: Plan, decoding: Decoding) -> PassKind:
-    return PassKind(config, compute, mode.rows(plan, decoding), causal=mode.causal, one_stream=mode.one_stream(plan))
+def _later(mode: Mode, plan: Plan, decoding: Decoding) -> PassKind:
+    return PassKind(mode.rows(plan, decoding), causal=mode.causal, one_stream=mode.one_stream(plan))
 
 
 def _goes_on(mode: Mode, rows: Rows, number: int) -> bool:

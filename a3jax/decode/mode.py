@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import PassKind, Plan, State
 from a3jax.decode.settings import Decoding
+from a3jax.model.network import Network
 
-Advance = Callable[[nnx.State, State, Any, Plan, Array, PassKind, Decoding], tuple[State, Any]]
-"""One pass: parameters, state, what is carried, plan, which pass of each sequence it is, from 1, its kind, decoding -> the
+Advance = Callable[[Network, State, Any, Plan, Array, PassKind, Decoding], tuple[State, Any]]
+"""One pass: network, state, what is carried, plan, which pass of each sequence it is, from 1, its kind, decoding -> the
 state and what is carried then. Both are donated. Before the first pass nothing is carried: None."""
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import PassKind, Plan, State, predict
@@ -26,12 +25,13 @@ from a3jax.decode.dynamic import decide, open_places
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Certainty, Decoding
+from a3jax.model.network import Network
 from a3jax.ordering.sequence import bucket
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "rows", "commit", "certainty"), donate_argnames="state")
 def decode_anew(
-    params: nnx.State, state: State, plan: Plan, number_B: Array, kind: PassKind, rows: int, commit: int, certainty: Certainty
+    network: Network, state: State, plan: Plan, number_B: Array, kind: PassKind, rows: int, commit: int, certainty: Certainty
 ) -> State:
     """Pass `number`: read all that is decided, and decide `commit` of the open places, of which there are `rows` at most.
 
@@ -40,7 +40,7 @@ def decode_anew(
     place_BxS = open_places(state, plan, rows)
     open_BxS = place_BxS < state.tokens_BxL.shape[1]
     end_BxS = jnp.where(open_BxS, state.decided_B[:, None], 0)
-    logits_BxSxV, cache = predict(params, state, plan, state.decided_B, place_BxS, end_BxS, kind)
+    logits_BxSxV, cache = predict(network, state, plan, state.decided_B, place_BxS, end_BxS, kind)
     # Without temperature places are ranked as at temperature 1: that distribution has one token, and all are certain.
     drawn_B = plan.sampling.temperature_B > 0
     ranking = plan.sampling._replace(temperature_B=jnp.where(drawn_B, plan.sampling.temperature_B, 1.0))
@@ -57,10 +57,10 @@ def decode_anew(
 
 
 def _advance(
-    params: nnx.State, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
+    network: Network, state: State, carry: Any, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Any]:
     rows = min(bucket(plan.extent.groups), kind.content_rows)  # in the order of the plan every open place is a group
-    return decode_anew(params, state, plan, number_B, kind, rows, decoding.commit, decoding.certainty), carry
+    return decode_anew(network, state, plan, number_B, kind, rows, decoding.commit, decoding.certainty), carry
 
 
 MODE = Mode(_advance, rows=lambda plan, decoding: plan.tokens_BxL.shape[1], planned=False, causal=False, anew=True)

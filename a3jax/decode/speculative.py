@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from a3jax.decode.cached import PassKind, Plan, State, at, predict, write
@@ -33,6 +32,7 @@ from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding, Drafter
 from a3jax.model.cache import Cache
+from a3jax.model.network import Network
 
 
 class Drafts(NamedTuple):
@@ -56,7 +56,7 @@ class _Scores(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("kind", "ahead", "drafter"), donate_argnames=("state", "drafts"))
 def decode_drafted(
-    params: nnx.State,
+    network: Network,
     state: State,
     drafts: Drafts | None,
     plan: Plan,
@@ -75,7 +75,7 @@ def decode_drafted(
         drafts = drafted(state, plan, place_BxJ[:, :-1], None, seen_tokens(state, plan.allowed_BxV.shape[-1]))
     count_B = jnp.clip(plan.length_B - state.decided_B, 0, drafts.proposed_B)
     drafted_BxK = index_J[:-1] < count_B[:, None]
-    scores = _scored(params, state, drafts, plan, number_B, count_B, place_BxJ, kind, ahead if drafter == "both" else 0)
+    scores = _scored(network, state, drafts, plan, number_B, count_B, place_BxJ, kind, ahead if drafter == "both" else 0)
 
     seen_BxJxV = _seen_with_drafts(state, drafts.token_BxK, drafted_BxK, scores.logits_BxJxV.shape[-1])
     true_BxJxV = choices(scores.logits_BxJxV, plan.sampling, plan.allowed_BxV, seen_BxJxV)
@@ -93,7 +93,7 @@ def decode_drafted(
 
 
 def _scored(
-    params: nnx.State,
+    network: Network,
     state: State,
     drafts: Drafts,
     plan: Plan,
@@ -113,7 +113,7 @@ def _scored(
     drafted_BxK = j_J[:-1] < count_B[:, None]
     supposed = write(state, place_BxJ[:, :-1], drafted_BxK, drafts.token_BxK, jnp.zeros(drafted_BxK.shape), number_B)
     until_B = state.decided_B + count_B
-    logits, cache = predict(params, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
+    logits, cache = predict(network, supposed, plan, until_B, at(state.place_BxL, slot_BxR), end_BxR, kind)
     further_BxJxIxV = logits[:, scorings:].reshape(batch, scorings, further, logits.shape[-1])
     return _Scores(logits[:, :scorings], further_BxJxIxV, cache)
 
@@ -210,9 +210,9 @@ def _row(x_BxJxV: Array, index_B: Array) -> Array:
 
 
 def _advance(
-    params: nnx.State, state: State, drafts: Drafts | None, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
+    network: Network, state: State, drafts: Drafts | None, plan: Plan, number_B: Array, kind: PassKind, decoding: Decoding
 ) -> tuple[State, Drafts]:
-    return decode_drafted(params, state, drafts, plan, number_B, kind, decoding.drafts, decoding.drafter)
+    return decode_drafted(network, state, drafts, plan, number_B, kind, decoding.drafts, decoding.drafter)
 
 
 MODE = Mode(

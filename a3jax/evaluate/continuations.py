@@ -8,7 +8,6 @@ stream does; in any other order the choices are read and predicted by both.
 What is read has a few sizes only, so that few programs are compiled. Sizes, and not what is in them, depend on the batch.
 """
 
-import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -17,10 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import Part
 from a3jax.decode.beginning import read_beginnings
 from a3jax.decode.cached import Beginning
@@ -30,8 +27,7 @@ from a3jax.devices.mesh import fetched
 from a3jax.errors import UserError
 from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
 from a3jax.likelihood.forward import one_stream_is_enough
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 from a3jax.ordering.sequence import bucket, draw
 from a3jax.weights.loading import Model
 
@@ -111,14 +107,14 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
     beginnings = [item[0].tokens[:length] for item, length in zip(items, lengths)]
     owner_R = np.repeat(np.arange(len(items)), len(items[0]))
     each = [_suffix(model, choice, length, order, seed) for item, length in zip(items, lengths) for choice in item]
-    beginning = read_beginnings(model.params, model.config, model.compute, beginnings)
+    beginning = read_beginnings(model.network, beginnings)
     found: dict[int, Score] = {}
     by_size = sorted(range(len(each)), key=lambda i: len(each[i].target))
     for begin in range(0, len(each), len(items)):
         chosen = by_size[begin : begin + len(items)]
         places = bucket(len(each[chosen[-1]].target), least=8, steps=4)
         suffix = stacked(places, [each[i] for i in chosen])
-        scores = _scores(model.params, beginning, owner_R[chosen], suffix, config=model.config, compute=model.compute)
+        scores = _scores(model.network, beginning, owner_R[chosen], suffix)
         found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *fetched(scores))}
     in_order = (found[i] for i in range(len(each)))
     return [list(itertools.islice(in_order, len(item))) for item in items]
@@ -138,16 +134,14 @@ def seed_of(seed: int, content: object) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:4])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _scores(
-    params: nnx.State, beginning: Beginning, owner_R: Array, suffix: Suffix, config: ModelConfig, compute: Compute
-) -> tuple[Array, Array]:
+@jax.jit
+def _scores(network: Network, beginning: Beginning, owner_R: Array, suffix: Suffix) -> tuple[Array, Array]:
     """Nats of every choice, and whether it is greedy, R each. `owner` is whose beginning is a choice's."""
-    network = nnx.merge(graph(config), params)
-    hidden_RxMxD = hidden(network, beginning, owner_R, suffix, compute)
+    module = network.module()
+    hidden_RxMxD = hidden(module, beginning, owner_R, suffix, network.compute)
 
     def one(hidden_MxD: Array, target_M: Array, scored_M: Array) -> tuple[Array, Array]:
-        logits_MxV = network.logits(hidden_MxD)
+        logits_MxV = module.logits(hidden_MxD)
         greedy_M = (jnp.argmax(logits_MxV, -1) == target_M) | ~scored_M
         return jnp.where(scored_M, log_prob(logits_MxV, target_M), 0.0).sum(), greedy_M.all()
 

@@ -12,13 +12,12 @@ from jax import Array
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.folder import Checkpoint
-from a3jax.config import ModelConfig
 from a3jax.data.tokenizer import TextCodec
 from a3jax.decode.cached import plan
 from a3jax.decode.loop import decode
 from a3jax.decode.settings import Decoding
 from a3jax.devices.mesh import check_mesh, fetched, filled_up
-from a3jax.model.parameters import graph
+from a3jax.model.network import Network
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, arrange, gather
 from a3jax.weights.pretrained import Pretrained
@@ -92,18 +91,19 @@ def probe(
     new = min(GENERATED, config.context // 2)
     text = text[: min(LENGTH, config.context - new)]
     continued, ahead = np.append(text, np.zeros(new, int)), np.arange(len(text) + new) >= len(text)
-    params = _params(checkpoint, dtype, mesh)
+    network = Network(config, _params(checkpoint, dtype, mesh), Compute())
     with jax.default_matmul_precision("highest"):
         if fillable_V is None:  # its queries are those of a plain autoregressive model, whatever ours are
-            config = dataclasses.replace(config, seeding="successor" if config.seeding == "learned" else config.seeding)
-            forward = _forward(params, config, tokens, None)
-            return Probes([forward], _greedy(params, config, continued, ahead, "ar", every_V), None)
+            seeding = "successor" if config.seeding == "learned" else config.seeding
+            network = dataclasses.replace(network, config=dataclasses.replace(config, seeding=seeding))
+            forward = _forward(network, tokens, None)
+            return Probes([forward], _greedy(network, continued, ahead, "ar", every_V), None)
         # With learned seeds the twin predicts from left to right with its queries as well.
-        forwards = [] if config.seeding == "learned" else [_forward(params, config, tokens, None)]
-        forwards += [_forward(params, config, tokens, groups) for groups in _groups(draw, tokens.shape)]
+        forwards = [] if config.seeding == "learned" else [_forward(network, tokens, None)]
+        forwards += [_forward(network, tokens, groups) for groups in _groups(draw, tokens.shape)]
         blank = np.isin(np.arange(len(text)), 1 + draw.permutation(len(text) - 1)[: (len(text) - 1) // 2])
-        generated = _greedy(params, config, continued, ahead, "ar", every_V)
-        infilled = _greedy(params, config, text, blank, f"random_{INFILL_SIZE}", fillable_V)
+        generated = _greedy(network, continued, ahead, "ar", every_V)
+        infilled = _greedy(network, text, blank, f"random_{INFILL_SIZE}", fillable_V)
         return Probes(forwards, generated, infilled)
 
 
@@ -128,13 +128,13 @@ def _groups(draw: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarra
     return orders
 
 
-def _forward(params: nnx.State, config: ModelConfig, tokens: np.ndarray, groups: np.ndarray | None) -> Forward:
+def _forward(network: Network, tokens: np.ndarray, groups: np.ndarray | None) -> Forward:
     index = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     group_BxT = jnp.asarray(_filled_up(index if groups is None else groups), jnp.int32)
     nothing_BxT, document_BxT = jnp.zeros_like(group_BxT, bool), jnp.ones_like(group_BxT)
-    order = jax.vmap(lambda g, given, s: arrange(g, given, s, config.seeding))(group_BxT, nothing_BxT, document_BxT)
-    hidden_BxTxD = _hidden(params, jnp.asarray(_filled_up(tokens)), order, config, query=groups is not None)
-    return Forward(tokens, groups, _logits(params, config, hidden_BxTxD)[: len(tokens)])
+    order = jax.vmap(lambda g, given, s: arrange(g, given, s, network.config.seeding))(group_BxT, nothing_BxT, document_BxT)
+    hidden_BxTxD = _hidden(network, jnp.asarray(_filled_up(tokens)), order, query=groups is not None)
+    return Forward(tokens, groups, _logits(network, hidden_BxTxD)[: len(tokens)])
 
 
 def _filled_up(rows: np.ndarray) -> np.ndarray:
@@ -142,29 +142,27 @@ def _filled_up(rows: np.ndarray) -> np.ndarray:
     return np.stack(filled_up(list(rows)))
 
 
-def _greedy(
-    params: nnx.State, config: ModelConfig, tokens: np.ndarray, blank: np.ndarray, order: str, allowed_V: np.ndarray
-) -> Greedy:
+def _greedy(network: Network, tokens: np.ndarray, blank: np.ndarray, order: str, allowed_V: np.ndarray) -> Greedy:
     tokens_T = np.where(blank, 0, tokens)
     decoding = Decoding(order=order)
     rows = len(filled_up([tokens_T]))
     tokens, given = [tokens_T.tolist()] * rows, [(~blank).tolist()] * rows
-    planned = plan([decoding] * rows, tokens, given, config, jnp.asarray(np.stack([allowed_V] * rows)))
-    filled = decode(params, config, Compute(), planned, decoding)
+    planned = plan([decoding] * rows, tokens, given, network.config, jnp.asarray(np.stack([allowed_V] * rows)))
+    filled = decode(network, planned, decoding)
     rank_T = np.argsort(planned.order.token_index[0])[: len(tokens_T)]
     index_N = np.flatnonzero(blank)[np.argsort(rank_T[blank])]
-    hidden_NxD = _hidden(params, jnp.asarray(filled.tokens_BxL), planned.order, config, query=True)[0, index_N]
-    logits_NxV = np.where(allowed_V, _logits(params, config, hidden_NxD), -np.inf)
+    hidden_NxD = _hidden(network, jnp.asarray(filled.tokens_BxL), planned.order, query=True)[0, index_N]
+    logits_NxV = np.where(allowed_V, _logits(network, hidden_NxD), -np.inf)
     return Greedy(tokens_T, blank, rank_T, index_N, filled.tokens_BxL[0, index_N], logits_NxV)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "query"))
-def _hidden(params: nnx.State, tokens_BxL: Array, order: Order, config: ModelConfig, query: bool) -> Array:
+@functools.partial(jax.jit, static_argnames="query")
+def _hidden(network: Network, tokens_BxL: Array, order: Order, query: bool) -> Array:
     """Last hidden states of one stream, in token order."""
-    network = nnx.merge(graph(config), params)
-    hidden_BxLxD = (network.query_hidden if query else network.content_hidden)(tokens_BxL, order, Compute())
+    module = network.module()
+    hidden_BxLxD = (module.query_hidden if query else module.content_hidden)(tokens_BxL, order, network.compute)
     return gather(hidden_BxLxD, jnp.argsort(order.token_index, axis=1))
 
 
-def _logits(params: nnx.State, config: ModelConfig, hidden: Any) -> np.ndarray:
-    return fetched(nnx.merge(graph(config), params).logits(jnp.asarray(hidden)))
+def _logits(network: Network, hidden: Any) -> np.ndarray:
+    return fetched(network.module().logits(jnp.asarray(hidden)))

@@ -50,7 +50,7 @@ def stacked(places: int, suffixes: Sequence[Suffix]) -> Suffix:
     return jax.tree.map(lambda *rows: padded(places, *rows), *suffixes)
 
 
-def hidden(network: TwoStream, beginning: Beginning, owner_R: Array, suffix: Suffix, compute: Compute) -> Array:
+def hidden(module: TwoStream, beginning: Beginning, owner_R: Array, suffix: Suffix, compute: Compute) -> Array:
     """The normalized last hidden state of every row that predicts a target, R x M x D.
 
     Text i goes on from a copy of the beginning `owner` i.
@@ -58,4 +58,4 @@ def hidden(network: TwoStream, beginning: Beginning, owner_R: Array, suffix: Suf
     slots = beginning.cache.slots + suffix.target.shape[1]
     cache = beginning.cache.copies(owner_R, slots)
     length_R = jnp.asarray(beginning.length_B)[owner_R]
-    return one_pass(network, suffix.read, suffix.asked, cache, length_R, compute)[0]
+    return one_pass(module, suffix.read, suffix.asked, cache, length_R, compute)[0]

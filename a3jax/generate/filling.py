@@ -91,13 +91,13 @@ def fill(
 
     drawn, decoding = _plan(model, steps, beginning), steps[0].decoding
     look_on = look if observe is not None or any(step.decoding.ends for step in steps) else None
-    filled = loop.decode(model.params, model.config, model.compute, drawn, decoding, look_on, beginning)
+    filled = loop.decode(model.network, drawn, decoding, look_on, beginning)
     return [step.stands(filled, row) for row, step in enumerate(steps)]
 
 
 def begun(model: Model, step: Step) -> loop.Rows:
     """A batch of one step after its first pass."""
-    return loop.first_pass(model.params, model.config, model.compute, _plan(model, [step]), step.decoding)
+    return loop.first_pass(model.network, _plan(model, [step]), step.decoding)
 
 
 def _plan(model: Model, steps: Sequence[Step], beginning: Beginning | None = None) -> Plan:

@@ -7,16 +7,13 @@ its tokens have attended to what is before at other distances, so that from the 
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.decode.beginning import read_beginnings
 from a3jax.decode.cached import Beginning
 from a3jax.decode.document import Document
@@ -29,8 +26,7 @@ from a3jax.generate.one_by_one import blanks_filled, side_by_side
 from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.fused_loss import token_nll
 from a3jax.likelihood.restriction import Restriction, restriction
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 from a3jax.ordering.sequence import bucket, draw
 from a3jax.weights.loading import Model
 
@@ -66,9 +62,7 @@ def _scores(model: Model, documents: Sequence[Document], i: int, decoding: Decod
     """
     tokens, given, blanks = documents[0][:3]
     known = [place for place in range(blanks[i].start) if given[place]]
-    beginning = read_beginnings(
-        model.params, model.config, model.compute, filled_up([[tokens[place] for place in known]]), filled_up([known])
-    )
+    beginning = read_beginnings(model.network, filled_up([[tokens[place] for place in known]]), filled_up([known]))
     scores: list[float] = []
     for n in range(0, len(documents), CANDIDATES):
         chosen = documents[n : n + CANDIDATES]
@@ -87,7 +81,7 @@ def _nats_per_token(model: Model, beginning: Beginning, documents: Sequence[Docu
 
     The first `alike` of all texts are those of the beginning.
     """
-    config, compute = model.config, model.compute
+    config = model.config
     texts = [document.tokens for document in documents]
     begin = alike - 1  # the last one predicts the first that differs
     one = one_stream_is_enough(config, left_to_right=True)
@@ -101,21 +95,19 @@ def _nats_per_token(model: Model, beginning: Beginning, documents: Sequence[Docu
     begun = beginning._replace(length_B=np.full_like(beginning.length_B, begin))
     allowed = [{place - begin - one: set_V for place, set_V in document.allowed.items()} for document in documents]
     known = restriction(filled_up(allowed), config.vocab)  # by rows
-    nats_RxM = fetched(_log_probs(model.params, begun, suffix, known, config=config, compute=compute))
+    nats_RxM = fetched(_log_probs(model.network, begun, suffix, known))
     counts = [len(text) - given for text in texts]
     return [float(nats_M.sum(dtype=np.float64)) / n if n else -np.inf for nats_M, n in zip(nats_RxM, counts)]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _log_probs(
-    params: nnx.State, beginning: Beginning, suffix: Suffix, known: Restriction, config: ModelConfig, compute: Compute
-) -> Array:
+@jax.jit
+def _log_probs(network: Network, beginning: Beginning, suffix: Suffix, known: Restriction) -> Array:
     """Of every target, R x M; 0 where it is not scored. The places of `known` are rows."""
-    network = nnx.merge(graph(config), params)
+    module, cap = network.module(), network.config.logit_cap
     target_RxM = jnp.asarray(suffix.target)
     owner_R = jnp.zeros(len(target_RxM), jnp.int32)
-    hidden_RxMxD, head_VxD = hidden(network, beginning, owner_R, suffix, compute), network.output_matrix
-    log_prob_RxM = -token_nll(hidden_RxMxD, head_VxD, target_RxM, HEADS_AT_ONCE, config.logit_cap)
+    hidden_RxMxD, head_VxD = hidden(module, beginning, owner_R, suffix, network.compute), module.output_matrix
+    log_prob_RxM = -token_nll(hidden_RxMxD, head_VxD, target_RxM, HEADS_AT_ONCE, cap)
     row_RxM = jnp.broadcast_to(jnp.arange(target_RxM.shape[1]), target_RxM.shape)
-    log_prob_RxM = known.rescored(log_prob_RxM, hidden_RxMxD, head_VxD, target_RxM, row_RxM, config.logit_cap)
+    log_prob_RxM = known.rescored(log_prob_RxM, hidden_RxMxD, head_VxD, target_RxM, row_RxM, cap)
     return jnp.where(suffix.scored, log_prob_RxM, 0.0)

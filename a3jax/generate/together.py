@@ -98,7 +98,7 @@ class Together:
         program, model = text.decoding.program, self.model
         if program not in self._batches:
             decoding = text.decoding if text.step is None else text.step.decoding
-            self._batches[program] = Batch(model.params, model.config, model.compute, decoding, self.most)
+            self._batches[program] = Batch(model.network, decoding, self.most)
         return self._batches[program]
 
     def _each_alone(self, batch: Batch, error: Exception) -> None:

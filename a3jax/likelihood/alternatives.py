@@ -7,17 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.devices.mesh import fetched, filled_up
 from a3jax.likelihood.forward import one_stream_is_enough, predict
 from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.head import head_logits
 from a3jax.model.network import Network, check_context
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, gather
 from a3jax.ordering.sequence import draw
 
@@ -47,24 +43,15 @@ def alternatives(model: Network, tokens: Sequence[int], count: int, allowed: All
     tokens_BxL = np.stack([drawn.tokens_L] * rows)
     order_BxL = jax.tree.map(lambda x: np.stack([x] * rows), drawn.order)
     known = None if not allowed else restriction([allowed], model.config.vocab)
-    how = {"config": model.config, "compute": model.compute, "count": count}
-    found = fetched(_alternatives(model.params, tokens_BxL, order_BxL, known, **how))
+    found = fetched(_alternatives(model.network, tokens_BxL, order_BxL, known, count))
     return Alternatives(*(x[0, : len(tokens)] for x in found))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "count"))
-def _alternatives(
-    params: nnx.State,
-    tokens_BxL: Array,
-    order: Order,
-    known: Restriction | None,
-    config: ModelConfig,
-    compute: Compute,
-    count: int,
-) -> Alternatives:
+@functools.partial(jax.jit, static_argnames="count")
+def _alternatives(network: Network, tokens_BxL: Array, order: Order, known: Restriction | None, count: int) -> Alternatives:
     """All rows are the same text, which `known` is of."""
-    one_stream = one_stream_is_enough(config, left_to_right=True)
-    found = predict(nnx.merge(graph(config), params), jnp.asarray(tokens_BxL), order, compute, one_stream)
+    one_stream = one_stream_is_enough(network.config, left_to_right=True)
+    found = predict(network.module(), jnp.asarray(tokens_BxL), order, network.compute, one_stream)
 
     def of_row(row: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         hidden_D, target, place = row

@@ -70,7 +70,7 @@ class Predictions(NamedTuple):
         return gather(log_prob_BxL, jnp.argsort(index_BxL, axis=1))
 
 
-def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False) -> Predictions:
+def predict(module: TwoStream, tokens_BxL: Array, order: Order, compute: Compute, one_stream: bool = False) -> Predictions:
     """Every token of a batch of windows, predicted from those that come before it in the `order` of its window.
 
     `tokens` are in window order. With `one_stream`, for orders of which `one_stream_is_enough`, the content stream alone is
@@ -79,29 +79,29 @@ def predict(network: TwoStream, tokens_BxL: Array, order: Order, compute: Comput
     index_BxL, weight_BxL = order.token_index, order.predicted.astype(jnp.float32)
     if one_stream:  # a slot's content predicts the token of the next
         index_BxL, weight_BxL = (jnp.roll(x, -1, axis=1) for x in (index_BxL, weight_BxL))
-    run = network.content_pass if one_stream else network.query_pass
+    run = module.content_pass if one_stream else module.query_pass
     hidden_BxLxD, routing = run(tokens_BxL, jax.tree.map(spread, order), compute)
     target_BxL = gather(tokens_BxL, index_BxL)
-    return Predictions(hidden_BxLxD, *_head(network), index_BxL, target_BxL, weight_BxL, routing)
+    return Predictions(hidden_BxLxD, *_head(module), index_BxL, target_BxL, weight_BxL, routing)
 
 
-def predict_masked(network: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute) -> Predictions:
+def predict_masked(module: TwoStream, tokens_BxL: Array, masking: Masking, compute: Compute) -> Predictions:
     """Masked tokens of a batch of windows, each predicted by the row before it from all that this row sees.
 
     `tokens` are in window order, and true ones: what is masked is not read. Windows are whole on a device (`mesh.context` 1).
     """
-    hidden_BxRxD, routing = network.masked_pass(tokens_BxL, masking.rows, compute)
+    hidden_BxRxD, routing = module.masked_pass(tokens_BxL, masking.rows, compute)
     hidden_BxLxD = constrain(gather(hidden_BxRxD, masking.row), "BxLxD")
     place_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-    return Predictions(hidden_BxLxD, *_head(network), place_BxL, tokens_BxL, masking.weight, routing)
+    return Predictions(hidden_BxLxD, *_head(module), place_BxL, tokens_BxL, masking.weight, routing)
 
 
-def _head(network: TwoStream) -> tuple[Array, float | None]:
-    return network.output_matrix, network.config.logit_cap
+def _head(module: TwoStream) -> tuple[Array, float | None]:
+    return module.output_matrix, module.config.logit_cap
 
 
 def log_probs(
-    network: TwoStream,
+    module: TwoStream,
     tokens_BxL: Array,
     order: Order,
     compute: Compute,
@@ -113,11 +113,11 @@ def log_probs(
 
     The arguments are those of `predict`; `chunk` counts rows of one device whose logits exist at one time.
     """
-    return predict(network, tokens_BxL, order, compute, one_stream).log_probs(chunk, restriction)
+    return predict(module, tokens_BxL, order, compute, one_stream).log_probs(chunk, restriction)
 
 
 def bound(
-    network: TwoStream,
+    module: TwoStream,
     tokens_BxL: Array,
     masking: Masking,
     compute: Compute,
@@ -128,4 +128,4 @@ def bound(
 
     The expected sum is a lower bound on the log-likelihood of the tokens that may be masked (`a3jax.ordering.masking`).
     """
-    return masking.weight * predict_masked(network, tokens_BxL, masking, compute).log_probs(chunk, restriction)
+    return masking.weight * predict_masked(module, tokens_BxL, masking, compute).log_probs(chunk, restriction)

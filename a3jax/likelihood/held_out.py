@@ -8,13 +8,11 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import BOUND, HeldOutOrder, Part
 from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
-from a3jax.model.two_stream import Compute
+from a3jax.model.network import Network
 from a3jax.ordering import Order, draw_masking, draw_mixture, example_keys, gather
 
 ORDERS: tuple[HeldOutOrder, ...] = get_args(HeldOutOrder)
@@ -48,10 +46,7 @@ class HeldOut:
 
     def __init__(
         self,
-        graph: nnx.GraphDef,
-        model: ModelConfig,
         windows: dict[str, np.ndarray],
-        compute: Compute,
         batch: int,
         put: Callable[[np.ndarray], Array] = jax.device_put,
         mask_block: int | None = None,
@@ -62,12 +57,10 @@ class HeldOut:
             {k: put(np.pad(v, ((0, pad), (0, 0)))[i : i + batch]) for k, v in windows.items()} for i in range(0, count, batch)
         ]
         self._keys = [example_keys(0, 0, count + pad)[i : i + batch] for i in range(0, count, batch)]
-        self._model = model
         self._figures = ORDERS if mask_block is None else ("ar", BOUND)
-        self._bound_sums = functools.partial(_bound_sums, graph, compute, mask_block or 0)
-        self._sums = functools.partial(_sums, graph, compute)
+        self._bound_sums = functools.partial(_bound_sums, block=mask_block or 0)
 
-    def nll(self, params: nnx.State, orders: tuple[str, ...] | None = None) -> dict[str, Nll | Bound]:
+    def nll(self, network: Network, orders: tuple[str, ...] | None = None) -> dict[str, Nll | Bound]:
         """The NLL in each named order, or in all; empty without windows.
 
         A window's order, and its masks, are always the same, whatever the batch.
@@ -75,24 +68,24 @@ class HeldOut:
         if not self._batches:
             return {}
         names = self._figures if orders is None else orders
-        return {name: self._bound(params) if name == BOUND else self._one(params, name) for name in names}
+        return {name: self._bound(network) if name == BOUND else self._one(network, name) for name in names}
 
-    def _bound(self, params: nnx.State) -> Bound:
+    def _bound(self, network: Network) -> Bound:
         found = [
-            [self._bound_sums(params, batch["tokens"], batch["segments"], keys, draw) for draw in range(DRAWS)]
+            [self._bound_sums(network, batch["tokens"], batch["segments"], keys, draw) for draw in range(DRAWS)]
             for keys, batch in zip(self._keys, self._batches)
         ]
         total_D, count_D = np.moveaxis(np.array(jax.device_get(found), np.float64).sum(0), -1, 0)
         nll_D = -total_D / np.maximum(1, count_D)
         return Bound(float(nll_D.mean()), float(nll_D.std(ddof=1) / math.sqrt(DRAWS)))
 
-    def _one(self, params: nnx.State, name: str) -> Nll:
+    def _one(self, network: Network, name: str) -> Nll:
         kind = Part.named(name)
-        one_stream = one_stream_is_enough(self._model, kind.is_ar)
+        one_stream = one_stream_is_enough(network.config, kind.is_ar)
         found = []
         for keys, batch in zip(self._keys, self._batches):
-            order = draw_mixture(keys, batch["segments"], parts=(kind,), seeding=self._model.seeding)
-            found.append(self._sums(params, batch["tokens"], order, one_stream=one_stream))
+            order = draw_mixture(keys, batch["segments"], parts=(kind,), seeding=network.config.seeding)
+            found.append(_sums(network, batch["tokens"], order, one_stream=one_stream))
         found = jax.device_get(found)
         rank, visible = (np.array([each[name] for each in found], np.float64).sum(0) for name in ("rank", "visible"))
         total, count = rank.sum(0)
@@ -100,32 +93,23 @@ class HeldOut:
         return Nll(float(total / max(1, count)), by_rank, by_visible)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="one_stream")
-def _sums(
-    graph: nnx.GraphDef, compute: Compute, params: nnx.State, tokens_BxL: Array, order: Order, one_stream: bool
-) -> dict[str, list[tuple[Array, Array]]]:
+@functools.partial(jax.jit, static_argnames="one_stream")
+def _sums(network: Network, tokens_BxL: Array, order: Order, one_stream: bool) -> dict[str, list[tuple[Array, Array]]]:
     """NLL and number of the tokens of every part. Compiled once a process, for all who evaluate the same model."""
-    nll_BxL = gather(-log_probs(nnx.merge(graph, params), tokens_BxL, order, compute, one_stream), order.token_index)
+    nll_BxL = gather(-log_probs(network.module(), tokens_BxL, order, network.compute, one_stream), order.token_index)
     return {
         name: [(jnp.where(here, nll_BxL, 0).sum(), here.sum()) for here in (part_BxL == i for i in range(PARTS))]
         for name, part_BxL in _parts(order).items()
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnames="block")
 def _bound_sums(
-    graph: nnx.GraphDef,
-    compute: Compute,
-    block: int,
-    params: nnx.State,
-    tokens_BxL: Array,
-    segment_BxL: Array,
-    keys_B: Array,
-    draw: int,
+    network: Network, tokens_BxL: Array, segment_BxL: Array, keys_B: Array, draw: int, block: int
 ) -> tuple[Array, Array]:
     """One draw of the bound on the log-likelihood of windows, and the number of tokens that it is about."""
     masking = draw_masking(jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys_B), segment_BxL, block=block)
-    return bound(nnx.merge(graph, params), tokens_BxL, masking, compute).sum(), masking.predicted.sum()
+    return bound(network.module(), tokens_BxL, masking, network.compute).sum(), masking.predicted.sum()
 
 
 def _parts(order: Order) -> dict[str, Array]:

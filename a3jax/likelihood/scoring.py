@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from a3jax.config import ModelConfig
 from a3jax.curriculum.stage import BOUND, Prefill, check_orders
 from a3jax.devices import context_parallel
 from a3jax.devices.mesh import fetched, filled_up, parts_in_use
@@ -20,8 +18,6 @@ from a3jax.errors import UserError
 from a3jax.likelihood.forward import bound, log_probs, one_stream_is_enough
 from a3jax.likelihood.restriction import Allowed, Restriction, restriction
 from a3jax.model.network import Network, check_context
-from a3jax.model.parameters import graph
-from a3jax.model.two_stream import Compute
 from a3jax.ordering import Order, draw_masking, example_keys
 from a3jax.ordering.sequence import bucket, draw, grouped, left_to_right, pad_order
 
@@ -167,9 +163,8 @@ def _bounds(
                 tokens_BxL[row, : len(texts[i])] = texts[i]
                 segment_BxL[row, : len(texts[i])] = np.where(given[i], -1, 1)  # context, or to be predicted
             seed_B = np.array([seed for _, seed in rows], np.uint32)
-            how = {"config": model.config, "compute": model.compute, "block": block}
             known = _restriction(model, allowed, [i for i, _ in rows])
-            share_BxL = _bound(model.params, tokens_BxL, segment_BxL, seed_B, known, **how)
+            share_BxL = _bound(model.network, tokens_BxL, segment_BxL, seed_B, known, block)
             found |= {number: row_L[: len(texts[asked[number][0]])] for number, row_L in zip(chosen, fetched(share_BxL))}
     return [found[number] for number in range(len(asked))]
 
@@ -210,8 +205,8 @@ def forced(
             length = _rounded(len(texts[chosen[-1]]))
             tokens_BxL = np.stack([np.pad(np.asarray(texts[i], np.int32), (0, length - len(texts[i]))) for i in chosen_B])
             order = jax.tree.map(lambda *x: np.stack(x), *[_cut(orders[i], length) for i in chosen_B])
-            known, how = _restriction(model, allowed, chosen_B), {"config": model.config, "compute": model.compute}
-            log_prob_BxL = _log_probs(model.params, tokens_BxL, order, known, **how, one_stream=kind)
+            known = _restriction(model, allowed, chosen_B)
+            log_prob_BxL = _log_probs(model.network, tokens_BxL, order, known, one_stream=kind)
             found |= {i: row_L[: len(texts[i])] for i, row_L in zip(chosen, fetched(log_prob_BxL))}
     return [found[i] for i in range(len(texts))]
 
@@ -232,31 +227,15 @@ def _cut(order: Order, length: int) -> Order:
     return pad_order(Order(*(x_L[:length] for x_L in order)), length)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "one_stream"))
-def _log_probs(
-    params: nnx.State,
-    tokens_BxL: Array,
-    order: Order,
-    known: Restriction | None,
-    config: ModelConfig,
-    compute: Compute,
-    one_stream: bool,
-) -> Array:
-    network = nnx.merge(graph(config), params)
-    return log_probs(network, jnp.asarray(tokens_BxL), order, compute, one_stream, restriction=known)
+@functools.partial(jax.jit, static_argnames="one_stream")
+def _log_probs(network: Network, tokens_BxL: Array, order: Order, known: Restriction | None, one_stream: bool) -> Array:
+    return log_probs(network.module(), jnp.asarray(tokens_BxL), order, network.compute, one_stream, restriction=known)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "block"))
+@functools.partial(jax.jit, static_argnames="block")
 def _bound(
-    params: nnx.State,
-    tokens_BxL: Array,
-    segment_BxL: Array,
-    seed_B: Array,
-    known: Restriction | None,
-    config: ModelConfig,
-    compute: Compute,
-    block: int,
+    network: Network, tokens_BxL: Array, segment_BxL: Array, seed_B: Array, known: Restriction | None, block: int
 ) -> Array:
     keys_B = jax.vmap(lambda seed: example_keys(seed, 0, 1)[0])(seed_B)
     masking = draw_masking(keys_B, segment_BxL, block=block)
-    return bound(nnx.merge(graph(config), params), tokens_BxL, masking, compute, restriction=known)
+    return bound(network.module(), tokens_BxL, masking, network.compute, restriction=known)

@@ -29,7 +29,7 @@ from a3jax.devices.processes import Processes, connect, is_first, last_try, meet
 from a3jax.errors import first_line
 from a3jax.files.desk import Desk
 from a3jax.likelihood.held_out import HeldOut
-from a3jax.model.parameters import graph
+from a3jax.model.network import Network
 from a3jax.progress import console
 from a3jax.train.callbacks import Callback, Samples
 from a3jax.train.chats import refuses_given
@@ -206,15 +206,7 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
     put = _put(meshes.batch_sharding(mesh))
     put_rows = {batch: _put_rows(mesh, batch) for batch in config.batches}
     windows = held_out_windows(run.corpora, config.data.length, settings.eval_windows)
-    held_out = HeldOut(
-        graph(run.model),
-        run.model,
-        windows,
-        compute_of(config),
-        config.data.batch // settings.accumulate,
-        put,
-        config.mask_block,
-    )
+    held_out = HeldOut(windows, config.data.batch // settings.accumulate, put, config.mask_block)
     saved, rollbacks, last = step, Rollbacks(), -1
     report.started()
 
@@ -227,9 +219,10 @@ def _steps(run: Run, start: Position, means: _Means) -> int:
                 callback.saved(step, config.run_folder)
 
     def evaluate() -> dict[str, float]:
-        nll = report.evaluation(step, functools.partial(held_out.nll, state.params))
+        network = Network(run.model, state.params, compute_of(config))
+        nll = report.evaluation(step, functools.partial(held_out.nll, network))
         if means.callbacks:
-            model = model_of(run.model, state.params, compute_of(config), run.codec, record, run.source)
+            model = model_of(network, run.codec, record, run.source)
             with report.pause("evaluating"):
                 for callback in means.callbacks:
                     callback.evaluated(step, nll, model)

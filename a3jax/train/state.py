@@ -105,8 +105,8 @@ def random_params(
     which = which or (lambda *_: True)
 
     def init() -> nnx.State:
-        network = TwoStream(model, nnx.Rngs(config.seed))
-        network.query_seed[...] = network.embedding[...].mean(0)
-        return nnx.filter_state(nnx.state(network, nnx.Param), which)
+        module = TwoStream(model, nnx.Rngs(config.seed))
+        module.query_seed[...] = module.embedding[...].mean(0)
+        return nnx.filter_state(nnx.state(module, nnx.Param), which)
 
     return jax.jit(init, out_shardings=nnx.filter_state(state_shardings(config, model, mesh).params, which))()

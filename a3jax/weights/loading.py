@@ -8,11 +8,10 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from a3jax.checkpoint.provenance import Provenance
-from a3jax.config import Dtype, ModelConfig
+from a3jax.config import Dtype
 from a3jax.data.healing import Healing
 from a3jax.data.tokenizer import TextCodec, fillable
 from a3jax.devices.accelerators import check_used
@@ -78,16 +77,11 @@ def load(path: str | Path, dtype: str = "float32", step: int | None = None, mesh
         params = rounded(params)
     elif mesh is None and jax.default_backend() == "cpu":
         params = unstacked(params)
-    return model_of(checkpoint.config, params, Compute(jnp.dtype(computed)), codec, checkpoint.record, checkpoint)
+    network = Network(checkpoint.config, params, Compute(jnp.dtype(computed)))
+    return model_of(network, codec, checkpoint.record, checkpoint)
 
 
-def model_of(
-    config: ModelConfig,
-    params: nnx.State,
-    compute: Compute,
-    codec: TextCodec,
-    record: Provenance,
-    checkpoint: Pretrained | None,
-) -> Model:
+def model_of(network: Network, codec: TextCodec, record: Provenance, checkpoint: Pretrained | None) -> Model:
     """A model of what is in memory."""
-    return Model(config, params, compute, codec, record, checkpoint, fillable(codec, config))
+    known = network.config, network.params, network.compute
+    return Model(*known, codec, record, checkpoint, fillable(codec, network.config))

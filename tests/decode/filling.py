@@ -9,6 +9,7 @@ from a3jax.decode.cached import plan
 from a3jax.decode.loop import decode
 from a3jax.decode.settings import Decoding
 from a3jax.likelihood import forward
+from a3jax.model.network import Network
 from a3jax.model.two_stream import Compute
 from a3jax.ordering import arrange
 
@@ -25,13 +26,13 @@ def document(lengths, vocab=48, seed=0):
 
 def fill(net, documents, order, allowed=None, seed=0, compute=HOW, restricted=None, **options):
     """The plan, and what it became. Document i uses seed + i."""
-    config, params = net.config, nnx.state(net, nnx.Param)
+    config = net.config
     decodings = [Decoding(order=order, seed=seed + i, **options) for i in range(len(documents))]
     allowed = np.ones(config.vocab, bool) if allowed is None else allowed
     tokens, given = zip(*documents)
     allowed_1xV = jnp.asarray(allowed)[None]
     drawn = plan(decodings, tokens, given, config, allowed_1xV, restricted=restricted)
-    return drawn, decode(params, config, compute, drawn, decodings[0])
+    return drawn, decode(Network(config, nnx.state(net, nnx.Param), compute), drawn, decodings[0])
 
 
 def teacher_forced(net, documents, filled, restriction=None):

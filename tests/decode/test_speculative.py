@@ -145,13 +145,14 @@ def sample(net, one, order, seed, noise, allowed=None, **options):
     from a3jax.decode.cached import plan
     from a3jax.decode.loop import decode
     from a3jax.decode.settings import Decoding
+    from a3jax.model.network import Network
 
     decoding = Decoding(order=order, seed=seed, **options)
     allowed = np.ones(net.config.vocab, bool) if allowed is None else allowed
     drawn = plan([decoding], [one[0]], [one[1]], net.config, jnp.asarray(allowed)[None])
     many = jax.tree.map(lambda x: jnp.repeat(x, SAMPLES, axis=0) if isinstance(x, jax.Array) else x, drawn)
     many = many._replace(keys_B=jax.random.split(jax.random.key(noise), SAMPLES))
-    return decode(nnx.state(net, nnx.Param), net.config, HOW, many, decoding)
+    return decode(Network(net.config, nnx.state(net, nnx.Param), HOW), many, decoding)
 
 
 def exact(net, tokens, given, blank, texts, order, seed, temperature, top_k=0, repetition_penalty=1.0):

@@ -24,7 +24,8 @@ from a3jax.config import Config, DataConfig, Experts, MeshConfig, ModelConfig, O
 from a3jax.curriculum.stage import Part
 from a3jax.devices import mesh as meshes
 from a3jax.likelihood.held_out import HeldOut
-from a3jax.model.parameters import graph, shapes
+from a3jax.model.network import Network
+from a3jax.model.parameters import shapes
 from a3jax.ordering import example_keys
 from a3jax.train import state as states
 from a3jax.train.compiled import lower
@@ -178,8 +179,10 @@ def run(name, step, params):
             found[f"{jax.tree_util.keystr(path, simple=True)}{number}"] = np.asarray(value)
     if name in THOROUGH:
         put = functools.partial(jax.device_put, device=meshes.batch_sharding(mesh))
-        held_out = HeldOut(graph(MODEL), MODEL, windows(), compute_of(config), BATCH, put)
-        found |= {"held_out": np.array(held_out.nll(state.params, (HELD_OUT,))[HELD_OUT].nll)}
+        held_out = HeldOut(windows(), BATCH, put)
+        found |= {
+            "held_out": np.array(held_out.nll(Network(MODEL, state.params, compute_of(config)), (HELD_OUT,))[HELD_OUT].nll)
+        }
         one_stream = jax.jit(AnyOrder(MODEL, ONE_STREAM, compute_of(config), 64).sums)
         keys = example_keys(0, 0, BATCH)
         loss, _, counts, _ = one_stream(state.params, batch, keys)

@@ -76,13 +76,13 @@ def test_what_is_before_a_blank_is_read_once_and_nothing_is_compiled_twice(model
     read = []
     decode, begin = groups.decode_group, beginning._read
 
-    def decode_group(params, state, plan, number, kind, rows):
+    def decode_group(network, state, plan, number, kind, rows):
         read.append(len(plan.given_B) * kind.content_rows)
-        return decode(params, state, plan, number, kind, rows)
+        return decode(network, state, plan, number, kind, rows)
 
-    def read_beginning(params, tokens_BxC, *rest, **how):
+    def read_beginning(network, tokens_BxC, *rest):
         read.append(tokens_BxC.size)
-        return begin(params, tokens_BxC, *rest, **how)
+        return begin(network, tokens_BxC, *rest)
 
     monkeypatch.setattr(groups, "decode_group", decode_group)
     monkeypatch.setattr(beginning, "_read", read_beginning)

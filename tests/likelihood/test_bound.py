@@ -124,10 +124,10 @@ def test_no_bound_depends_on_what_else_is_scored(small):
 @pytest.mark.long
 def test_the_held_out_bound_is_the_mean_of_draws_with_its_error(tiny, network, packed):
     config = tiny(layers=2)
-    split, params = nnx.split(network(config))
+    params = nnx.state(network(config), nnx.Param)
     tokens = np.random.default_rng(5).integers(0, config.vocab, packed.shape).astype(np.int32)
     windows = {"tokens": tokens, "segments": packed}
-    found = HeldOut(split, config, windows, HOW, batch=2, mask_block=0).nll(params)
+    found = HeldOut(windows, batch=2, mask_block=0).nll(Network(config, params, HOW))
     assert tuple(found) == ("ar", "bound")
     draws = []
     for draw in range(held_outs.DRAWS):
@@ -146,7 +146,7 @@ def test_the_held_out_bound_is_the_mean_of_draws_with_its_error(tiny, network, p
         draws.append(total / masking.predicted.sum())
     assert found["bound"].nll == pytest.approx(np.mean(draws), rel=1e-5)
     assert found["bound"].nll_error == pytest.approx(np.std(draws, ddof=1) / math.sqrt(len(draws)), rel=1e-4)
-    both = HeldOut(split, config, windows, HOW, batch=3, mask_block=0).nll(params)
+    both = HeldOut(windows, batch=3, mask_block=0).nll(Network(config, params, HOW))
     assert both["bound"].nll == pytest.approx(found["bound"].nll, rel=1e-5)
 
 

@@ -53,9 +53,9 @@ class AnyOrder:
 
     def _soft_targets(self, teacher: nnx.State, tokens_BxL: Array, segment_BxL: Array, student: Predictions) -> SoftTargets:
         """What the teacher, reading from left to right, says of the same tokens, in rows laid out as the student's."""
-        network = nnx.merge(graph(source_of(self.model)), teacher)
+        module = nnx.merge(graph(source_of(self.model)), teacher)
         in_order = _left_to_right(jnp.abs(segment_BxL))
-        taught = predict(network, tokens_BxL, in_order, self.compute._replace(remat="none"), one_stream=True)
+        taught = predict(module, tokens_BxL, in_order, self.compute._replace(remat="none"), one_stream=True)
         row_BxL = gather(jnp.argsort(taught.index_BxL, axis=1), student.index_BxL)
         # A row's teacher may be on any device along `context`, so these hold their windows' hidden states whole for once.
         whole_BxLxD = lay(taught.hidden_BxLxD, BATCH)
