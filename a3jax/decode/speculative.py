@@ -12,15 +12,16 @@ yet how many stand, but rows are cheap beside reading the weights, so it drafts 
 true distributions, rows (j, 1..k) the next drafts if j stand. Every pass decides at least one token.
 
 Drafts know nothing of each other, and not the token that a pass decides last. The text does: where what stands left of a
-place, two tokens or at least one, stands elsewhere too, the draft is one of the tokens that follow it there, as in prompt
-lookup decoding, and which of them is for the model's own prediction to say. Before the first pass the text alone drafts.
+place, as many of up to four tokens as can be found, stands elsewhere too, the draft is one of the tokens that follow there,
+as in prompt lookup decoding, and which of them is for the model's own prediction to say. Before the first pass the text
+alone drafts.
 
 Where tokens come from left to right, rows (j, 0) are the rows that read the drafts. And where rows are not cheap, as on a
 CPU, the text may be the only drafter: there are no rows (j, 1..k) then, and no draft from the first on that is not found.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,9 @@ from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding, Drafter
 from a3jax.model.cache import Cache
 from a3jax.model.network import Network
+
+LOOKED_FOR = 4
+"""Tokens left of a place that are looked for elsewhere in the text, at most."""
 
 
 class Drafts(NamedTuple):
@@ -130,55 +134,78 @@ def _with_one_more(drafts: Drafts, true_BxJxV: Array, stand_B: Array, falls_B: A
 
 
 def drafted(state: State, plan: Plan, place_BxK: Array, logits_BxKxV: Array | None, seen_BxV: Array) -> Drafts:
-    """Drafts of places, one after the other: of the tokens that `followed` what stands left of each, the model's own choice
-    by its `logits`, and its choice among all tokens where there are none.
+    """Drafts of places: from the text where it has some, else as the model would have them by its `logits`.
 
-    Without logits it is the token that follows oftenest, and there are no drafts from the first place on that has none.
+    Without logits there are no drafts from the first place on for which the text has none.
     """
-    row, vocab = jnp.arange(len(place_BxK)), plan.allowed_BxV.shape[-1]
-    possible_BxKxV = jnp.broadcast_to(plan.allowed_BxV[:, None], (*place_BxK.shape, vocab))
-    if logits_BxKxV is not None:
-        possible_BxKxV &= logits_BxKxV > -jnp.inf
+    key_BxK = place_keys(plan.keys_B, place_BxK)
+    if logits_BxKxV is None:
+        token_BxK, choices_BxKxV, found_BxK = _from_text(state, plan, place_BxK, key_BxK, None, jnp.zeros_like(place_BxK))
+        return Drafts(token_BxK, choices_BxKxV, jnp.cumprod(found_BxK, axis=1).sum(axis=1))
+    own_BxKxV = choices(logits_BxKxV, plan.sampling, plan.allowed_BxV, seen_BxV[:, None])
+    own_BxK = draw(key_BxK, own_BxKxV, plan.sampling)
+    token_BxK, choices_BxKxV, found_BxK = _from_text(state, plan, place_BxK, key_BxK, logits_BxKxV, own_BxK)
+    choices_BxKxV = jnp.where(found_BxK[..., None], choices_BxKxV, own_BxKxV)
+    return Drafts(token_BxK, choices_BxKxV, jnp.full(len(place_BxK), place_BxK.shape[1], jnp.int32))
 
-    def one(text: tuple[Array, Array], slot: tuple[Array, Array, Array, Array | None]) -> tuple[tuple[Array, Array], Any]:
-        (tokens_BxL, known_BxL), (place_B, key_B, possible_BxV, logits_BxV) = text, slot
-        count_BxV = followed(tokens_BxL, known_BxL, place_B, possible_BxV)
-        found_Bx1 = count_BxV.any(axis=1, keepdims=True)
-        if logits_BxV is None:
-            wanted_BxV = jnp.where(found_Bx1, jnp.log(count_BxV), 0.0)
-        else:
-            wanted_BxV = jnp.where((count_BxV > 0) | ~found_Bx1, logits_BxV, -jnp.inf)
-        wanted_Bx1xV = choices(wanted_BxV[:, None], plan.sampling, plan.allowed_BxV, seen_BxV[:, None])
-        token_B = draw(key_B[:, None], wanted_Bx1xV, plan.sampling)[:, 0]
-        text = tokens_BxL.at[row, place_B].set(token_B), known_BxL.at[row, place_B].set(True)
-        return text, (token_B, wanted_Bx1xV[:, 0], found_Bx1[:, 0])
 
-    slots = place_BxK, place_keys(plan.keys_B, place_BxK), possible_BxKxV, logits_BxKxV
-    slots = jax.tree.map(lambda x: x.swapaxes(0, 1), slots)
+def _from_text(
+    state: State, plan: Plan, place_BxK: Array, key_BxK: Array, logits_BxKxV: Array | None, own_BxK: Array
+) -> tuple[Array, Array, Array]:
+    """For one place after the other a token that `followed` what stands left of it: of several the model's choice, the last
+    one without logits. Where none did, it is the place's `own`. Returns also the logits, B x K x V, and which were found.
+
+    At a temperature they are drawn, as often as they follow and as the model has them.
+    """
+    temperature_Bx1 = plan.sampling.temperature_B[:, None]
+    drawn_Bx1 = temperature_Bx1 > 0
+    batch, vocab = len(place_BxK), plan.allowed_BxV.shape[1]
+    allowed_BxV, row_B = jnp.broadcast_to(plan.allowed_BxV, (batch, vocab)), jnp.arange(batch)
+
+    def one(
+        text: tuple[Array, Array], slot: tuple[Array, Array, Array, Array | None]
+    ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        (tokens_BxL, known_BxL), (place_B, key_B, own_B, logits_BxV) = text, slot
+        score_BxL = jnp.zeros(tokens_BxL.shape) if logits_BxV is None else at(logits_BxV, tokens_BxL)
+        score_BxL /= jnp.where(drawn_Bx1, temperature_Bx1, 1.0)
+        score_BxL = jnp.where(followed(tokens_BxL, known_BxL, place_B) & at(allowed_BxV, tokens_BxL), score_BxL, -jnp.inf)
+        noise_BxL = jax.vmap(lambda key: jax.random.gumbel(key, tokens_BxL.shape[1:]))(key_B)
+        noisy_BxL = score_BxL + jnp.where(drawn_Bx1, noise_BxL, 0.0)
+        from_B = noisy_BxL.shape[1] - 1 - jnp.argmax(noisy_BxL[:, ::-1], axis=1)  # the last of equal ones
+        found_B = score_BxL[row_B, from_B] > -jnp.inf
+        token_B = jnp.where(found_B, tokens_BxL[row_B, from_B], own_B)
+        text = tokens_BxL.at[row_B, place_B].set(token_B), known_BxL.at[row_B, place_B].set(True)
+        return text, (token_B, found_B, tokens_BxL, score_BxL)
+
+    slots = jax.tree.map(lambda x: x.swapaxes(0, 1), (place_BxK, key_BxK, own_BxK, logits_BxKxV))
     _, each = jax.lax.scan(one, (state.tokens_BxL, state.passes_BxL >= 0), slots)
-    token_BxK, choices_BxKxV, found_BxK = jax.tree.map(lambda x: x.swapaxes(0, 1), each)
-    proposed_BxK = found_BxK if logits_BxKxV is None else jnp.ones_like(found_BxK)
-    return Drafts(token_BxK, choices_BxKxV, jnp.cumprod(proposed_BxK, axis=1).sum(axis=1))
+    token_BxK, found_BxK, tokens_BxKxL, score_BxKxL = jax.tree.map(lambda x: x.swapaxes(0, 1), each)
+    certain_BxKxV = jnp.where(jnp.arange(vocab) == token_BxK[..., None], 0.0, -jnp.inf)
+
+    def drawn() -> Array:
+        share_BxKxL = jnp.where(found_BxK[..., None], jax.nn.softmax(score_BxKxL, axis=-1), 0.0)
+        here = row_B[:, None, None], jnp.arange(place_BxK.shape[1])[:, None], tokens_BxKxL
+        probability_BxKxV = jnp.zeros_like(certain_BxKxV).at[here].add(share_BxKxL)
+        return jnp.where(drawn_Bx1[..., None], jnp.log(probability_BxKxV), certain_BxKxV)
+
+    return token_BxK, jax.lax.cond(drawn_Bx1.any(), drawn, lambda: certain_BxKxV), found_BxK
 
 
-def followed(tokens_BxL: Array, known_BxL: Array, place_B: Array, possible_BxV: Array) -> Array:
-    """How often each possible token follows, elsewhere in the text, the two tokens left of a place, B x V float32.
+def followed(tokens_BxL: Array, known_BxL: Array, place_B: Array) -> Array:
+    """Which tokens stand, elsewhere in the text, behind what stands left of a place, B x L bool.
 
-    Where none does, what follows the one left of it. The last occurrence counts one and a half times, for ties.
+    Of that as many tokens count as can be found with one behind them, up to `LOOKED_FOR`.
     """
     index_L = jnp.arange(tokens_BxL.shape[1])
-    usable_BxL = known_BxL & (index_L != place_B[:, None]) & at(possible_BxV, tokens_BxL)
-    longest_BxL = jnp.zeros_like(usable_BxL)
-    for back in (1, 2):
+    here_BxL = known_BxL & (index_L != place_B[:, None])
+    longest_BxL = jnp.zeros_like(here_BxL)
+    for back in range(1, LOOKED_FOR + 1):
         before_Bx1 = jnp.maximum(place_B - back, 0)[:, None]
         left_BxL, left_known_BxL = jnp.roll(tokens_BxL, back, axis=1), jnp.roll(known_BxL, back, axis=1)
-        usable_BxL &= left_known_BxL & (index_L >= back) & (left_BxL == at(tokens_BxL, before_Bx1))
-        usable_BxL &= at(known_BxL, before_Bx1) & (place_B >= back)[:, None]
-        longest_BxL = jnp.where(usable_BxL.any(axis=1, keepdims=True), usable_BxL, longest_BxL)
-    last_Bx1 = jnp.where(longest_BxL, index_L, -1).max(axis=1, keepdims=True)
-    count_BxL = jnp.where(longest_BxL, jnp.where(index_L == last_Bx1, 1.5, 1.0), 0.0)
-    row_Bx1 = jnp.arange(len(tokens_BxL))[:, None]
-    return jnp.zeros(possible_BxV.shape).at[row_Bx1, tokens_BxL].add(count_BxL)
+        here_BxL &= left_known_BxL & (index_L >= back) & (left_BxL == at(tokens_BxL, before_Bx1))
+        here_BxL &= at(known_BxL, before_Bx1) & (place_B >= back)[:, None]
+        longest_BxL = jnp.where(here_BxL.any(axis=1, keepdims=True), here_BxL, longest_BxL)
+    return longest_BxL
 
 
 def _seen_with_drafts(state: State, token_BxK: Array, drafted_BxK: Array, vocab: int) -> Array:

@@ -18,17 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from a3jax.curriculum.stage import Part
 from a3jax.decode.beginning import read_beginnings
 from a3jax.decode.cached import Beginning
 from a3jax.decode.sampling import log_prob
 from a3jax.devices.context_parallel import refuse
 from a3jax.devices.mesh import fetched
 from a3jax.errors import UserError
-from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
-from a3jax.likelihood.forward import one_stream_is_enough
+from a3jax.generate.continued import Suffix, hidden, single_stream, stacked, suffix_of
 from a3jax.model.network import Network
-from a3jax.ordering.sequence import bucket, draw
+from a3jax.ordering.sequence import bucket
 from a3jax.weights.loading import Model
 
 HEADS_AT_ONCE = 8
@@ -58,18 +56,13 @@ Item = Sequence[Choice]
 
 def longest(model: Model, order: str) -> int:
     """Tokens of a choice at most: from left to right the last one is predicted, and not read."""
-    return model.config.context + single_stream(model, order)
+    return model.config.context + single_stream(model.config, order)
 
 
 def check_length(model: Model, order: str, tokens: int) -> None:
     """Raises `UserError` if a choice of so many tokens is longer than `longest`."""
     if tokens > (most := longest(model, order)):
         raise UserError(f"{tokens} tokens are more than the {most} that the model's context has room for")
-
-
-def single_stream(model: Model, order: str) -> bool:
-    """Whether the content stream alone is read."""
-    return one_stream_is_enough(model.config, Part.named(order).is_ar)
 
 
 def score(model: Model, items: Sequence[Item], order: str = "ar", seed: int = 0, batch: int = 8) -> list[list[Score]]:
@@ -106,7 +99,11 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
     lengths = [shared(item) for item in items]
     beginnings = [item[0].tokens[:length] for item, length in zip(items, lengths)]
     owner_R = np.repeat(np.arange(len(items)), len(items[0]))
-    each = [_suffix(model, choice, length, order, seed) for item, length in zip(items, lengths) for choice in item]
+    each = [
+        suffix_of(model.config, *choice, length, order, seed_of(seed, choice))
+        for item, length in zip(items, lengths)
+        for choice in item
+    ]
     beginning = read_beginnings(model.network, beginnings)
     found: dict[int, Score] = {}
     by_size = sorted(range(len(each)), key=lambda i: len(each[i].target))
@@ -118,15 +115,6 @@ def _score_batch(model: Model, items: Sequence[Item], order: str, seed: int) -> 
         found |= {i: Score(float(nats), bool(greedy)) for i, nats, greedy in zip(chosen, *fetched(scores))}
     in_order = (found[i] for i in range(len(each)))
     return [list(itertools.islice(in_order, len(item))) for item in items]
-
-
-def _suffix(model: Model, choice: Choice, begin: int, order: str, seed: int) -> Suffix:
-    """What is read of a choice from slot `begin` on."""
-    if single_stream(model, order):
-        return one_stream(choice.tokens, choice.given, begin)
-    given = [i < choice.given for i in range(len(choice.tokens))]
-    drawn = draw(seed_of(seed, choice), choice.tokens, given, order, model.config.seeding)
-    return two_streams(choice.tokens, drawn.order, begin, model.config.content)
 
 
 def seed_of(seed: int, content: object) -> int:

@@ -20,14 +20,13 @@ from a3jax.decode.document import Document
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template
 from a3jax.devices.mesh import fetched, filled_up
-from a3jax.generate.continued import Suffix, hidden, one_stream, stacked, two_streams
+from a3jax.generate.continued import Suffix, hidden, single_stream, stacked, suffix_of
 from a3jax.generate.filling import document_of
 from a3jax.generate.one_by_one import blanks_filled, side_by_side
-from a3jax.likelihood.forward import one_stream_is_enough
 from a3jax.likelihood.fused_loss import token_nll
 from a3jax.likelihood.restriction import Restriction, restriction
 from a3jax.model.network import Network
-from a3jax.ordering.sequence import bucket, draw
+from a3jax.ordering.sequence import bucket
 from a3jax.weights.loading import Model
 
 CANDIDATES = 32
@@ -84,16 +83,11 @@ def _nats_per_token(model: Model, beginning: Beginning, documents: Sequence[Docu
     config = model.config
     texts = [document.tokens for document in documents]
     begin = alike - 1  # the last one predicts the first that differs
-    one = one_stream_is_enough(config, left_to_right=True)
-    if one:
-        each = [one_stream(text, given, begin) for text in texts]
-    else:
-        marks = [[place < given for place in range(len(text))] for text in texts]
-        orders = [draw(0, text, mark, "ar", config.seeding).order for text, mark in zip(texts, marks)]
-        each = [two_streams(text, order, begin, model.config.content) for text, order in zip(texts, orders)]
+    each = [suffix_of(config, text, given, begin) for text in texts]
     suffix = stacked(bucket(max(len(one.target) for one in each), least=8, steps=4), filled_up(each))
     begun = beginning._replace(length_B=np.full_like(beginning.length_B, begin))
-    allowed = [{place - begin - one: set_V for place, set_V in document.allowed.items()} for document in documents]
+    ahead = single_stream(config, "ar")  # whose rows are those of the places before
+    allowed = [{place - begin - ahead: set_V for place, set_V in document.allowed.items()} for document in documents]
     known = restriction(filled_up(allowed), config.vocab)  # by rows
     nats_RxM = fetched(_log_probs(model.network, begun, suffix, known))
     counts = [len(text) - given for text in texts]

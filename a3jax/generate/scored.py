@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from a3jax.decode.document import Document, lay_out, with_blanks
+from a3jax.decode.document import Document
 from a3jax.decode.spelling import spelled
 from a3jax.errors import UserError
 from a3jax.generate.objective import check_order
 from a3jax.generate.reading import check_text, windows
-from a3jax.likelihood.scoring import Likelihood, token_log_likelihoods
+from a3jax.generate.text_likelihood import document_log_likelihoods, to_score
+from a3jax.likelihood.scoring import Likelihood
 from a3jax.model.network import check_context
 from a3jax.weights.loading import Model
 
@@ -85,13 +86,11 @@ def subject(model: Model, asked: Asked, heal: bool = True) -> Subject:
     for name, text in [("text", asked.text), *(("blanks", blank) for blank in asked.blanks or ())]:
         check_text(name, text)
     codec = model.codec
+    document = to_score(model, asked.text, asked.blanks, heal)
     if asked.blanks is None:
-        laid_out = lay_out([asked.text], [], codec)
-        document = laid_out._replace(given=tuple(i == 0 for i in range(len(laid_out.tokens))))
         first = "".join(spelled(codec, document.tokens, document.parts(codec))[:1])  # given, if it is text
         size = len(asked.text.encode()) - len(first.encode())
     else:
-        document = with_blanks(asked.text, asked.blanks, codec, model.healing if heal else None)
         size = len("".join(asked.blanks).encode())
     if all(document.given):
         raise UserError("there is nothing to score; give more text than the document's first token")
@@ -110,10 +109,7 @@ def score(model: Model, subjects: Iterable[Subject], order: str, seed: int, orde
 
 
 def _window(model: Model, window: Sequence[Subject], order: str, seed: int, orders: int) -> Iterator[Scored]:
-    tokens = [one.document.tokens for one in window]
-    given = [one.document.given for one in window]
-    block, allowed = model.record.mask_block, [one.document.allowed for one in window]
-    found = token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=block, allowed=allowed)
+    found = document_log_likelihoods(model, [one.document for one in window], order, seed, orders)
     for one, likelihood in zip(window, found):
         texts = spelled(model.codec, one.document.tokens, one.document.parts(model.codec))
         predicted = tuple(text for text, given in zip(texts, one.document.given) if not given)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from a3jax.curriculum.stage import BOUND
 from a3jax.decode.document import Document, lay_out, with_blanks
-from a3jax.decode.settings import Decoding
+from a3jax.decode.settings import Decoding, Prefill
 from a3jax.errors import check_list
 from a3jax.generate.middle import middle_last
 from a3jax.generate.objective import check_order
-from a3jax.likelihood.scoring import Likelihood, token_log_likelihood, token_log_likelihoods
+from a3jax.likelihood.scoring import Likelihood, token_log_likelihoods
 from a3jax.weights.loading import Model
 
 DRAWS = 16
@@ -37,26 +37,7 @@ def log_likelihood(
     that is not drawn.
     """
     check_order(model, order)
-    if blanks is None:
-        return log_likelihoods(model, [text], order, seed, orders)[0]
-    document = with_blanks(text, blanks, model.codec, model.healing if heal else None)
-    block, what = model.record.mask_block, (document.tokens, document.given)
-    return token_log_likelihood(model, *what, order, seed, orders, mask_block=block, allowed=document.allowed)
-
-
-def blanks_log_likelihoods(model: Model, documents: Sequence[Document], decoding: Decoding) -> list[Likelihood]:
-    """Of what stands in the blanks, seen as the mode of decoding sees it; documents have one blank each.
-
-    From left to right where the mode finds its own order; for masked diffusion it is a bound, the mean of `DRAWS` draws.
-    """
-    order = "ar" if decoding.finds_order else decoding.order
-    orders, block = 1, decoding.block or model.record.mask_block
-    if decoding.mode in ("diffusion", "block_diffusion"):
-        order, orders = BOUND, DRAWS
-    if decoding.mode == "fim":
-        documents = [middle_last(one, one.tokens, 0, model.record.fim_tokens) for one in documents]
-    tokens, given, allowed = zip(*((one.tokens, one.given, one.allowed) for one in documents))
-    return token_log_likelihoods(model, tokens, given, order, decoding.seed, orders, None, decoding.prefill, block, allowed)
+    return document_log_likelihoods(model, [to_score(model, text, blanks, heal)], order, seed, orders)[0]
 
 
 def log_likelihoods(
@@ -65,6 +46,41 @@ def log_likelihoods(
     """`log_likelihood` of several whole texts, a batch at a time. No text's result depends on the others."""
     check_list("texts", texts)
     check_order(model, order)
-    tokens = [lay_out([text], [], model.codec).tokens for text in texts]
-    given = [[i == 0 for i in range(len(t))] for t in tokens]
-    return token_log_likelihoods(model, tokens, given, order, seed, orders, mask_block=model.record.mask_block)
+    return document_log_likelihoods(model, [to_score(model, text) for text in texts], order, seed, orders)
+
+
+def to_score(model: Model, text: str, blanks: Sequence[str] | None = None, heal: bool = True) -> Document:
+    """A text laid out so that what is to be scored is not given: as `log_likelihood` says."""
+    if blanks is not None:
+        return with_blanks(text, blanks, model.codec, model.healing if heal else None)
+    document = lay_out([text], [], model.codec)
+    return document._replace(given=tuple(place == 0 for place in range(len(document.tokens))))
+
+
+def document_log_likelihoods(
+    model: Model,
+    documents: Sequence[Document],
+    order: str,
+    seed: int,
+    orders: int,
+    prefill: Prefill = "ar",
+    block: int | None = None,
+) -> list[Likelihood]:
+    """Of what is not given in documents, as `token_log_likelihoods` has it; a `block` is of other tokens than the model's."""
+    tokens, given = [one.tokens for one in documents], [one.given for one in documents]
+    allowed, block = [one.allowed for one in documents], block or model.record.mask_block
+    return token_log_likelihoods(model, tokens, given, order, seed, orders, None, prefill, block, allowed)
+
+
+def blanks_log_likelihoods(model: Model, documents: Sequence[Document], decoding: Decoding) -> list[Likelihood]:
+    """Of what stands in the blanks, seen as the mode of decoding sees it; documents have one blank each.
+
+    From left to right where the mode finds its own order; for masked diffusion it is a bound, the mean of `DRAWS` draws.
+    """
+    order = "ar" if decoding.finds_order else decoding.order
+    orders = 1
+    if decoding.mode in ("diffusion", "block_diffusion"):
+        order, orders = BOUND, DRAWS
+    if decoding.mode == "fim":
+        documents = [middle_last(one, one.tokens, 0, model.record.fim_tokens) for one in documents]
+    return document_log_likelihoods(model, documents, order, decoding.seed, orders, decoding.prefill, decoding.block)

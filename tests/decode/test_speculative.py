@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from a3jax.decode import speculative
-from a3jax.decode.speculative import followed
+from a3jax.decode.speculative import LOOKED_FOR, followed
 
 
 @pytest.mark.parametrize(
@@ -191,31 +191,21 @@ def exact(net, tokens, given, blank, texts, order, seed, temperature, top_k=0, r
 
 @settings(max_examples=100)
 @given_that(st.data())
-def test_what_followed_the_same_tokens_is_counted(data):
-    length, vocab = 14, 4
-    text = np.array(data.draw(st.lists(st.integers(0, vocab - 1), min_size=length, max_size=length)))
+def test_tokens_behind_the_longest_beginning_are_found(data):
+    length = 16
+    text = np.array(data.draw(st.lists(st.integers(0, 2), min_size=length, max_size=length)))
     known = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
-    possible = np.array(data.draw(st.lists(st.booleans(), min_size=vocab, max_size=vocab)))
     place = data.draw(st.integers(0, length - 1))
 
-    expected = np.zeros(vocab)
-    for back in (2, 1):
-        here = range(place - back, place)
-        if expected.any() or here.start < 0 or not known[here].all():
-            continue
-        for m in range(back, length):
-            if (
-                m != place
-                and known[m - back : m + 1].all()
-                and (text[m - back : m] == text[here]).all()
-                and possible[text[m]]
-            ):
-                expected[text[m]] += 1
-                last = text[m]
-        if expected.any():
-            expected[last] += 0.5
-    counted = followed(*(jnp.asarray(x)[None] for x in (text, known, place, possible)))
-    np.testing.assert_array_equal(counted[0], expected)
+    expected = np.zeros(length, bool)
+    for back in range(LOOKED_FOR, 0, -1):
+        left = range(place - back, place)
+        if left.start >= 0 and known[left].all() and not expected.any():
+            for m in range(back, length):
+                same = known[m - back : m + 1].all() and (text[m - back : m] == text[left]).all()
+                expected[m] = same and m != place
+    found = followed(*(jnp.asarray(x)[None] for x in (text, known, place)))
+    np.testing.assert_array_equal(found[0], expected)
 
 
 @pytest.mark.parametrize("prefill", ["ar", "group"])

@@ -43,7 +43,7 @@ def _fill_here(model: a3jax.Model, order: str) -> dict[str, np.ndarray]:
     tokens = [np.where(row, draw.integers(0, 256, len(row)), 0) for row in given]
     decodings = [Decoding(order=order, seed=seed) for seed in (4, 5)]
     drawn = plan(decodings, tokens, given, model.config, model.fillable[None])
-    filled = decode(model.params, model.config, model.compute, drawn, decodings[0])
+    filled = decode(model.network, drawn, decodings[0])
     T = max(map(len, tokens))
 
     def pad(rows):
