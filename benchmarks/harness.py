@@ -18,7 +18,8 @@ from common import run, show
 from tyro.conf import Positional, arg
 
 import a3jax
-from a3jax.evaluate.continuations import Choice, Item, score, shared, single_stream
+from a3jax.evaluate.continuations import Choice, Item, score, shared
+from a3jax.generate.continued import single_stream
 from a3jax.evaluate.texts import read_texts
 
 
@@ -85,7 +86,7 @@ def main(options: Options) -> None:
             assert way() == results[name]
             times[name].append(time.perf_counter() - begun)
     seconds = {name: statistics.median(each) for name, each in times.items()}
-    streams = 1 if single_stream(model, options.order) else 2
+    streams = 1 if single_stream(model.config, options.order) else 2
     reads = {
         "shared context": sum(shared(item) + streams * sum(len(c.tokens) - shared(item) for c in item) for item in items),
         "each whole": sum(c.given - 1 + streams * (len(c.tokens) - c.given + 1) for (c,) in whole),
