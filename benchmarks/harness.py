@@ -19,8 +19,8 @@ from tyro.conf import Positional, arg
 
 import a3jax
 from a3jax.evaluate.continuations import Choice, Item, score, shared
-from a3jax.generate.continued import single_stream
 from a3jax.evaluate.texts import read_texts
+from a3jax.generate.continued import single_stream
 
 
 @dataclass(frozen=True)
