@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from a3jax.decode import speculative
-from a3jax.decode.speculative import LOOKED_FOR, followed
+from a3jax.decode.drafting import LOOKED_FOR, followed
 
 
 @pytest.mark.parametrize(
