@@ -29,16 +29,19 @@ class Drafts(NamedTuple):
     """How many are proposed, at most k."""
 
 
-def drafted(state: State, plan: Plan, place_BxK: Array, logits_BxKxV: Array | None, seen_BxV: Array) -> Drafts:
-    """Drafts of places: from the text where it has some, else as the model has them by its `logits`.
+def by_text(state: State, plan: Plan, place_BxK: Array) -> Drafts:
+    """Drafts of places from the text alone, up to the first place for which it has none."""
+    no_own_BxK, key_BxK = jnp.zeros_like(place_BxK), place_keys(plan.keys_B, place_BxK)
+    token_BxK, choices_BxKxV, found_BxK = _from_text(state, plan, place_BxK, key_BxK, None, no_own_BxK)
+    return Drafts(token_BxK, choices_BxKxV, jnp.cumprod(found_BxK, axis=1).sum(axis=1))
 
-    `seen` are the tokens that a penalty falls on. Without logits there are no drafts from the first place on for which the
-    text has none.
+
+def by_both(state: State, plan: Plan, place_BxK: Array, logits_BxKxV: Array, seen_BxV: Array) -> Drafts:
+    """Drafts of places: from the text where it has some, else as the model's `logits` have them.
+
+    `seen` are the tokens that a penalty falls on.
     """
     key_BxK = place_keys(plan.keys_B, place_BxK)
-    if logits_BxKxV is None:
-        token_BxK, choices_BxKxV, found_BxK = _from_text(state, plan, place_BxK, key_BxK, None, jnp.zeros_like(place_BxK))
-        return Drafts(token_BxK, choices_BxKxV, jnp.cumprod(found_BxK, axis=1).sum(axis=1))
     own_BxKxV = choices(logits_BxKxV, plan.sampling, plan.allowed_BxV, seen_BxV[:, None])
     own_BxK = draw(key_BxK, own_BxKxV, plan.sampling)
     token_BxK, choices_BxKxV, found_BxK = _from_text(state, plan, place_BxK, key_BxK, logits_BxKxV, own_BxK)

@@ -27,7 +27,7 @@ from jax import Array
 
 from a3jax.decode.cached import PassKind, Plan, State, at, predict, write
 from a3jax.decode.choosing import place_keys, seen_tokens
-from a3jax.decode.drafting import Drafts, drafted
+from a3jax.decode.drafting import Drafts, by_both, by_text
 from a3jax.decode.mode import Mode
 from a3jax.decode.sampling import choices, draw, log_prob
 from a3jax.decode.settings import Decoding, Drafter
@@ -63,7 +63,7 @@ def decode_drafted(
     index_J, decided_Bx1 = jnp.arange(ahead + 1), state.decided_B[:, None]
     place_BxJ = at(state.place_BxL, decided_Bx1 + index_J)
     if drafts is None:
-        drafts = drafted(state, plan, place_BxJ[:, :-1], None, seen_tokens(state, plan.allowed_BxV.shape[-1]))
+        drafts = by_text(state, plan, place_BxJ[:, :-1])
     count_B = jnp.clip(plan.length_B - state.decided_B, 0, drafts.proposed_B)
     drafted_BxK = index_J[:-1] < count_B[:, None]
     scores = _scored(network, state, drafts, plan, number_B, count_B, place_BxJ, kind, ahead if drafter == "both" else 0)
@@ -79,8 +79,10 @@ def decode_drafted(
     state = state._replace(cache=scores.cache, read_B=read_B, decided_B=state.decided_B + new_BxJ.sum(axis=1))
 
     place_BxK = at(state.place_BxL, state.decided_B[:, None] + index_J[:-1])
-    further_BxKxV = scores.further_BxJxIxV[jnp.arange(len(stand_B)), stand_B] if drafter == "both" else None
-    return state, drafted(state, plan, place_BxK, further_BxKxV, _row(seen_BxJxV, stand_B))
+    if drafter == "text":
+        return state, by_text(state, plan, place_BxK)
+    further_BxKxV = scores.further_BxJxIxV[jnp.arange(len(stand_B)), stand_B]
+    return state, by_both(state, plan, place_BxK, further_BxKxV, _row(seen_BxJxV, stand_B))
 
 
 def _scored(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from a3jax.decode import speculative
-from a3jax.decode.drafting import LOOKED_FOR, followed
+from a3jax.decode.cached import Plan, State
+from a3jax.decode.drafting import LOOKED_FOR, by_both, by_text, followed
+from a3jax.decode.sampling import sampling_of
+from a3jax.decode.settings import Decoding
 
 
 @pytest.mark.parametrize(
@@ -139,12 +143,10 @@ def test_samples_have_the_distribution_of_one_by_one_decoding(
 
 def sample(net, one, order, seed, noise, allowed=None, **options):
     """Many samples of one document in one batch: the order of `seed`, each with noise of its own."""
-    import jax
     from flax import nnx
 
     from a3jax.decode.cached import plan
     from a3jax.decode.loop import decode
-    from a3jax.decode.settings import Decoding
     from a3jax.model.network import Network
 
     decoding = Decoding(order=order, seed=seed, **options)
@@ -206,6 +208,51 @@ def test_tokens_behind_the_longest_beginning_are_found(data):
                 expected[m] = same and m != place
     found = followed(*(jnp.asarray(x)[None] for x in (text, known, place)))
     np.testing.assert_array_equal(found[0], expected)
+
+
+@settings(max_examples=100)
+@given_that(st.data())
+def test_drafts_are_looked_up_one_after_the_other(data):
+    """From the text alone what followed last, up to a place for which there is none; of several the model's choice."""
+    length, ahead, vocab = 16, 3, 5
+    text = np.array(data.draw(st.lists(st.integers(0, 2), min_size=length, max_size=length)))
+    known = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
+    known[0] = True
+    known[data.draw(st.permutations(range(1, length)))[:ahead]] = False  # something is open
+    places = data.draw(st.permutations(np.flatnonzero(~known).tolist()))[:ahead]
+    logits = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(ahead, vocab)).astype(np.float32)
+    allowed = np.arange(vocab) != 1
+
+    def expected(wanted):
+        now, sure, tokens, found = text.copy(), known.copy(), [], []
+        for place, own in zip(places, logits):
+            here = np.asarray(followed(*(jnp.asarray(x)[None] for x in (now, sure, place)))[0]) & allowed[now]
+            found.append(bool(here.any()))
+            own = int(np.argmax(np.where(allowed, own, -np.inf))) if wanted is None else wanted
+            now[place] = (max(now[here], key=lambda token: logits[len(tokens), token]) if wanted is None
+                          else now[np.flatnonzero(here)[-1]]) if here.any() else own  # fmt: skip
+            sure[place] = True
+            tokens.append(int(now[place]))
+        return tokens, found
+
+    decoding = Decoding(mode="speculative")
+    state = State(*[None] * len(State._fields))._replace(
+        tokens_BxL=jnp.asarray(text)[None], passes_BxL=jnp.where(known, 1, -1)[None]
+    )
+    given = Plan(*[None] * len(Plan._fields))._replace(
+        keys_B=jax.random.split(jax.random.key(0), 1),
+        sampling=sampling_of([decoding]),
+        allowed_BxV=jnp.asarray(allowed)[None],
+    )
+    place_BxK = jnp.asarray(places)[None]
+    tokens, found = expected(0)
+    drafts = by_text(state, given, place_BxK)
+    assert drafts.token_BxK[0].tolist() == tokens
+    assert drafts.proposed_B.tolist() == [found.index(False) if False in found else ahead]
+    tokens, _ = expected(None)
+    drafts = by_both(state, given, place_BxK, jnp.asarray(logits)[None], jnp.zeros((1, vocab), bool))
+    assert drafts.token_BxK[0].tolist() == tokens
+    assert drafts.proposed_B.tolist() == [ahead]
 
 
 @pytest.mark.parametrize("prefill", ["ar", "group"])
