@@ -18,6 +18,7 @@ from tyro.conf import Positional, arg
 
 from a3jax.errors import UserError
 from a3jax.evaluate.blanks import BOTH, LEFT
+from a3jax.evaluate.humaneval import function_of
 from a3jax.evaluate.results import Estimate, Share, difference, ratio
 
 KEPT = Path(__file__).parents[1] / "experiments" / "results" / "shown" / "humaneval_items.json"
@@ -57,10 +58,14 @@ def cells(estimates: Mapping[str, Estimate], signed: bool = False) -> str:
     return " | ".join(told)
 
 
-def shares(items: Items, row: str, column: str) -> dict[int, Share]:
-    """Of the problems that have the column, by their number in the order of their names."""
-    found = ((number, items[id].get(row, {}).get(column)) for number, id in enumerate(sorted(items)))
-    return {number: (share[0], share[1]) for number, share in found if share}
+def shares(items: Items, row: str, column: str) -> dict[str, Share]:
+    """Of the functions with a problem that has the column: those of one function count together."""
+    found: dict[str, Share] = {}
+    for id in sorted(items):
+        if share := items[id].get(row, {}).get(column):
+            above, below = found.get(function_of(id), (0.0, 0.0))
+            found[function_of(id)] = above + share[0], below + share[1]
+    return found
 
 
 def estimates(items: Items, row: str) -> dict[str, Estimate]:
@@ -106,7 +111,7 @@ def main(options: Options) -> None:
 
 
 def table(items: Items, rows: Sequence[tuple[str, Items, str]]) -> None:
-    """Rows, each with its name and whose it is, below how many problems they are about."""
+    """Rows, each with its name and whose it is, below how many problems they are about. Errors are over functions."""
     print(f"| {len(items)} problems | {' | '.join(COLUMNS)} |\n|---|---|---|---|")
     for name, found, row in rows:
         print(f"| {name} | {cells(estimates(found, row))} |")

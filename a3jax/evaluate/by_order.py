@@ -80,6 +80,7 @@ class ByOrder:
             "window": window,
             "given": "the first token of a window: the start token where the model has one",
             "windows": "a text longer than a window is cut; no window sees another",
+            "errors": "windows of one text count together",
             "bound": f"of masked diffusion: an upper bound on nats, the mean of {DRAWS} draws of masks for each window",
             "infill_N": "one span of drawn place and size, at most half of the window, in random groups of N",
         }
@@ -147,7 +148,7 @@ def cut_windows(model: Model, text: Text, window: int) -> list[Item]:
         if end - begin > given:
             tokens = (*start, *encoded.ids[begin:end])
             size = len(text.text[edges[begin + given] : edges[end]].encode())
-            items.append(Item(f"{text.id}#{number}", len(tokens), (tokens, size)))
+            items.append(Item(f"{text.id}#{number}", len(tokens), (tokens, size), cluster=text.id))
     return items
 
 

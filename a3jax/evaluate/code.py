@@ -48,13 +48,13 @@ class Code:
         self._fillers = fillers
         self.items: list[Item] = []
         found: Counter[str] = Counter()
-        for unit in _units(texts, skip_bad, left_out):
+        for cluster, unit in ((text.id, unit) for text in texts for unit in _units(text, skip_bad, left_out)):
             if all(found[kind] >= limit for kind in SPANS):
                 break
             named = [(f"{kind}: {unit.id}", blank) for kind, blank in blanks(unit, seed) if found[kind] < limit]
             fit = fitting(named, fillers, window, left_out)
             found.update(item.id.partition(":")[0] for item in fit)
-            self.items += fit
+            self.items += [item._replace(cluster=cluster) for item in fit]
         self.protocol = {
             "seed": seed,
             "window": window,
@@ -64,6 +64,7 @@ class Code:
             "decoding": {filler.sees: filler.decoding.recorded() for filler in fillers},
             "left_only": "the baseline decodes as many tokens from what is before",
             "exact": "share of fillings that are the truth, white space at the end aside",
+            "errors": "blanks of one text count together",
             "parses": "share of fillings with which the function is Python, by the module ast",
         }
         self.data = {
@@ -109,24 +110,23 @@ def blanks(unit: Text, seed: int) -> Iterator[tuple[str, Blanked]]:
             yield kind, Blanked(source[:begin].decode(), source[begin:end].decode(), source[end:].decode())
 
 
-def _units(texts: Sequence[Text], skip_bad: bool, left_out: Counter[str]) -> Iterator[Text]:
-    """The functions and classes at the top level of each text, with their decorators."""
-    for text in texts:
-        source = text.text.replace("\r\n", "\n").replace("\r", "\n")
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            if not skip_bad:
-                where = f"{text.id}, line {error.lineno}," if isinstance(error, SyntaxError) else text.id
-                raise UserError(f"{where} is not Python: {error}; mend it, or pass over such with --skip-bad") from None
-            left_out["not Python"] += 1
-            continue
-        lines = source.split("\n")
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-                yield Text(f"{text.id} {node.name}, line {first}", "\n".join(lines[first - 1 : node.end_lineno]) + "\n")
+def _units(text: Text, skip_bad: bool, left_out: Counter[str]) -> Iterator[Text]:
+    """The functions and classes at the top level of a text, with their decorators."""
+    source = text.text.replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if not skip_bad:
+            where = f"{text.id}, line {error.lineno}," if isinstance(error, SyntaxError) else text.id
+            raise UserError(f"{where} is not Python: {error}; mend it, or pass over such with --skip-bad") from None
+        left_out["not Python"] += 1
+        return
+    lines = source.split("\n")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            yield Text(f"{text.id} {node.name}, line {first}", "\n".join(lines[first - 1 : node.end_lineno]) + "\n")
 
 
 def _lines(tree: ast.AST, source: bytes, starts: list[int]) -> Iterator[Span]:

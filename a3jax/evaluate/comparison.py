@@ -105,15 +105,12 @@ def compare(evaluations: Sequence[Evaluation]) -> list[Compared]:
     check(evaluations)
     first, *others = evaluations
     compared = []
-    for task, (made_from, rows) in first.tasks.items():
+    for task, (made_from, _) in first.tasks.items():
         results = {each.name: each.tasks[task] for each in evaluations}
         before = made_from.protocol.get(DECODING, {})
         decoding = {name: _changes(before, one.made_from.protocol.get(DECODING, {})) for name, one in results.items()}
-        figures = {name: tabulate((row.id, row.figures) for row in one.rows) for name, one in results.items()}
-        above = {
-            other.name: differences(*(((row.id, row.figures) for row in each) for each in (rows, other.tasks[task].rows)))
-            for other in others
-        }
+        figures = {name: tabulate(one.found) for name, one in results.items()}
+        above = {other.name: differences(results[first.name].found, other.tasks[task].found) for other in others}
         compared.append(Compared(task, results, {name: one for name, one in decoding.items() if one}, figures, above))
     return compared
 

@@ -16,7 +16,7 @@ from a3jax.evaluate.comparison import Compared
 from a3jax.evaluate.plot import plot
 from a3jax.evaluate.report import Contents, comparison_report, report
 from a3jax.evaluate.results import Tables, as_json, tabulate
-from a3jax.evaluate.task import Rows, Task, digest, run
+from a3jax.evaluate.task import Rows, Task, digest, found, run
 from a3jax.files.folders import check_ours, write_whole
 from a3jax.show.pyplot import pyplot
 from a3jax.weights.identity import identity
@@ -40,20 +40,20 @@ def evaluate(
     evaluated: list[tuple[Task, Rows, Tables]] = []
     for task in tasks:
         rows = run(task, known, out, batch)
-        found = tabulate((row["id"], row["figures"]) for row in rows)
-        evaluated.append((task, rows, found))
+        tables = tabulate(found(rows))
+        evaluated.append((task, rows, tables))
         facts = {"protocol": task.protocol, "data": {**task.data, "sha256": digest(task.items)}, "items": len(rows)}
-        results["tasks"][task.name] = {**facts, "tables": as_json(found)}
+        results["tasks"][task.name] = {**facts, "tables": as_json(tables)}
         if out is not None:
             by_first(functools.partial(_write, out, results, evaluated))
-    return results, {task.name: found for task, _, found in evaluated}
+    return results, {task.name: tables for task, _, tables in evaluated}
 
 
 def _write(out: Path, results: dict[str, Any], evaluated: Sequence[tuple[Task, Rows, Tables]]) -> None:
-    task, _, found = evaluated[-1]
+    task, _, tables = evaluated[-1]
     write_whole(out / RESULTS, json.dumps(results, indent=1) + "\n")  # first: the others are known by it
     if task.name == by_order.ByOrder.name:
-        curves = plot(found, (by_order.BY_POSITION, by_order.BY_VISIBLE))
+        curves = plot(tables, (by_order.BY_POSITION, by_order.BY_VISIBLE))
         write_whole(out / f"{task.name}.svg", curves)
     write_whole(out / REPORT, report(results, evaluated))
 

@@ -74,7 +74,7 @@ class HumanEval:
         most = max((way.sizes.most for way in ways.values() if way.sizes), default=0)
         fit = fitting(named, [way.filler for way in ways.values()], window, left_out, most)
         contents = dict(chosen)
-        self.items = [item._replace(content=contents[item.id]) for item in fit]
+        self.items = [item._replace(content=contents[item.id], cluster=function_of(item.id)) for item in fit]
         self.protocol = {
             "seed": seed,
             "window": window,
@@ -82,6 +82,7 @@ class HumanEval:
             **protocol,
             "decoding": {row: way.filler.decoding.recorded() for row, way in ways.items()},
             PASS: "share of problems whose tests the program passes; one program for a problem",
+            "errors": "problems of one function count together",
             "execution": sandbox.facts if sandbox else "none",
             "exact": "share of texts that are the truth, white space at the end aside",
         }
@@ -118,6 +119,12 @@ def _figures(problem: Problem, filling: Filling, outcome: str | None) -> dict[st
 def set_of(id: str) -> str:
     """The set that a problem belongs to."""
     return id.partition("/")[0]
+
+
+def function_of(id: str) -> str:
+    """The function that a problem is about: HumanEval/0 for SingleLineInfilling/HumanEval/0/L0, and for itself."""
+    parts = id.split("/")
+    return "/".join(parts[parts.index("HumanEval") :][:2]) if "HumanEval" in parts else id
 
 
 def drawn(problems: Named, limit: int, seed: int) -> Named:

@@ -1,12 +1,11 @@
 """What an evaluation found: every figure is a ratio of two sums over items, and so has one formula for its standard error.
 
 Nats per token are the nats of all items over their tokens; a mean score is the sum of scores over the number of items. A
-perplexity is the exponential of such a ratio. Items are taken to be independent, but for those of one text, TEXT#1, TEXT#2
-and so on, which count together: figures are the same, and their errors those of a sample of texts (cluster sampling).
+perplexity is the exponential of such a ratio. Items are taken to be independent, but for those of one cluster, such as a
+text, a file or a function, which count together: figures are the same, and their errors those of a sample of clusters.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -19,7 +18,7 @@ Share = tuple[float, float]
 Figures = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Table -> row -> column -> an item's share."""
 Found = Iterable[tuple[str, Figures]]
-"""The id of every item, and what was found of it."""
+"""Of every item its cluster, or its own id where it is alone, and what was found of it."""
 
 
 class Estimate(NamedTuple):
@@ -37,8 +36,6 @@ PERPLEXITY = "perplexity"
 WIDTH = 240
 """Columns of a printed table, at most: a figure that is cut off is none, so that a narrow terminal has to wrap lines."""
 Key = TypeVar("Key", int, str)
-_NUMBER = re.compile(r"#\d+$")
-"""Of an item among those of its text."""
 Tables = dict[str, dict[str, dict[str, Estimate]]]
 
 
@@ -103,13 +100,13 @@ def tabulate(found: Found) -> Tables:
             row: {column: _figure(column, list(shares.values())) for column, shares in columns.items()}
             for row, columns in rows.items()
         }
-        for table, rows in _by_item(found).items()
+        for table, rows in _by_cluster(found).items()
     }
 
 
 def differences(first: Found, second: Found) -> Tables:
     """What each figure that both have is in `second` above what it is in `first`; they are about the same items."""
-    before, after = _by_item(first), _by_item(second)
+    before, after = _by_cluster(first), _by_cluster(second)
     found: Tables = {}
     for table, rows in after.items():
         for row, columns in rows.items():
@@ -119,17 +116,16 @@ def differences(first: Found, second: Found) -> Tables:
     return found
 
 
-def _by_item(found: Found) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
-    """Table -> row -> column -> an item, or all items of one text -> its share."""
+def _by_cluster(found: Found) -> dict[str, dict[str, dict[str, dict[str, Share]]]]:
+    """Table -> row -> column -> cluster -> its share."""
     shares: dict[str, dict[str, dict[str, dict[str, Share]]]] = {}
-    for name, figures in found:
-        one = _NUMBER.sub("", name)
+    for cluster, figures in found:
         for table, rows in figures.items():
             for row, columns in rows.items():
                 for column, (above, below) in columns.items():
                     of = shares.setdefault(table, {}).setdefault(row, {}).setdefault(column, {})
-                    before = of.get(one, (0.0, 0.0))
-                    of[one] = before[0] + above, before[1] + below
+                    before = of.get(cluster, (0.0, 0.0))
+                    of[cluster] = before[0] + above, before[1] + below
     return shares
 
 

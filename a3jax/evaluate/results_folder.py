@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from a3jax.errors import UserError
 from a3jax.evaluate.candidates import RESULTS
-from a3jax.evaluate.results import Figures
+from a3jax.evaluate.results import Figures, Found
 from a3jax.files.outside_json import read_object
 from a3jax.files.strict import build
 from a3jax.generate.reading import lines, opened
@@ -30,6 +30,8 @@ class Row(NamedTuple):
     truth: str
     texts: dict[str, str]
     """What was filled in, by what was seen; empty where nothing was."""
+    cluster: str
+    """What the item is a part of, or its own id."""
 
 
 class Results(NamedTuple):
@@ -37,6 +39,11 @@ class Results(NamedTuple):
 
     made_from: MadeFrom
     rows: list[Row]
+
+    @property
+    def found(self) -> Found:
+        """What figures are made of."""
+        return [(row.cluster, row.figures) for row in self.rows]
 
 
 class Evaluation(NamedTuple):
@@ -82,4 +89,5 @@ def _row(value: dict[str, Any], where: str) -> Row:
         raise UserError(f"{where}: figures are no pairs of numbers; evaluate again")
     texts = build(dict[str, str], value.get("texts", {}), f"{where}: texts")
     truth = build(str, value.get("truth", ""), f"{where}: truth")
-    return Row(build(str, value.get("id"), f"{where}: id"), figures, truth, texts)
+    id = build(str, value.get("id"), f"{where}: id")
+    return Row(id, figures, truth, texts, build(str, value.get("cluster", id), f"{where}: cluster"))

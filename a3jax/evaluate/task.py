@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from a3jax.devices.processes import is_first
 from a3jax.devices.writing import by_first, growing_by_first
 from a3jax.errors import UserError
+from a3jax.evaluate.results import Found
 from a3jax.files.jsonl import Lines
 from a3jax.progress import Progress
 
@@ -27,6 +28,8 @@ class Item(NamedTuple):
     """In tokens; items are taken by it."""
     content: Any
     """Whatever the task needs, as JSON values and tuples of them."""
+    cluster: str | None = None
+    """What it is a part of, such as a text, where other items may be parts of it too (`a3jax.evaluate.results`)."""
 
 
 class Task(Protocol):
@@ -49,9 +52,15 @@ class Task(Protocol):
 Rows = list[dict[str, Any]]
 
 
+def found(rows: Rows) -> Found:
+    """The figures of results, by what their items are parts of."""
+    return [(row["cluster"] if "cluster" in row else row["id"], row["figures"]) for row in rows]
+
+
 def digest(items: Sequence[Item]) -> str:
     """SHA-256 of all items, contents included, in the order in which they are taken."""
-    return hashlib.sha256(json.dumps(_by_length(items)).encode()).hexdigest()
+    contents = [(item.id, item.length, item.content) for item in _by_length(items)]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def _by_length(items: Sequence[Item]) -> list[Item]:
@@ -97,12 +106,16 @@ def _evaluate(task: Task, items: Sequence[Item], done: Rows, batch: int, file: L
     with Progress(task.name, len(items), "items", completed=len(rows), lines=is_first()) as bar:
         for begin in range(len(rows), len(items), batch):
             chosen = items[begin : begin + batch]
-            found = [{"id": item.id, **row} for item, row in zip(chosen, task.evaluate(chosen, min(batch, len(items))))]
+            results = [{**_named(item), **row} for item, row in zip(chosen, task.evaluate(chosen, min(batch, len(items))))]
             if file is not None:
-                by_first(functools.partial(file.append, found))
-            rows += found
-            bar.advance(len(found))
+                by_first(functools.partial(file.append, results))
+            rows += results
+            bar.advance(len(results))
     return rows
+
+
+def _named(item: Item) -> dict[str, str]:
+    return {"id": item.id} if item.cluster is None else {"id": item.id, "cluster": item.cluster}
 
 
 def _done(file: Lines, path: Path, made_from: dict[str, Any], items: Sequence[Item]) -> Rows:

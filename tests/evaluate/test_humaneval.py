@@ -15,7 +15,7 @@ import a3jax
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Range, Template
 from a3jax.evaluate.blanks import BOTH, LEFT
-from a3jax.evaluate.humaneval import INFILLED, WRITTEN, HumanEval, Problem, drawn, read_problems
+from a3jax.evaluate.humaneval import INFILLED, WRITTEN, HumanEval, Problem, drawn, function_of, read_problems
 from a3jax.evaluate.infilling import sentinels, ways, white_space
 from a3jax.evaluate.options import Models
 from a3jax.execute.sandbox import Limits, Sandbox
@@ -131,6 +131,12 @@ def test_fim_tokens_stand_around_the_blank(model):
         assert list(filled.tokens[: len(prompt)]) == prompt
         assert result["texts"] == {"FIM tokens": filled.blanks[0].text}
         assert item.length == len(prompt) + 16
+
+
+def test_problems_of_one_function_are_one_sample():
+    sets = ("SingleLineInfilling/HumanEval/7/L0", "MultiLineInfilling/HumanEval/7/L0_L3", "RandomSpanInfilling/HumanEval/7/1")
+    assert {function_of(id) for id in (*sets, "HumanEval/7")} == {"HumanEval/7"}
+    assert function_of("mine/7") == "mine/7"
 
 
 def test_as_many_of_each_set_are_drawn():

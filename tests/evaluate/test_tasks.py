@@ -73,14 +73,14 @@ def test_windows_of_one_text_are_no_independent_items():
         hard = rng.normal(3, 1, 60)
         nats = hard[:, None] * 100 + rng.normal(0, 30, (60, 9))
         found = tabulate(
-            (f"text #{i}#{j}", {"t": {"r": {"nats per token": (nats[i, j], 100)}}}) for i in range(60) for j in range(9)
+            (f"text #{i}", {"t": {"r": {"nats per token": (nats[i, j], 100)}}}) for i in range(60) for j in range(9)
         )["t"]["r"]["nats per token"]
         assert found.value == pytest.approx(nats.sum() / (100 * 540))
         assert found.items == 60
         values.append(found.value)
         errors.append(found.error)
     assert statistics.mean(errors) == pytest.approx(statistics.stdev(values), rel=0.15)
-    alone = tabulate((f"text#{j}", {"t": {"r": {"x": (1.0 + j, 1)}}}) for j in range(3))["t"]["r"]["x"]
+    alone = tabulate(("text", {"t": {"r": {"x": (1.0 + j, 1)}}}) for j in range(3))["t"]["r"]["x"]
     assert alone == (2.0, None, 1), "what other texts are like, one text does not tell"
 
 
@@ -104,6 +104,7 @@ def test_likelihood_by_order(model):
     assert left_out["no token to predict"] == 1
     windows = [item.content[0] for item in measured.items]
     assert [len(window) for window in windows] == [40, 40, 4]
+    assert {item.cluster for item in measured.items} == {"t"}
     assert [token for window in windows for token in window[1:]] == model.codec.encode(TEXT)
     assert sum(item.content[1] for item in measured.items) == len(TEXT.encode())
     rows = measured.evaluate(measured.items, 3)
@@ -222,7 +223,7 @@ def test_only_the_end_of_a_synthetic_story_tells_its_fact():
 
 def test_code_that_is_blanked_is_python_again():
     texts = [Text(module.__name__, inspect.getsource(module)) for module in (textwrap, statistics, inspect)]
-    units = list(code._units(texts, False, Counter()))
+    units = [unit for text in texts for unit in code._units(text, False, Counter())]
     found = [(kind, blank) for unit in units for kind, blank in blanks(unit, 0)]
     assert Counter(kind for kind, _ in found).keys() == {"line", "block", "expression"}
     known = {unit.text for unit in units}
@@ -246,6 +247,7 @@ def test_what_is_measured_of_code(model):
         "expression: m f, line 1": " x * 2",
     }
     assert not left_out
+    assert {item.cluster for item in measured.items} == {"m"}, "blanks of one file are one sample"
     for item, row in zip(measured.items, measured.evaluate(measured.items, 2)):
         before, truth, after, _ = item.content
         (figures,) = row["figures"].values()
@@ -253,7 +255,7 @@ def test_what_is_measured_of_code(model):
         assert figures[BOTH]["nats per token"][0] == pytest.approx(-expected, abs=1e-3)
         assert figures[LEFT]["parses"][0] == is_python(before + row["texts"][LEFT] + after)
     with pytest.raises(a3jax.UserError, match=r"bad, line 1, is not Python"):
-        list(code._units([Text("bad", "def (")], False, Counter()))
+        list(code._units(Text("bad", "def ("), False, Counter()))
     assert Code(fillers(model, model, Decoding()), "here", [text], left_out, window=20).items == []
     assert left_out == {"longer than 20 tokens": 3}
 
@@ -299,6 +301,21 @@ def test_a_stopped_task_goes_on(tmp_path, capsys):
     with pytest.raises(a3jax.UserError, match=r"lengths\.jsonl:1 is no result of a3jax evaluate"):
         task.run(Lengths(), {}, tmp_path / "stopped", 2)
     assert path.read_text() == "mine\n"
+
+
+def test_results_say_what_their_items_are_parts_of(tmp_path):
+    """Items in pairs that agree: half as many independent ones, told by what was kept as by what was just found."""
+    paired = Lengths()
+    paired.items = [item._replace(cluster=f"c{n // 2}") for n, item in enumerate(paired.items[:8])]
+    rows = task.run(paired, {}, tmp_path, 2)
+    assert {row["id"]: row["cluster"] for row in rows} == {f"i{n}": f"c{n // 2}" for n in range(8)}
+    sums = [(4 * n + 1) / 3 for n in range(4)]
+    expected = (sum(sums) / 8, statistics.stdev(sums) / 2 / math.sqrt(4), 4)
+    assert tabulate(task.found(rows))["t"]["r"]["c"] == pytest.approx(expected)
+    again = task.run(paired, {}, tmp_path, 2)
+    assert tabulate(task.found(again)) == tabulate(task.found(rows))
+    alone = [item._replace(cluster=None) for item in paired.items]
+    assert task.digest(alone) == task.digest(paired.items), "the same items, however errors are counted"
 
 
 def whole_line(folder, number: int) -> bytes:
