@@ -17,8 +17,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from a3jax.config import Dtype
 from a3jax.devices.joined import ALONE, Devices
+from a3jax.devices.processes import is_alone
 from a3jax.errors import UserError
 from a3jax.files.places import place
+from a3jax.files.reading import STDIN
 from a3jax.files.strict import nearest
 
 if TYPE_CHECKING:
@@ -55,6 +57,13 @@ class Loading:
 Loads = Annotated[Loading, arg(name="")]
 """Options of any command that loads a model."""
 PLAIN = Loading()
+
+
+def check_shared(file: str | None) -> None:
+    """Raise `UserError` for what not each of the processes that have joined can read."""
+    if file == STDIN and not is_alone():
+        raise UserError("standard input reaches one process, and there are several; give a file that all hosts see")
+
 
 _places = ConstructorRegistry()
 

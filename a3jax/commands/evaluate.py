@@ -1,7 +1,6 @@
 """a3jax evaluate."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from a3jax.errors import UserError
 from a3jax.evaluate.candidates import Candidate, candidates
 from a3jax.evaluate.options import Options
 from a3jax.evaluate.tasks import NAMES, read_task
-from a3jax.outside_text import say, show
+from a3jax.outside_text import show
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -127,55 +126,21 @@ class Evaluate(Options, _What):
         return tasks, {"checkpoint": str(checkpoint), "baseline": str(self.baseline or checkpoint), **results}, tables
 
     def _compare(self, named: Sequence[Candidate], mesh: "Mesh | None") -> dict[str, Any]:
-        """Evaluate the checkpoints, each into a folder of its own, and compare what is there then; process 0 compares."""
-        new = [each for each in named if not each.is_results]
-        if new and self.out is None:
-            raise UserError("several checkpoints need --out: each has a folder in it, and they are compared by what is there")
-
-        from a3jax.devices.writing import by_first
-        from a3jax.evaluate.comparison import check, check_before, compare, document, print_comparison
-        from a3jax.evaluate.evaluation import check_comparison, write_comparison
-        from a3jax.evaluate.results_folder import Evaluation, read
+        """Evaluate the checkpoints, each into a folder of its own, and compare what is there then."""
+        from a3jax.evaluate.comparison import print_comparison
+        from a3jax.evaluate.several import evaluate_several
         from a3jax.weights.pretrained import pretrained
 
-        for each in new:  # what is none is told before any is evaluated
-            pretrained(each.path, self.loading.step)
-        known: dict[str, Evaluation] = {}
-        contents: dict[str, dict[str, Any]] = {}
-
-        def keep(name: str, path: Path) -> None:
-            known[name] = read(name, path, self.tasks)
-
-        def begin() -> None:
-            if self.out is not None:
-                check_comparison(self.out)
-            for each in named:
-                if each.is_results:
-                    keep(each.name, each.path)
-            check(list(known.values()))
-
-        def end() -> dict[str, Any]:
-            evaluations = [known[each.name] for each in named]
-            compared = compare(evaluations)
-            results = document(evaluations, compared)
-            if self.out is not None:
-                write_comparison(self.out, results, compared, contents)
-            if self.json:
-                return results
-            print_comparison(compared)
-            return {} if self.out is None else {"out": str(self.out)}
-
-        by_first(begin)
-        for number, each in enumerate(new, 1):
-            assert self.out is not None
-            say(f"{each.name}, {number} of {len(new)}")
-            seen = functools.partial(check_before, each.name, known=list(known.values()))
-            tasks, *_ = self._evaluate(each.path, self.out / each.name, mesh, seen)
-            contents = contents or _contents(tasks)  # of which models are no part
-            by_first(functools.partial(keep, each.name, self.out / each.name))
-        return by_first(end)
-
-
-def _contents(tasks: "Sequence[Task]") -> dict[str, dict[str, Any]]:
-    """What every item is about, by task and name."""
-    return {task.name: {item.id: item.content for item in task.items} for task in tasks}
+        for each in named:  # what is no checkpoint is told before any is evaluated
+            if not each.is_results:
+                pretrained(each.path, self.loading.step)
+        compared = evaluate_several(
+            named,
+            self.tasks,
+            self.out,
+            lambda each, out, check: self._evaluate(each.path, out, mesh, check)[0],
+            (lambda _: None) if self.json else print_comparison,
+        )
+        if self.json:
+            return compared
+        return {} if self.out is None else {"out": str(self.out)}

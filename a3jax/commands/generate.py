@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from a3jax.commands.commandline import PLAIN, Json, Loads, Text
+from a3jax.commands.commandline import PLAIN, Json, Loads, Text, check_shared
 from a3jax.decode.settings import DEFAULTS, DecodingOptions
 from a3jax.devices.joined import joined
 from a3jax.devices.processes import is_alone
@@ -96,8 +96,6 @@ class Generate:
 
     def _check_shared(self) -> None:
         """What can be said when it is known whether there are several processes."""
-        from a3jax.generate.reading import check_shared
-
         check_shared(self.file)
         if self.watch and not is_alone():
             raise UserError("--watch shows the text of one process, and there are several; use --trace FILE.html instead")
@@ -105,7 +103,7 @@ class Generate:
     def _wanted(self) -> "Wanted":
         """The request as it is given by options, or on standard input where none is."""
         from a3jax.devices.writing import by_first
-        from a3jax.generate.reading import STDIN, has_input, whole_text
+        from a3jax.files.reading import STDIN, has_input, whole_text
         from a3jax.generate.request import Wanted
 
         before, after = (None if path is None else whole_text(path) for path in (self.before, self.after))
@@ -159,8 +157,8 @@ class Generate:
 
     def _many(self, file: str, mesh: "Mesh | None") -> dict[str, Any]:
         """Answer a file of requests."""
+        from a3jax.files.reading import STDIN, opened
         from a3jax.generate.bulk import answer_file
-        from a3jax.generate.reading import STDIN, opened
 
         if self.out is not None and file != STDIN and self.out.exists() and self.out.samefile(file):
             raise UserError(f"{file} is both --file and --out; choose another file for the answers")

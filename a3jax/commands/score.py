@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from tyro.conf import Positional, arg
 
-from a3jax.commands.commandline import PLAIN, Json, Loads, Text
+from a3jax.commands.commandline import PLAIN, Json, Loads, Text, check_shared
 from a3jax.devices.joined import joined
 from a3jax.errors import UserError
 
@@ -52,7 +52,6 @@ class Score:
 
     def run(self) -> dict[str, Any]:  # noqa: D102
         from a3jax.curriculum.stage import BOUND, check_orders, parse_order
-        from a3jax.generate.reading import check_shared
 
         if self.order != BOUND:
             parse_order(self.order)
@@ -69,7 +68,7 @@ class Score:
     def _one(self, mesh: "Mesh | None") -> dict[str, Any]:
         """Score one text, token by token."""
         from a3jax.devices.writing import by_first
-        from a3jax.generate.reading import STDIN, has_input, whole_text
+        from a3jax.files.reading import STDIN, has_input, whole_text
         from a3jax.generate.scored import Asked, score, subject
         from a3jax.show.likelihoods import print_tokens
 
@@ -91,8 +90,8 @@ class Score:
     def _many(self, file: str, mesh: "Mesh | None") -> dict[str, Any]:
         """Score a text a line: an answer a line, and the figures of all texts together."""
         from a3jax.curriculum.stage import BOUND
+        from a3jax.files.reading import lines, located, opened
         from a3jax.files.strict import build
-        from a3jax.generate.reading import lines, located, opened
         from a3jax.generate.scored import Asked, figures, score, subject, total_name
 
         def subjects(model: "Model", source: BinaryIO, name: str) -> "Iterator[Subject]":

@@ -11,10 +11,9 @@ import jax
 from a3jax.devices.writing import by_first
 from a3jax.errors import UserError
 from a3jax.evaluate import by_order
-from a3jax.evaluate.candidates import COMPARISON, REPORT, RESULTS
-from a3jax.evaluate.comparison import Compared
+from a3jax.evaluate.candidates import REPORT, RESULTS
 from a3jax.evaluate.plot import plot
-from a3jax.evaluate.report import Contents, comparison_report, report
+from a3jax.evaluate.report import report
 from a3jax.evaluate.results import Tables, as_json, tabulate
 from a3jax.evaluate.task import Rows, Task, digest, found, run
 from a3jax.files.folders import check_ours, write_whole
@@ -67,17 +66,3 @@ def _check(out: Path, tasks: Sequence[Task]) -> None:
     for name in (REPORT, *(f"{task.name}.svg" for task in tasks)):
         if not begun and (out / name).exists():
             raise UserError(f"{out / name} is there and no evaluation beside it: it is none of ours; choose another folder")
-
-
-def check_comparison(out: Path) -> None:
-    """Raise `UserError` for a folder where a comparison would write over what is somebody else's, or an evaluation's."""
-    check_ours(out / COMPARISON, '{\n "compared": ')
-    for name in (RESULTS, REPORT):
-        if (out / name).exists() and not (out / COMPARISON).exists():
-            raise UserError(f"{out / name} is there and no comparison beside it; choose another folder")
-
-
-def write_comparison(out: Path, document: dict[str, Any], compared: Sequence[Compared], contents: Contents) -> None:
-    """Write `COMPARISON` and its page, `REPORT`, into a folder that `check_comparison` passes."""
-    write_whole(out / COMPARISON, json.dumps(document, indent=1) + "\n")  # first: the page is known by it
-    write_whole(out / REPORT, comparison_report(document, compared, contents))

@@ -22,7 +22,7 @@ from a3jax.evaluate.task import Item, Task
 from a3jax.execute.case import PASSED
 from a3jax.execute.sandbox import Sandbox
 from a3jax.files.outside_json import parse_object
-from a3jax.generate.reading import check_text, located, raw_lines
+from a3jax.files.reading import check_text, located, raw_lines
 from a3jax.outside_text import say
 
 WRITTEN, INFILLED = "humaneval", "humaneval_infill"

@@ -18,7 +18,7 @@ from a3jax.evaluate.options import Models, Options, Ready
 from a3jax.evaluate.results import PERPLEXITY
 from a3jax.evaluate.task import Item
 from a3jax.evaluate.texts import Text, read_texts
-from a3jax.generate.reading import located
+from a3jax.files.reading import located
 from a3jax.generate.request import Request, fill
 from a3jax.model.network import check_context
 from a3jax.weights.loading import Model

@@ -21,7 +21,7 @@ from a3jax.errors import UserError, first_line
 from a3jax.evaluate.options import Models, Options, Ready
 from a3jax.evaluate.task import Task
 from a3jax.files.outside_json import decoded, parse_object
-from a3jax.generate.reading import check_text, opened, raw_lines
+from a3jax.files.reading import check_text, opened, raw_lines
 
 SPLIT = "validation"
 FORMATS, PLAIN = (".jsonl", ".parquet"), ".txt"

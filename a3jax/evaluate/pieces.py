@@ -8,7 +8,7 @@ from a3jax.data.tokenizer import TextCodec
 from a3jax.errors import UserError
 from a3jax.evaluate.local_data import Row
 from a3jax.evaluate.task import Item
-from a3jax.generate.reading import located
+from a3jax.files.reading import located
 
 TOKENS = (
     "every string by itself, as at the beginning of a text; before the first the start token, if the model's texts have one"

@@ -21,7 +21,7 @@ from a3jax.errors import UserError
 from a3jax.evaluate.harness import A3
 from a3jax.evaluate.local_data import SPLIT, Row
 from a3jax.evaluate.task import Item
-from a3jax.generate.reading import located
+from a3jax.files.reading import located
 
 FOLDERS = {"hellaswag": "hellaswag", "winogrande": "winogrande", "social_iqa": "siqa", "piqa": "piqa", "triviaqa": "triviaqa"}
 """The harness's folder for each task; to look through all of them takes long."""

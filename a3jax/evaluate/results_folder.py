@@ -9,8 +9,8 @@ from a3jax.errors import UserError
 from a3jax.evaluate.candidates import RESULTS
 from a3jax.evaluate.results import Figures, Found
 from a3jax.files.outside_json import read_object
+from a3jax.files.reading import lines, opened
 from a3jax.files.strict import build
-from a3jax.generate.reading import lines, opened
 
 
 @dataclass(frozen=True)

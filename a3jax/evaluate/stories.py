@@ -20,7 +20,7 @@ from a3jax.evaluate.options import Options, Ready
 from a3jax.evaluate.rouge import rouge, scorer
 from a3jax.evaluate.task import Item
 from a3jax.files.outside_json import parse_object
-from a3jax.generate.reading import check_text, located, opened, raw_lines, whole_text
+from a3jax.files.reading import check_text, located, opened, raw_lines, whole_text
 
 SENTENCES = 5
 CLOZE = (*(f"InputSentence{i}" for i in range(1, SENTENCES)), "RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2")

@@ -21,9 +21,9 @@ from a3jax.devices.processes import is_first
 from a3jax.devices.writing import by_first, growing_by_first
 from a3jax.errors import UserError
 from a3jax.files.jsonl import Line
+from a3jax.files.reading import count_lines, lines, located, windows
 from a3jax.files.strict import build
 from a3jax.generate.infill import Infilled
-from a3jax.generate.reading import count_lines, lines, located, windows
 from a3jax.generate.request import Request, Wanted, answer, fill, request
 from a3jax.progress import Progress
 from a3jax.weights.identity import identity

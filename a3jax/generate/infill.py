@@ -21,12 +21,12 @@ from a3jax.decode.document import Document, Part
 from a3jax.decode.settings import Decoding
 from a3jax.decode.template import Open, Template, parse
 from a3jax.errors import UserError, check_list
+from a3jax.files.reading import check_text
 from a3jax.files.strict import nearest
 from a3jax.generate.filling import Filling, Observe, check_ends, closed, document_of, ends_blanks
 from a3jax.generate.lengths import with_lengths
 from a3jax.generate.objective import check_mode
 from a3jax.generate.one_by_one import Filled, blanks_filled, side_by_side
-from a3jax.generate.reading import check_text
 from a3jax.generate.revision import revised
 from a3jax.likelihood.restriction import Allowed
 from a3jax.weights.loading import Model

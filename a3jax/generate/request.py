@@ -12,10 +12,10 @@ from a3jax.decode.document import lay_out
 from a3jax.decode.settings import Decoding, DecodingOptions
 from a3jax.decode.template import Size, Template, has_open, parse
 from a3jax.errors import UserError
+from a3jax.files.reading import check_text
 from a3jax.generate.chat import ANSWER, asked
 from a3jax.generate.filling import Observe, Tokens, check_ends, check_stop, document_of
 from a3jax.generate.infill import Infilled, infill_batch
-from a3jax.generate.reading import check_text
 from a3jax.weights.loading import Model
 
 ROOM = 32

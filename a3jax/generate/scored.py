@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from a3jax.decode.document import Document
 from a3jax.decode.spelling import spelled
 from a3jax.errors import UserError
+from a3jax.files.reading import check_text, windows
 from a3jax.generate.objective import check_order
-from a3jax.generate.reading import check_text, windows
 from a3jax.generate.text_likelihood import document_log_likelihoods, to_score
 from a3jax.likelihood.scoring import Likelihood
 from a3jax.model.network import check_context

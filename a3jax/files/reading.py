@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, TypeVar
 
-from a3jax.devices.processes import is_alone
 from a3jax.errors import UserError
 from a3jax.files.outside_json import decoded, parse_object
 from a3jax.files.places import place
@@ -28,12 +27,6 @@ class Line(NamedTuple):
     number: int
     """From 1."""
     value: dict[str, Any]
-
-
-def check_shared(file: str | None) -> None:
-    """Raise `UserError` for what not each of the processes that have joined can read."""
-    if file == STDIN and not is_alone():
-        raise UserError("standard input reaches one process, and there are several; give a file that all hosts see")
 
 
 def has_input() -> bool:
