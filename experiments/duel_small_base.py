@@ -17,7 +17,7 @@ TOKENS = 8_000_000
 
 
 def experiment() -> Config:
-    """A quarter of an hour on two cores."""
+    """Half an hour on two cores."""
     larger: Config = _LARGER["experiment"]()
     return dataclasses.replace(
         larger,
