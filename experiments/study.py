@@ -1,4 +1,4 @@
-"""The study behind the default curriculum and adapters (docs/study.md): curricula and what is trained, on a small model of our own.
+"""The study behind the default curriculum and adapters (docs/study.md), on a small model of our own.
 
 a3jax sweep run study --at-once 2        # after the commands of experiments/study_base.py
 a3jax sweep report sweeps/study
