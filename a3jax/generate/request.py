@@ -16,6 +16,7 @@ from a3jax.files.reading import check_text
 from a3jax.generate.chat import ANSWER, asked
 from a3jax.generate.filling import Observe, Tokens, check_ends, check_stop, document_of
 from a3jax.generate.infill import Infilled, infill_batch
+from a3jax.generate.objective import check_mode
 from a3jax.weights.loading import Model
 
 ROOM = 32
@@ -118,6 +119,7 @@ def request(model: Model, wanted: Wanted, decoding: Decoding) -> Request:
     template = wanted.template(model, decoding.heal)
     length = len(document_of(model, template, decoding.heal).tokens)
     check_ends(model, template, decoding)
+    check_mode(model, decoding)
     return Request(template, decoding, length)
 
 

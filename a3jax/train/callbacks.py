@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from a3jax.config import Config
+from a3jax.decode.template import has_open, parse
 from a3jax.devices.processes import is_first
+from a3jax.errors import UserError
 from a3jax.generate.infill import infill
 from a3jax.progress import console
 from a3jax.weights.loading import Model
@@ -30,8 +32,15 @@ class Samples(Callback):
     """Fills one text at every evaluation and prints it."""
 
     def __init__(self, config: Config, template: str):
-        self._template = template
+        """Raises `UserError` for a text in which nothing can be filled, and where no text is filled on the run's mesh."""
+        self._template = parse(template)
+        if config.mesh.context != 1:
+            raise UserError(
+                "train.sample fills a text, which mesh.context splits; leave it out, or take data, fsdp or tensor"
+            )
         self._how = {"order": "random_1"} if config.objective == "a3" else {"mode": config.objective}
+        if has_open(self._template.sizes) and config.objective != "fim":
+            self._how = {}  # from left to right, as a blank without a size has to be
 
     def evaluated(self, step: int, nll: dict[str, float], model: Model) -> None:  # noqa: D102
         filled = infill(model, self._template, **self._how)

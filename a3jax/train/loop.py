@@ -125,6 +125,8 @@ def _train(
     data: TokenBatches | None,
 ) -> Summary:
     """`train`, of processes that have found each other."""
+    if config.train.sample is not None:
+        callbacks = [*callbacks, Samples(config, config.train.sample)]
     with contextlib.ExitStack() as stack:
         mesh = meshes.make_mesh(config.mesh)
         check_used()
@@ -157,8 +159,6 @@ def _train(
         done = position.step, position.record.tokens
         grows = (METRICS, TIMES, EVENTS) if is_first() else (EVENTS,)
         desk = stack.enter_context(Desk(config.run_folder, *grows, failed=say_unsent))
-        if config.train.sample is not None:
-            callbacks = [*callbacks, Samples(config, config.train.sample)]
         report = stack.enter_context(Report(config, run.model, mesh, *done, source, hosts, started, desk.folder, callbacks))
         tracing = stack.enter_context(Tracing(config, desk.folder))
         steps = _steps(run, position, _Means(mesh, compiled, checkpoints, desk, report, tracing, stop, hosts, callbacks))

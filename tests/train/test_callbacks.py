@@ -1,11 +1,14 @@
 """Who looks on at a run: metrics as values, evaluations with the model as it is, saves, and texts that are filled."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
 import a3jax
+from a3jax.config import Stage
+from a3jax.train.callbacks import Samples
 from a3jax.train.metrics import last_evaluation
 
 
@@ -22,6 +25,26 @@ class Onlooker(a3jax.Callback):
 
     def saved(self, step, run):
         self.kept.append(step)
+
+
+def test_a_sample_that_cannot_be_filled_is_refused_before_the_first_step(experiment):
+    for sample, message in {"no blank": "the text has no blank", "a [[0]]": r"\[\[0\]\]"}.items():
+        config = experiment(sample=sample)
+        with pytest.raises(a3jax.UserError, match=message):
+            a3jax.fit(config)
+        assert not config.run_folder.exists()
+
+
+@pytest.mark.parametrize(("sample", "objective"), [("a [[..4]] b", "a3"), ("a [[..4]] b", "diffusion"), ("a [[4]] b", "a3")])
+def test_what_is_sampled_can_be_filled(experiment, sample, objective):
+    """Every decoding of a sample is one that its blanks and its model allow."""
+    config = experiment()
+    if objective != "a3":
+        config = dataclasses.replace(config, objective=objective, curriculum=(Stage(8),))
+    seen = Samples(config, sample)
+    decoding = a3jax.Decoding(**seen._how)
+    assert decoding.fills_to_ends or "[[4]]" in sample
+    assert decoding.objective in (None, objective)
 
 
 @pytest.mark.long
