@@ -28,12 +28,14 @@ from a3jax.checkpoint.arrays import (
     nested,
     saved_parameters,
 )
+from a3jax.checkpoint.checksums import array_sums
 from a3jax.checkpoint.provenance import Provenance
 from a3jax.config import ModelConfig
 from a3jax.devices.mesh import parameter_shardings
 from a3jax.devices.replicas import read_once
 from a3jax.errors import UserError, first_line
 from a3jax.files.folders import is_passing
+from a3jax.files.outside_json import read_object
 from a3jax.files.parts import PARTS, check_whole
 from a3jax.files.places import is_local, place
 from a3jax.files.strict import read, to_json
@@ -42,6 +44,8 @@ from a3jax.model.parameters import named, shapes
 MODEL, RECORD, PARAMS, STEPS, FROZEN = "model.json", "record.json", "params", "checkpoints", "frozen.json"
 ADAPTERS = "adapters.json"
 """Of a folder that holds adapters alone (`a3jax.weights.adapter_files`)."""
+CHECKSUMS = "checksums"
+"""Of a run's step, beside its `PARAMS`."""
 CONFIG = "config.json"
 """Of a run folder: the experiment. A published model has a file of that name too."""
 _WHOLE = ("commit_success.txt", PARTS)
@@ -119,7 +123,11 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "float32") -> nnx.State:
-    """Its weights, cast to `dtype`, laid over `mesh` or on one device. Raises `UserError` if they are another model's."""
+    """Its weights, cast to `dtype`, laid over `mesh` or on one device.
+
+    Those of a run's step that are in memory as they were saved are compared with its checksums; a model folder's files have
+    their own. Raises `UserError` if they are another model's, or damaged.
+    """
     parameters = saved(checkpoint)
     tree = nnx.filter_state(shapes(checkpoint.config), named(parameters))
     abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), tree, layout(tree, mesh))
@@ -130,7 +138,18 @@ def load_params(checkpoint: Checkpoint, mesh: Mesh | None = None, dtype: str = "
             return {name: _laid_out(parameters[name], form).block_until_ready() for name, form in asked.items()}
 
     nnx.replace_by_pure_dict(tree, nested(read_once(flat(nnx.to_pure_dict(abstract)), read)))
+    if checkpoint.is_step and all(parameter.dtype == dtype for parameter in parameters.values()):
+        _check_sums(checkpoint, tree)
     return tree
+
+
+def _check_sums(checkpoint: Checkpoint, params: nnx.State) -> None:
+    """Raises `UserError` unless the weights are those that a run's step was saved with."""
+    with damage_named(checkpoint):
+        saved_sums = read_object(checkpoint.params.parent / CHECKSUMS / "metadata")
+        for name, value in array_sums((params,)).items():
+            if saved_sums.get(name) != value:
+                raise ValueError(f"{name} is not what was saved")
 
 
 def _laid_out(parameter: SavedParameter, form: jax.ShapeDtypeStruct) -> jax.Array:

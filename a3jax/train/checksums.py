@@ -1,36 +1,17 @@
-"""Checksums of what a checkpoint holds, computed from the arrays on their devices when it is saved and when it is restored.
-
-Storage checks its own metadata at best, and what lies between it and the devices nothing at all. A sum over the bits of
-all elements, modulo 2**32, is the same for any mesh and any number of processes, and costs one pass over memory.
-"""
+"""Checksums of all that a checkpoint holds, computed when it is saved and when a run goes on from it."""
 
 import json
 import zlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
+from a3jax.checkpoint.checksums import array_sums
 from a3jax.train.state import State
 
 
 def checksums(state: State, **facts: Any) -> dict[str, int]:
-    """One number for every array of the parameters and the optimizer, and for each of `facts` (JSON values)."""
-    sums = jax.device_get(_sums((state.params, state.optimizer)))
-    arrays = {jax.tree_util.keystr(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
+    """One number for every array of the parameters and the optimizer, and for each of `facts` (JSON values).
+
+    Parameters come first, as `a3jax.checkpoint.folder.load_params` knows them.
+    """
+    arrays = array_sums((state.params, state.optimizer))
     return arrays | {name: zlib.crc32(json.dumps(fact, sort_keys=True).encode()) for name, fact in facts.items()}
-
-
-@jax.jit
-def _sums(tree: Any) -> Any:
-    return jax.tree.map(_sum, tree)
-
-
-def _sum(x: Array) -> Array:
-    """Every element counts by an odd number of its own place, so that neither a changed bit nor a swap goes unseen."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-    weight = jnp.ones((), jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        weight = weight * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return (bits * (2 * weight + 1)).sum(dtype=jnp.uint32)

@@ -13,7 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from compared_runs import parameters
+from typed import fails
 
+import a3jax
 from a3jax.config import MeshConfig
 from a3jax.devices.mesh import make_mesh
 from a3jax.errors import UserError
@@ -48,6 +50,18 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(part, dama
     assert (config.run_folder / "checkpoints" / "damaged" / "8").is_dir()
     for x, y in zip(parameters(config.run), parameters(uninterrupted), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_who_reads_a_damaged_checkpoint_says_so(uninterrupted, tmp_path, capsys):
+    """Any bit of the weights, whatever is asked of them."""
+    run = tmp_path / "damaged"
+    shutil.copytree(uninterrupted, run)
+    assert a3jax.load(run).record.steps == 8
+    params = run / "checkpoints" / "8" / "params"
+    flip(max((file for file in params.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size))
+    with pytest.raises(UserError, match=r"8/params is damaged \(.*is not what was saved\); take another checkpoint"):
+        a3jax.load(run)
+    assert "is damaged" in fails(capsys, "score", run, "--text", "one two")
 
 
 def test_a_checkpoint_that_cannot_be_read_for_a_while_is_not_damaged(uninterrupted, experiment, monkeypatch):
